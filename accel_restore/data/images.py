@@ -1,0 +1,57 @@
+"""Decode one image file to 8-bit pixels; what cannot be used is refused with its reason."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+GRAY, COLOUR = {"L"}, {"RGB"}
+
+
+class Unusable(Exception):
+    """An image that cannot be used; the message is the reason, without the file's name."""
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header, after EXIF orientation.
+
+    Raises: Unusable.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) >= 5
+    return (width, height) if turned else (height, width)
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """The pixels, uint8 of shape (H, W, channels), EXIF orientation applied, as for input so for gt.
+
+    `channels` 1 takes the BT.601 luma of a colour image; 3 repeats a gray one.
+
+    Raises: Unusable for what is no image, damaged, empty, or of a pixel format that would silently lose something.
+    """
+    with _opened(path) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise Unusable(f"is damaged ({error}); replace or remove it") from None
+        pixels = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        if path.stat().st_size == 0:
+            raise Unusable("is empty (0 bytes); replace or remove it")
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        raise Unusable("is no image; replace or remove it") from None
+    except Image.DecompressionBombError as error:
+        raise Unusable(f"is too large ({error}); cut it into pieces") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Unusable(f"cannot be read ({error})") from None
+    if image.mode not in GRAY | COLOUR:
+        mode = image.mode
+        image.close()
+        raise Unusable(f"has the pixel format {mode}; only 8-bit gray and RGB can be read yet: convert it")
+    return image

@@ -1,0 +1,122 @@
+"""Batches of this rank, ahead of time: the plan's samples, dealt by Accelerate, read by one background thread."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Sampler
+
+from accel_restore.data.crops import CropDataset, finish_batch
+from accel_restore.data.order import Plan
+
+_AHEAD = 3  # batches kept ready
+
+
+class StepSampler(Sampler):
+    """The global micro-batches of an epoch from a given step on: a batch sampler that Accelerate deals out to ranks.
+
+    Always full batches (Accelerate drops short ones). The epoch is set by `begin_at`, not by `set_epoch`, which
+    Accelerate's wrapper calls with counts of its own on one process and not at all on two.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan, self.batch_size, self.drop_last = plan, plan.micro_batch, False
+        self.begin_at(0, 0)
+
+    def begin_at(self, epoch: int, step: int) -> None:
+        self.epoch, self.first_step = epoch, step
+
+    def __iter__(self) -> Iterator[list]:
+        for step in range(self.first_step, self.plan.steps_per_epoch):
+            yield from self.plan.micro_batches(self.epoch, step)
+
+    def __len__(self) -> int:
+        return sum(map(self.plan.num_micro_batches, range(self.first_step, self.plan.steps_per_epoch)))
+
+
+class TrainLoader:
+    """The optimizer steps of an epoch, as this rank sees them; counts the seconds spent waiting for data."""
+
+    def __init__(
+        self, dataset: CropDataset, plan: Plan, accelerator: Accelerator, degrade: Callable, channels_last: bool
+    ):
+        self.plan, self.degrade, self.channels_last = plan, degrade, channels_last
+        self.sampler = StepSampler(plan)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=self.sampler,
+            collate_fn=_as_it_is,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        self.loader = accelerator.prepare(loader)
+        self.wait_seconds = 0.0
+
+    def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[dict]]:
+        """For each optimizer step from `first_step` (of the epoch, from 0): its micro-batches, to be used up in turn.
+
+        A micro-batch is what `finish_batch` returns and `is_last`: whether it ends its step.
+        """
+        self.sampler.begin_at(epoch, first_step)
+        batches = in_background(self.loader)
+        try:
+            for step in range(first_step, self.plan.steps_per_epoch):
+                yield self._micro_batches(batches, self.plan.num_micro_batches(step))
+        finally:
+            batches.close()
+
+    def _micro_batches(self, batches: Iterator[dict], count: int) -> Iterator[dict]:
+        for position in range(count):
+            began = time.perf_counter()
+            batch = next(batches)
+            self.wait_seconds += time.perf_counter() - began
+            batch = finish_batch(batch, self.degrade, channels_last=self.channels_last)
+            batch["is_last"] = position == count - 1
+            yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def in_background(items: Any) -> Iterator[Any]:
+    """The elements of an iterable, taken by a thread up to `_AHEAD` elements before they are asked for.
+
+    An exception of the iterable is raised at the place where the element would have come; closing ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(_AHEAD)
+    closed = threading.Event()
+
+    def put(entry: tuple) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="accel-restore-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        thread.join()

@@ -1,0 +1,145 @@
+"""Which samples make up step k, and which rank takes which: pure integers, O(1) memory whatever the size of an epoch.
+
+The sample ids of an epoch are 0 … images × crops_per_image − 1. Their order is a keyed bijection of (seed, epoch), so
+step k of an epoch holds the same set of samples on any number of ranks and for any accumulation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from accel_restore.errors import UserError
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = 6
+
+
+def mix(value: np.ndarray) -> np.ndarray:
+    """The splitmix64 hash of each uint64: a counter-based random generator.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    with np.errstate(over="ignore"):
+        z = value + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def key(*parts: int | np.ndarray) -> np.ndarray:
+    """A uint64 hash of integers (scalars or arrays of one shape), different for each order of the parts."""
+    state = np.zeros((), np.uint64)
+    for part in parts:
+        state = mix(state ^ mix(np.asarray(part).astype(np.uint64)))
+    return state
+
+
+def uniform(hashes: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1) from uint64 hashes."""
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def shuffled(positions: np.ndarray, size: int, *keys: int) -> np.ndarray:
+    """The ids at `positions` of a keyed random order of 0 … size − 1: a bijection, O(1) a position.
+
+    A Feistel network over the smallest even number of bits that holds `size`; results outside are sent through again
+    (cycle walking), on average less than three times more.
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    half_bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    round_keys = [key(*keys, round_) for round_ in range(_ROUNDS)]
+    ids = np.asarray(positions).astype(np.uint64)
+    outside = np.ones(ids.shape, bool)
+    while outside.any():
+        left, right = ids[outside] >> half_bits, ids[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
+        ids[outside] = (left << half_bits) | right
+        outside = ids >= np.uint64(size)
+    return ids.astype(np.int64)
+
+
+class Sample(NamedTuple):
+    """One place of a micro-batch. Padding repeats a real sample with weight 0."""
+
+    epoch: int
+    id: int
+    weight: float  # ranks / real samples of the step: the mean over the ranks' weighted sums is the step's mean loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the samples of an epoch make up optimizer steps, micro-batches and the shares of ranks."""
+
+    num_samples: int  # per epoch
+    batch_size: int  # per rank and micro-batch
+    accumulation: int  # micro-batches per optimizer step
+    world_size: int
+    seed: int
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of one micro-batch over all ranks."""
+        return self.batch_size * self.world_size
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // self.global_batch)
+
+    def num_real(self, step: int) -> int:
+        """Samples that step `step` (from 0) of an epoch consumes: the global batch, less in a ragged last step."""
+        return min(self.global_batch, self.num_samples - step * self.global_batch)
+
+    def num_micro_batches(self, step: int) -> int:
+        """Micro-batches of a step; those that would hold padding alone are left out."""
+        return -(-self.num_real(step) // self.micro_batch)
+
+    def sample_ids(self, epoch: int, step: int) -> np.ndarray:
+        """The real sample ids of a step, in order."""
+        first = step * self.global_batch
+        return shuffled(np.arange(first, first + self.num_real(step)), self.num_samples, self.seed, epoch)
+
+    def micro_batches(self, epoch: int, step: int) -> Iterator[list[Sample]]:
+        """The global micro-batches of a step, each full: rank r takes the r-th slice of `batch_size` places."""
+        ids = self.sample_ids(epoch, step).tolist()
+        weight = self.world_size / len(ids)
+        padding = self.num_micro_batches(step) * self.micro_batch - len(ids)
+        places = [Sample(epoch, i, weight) for i in ids] + [Sample(epoch, ids[0], 0.0)] * padding
+        for first in range(0, len(places), self.micro_batch):
+            yield places[first : first + self.micro_batch]
+
+
+def make_plan(
+    num_samples: int,
+    batch_size: int,
+    accumulation: int | None,
+    global_batch: int | None,
+    world_size: int,
+    seed: int,
+) -> Plan:
+    """The plan of a run; `global_batch`, where given, decides the accumulation.
+
+    Raises: UserError where the global batch is no multiple of what the ranks take at once.
+    """
+    if global_batch is not None:
+        at_once = batch_size * world_size
+        if global_batch % at_once:
+            fitting = [b for b in range(1, global_batch + 1) if global_batch % (b * world_size) == 0]
+            remedy = (
+                f"with {world_size} processes set data.batch_size to one of {', '.join(map(str, fitting))}"
+                if fitting
+                else f"it is no multiple of {world_size} processes; change either"
+            )
+            raise UserError(
+                f"train.global_batch_size: {global_batch} cannot be made of micro-batches of {batch_size} pairs on "
+                f"{world_size} processes ({at_once} at once); {remedy}"
+            )
+        accumulation = global_batch // at_once
+    return Plan(num_samples, batch_size, accumulation or 1, world_size, seed)

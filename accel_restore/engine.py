@@ -1,0 +1,220 @@
+"""The flow: weights change in `optimizer.step()`, every batch; the learning rate in `scheduler.step()`, every epoch.
+
+    once          model = build; optimizer; scheduler over epochs; accelerator.prepare(...)
+    every epoch   train_epoch → validate (no gradients, no step) → scheduler.step() once, on every rank → save if best
+    every batch   zero_grad → output = model(input) → loss(output, gt) → accelerator.backward → optimizer.step
+
+A batch is one optimizer step; with gradient accumulation it comes in several micro-batches. Hooks observe.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from accel_restore.config import Config
+from accel_restore.errors import Diverged
+from accel_restore.losses import LossFunction
+from accel_restore.models import build_model
+from accel_restore.optim import advance, get_optimizer, get_scheduler
+
+
+class Hook:
+    """What observes the loop; every method is called on every rank."""
+
+    def after_step(self, state: "TrainState") -> None:
+        """After an optimizer step; gradients are still there."""
+
+    def after_validate(self, state: "TrainState") -> None:
+        """After a validation, before `scheduler.step()`."""
+
+    def after_epoch(self, state: "TrainState", record: dict[str, Any]) -> None:
+        """After validation and `scheduler.step()`; `record` becomes the epoch's line in metrics.jsonl."""
+
+
+@dataclass
+class TrainState:
+    """All that changes during training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: AveragedModel | None = None
+    epoch: int = 0  # epochs completed
+    epoch_step: int = 0  # optimizer steps completed in the current epoch
+    step: int = 0  # optimizer steps completed
+    best_val_loss: float = math.inf  # the monitored value, lower is better (PSNR and SSIM: negated)
+    best: dict[str, Any] | None = None  # epoch, step and scores of the best weights
+    grad_norm: Tensor | None = None  # before clipping, of the last step, where it was clipped
+    # This rank's (sum of losses, number of samples): of the epoch, and since the last logged line.
+    epoch_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    window_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def count(self, losses: Tensor, weights: Tensor) -> None:
+        """Add the losses (B,) of real samples to the running sums; stays on the device, no synchronisation."""
+        real = weights > 0
+        losses = torch.where(real, losses.detach(), 0.0).sum(dtype=torch.float64)
+        sums = torch.stack([losses, real.sum(dtype=torch.float64)])
+        self.epoch_sums += sums
+        self.window_sums += sums
+
+
+def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: int) -> TrainState:
+    """Model, optimizer and scheduler at epoch 0, prepared for this rank's device; the same weights on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        model = build_model(config.model.name, config.model.arguments, config.data.channels)
+    torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    ema = None
+    if config.train.ema_decay is not None:
+        ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay))
+        ema = ema.to(accelerator.device)
+    if config.train.compile:
+        model = torch.compile(model)
+    optimizer = get_optimizer(model.parameters(), config.optimizer)
+    scheduler = get_scheduler(optimizer, config.scheduler, epochs)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    state = TrainState(model, optimizer, scheduler, ema)
+    state.epoch_sums = state.epoch_sums.to(accelerator.device)
+    state.window_sums = state.window_sums.to(accelerator.device)
+    return state
+
+
+def train(
+    state: TrainState,
+    loader: Any,  # data.loader.TrainLoader
+    images: Sequence[dict],  # data.whole.WholeImages
+    loss_fn: LossFunction,
+    accelerator: Accelerator,
+    config: Config,
+    epochs: int,
+    hooks: Sequence[Hook],
+    metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
+    save_best: Callable[[TrainState], None],
+    look: Callable | None = None,
+) -> None:
+    """Train until `epochs` epochs are complete, from wherever `state` stands."""
+    while state.epoch < epochs:
+        epoch, lr = state.epoch, state.lr
+        steps = loader.steps(epoch, state.epoch_step)
+        train_loss = train_epoch(state, steps, loss_fn, accelerator, hooks, config.train.max_grad_norm)
+
+        scores, is_best = {}, False
+        if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == epochs:
+            model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
+            scores = validate(model, images, loss_fn, metrics, accelerator, look)
+            for hook in hooks:
+                hook.after_validate(state)
+        val_loss = monitored_value(scores, config.validation.monitor)
+
+        advance(state.scheduler, val_loss)  # scheduler.step(): once an epoch, on every rank; only here the rate changes
+
+        if val_loss < state.best_val_loss:
+            is_best, state.best_val_loss = True, val_loss
+            state.best = {"epoch": epoch, "step": state.step, **scores}
+            save_best(state)
+
+        record = {"epoch": epoch, "step": state.step, "train_loss": train_loss, "lr": lr, "scores": scores,
+                  "is_best": is_best, "optimizer_steps": state.epoch_step}  # fmt: skip
+        state.epoch, state.epoch_step = epoch + 1, 0
+        state.epoch_sums.zero_()
+        for hook in hooks:
+            hook.after_epoch(state, record)
+
+
+def train_epoch(
+    state: TrainState,
+    steps: Iterable[Iterable[dict]],
+    loss_fn: LossFunction,
+    accelerator: Accelerator,
+    hooks: Sequence[Hook] = (),
+    max_grad_norm: float | None = None,
+) -> float:
+    """The mean loss over all samples of all ranks in this epoch; makes one optimizer step for each element of `steps`.
+
+    The gradient of a step is that of the mean loss over the step's real samples, whatever the ranks, the accumulation
+    and the padding: a sample's weight is ranks / real samples (0: padding), and the ranks' gradients are averaged.
+
+    Raises: Diverged.
+    """
+    state.model.train()
+    for micro_batches in steps:
+        state.optimizer.zero_grad()
+        for batch in micro_batches:
+            # Ranks exchange gradients once a step, with the last micro-batch.
+            with nullcontext() if batch["is_last"] else accelerator.no_sync(state.model):
+                output = state.model(batch["input"])
+                losses = loss_fn(output, batch["gt"])  # (B,)
+                accelerator.backward((losses * batch["weight"]).sum())
+            state.count(losses, batch["weight"])
+        if max_grad_norm is not None:
+            state.grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), max_grad_norm)
+        state.optimizer.step()  # the only place where weights change
+        if state.ema is not None:
+            state.ema.update_parameters(accelerator.unwrap_model(state.model))
+        state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
+        for hook in hooks:
+            hook.after_step(state)
+
+    loss_sum, num_samples = accelerator.reduce(state.epoch_sums, reduction="sum").tolist()
+    if not math.isfinite(loss_sum):
+        raise Diverged(
+            f"epoch {state.epoch}: the training loss is no longer a number; lower optimizer.lr, "
+            "set train.max_grad_norm, or use train.mixed_precision=bf16 in place of fp16"
+        )
+    return loss_sum / num_samples
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    images: Sequence[dict],
+    loss_fn: LossFunction,
+    metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
+    accelerator: Accelerator,
+    look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+) -> dict[str, float]:
+    """The mean scores over whole images, each counted once: `loss`, those of `metrics`, and `input_…` of the input.
+
+    Image i is scored by rank i mod ranks, alone, so that a score does not depend on the number of ranks. The weights
+    are not changed. `look(index, input, output, gt)` is shown every image that this rank scores.
+    """
+    model.eval()
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    names = ["loss", *metrics, *(f"input_{name}" for name in metrics)]
+    rows = -(-len(images) // world_size)
+    table = torch.zeros(rows, len(names), dtype=torch.float64, device=accelerator.device)
+    for row, index in enumerate(range(rank, len(images), world_size)):
+        image = images[index]
+        with accelerator.autocast():
+            output = model(image["input"])
+        output, gt = output.to(image["gt"].dtype), image["gt"]
+        scores = [loss_fn(output, gt)]
+        scores += [metric(output, gt) for metric in metrics.values()]
+        scores += [metric(image["input"], gt) for metric in metrics.values()]
+        table[row] = torch.cat([score.double().to(table.device) for score in scores])
+        if look is not None:
+            look(index, image["input"], output, gt)
+    ranks = accelerator.gather(table).view(world_size, rows, len(names))
+    means = ranks.transpose(0, 1).reshape(-1, len(names))[: len(images)].mean(0)  # in image order, padding cut off
+    return dict(zip(names, means.tolist(), strict=True))
+
+
+def monitored_value(scores: dict[str, float], monitor: str) -> float:
+    """The value that decides which weights are best, lower is better; infinite without scores, never best if NaN."""
+    if not scores:
+        return math.inf
+    return scores["loss"] if monitor == "loss" else -scores[monitor]

@@ -1,0 +1,26 @@
+"""The errors a run ends with; the entry turns each into its exit code and the state in status.json."""
+
+
+class UserError(Exception):
+    """The user's input is wrong (configuration, data, weights): shown as one short message without a traceback, exit 2.
+
+    The message names the file or the key and the remedy.
+    """
+
+
+class Diverged(Exception):
+    """The loss is no longer a number: exit 3."""
+
+
+class AuditFailed(Exception):
+    """`--audit` saw weights or a learning rate change where they must not: exit 1."""
+
+
+def raise_problems(title: str, problems: list[str], limit: int = 100) -> None:
+    """Raise one `UserError` that lists all `problems`, one a line; do nothing where there is none."""
+    if not problems:
+        return
+    shown = [f"  - {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        shown.append(f"  ... and {len(problems) - limit} more")
+    raise UserError("\n".join([title, *shown]))

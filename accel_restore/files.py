@@ -1,0 +1,50 @@
+"""Files that are whole or absent: write beside, fsync, rename, fsync the folder."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file of a staging folder and force it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries (new names) to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give `path` new content in one step: a reader, or a crash, sees the old file or the new one."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_durably(staging, data)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON in which NaN and infinities are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

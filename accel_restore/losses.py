@@ -1,0 +1,61 @@
+"""Losses: each takes output and gt of shape (B, C, H, W) and returns one value per sample, shape (B,).
+
+Keyword parameters are configuration: `loss: {charbonnier: {weight: 1.0, eps: 0.001}}`. Values per sample, not a mean of
+the batch, are what lets the engine average exactly over ranks, micro-batches and a ragged last batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from accel_restore.errors import UserError
+from accel_restore.naming import check_arguments, resolve
+
+if TYPE_CHECKING:  # the names are checked before torch is imported
+    from torch import Tensor
+
+LossFunction = Callable[["Tensor", "Tensor"], "Tensor"]  # (output, gt) → (B,)
+
+
+def l1(output: Tensor, gt: Tensor) -> Tensor:
+    """The mean absolute error of each sample."""
+    return (output - gt).abs().flatten(1).mean(1)
+
+
+def mse(output: Tensor, gt: Tensor) -> Tensor:
+    """The mean squared error of each sample."""
+    return (output - gt).square().flatten(1).mean(1)
+
+
+def charbonnier(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """The mean of sqrt(error² + eps²) of each sample: l1 that is smooth around zero.
+
+    Source: Charbonnier et al., "Two deterministic half-quadratic regularization algorithms for computed imaging", 1994;
+    eps = 1e-3 as in Lai et al., LapSRN, 2017.
+    """
+    return ((output - gt).square() + eps**2).sqrt().flatten(1).mean(1)
+
+
+LOSSES = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
+
+
+def build_loss(terms: dict[str, float | dict[str, Any]]) -> LossFunction:
+    """A function (output, gt) → (B,): the weighted sum of the configured terms.
+
+    Raises: UserError for arguments that a term does not have.
+    """
+    parts = []
+    for name, setting in terms.items():
+        arguments = dict(setting) if isinstance(setting, dict) else {"weight": setting}
+        weight = arguments.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+            raise UserError(f"loss.{name}.weight: must be a number above 0, not {weight!r}")
+        function = resolve(name, LOSSES, "loss")
+        check_arguments(function, arguments, f"loss.{name}", skip=("output", "gt"))
+        parts.append((float(weight), function, arguments))
+
+    def loss(output: Tensor, gt: Tensor) -> Tensor:
+        return sum(weight * function(output, gt, **arguments) for weight, function, arguments in parts)
+
+    return loss

@@ -1,0 +1,67 @@
+"""Names in the configuration: suggestions for misspelt ones, objects behind them, and their keyword arguments."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from accel_restore.errors import UserError
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None."""
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
+
+
+def unknown_choice(name: str, known: Iterable[str]) -> str:
+    """The message for a choice that does not exist: it lists all of them."""
+    known = list(known)
+    guess = did_you_mean(name, known)
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    return f"unknown choice '{name}'; choose one of: {', '.join(known)}{hint}"
+
+
+def resolve(name: str, table: dict[str, Any], key: str) -> Any:
+    """The object that `name` stands for: an entry of `table`, or `package.module:attribute`.
+
+    A table's entry may itself be such an import path, so that it is imported only when it is used.
+
+    Raises: UserError where nothing can be imported from that path.
+    """
+    target = table.get(name, name)
+    if not isinstance(target, str):
+        return target
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{key}: cannot import '{name}' ({error}); write it as package.module:Name and make sure that the "
+            "package is installed or on PYTHONPATH"
+        ) from error
+
+
+def check_arguments(function: Callable, given: Iterable[str], key: str, skip: Iterable[str] = ()) -> None:
+    """Raise `UserError` where `given` names what is no parameter of `function`, or lacks one that it needs.
+
+    Parameters in `skip` are given by the program and cannot be configured.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_KEYWORD)
+        and name not in skip
+    }
+    given, problems = set(given), []
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in sorted(given - set(parameters)):
+            guess = did_you_mean(name, parameters)
+            options = f"did you mean '{guess}'?" if guess else f"it has: {', '.join(parameters) or 'none'}"
+            problems.append(f"{key}.{name}: unknown key; {options}")
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if needed and name not in given:
+            problems.append(f"{key}.{name}: missing")
+    if problems:
+        raise UserError("\n".join(problems))

@@ -1,0 +1,223 @@
+"""From YAML and `key=value` overrides to a checked `Config`; all mistakes are reported at once, with suggestions."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, Config
+from accel_restore.errors import UserError, raise_problems
+from accel_restore.naming import did_you_mean, unknown_choice
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `5e-4` is a number, as in YAML 1.2, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that YAML `text` stands for; `where` names it in the error."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML ({error})") from None
+
+
+def shipped(folder: str, name: str) -> Path:
+    """The path of a file that ships with the package: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    for root in (package.parent, package):
+        if (root / folder / name).is_file() and (root / "pyproject.toml").is_file() == (root != package):
+            return root / folder / name
+    raise UserError(f"{folder}/{name}: not installed with this package; name a file of your own with --config")
+
+
+def read_mapping(path: Path) -> dict:
+    """The top-level mapping of a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
+    tree = parse_yaml(text, str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of sections, such as 'data:' and 'model:'")
+    return tree
+
+
+def apply_override(tree: dict, override: str) -> None:
+    """Set one dotted key of `tree`; a mapping replaces the whole subtree. Elements of lists go by number."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"'{override}': not an override; write key=value, such as data.batch_size=4")
+    value = parse_yaml(text, key)
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, name in enumerate(parents):
+        if isinstance(node, list):
+            node = node[_index(node, name, key)]
+        else:
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
+        if not isinstance(node, dict | list):
+            above = ".".join(parents[: depth + 1])
+            raise UserError(f"{key}: '{above}' is the value {node!r}, not a section; set {above}={{...}}")
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list, name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(items):
+        raise UserError(f"{key}: '{name}' is not one of the elements 0 to {len(items) - 1}")
+    return int(name)
+
+
+def _forget_former_choice(tree: dict, overrides: list[str]) -> None:
+    """Where an override changes a section's `name`, drop the file's arguments that the new choice does not have."""
+    for section, choices in (("model", {}), ("optimizer", OPTIMIZER_SECTIONS), ("scheduler", SCHEDULE_SECTIONS)):
+        former = tree.get(section)
+        names = [o.partition("=")[2].strip() for o in overrides if o.startswith(f"{section}.name=")]
+        if not names or not isinstance(former, dict) or former.get("name") == names[-1]:
+            continue
+        known = choices[names[-1]].model_fields if names[-1] in choices else {"name"}
+        tree[section] = {key: value for key, value in former.items() if key in known}
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple = ()) -> Config:
+    """The checked configuration of a YAML file (None: the demo) and `key=value` overrides, later ones winning.
+
+    Raises: UserError that lists every mistake with its dotted key.
+    """
+    path = Path(path) if path is not None else shipped("configs", "demo.yaml")
+    return config_from(read_mapping(path), list(overrides), str(path))
+
+
+def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "configuration") -> Config:
+    """The checked configuration of a mapping and overrides; see `load_config`."""
+    tree = copy.deepcopy(tree)
+    problems: list[str] = []
+    _forget_former_choice(tree, list(overrides))
+    for override in overrides:
+        try:
+            apply_override(tree, override)
+        except UserError as error:
+            problems.append(str(error))
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += dict.fromkeys(line for detail in error.errors() for line in _explain(detail))
+    raise_problems(f"{where}: {len(problems)} error{'s' * (len(problems) != 1)} in the configuration", problems)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `--config` reads back to the same run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _explain(detail: dict) -> list[str]:
+    """One pydantic error as lines of `dotted.key: what is wrong; remedy`."""
+    section, path = _locate(detail["loc"])
+    key, kind, given = ".".join(path), detail["type"], detail.get("input")
+    if kind == "extra_forbidden":
+        return [f"{key}: unknown key; {_key_hint(path[-1], section)}"]
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        if choices and isinstance(given, str):
+            return [f"{key}: {unknown_choice(given, choices)}"]
+        return [f"{key}: must be {detail['ctx']['expected']}, not {given!r}"]
+    if kind == "union_tag_invalid":
+        choices = re.findall(r"'([^']*)'", detail["ctx"]["expected_tags"])
+        return [f"{key}.name: {unknown_choice(str(detail['ctx']['tag']), choices)}"]
+    if path[0] == "loss" and kind in ("float_type", "dict_type", "greater_than", "finite_number"):
+        return [f"{key}: must be a weight above 0 or a section {{weight: ..., ...}}, not {given!r}"]
+    if path[-1] in ("input", "gt") and kind in ("string_type", "list_type"):
+        return [f"{key}: must be a folder, a pattern with {{}}, or a list of files, not {given!r}"]
+    if kind == "missing":
+        return [f"{key}: missing; give it in the file or as {key}=..."]
+    if kind == "model_type" or kind == "model_attributes_type":
+        return [f"{key}: must be a section of keys such as {{key: value}}, not {given!r}"]
+    if kind == "inconsistent":
+        return detail["msg"].splitlines()
+    if kind in ("unknown_choice", "gt", "dataset", "accumulation", "monitor", "nesterov"):
+        return [f"{key}: {detail['msg']}"]
+    return [f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}"]
+
+
+def _locate(location: tuple) -> tuple[type[BaseModel] | None, list[str]]:
+    """The section that an error lies in, and its dotted path without what pydantic adds for unions."""
+    section: Any = Config
+    path: list[str] = []
+    for position, part in enumerate(location):
+        tags = {"optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}.get(path[0], {}) if path else {}
+        if position == 1 and part in tags:
+            section = tags[part]
+        elif isinstance(part, int) or (isinstance(part, str) and re.fullmatch(r"\w[\w:.]*", part)):
+            if path and path[0] == "loss" and len(path) == 2:
+                continue  # which member of the union was tried
+            if part in ("str", "float") or (isinstance(part, str) and part.startswith(("list[", "dict["))):
+                continue
+            path.append(str(part))
+            field = section.model_fields.get(part) if isinstance(section, type) else None
+            inner = _section_of(field.annotation) if field else None
+            section = inner if inner is not None else (section if position == len(location) - 1 else None)
+    return section, path
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _key_hint(name: str, section: type[BaseModel] | None) -> str:
+    known = list(section.model_fields) if section else []
+    guess = did_you_mean(name, known)
+    if guess:
+        return f"did you mean '{guess}'?"
+    elsewhere = {
+        key: f"{part}.{key}"
+        for part, field in Config.model_fields.items()
+        for inner in [_section_of(field.annotation)]
+        + (
+            list(OPTIMIZER_SECTIONS.values())
+            if part == "optimizer"
+            else list(SCHEDULE_SECTIONS.values())
+            if part == "scheduler"
+            else []
+        )
+        if inner is not None
+        for key in inner.model_fields
+        if key not in ("name", "dir", "train")
+    }
+    guess = did_you_mean(name, elsewhere)
+    if guess:
+        return f"did you mean '{elsewhere[guess]}'?"
+    return f"known here: {', '.join(known)}" if known else "remove it"

@@ -1,0 +1,103 @@
+"""Pictures of a run: validation images side by side, and the curves of loss and learning rate."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from accel_restore.quality import psnr
+from accel_restore.records import read_lines
+
+_LARGEST = 400  # pixels of a tile's side
+_CAPTION = 22
+
+
+class Samples:
+    """Collects the first validation images as this rank sees them: input, output and gt, cut to their centre."""
+
+    def __init__(self, count: int, names: list[str]):
+        self.count, self.names = count, names
+        self.tiles: dict[int, list[tuple[str, np.ndarray]]] = {}
+
+    def look(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
+        """Shapes: (1, C, H, W) in [0, 1]."""
+        if index >= self.count:
+            return
+        before, after = (float(psnr(image.clamp(0, 1), gt)) for image in (input, output))
+        captions = (f"{self.names[index]}: input {before:.2f} dB", f"output {after:.2f} dB", "gt")
+        self.tiles[index] = [
+            (caption, _tile(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
+        ]
+
+    def take(self) -> dict[int, list[tuple[str, np.ndarray]]]:
+        """What was collected since the last call."""
+        tiles, self.tiles = self.tiles, {}
+        return tiles
+
+
+def _tile(image: Tensor) -> np.ndarray:
+    height, width = image.shape[-2:]
+    top, left = max(0, height - _LARGEST) // 2, max(0, width - _LARGEST) // 2
+    cut = image[0, :, top : top + _LARGEST, left : left + _LARGEST].clamp(0, 1)
+    pixels = (cut.float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
+    """Write a picture with one row of captioned tiles per image."""
+    font = ImageFont.load_default(14)
+    height = sum(row[0][1].shape[0] + _CAPTION for row in rows)
+    width = max(sum(tile.shape[1] + 4 for _, tile in row) for row in rows)
+    canvas = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(canvas)
+    top = 0
+    for row in rows:
+        left = 0
+        for caption, tile in row:
+            while caption and pen.textlength(caption, font) > tile.shape[1]:
+                caption = caption[1:]  # the figures at the end matter more than a long name
+            pen.text((left + 2, top + 2), caption, "black", font)
+            canvas.paste(Image.fromarray(tile), (left, top + _CAPTION))
+            left += tile.shape[1] + 4
+        top += row[0][1].shape[0] + _CAPTION
+    path.parent.mkdir(exist_ok=True)
+    canvas.save(path)
+
+
+def draw_curves(metrics: Path, path: Path) -> None:
+    """Write the curves of a metrics.jsonl: loss and learning rate per rank, validation scores per epoch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = read_lines(metrics)
+    steps = [line for line in lines if line["event"] == "train"]
+    epochs = [line for line in lines if line["event"] == "epoch" and line["val_loss"] is not None]
+    scores = [key for key in ("val_psnr", "val_ssim") if epochs and epochs[0].get(key) is not None]
+    figure = Figure(figsize=(10, 3.2 * (2 + len(scores)) / 2 + 1), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(-(-(3 + len(scores)) // 2), 2).flatten()
+    ranks = sorted({line["rank"] for line in steps})
+    for panel, key in zip(panels, ("loss", "lr"), strict=False):
+        for rank in ranks:
+            mine = [line for line in steps if line["rank"] == rank]
+            style = "-" if rank == 0 else "--"
+            panel.plot([x["step"] for x in mine], [_number(x[key]) for x in mine], style, label=f"rank {rank}", lw=1)
+        panel.set(title=f"train/{key} per rank", xlabel="step")
+        if 0 < len(ranks) <= 16:
+            panel.legend(fontsize=7)
+    for panel, key in zip(panels[2:], ["val_loss", *scores], strict=False):
+        panel.plot([x["epoch"] for x in epochs], [_number(x[key]) for x in epochs], ".-", lw=1)
+        best = [x for x in epochs if x["is_best"]][-1:]
+        panel.plot([x["epoch"] for x in best], [_number(x[key]) for x in best], "*", ms=11, label="best")
+        panel.set(title=key.replace("_", "/"), xlabel="epoch")
+        panel.legend(fontsize=7)
+    for panel in panels[3 + len(scores) :]:
+        panel.axis("off")
+    for panel in panels[: 3 + len(scores)]:
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

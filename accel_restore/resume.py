@@ -1,0 +1,153 @@
+"""Where a run starts: afresh, or exactly where the last commit of its folder stands, with an equal configuration."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_restore.checkpoint import find_commits, read_counters
+from accel_restore.config import Config
+from accel_restore.errors import UserError, raise_problems
+from accel_restore.optim import OPEN_ENDED
+
+# What a run leaves; --overwrite removes these and nothing else.
+RUN_FILES = (
+    "config.yaml", "metrics.jsonl", "best.safetensors", "checkpoints", "samples", "curves.png", "report.html",
+    "status.json", "wandb", "audit", "audit.json",
+)  # fmt: skip
+# Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
+_FREE = ("tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir")
+_BATCH = ("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size")
+_LENGTH = ("train.epochs", "train.max_steps")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to continue from: a commit and its counters, or nothing."""
+
+    commit: Path | None = None
+    counters: dict[str, Any] | None = None
+    finished: bool = False
+
+    @property
+    def global_batch(self) -> int | None:
+        return self.counters["global_batch"] if self.counters else None
+
+
+def find_start(folder: Path, config: Config, overwrite: bool, overrides: list[str], notice=print) -> Start:
+    """Where the run in `folder` starts. Reads only.
+
+    Raises: UserError where the folder may not be used, or the commit belongs to another configuration.
+    """
+    if overwrite:
+        return Start()
+    if config.run.resume == "never":
+        if holds_run(folder):
+            raise UserError(
+                f"{folder}: holds a run, and run.resume is 'never'; choose another run.name, or use --overwrite"
+            )
+        return Start()
+    if config.run.resume == "auto":
+        candidates = find_commits(folder / "checkpoints")[::-1]
+    else:
+        path = Path(config.run.resume).expanduser()
+        candidates = [path] if (path / "COMMIT.json").is_file() else find_commits(path / "checkpoints")[::-1]
+        if not candidates:
+            raise UserError(f"run.resume: {path} is no checkpoint (a folder step-… with COMMIT.json), auto or never")
+    damages = []
+    for commit in candidates:
+        try:
+            counters = read_counters(commit)
+        except UserError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            notice(f"{damage}; going back to {commit.name}")
+        _check_equal(folder, config, counters, overrides)
+        same_length = _length(config.model_dump(mode="json")) == _length(counters["config"])
+        return Start(commit, counters, finished=same_length and counters["epoch"] >= counters["epochs"])
+    raise_problems(f"{folder}: no checkpoint can be read; start again with --overwrite", damages)
+    return Start()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left something in `folder`."""
+    return any((folder / name).exists() for name in RUN_FILES)
+
+
+def clear(folder: Path, start: Start) -> None:
+    """Remove what a fresh start would overwrite, or the commits that come after the one to continue from."""
+    if start.commit is None:
+        for name in RUN_FILES:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return
+    for commit in find_commits(folder / "checkpoints"):
+        if int(commit.name.removeprefix("step-")) > start.counters["step"]:
+            shutil.rmtree(commit)
+
+
+def identity_digest(identity: dict[str, list[str]]) -> dict[str, Any]:
+    """What state.json keeps of the data: how many images of each kind, and a hash of their names."""
+    return {
+        kind: {"images": len(names), "names": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}
+        for kind, names in identity.items()
+    }
+
+
+def check_same_data(start: Start, identity: dict[str, Any]) -> None:
+    """Raise `UserError` where the images are not those that the commit was trained on."""
+    if start.counters is None or start.counters["data"] == identity:
+        return
+    before, now = (
+        ", ".join(f"{d['images']} {kind}" for kind, d in x.items()) for x in (start.counters["data"], identity)
+    )
+    raise UserError(
+        f"the images have changed since {start.commit}: {before} images then, {now} now, or other names; restore them, "
+        "or choose another run.name"
+    )
+
+
+def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str]) -> None:
+    """Compare with the commit's configuration; what matters must be equal."""
+    then, now = _flat(counters["config"]), _flat(config.model_dump(mode="json"))
+    missing = object()
+    changed = [key for key in dict.fromkeys([*then, *now]) if then.get(key, missing) != now.get(key, missing)]
+    refused = []
+    for key in changed:
+        if key in _BATCH or key.startswith(_FREE):
+            continue
+        if key in _LENGTH and _may_lengthen(config, overrides, then.get(key), now.get(key)):
+            continue
+        refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
+    wanted = config.train.global_batch_size
+    if wanted is not None and wanted != counters["global_batch"]:
+        refused.append(f"global batch: {counters['global_batch']} in the commit, {wanted} now")
+    raise_problems(
+        f"{folder}: was begun with another configuration; set these back, choose another run.name, or start again "
+        "with --overwrite",
+        refused,
+    )
+
+
+def _may_lengthen(config: Config, overrides: list[str], then: int | None, now: int | None) -> bool:
+    explicit = any(override.startswith(tuple(f"{key}=" for key in _LENGTH)) for override in overrides)
+    longer = then is None or now is None or now > then
+    return longer and (explicit or config.scheduler.name in OPEN_ENDED)
+
+
+def _length(config: dict[str, Any]) -> tuple:
+    return config["train"]["epochs"], config["train"]["max_steps"]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}.{name}".lstrip(".")).items()
+    }
