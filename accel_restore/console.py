@@ -9,6 +9,7 @@ from rich.table import Table
 
 _LINE_SECONDS = 30.0
 _SCORE_SECONDS = 2.0
+_LOG_WIDTH = 120  # of tables in a log, where there is no terminal to ask
 
 
 class Screen:
@@ -16,13 +17,13 @@ class Screen:
 
     def __init__(self, main: bool):
         self.main = main
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
         self.progress: Progress | None = None
         self.last_line = self.last_score = 0.0
 
     def say(self, text: str) -> None:
         if self.main:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
         if not self.main:

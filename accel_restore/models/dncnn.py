@@ -1,0 +1,43 @@
+"""DnCNN, the classic residual denoiser: a plain module that knows nothing of training, devices or processes.
+
+Shapes: B batch, C image channels, H x W any image size (nothing is down-sampled), F = width features.
+
+    input (B, C, H, W) -> conv (F) -> relu -> [conv (F) -> norm -> relu] x (depth - 2) -> conv (C) = noise
+    output (B, C, H, W) = input - noise
+"""
+
+from torch import Tensor, nn
+
+from .blocks import conv, is_count, require
+
+NORMS = ("none", "batch")
+
+
+class DnCNN(nn.Module):
+    """A plain stack of 3 x 3 convolutions that predicts the noise; the output is the input minus it.
+
+    Shapes: (B, C, H, W) to the same shape and dtype, H and W at least 1.
+    Raises: ValueError for an argument out of range.
+    Source: Zhang et al. 2017, "Beyond a Gaussian Denoiser" (depth 17, width 64; 20 for the blind models). As there, the
+        first and last convolutions have a bias and those before a batch normalisation have none. Deviations: `norm`
+        is "none" unless asked for, because batch statistics differ with the number of processes, and every convolution
+        then has a bias; He-normal weights, the last one scaled down, so that training without a norm starts near
+        the identity.
+    """
+
+    def __init__(self, *, channels: int = 3, depth: int = 17, width: int = 64, norm: str = "none") -> None:
+        super().__init__()
+        require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        require(is_count(depth, 2), "depth", depth, "a whole number of at least 2")
+        require(is_count(width), "width", width, "a whole number of at least 1")
+        require(norm in NORMS, "norm", norm, " or ".join(repr(name) for name in NORMS))
+        layers: list[nn.Module] = [conv(channels, width, bias=True), nn.ReLU(inplace=True)]
+        for _ in range(depth - 2):
+            layers.append(conv(width, width, bias=norm == "none"))
+            if norm == "batch":
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.ReLU(inplace=True))
+        self.body = nn.Sequential(*layers, conv(width, channels, gain=0.1, bias=True))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input - self.body(input).to(input.dtype)

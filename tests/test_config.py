@@ -1,0 +1,251 @@
+"""From YAML and overrides to a checked configuration: every mistake at once, with its dotted path and a remedy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from runs import ROOT, clean_environment
+
+from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.data.degrade import DEGRADATIONS
+from accel_restore.errors import UserError
+from accel_restore.losses import LOSSES
+from accel_restore.models import MODELS
+from accel_restore.parsing import config_from, load_config, to_yaml
+from accel_restore.train import parse_arguments
+
+LEAST = {"data": {"train": {"gt": "photos"}}}
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def problems(*overrides: str, **sections: dict) -> list[str]:
+    """The lines of the error that the configuration gives, without the title."""
+    with pytest.raises(UserError) as caught:
+        config_from({**LEAST, **sections}, overrides)
+    return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=clean_environment())
+
+
+def test_all_mistakes_are_reported_at_once_with_suggestions():
+    found = problems(
+        "optimizer.lrr=1", "scheduler.name=cosin", "train.epochs=x", "lr=3", "data.batch_size=2.5", "nothing",
+        "loss.l2=1", "model.name=unett", "data.augment=[hflop]",
+    )  # fmt: skip
+    assert len(found) == 9
+    text = "\n".join(found)
+    assert "optimizer.lrr: unknown key; did you mean 'lr'?" in text
+    assert "lr: unknown key; did you mean 'optimizer.lr'?" in found
+    assert "data.augment.0: unknown choice 'hflop'; choose one of: hflip, vflip, rot90" in text
+    assert any(line.startswith("train.epochs: ") and "'x'" in line for line in found)
+    assert any(line.startswith("data.batch_size: ") and "2.5" in line for line in found)
+    assert "'nothing': not an override" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "choices"),
+    [
+        ("model.name=unett", MODELS), ("loss.l2=1", LOSSES), ("data.degradation=[{name: blur}]", DEGRADATIONS),
+        ("optimizer.name=adamm", OPTIMIZER_SECTIONS), ("scheduler.name=cosin", SCHEDULE_SECTIONS),
+        ("train.mixed_precision=fp8", ["no", "bf16", "fp16", "auto"]),
+        ("validation.monitor=lpips", ["loss", "psnr", "ssim"]),
+    ],
+)  # fmt: skip
+def test_an_unknown_choice_lists_all_choices(override, choices):
+    (line,) = problems(override)
+    listed = line.split("choose one of: ")[1].split(";")[0].split(", ")
+    assert listed == list(choices)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimizer.lr=0", "optimizer.lr"), ("optimizer.lr=true", "optimizer.lr"),
+        ("optimizer.lr=.inf", "optimizer.lr"), ("optimizer.lr='0.1'", "optimizer.lr"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"), ("optimizer=5", "optimizer"),
+        ("data.train=5", "data.train"), ("data.train={input: noisy}", "data.train"),
+        ("data.channels=2", "data.channels"), ("data.batch-size=2", "data.batch-size"), ("loss.l1=-1", "loss.l1"),
+        ("loss={}", "loss"), ("run.seed=-1", "run.seed"), ("run.name=a/b", "run.name"),
+        ("train.mixed_precision=true", "train.mixed_precision"), ("validation.metrics=[psnr]", "validation.monitor"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_by_its_dotted_path(override, key):
+    monitored = {"validation": {"monitor": "ssim"}} if key == "validation.monitor" else {}
+    (line,) = problems(override, **monitored)
+    path, _, message = line.partition(": ")
+    assert path == key or (path == key.rpartition(".")[0] and message.startswith(key.rpartition(".")[2]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["scheduler.min_lr=1"], "scheduler.min_lr"),
+        (["scheduler.warmup_epochs=500"], "scheduler.warmup_epochs"),
+        (["scheduler.name=plateau", "validation.every_epochs=2"], "scheduler.name"),
+        (["validation.y_channel=true", "data.channels=1"], "validation.y_channel"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(overrides, key):
+    (line,) = problems(*overrides)
+    assert line.startswith(f"{key}: ")
+
+
+def test_batch_size_is_set_in_one_way_only():
+    (line,) = problems("train.global_batch_size=8", "train.gradient_accumulation_steps=2")
+    assert "global_batch_size" in line and "gradient_accumulation_steps" in line
+    derived = config_from(LEAST, ["train.global_batch_size=8"]).train
+    assert derived.gradient_accumulation_steps is None
+    assert problems("train.gradient_accumulation_steps=null")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["run: {name: [", "run: 1\nrun: 2", "- a", "text", "!!python/object/apply:os.system ['touch hostile']", "[a]: 1",
+     "run: {name: !!timestamp x}", "a: \x00", "2001-99-99: 1"],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_refused_by_name(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_config(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match=r"no\.yaml: no such configuration file"):
+        load_config(tmp_path / "no.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(UserError, match="cannot be read"):
+            load_config(path)
+
+
+def test_duplicate_keys_are_an_error_that_plain_yaml_does_not_see(tmp_path):
+    text = "data: {train: {gt: a}}\ntrain: {epochs: 1}\ntrain: {epochs: 2}\n"
+    assert yaml.safe_load(text)["train"] == {"epochs": 2}  # the control
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"line 3.*'train' stands twice"):
+        load_config(tmp_path / "twice.yaml")
+
+
+def test_exponents_without_a_point_are_numbers():
+    assert yaml.safe_load("5e-4") == "5e-4"  # the control
+    config = config_from(LEAST, ["optimizer.lr=5e-4", "scheduler.min_lr=1E-7", "loss.l1=.5e1"])
+    assert (config.optimizer.lr, config.scheduler.min_lr, config.loss["l1"]) == (5e-4, 1e-7, 5.0)
+
+
+def test_a_mapping_replaces_the_subtree_and_defaults_refill_it():
+    tree = {"data": {"train": {"input": "a", "gt": "b"}}, "train": {"epochs": 3, "ema_decay": 0.9}}
+    config = config_from(tree, ["data.train={gt: c}", "train={epochs: 4}"])
+    assert config.data.train.gt == "c" and config.data.train.input is None
+    assert config.train.epochs == 4 and config.train.ema_decay is None
+    assert config_from(tree, ["data.train.gt=c"]).data.train.input == "a"  # the control: a key replaces itself alone
+    assert tree["data"]["train"] == {"input": "a", "gt": "b"}
+
+
+def test_later_overrides_win_and_elements_go_by_number():
+    noise = {"name": "gaussian_noise", "sigma": 1}
+    tree = {"data": {"train": {"gt": "a"}, "degradation": [noise, {**noise}]}}
+    config = config_from(tree, ["data.degradation.1.sigma=5", "data.degradation.1.sigma=[5, 50]", "run.name=x"])
+    assert [step.arguments["sigma"] for step in config.data.degradation] == [1, [5, 50]]
+
+
+def test_an_override_changes_one_place_where_the_file_repeats_a_section_by_alias(tmp_path):
+    (tmp_path / "alias.yaml").write_text("data: {train: &same {gt: a}, val: *same}\n")
+    data = load_config(tmp_path / "alias.yaml", ["data.val.gt=b"]).data
+    assert (data.train.gt, data.val.gt) == ("a", "b")
+
+
+@pytest.mark.parametrize("index", ["2", "-1", "x", "²"])
+def test_an_element_that_does_not_exist_is_refused(index):
+    noise = {"name": "gaussian_noise", "sigma": 1}
+    (line,) = problems(f"data.degradation.{index}.sigma=5", data={**LEAST["data"], "degradation": [noise, noise]})
+    assert "not one of the elements 0 to 1" in line
+
+
+def test_a_changed_name_forgets_the_arguments_of_the_former_choice():
+    tree = {
+        **LEAST, "model": {"name": "unet", "width": 8}, "optimizer": {"name": "adamw", "lr": 0.5, "betas": [0.5, 0.6]},
+        "scheduler": {"name": "step", "step_size": 3, "gamma": 0.1},
+    }  # fmt: skip
+    config = config_from(
+        tree, ["model.name=dncnn", "model.depth=5", "optimizer.name=sgd", "scheduler.name=exponential"]
+    )
+    assert config.model.arguments == {"depth": 5}
+    assert (config.optimizer.name, config.optimizer.lr) == ("sgd", 0.5)
+    assert (config.scheduler.name, config.scheduler.gamma) == ("exponential", 0.1)
+    same = config_from(tree, ["model.name=unet"])
+    assert same.model.arguments == {"width": 8}
+
+
+@pytest.mark.parametrize("override", ["model.name=unet", "model.name='unet'"])
+def test_the_same_choice_named_otherwise_forgets_nothing(override):
+    former = {"width": 8} if override == "model.name=unet" else {"name": "unet", "width": 8}
+    assert config_from({**LEAST, "model": former}, [override]).model.arguments == {"width": 8}
+
+
+@pytest.mark.parametrize("value", ["no", "false", "'no'"])
+def test_mixed_precision_no_in_all_its_spellings(value):
+    assert config_from(LEAST, [f"train.mixed_precision={value}"]).train.mixed_precision == "no"
+
+
+def test_flags_and_overrides_come_in_any_order():
+    orders = ["--cpu a=1 --config f.yaml b=-2 --audit", "a=1 b=-2 --audit --cpu --config f.yaml"]
+    for order in orders:
+        options = parse_arguments(order.split())
+        assert (options.cpu, options.audit, options.overwrite) == (True, True, False)
+        assert (options.config, options.overrides) == ("f.yaml", ["a=1", "b=-2"])
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULE_SECTIONS)
+@pytest.mark.parametrize("optimizer", OPTIMIZER_SECTIONS)
+def test_a_dumped_configuration_reads_back_equal(optimizer, scheduler, tmp_path):
+    overrides = [
+        f"optimizer.name={optimizer}", f"scheduler.name={scheduler}", "optimizer.lr=3e-5", "train.global_batch_size=8",
+        "loss={l1: 1, charbonnier: {weight: 0.5, eps: 1e-4}}", "data.train.gt=[ä.png, b.png]", "model.width=8",
+    ]  # fmt: skip
+    config = config_from(LEAST, overrides)
+    (tmp_path / "dumped.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(tmp_path / "dumped.yaml") == config
+
+
+@pytest.mark.parametrize("name", ["5e-4", "12", "no", "1.0", "a: b", "ä"])
+def test_a_run_name_that_looks_like_something_else_reads_back(name, tmp_path):
+    config = config_from({**LEAST, "run": {"name": name}})
+    (tmp_path / "dumped.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(tmp_path / "dumped.yaml").run.name == name
+
+
+def test_config_command_prints_what_would_run():
+    process = run("-m", "accel_restore.cli", "config", "optimizer.lr=5e-4", "--config", str(ROOT / "configs/demo.yaml"))
+    assert process.returncode == 0
+    assert config_from(yaml.safe_load(process.stdout)).optimizer.lr == 5e-4
+
+
+def test_config_command_reports_mistakes_on_stderr_only():
+    process = run("-m", "accel_restore.cli", "config", "optimizer.lrr=1", "foo=2")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "optimizer.lrr" in process.stderr and "foo" in process.stderr and "Traceback" not in process.stderr
+
+
+def test_the_schema_is_json_schema_of_the_sections():
+    process = run("-m", "accel_restore.cli", "config", "--schema")
+    assert process.returncode == 0
+    assert {"run", "data", "model", "optimizer", "scheduler", "train"} <= set(json.loads(process.stdout)["properties"])
+
+
+def test_mistakes_show_before_torch_is_imported():
+    code = "import sys; from accel_restore.parsing import load_config; load_config(); print('torch' in sys.modules)"
+    assert run("-c", code).stdout == "False\n"
+    process = run(str(ROOT / "accel_restore" / "train.py"), "--cpu", "optimizer.lrr=1")
+    assert process.returncode == 2 and "did you mean 'lr'?" in process.stderr
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path):
+    assert to_yaml(load_config(path))

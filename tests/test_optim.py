@@ -1,0 +1,193 @@
+"""Schedules are torch's own, step once per epoch, and are the only thing that changes the learning rate."""
+
+import itertools
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD
+from accel_restore.optim import OPTIMIZERS, SCHEDULES, advance, get_optimizer, get_scheduler, preview_rates
+
+EPOCHS, LR = 30, 0.013
+MADE_UP = [1.0, 0.9, 0.95, 0.95, 0.95, 0.95, 0.8, 0.81, 0.82, 0.83, *[0.84] * 20]  # monitored values of 30 epochs
+
+# arguments, and torch's scheduler built by hand from the optimizer
+BY_HAND = {
+    "constant": ({}, lambda o: lr_scheduler.LambdaLR(o, lambda _: 1.0)),
+    "cosine": ({"min_lr": 1e-5}, lambda o: lr_scheduler.CosineAnnealingLR(o, EPOCHS, 1e-5)),
+    "cosine_restarts": (
+        {"min_lr": 1e-5, "period": 4, "period_factor": 2},
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4, 2, 1e-5),
+    ),
+    "multistep": ({"milestones": [5, 11, 20], "gamma": 0.3}, lambda o: lr_scheduler.MultiStepLR(o, [5, 11, 20], 0.3)),
+    "step": ({"step_size": 7, "gamma": 0.3}, lambda o: lr_scheduler.StepLR(o, 7, 0.3)),
+    "exponential": ({"gamma": 0.9}, lambda o: lr_scheduler.ExponentialLR(o, 0.9)),
+    "plateau": (
+        {"factor": 0.3, "patience": 2, "min_lr": 1e-4},
+        lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.3, patience=2, min_lr=1e-4),
+    ),
+}
+FLOORED = {
+    "multistep": {"milestones": [5, 11, 20], "gamma": 0.1},
+    "step": {"step_size": 3, "gamma": 0.1},
+    "exponential": {"gamma": 0.5},
+    "plateau": {"factor": 0.1, "patience": 0},
+    "cosine": {},
+    "cosine_restarts": {"period": 10},
+}
+
+
+def optimizer(lr: float = LR) -> torch.optim.Optimizer:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    made = torch.optim.SGD([parameter], lr=lr)
+    made.step()  # torch warns about a schedule that steps before its optimizer
+    return made
+
+
+def section(name: str, **arguments: object):
+    return SCHEDULE_SECTIONS[name](**arguments)
+
+
+def rates(name: str, epochs: int = EPOCHS, lr: float = LR, **arguments: object) -> list[float]:
+    """The rate of each epoch, as training steps the schedule."""
+    made = optimizer(lr)
+    scheduler = get_scheduler(made, section(name, **arguments), epochs)
+    found = []
+    for epoch in range(epochs):
+        found.append(made.param_groups[0]["lr"])
+        advance(scheduler, MADE_UP[epoch])
+    return found
+
+
+def rates_by_hand(build, epochs: int = EPOCHS) -> list[float]:
+    made = optimizer()
+    scheduler = build(made)
+    found = []
+    for epoch in range(epochs):
+        found.append(made.param_groups[0]["lr"])
+        scheduler.step(*([MADE_UP[epoch]] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+    return found
+
+
+def test_every_schedule_is_tested():
+    assert set(BY_HAND) == set(SCHEDULES) == set(SCHEDULE_SECTIONS)
+    assert set(OPTIMIZERS) == set(OPTIMIZER_SECTIONS)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_rates_equal_those_of_torch_to_the_bit(name):
+    arguments, build = BY_HAND[name]
+    found = rates(name, **arguments)
+    assert found == rates_by_hand(build)
+    assert found[0] == LR
+    assert (len(set(found)) > 1) == (name != "constant")  # the control: something has been compared
+
+
+def test_cosine_ends_one_step_above_its_floor():
+    found = rates("cosine", min_lr=1e-6)
+    made = optimizer()
+    scheduler = get_scheduler(made, section("cosine", min_lr=1e-6), EPOCHS)
+    for _ in range(EPOCHS):
+        scheduler.step()
+    assert all(a > b for a, b in itertools.pairwise(found))
+    assert made.param_groups[0]["lr"] == pytest.approx(1e-6, rel=1e-6)  # T_max is the number of epochs
+    assert found[-1] > 1e-6
+
+
+@pytest.mark.parametrize("name", FLOORED)
+def test_no_rate_falls_below_the_floor(name):
+    floor = 1e-3
+    found = rates(name, min_lr=floor, **FLOORED[name])
+    free = rates(name, min_lr=0.0, **FLOORED[name])
+    assert min(free) < floor  # the control
+    assert min(found) >= floor * (1 - 1e-12)
+    if name in ("multistep", "step", "exponential", "plateau"):
+        assert found == pytest.approx([max(rate, floor) for rate in free], rel=1e-12)
+        assert found[-1] == pytest.approx(floor, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_warm_up_rises_linearly_and_then_runs_the_schedule_over_the_remaining_epochs(name):
+    warm_up = 4
+    arguments = BY_HAND[name][0]
+    found = rates(name, warmup_epochs=warm_up, **arguments)
+    assert found[:warm_up] == pytest.approx([LR * (epoch + 1) / (warm_up + 1) for epoch in range(warm_up)], rel=1e-12)
+    assert min(found) > 0
+    if name == "plateau":
+        assert found[warm_up] == LR
+        return
+    assert found[warm_up:] == rates(name, EPOCHS - warm_up, **arguments)
+
+
+def test_plateau_counts_from_the_end_of_warm_up():
+    warm_up = 3
+    found = rates("plateau", warmup_epochs=warm_up, factor=0.3, patience=2)
+    made = optimizer()
+    alone = lr_scheduler.ReduceLROnPlateau(made, factor=0.3, patience=2)
+    expected = []
+    for epoch in range(warm_up, EPOCHS):
+        expected.append(made.param_groups[0]["lr"])
+        alone.step(MADE_UP[epoch])
+    assert found[warm_up:] == expected
+    assert len(set(expected)) > 2
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_schedule_continues_from_its_stored_state(name):
+    arguments = {**BY_HAND[name][0], "warmup_epochs": 2}
+    whole, resumed = (optimizer() for _ in range(2))
+    first = get_scheduler(whole, section(name, **arguments), EPOCHS)
+    for epoch in range(9):
+        advance(first, MADE_UP[epoch])
+    second = get_scheduler(resumed, section(name, **arguments), EPOCHS)
+    assert resumed.param_groups[0]["lr"] != whole.param_groups[0]["lr"]
+    second.load_state_dict(first.state_dict())
+    resumed.param_groups[0]["lr"] = whole.param_groups[0]["lr"]
+    for epoch in range(9, EPOCHS):
+        advance(first, MADE_UP[epoch])
+        advance(second, MADE_UP[epoch])
+        assert resumed.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("name", [name for name in BY_HAND if name != "plateau"])
+@pytest.mark.parametrize("warm_up", [0, 3])
+def test_previewed_rates_are_those_of_training(name, warm_up):
+    arguments = {**BY_HAND[name][0], "warmup_epochs": warm_up}
+    trained = rates(name, **arguments)
+    at = [0, EPOCHS - 1, EPOCHS // 2]
+    assert preview_rates(section(name, **arguments), LR, EPOCHS, at) == [trained[epoch] for epoch in at]
+
+
+def test_plateau_cannot_be_previewed():
+    assert preview_rates(section("plateau"), LR, EPOCHS, [0]) is None
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_SECTIONS)
+def test_an_optimizer_gets_all_its_arguments(name):
+    config = OPTIMIZER_SECTIONS[name](lr=0.25, weight_decay=0.125)
+    made = get_optimizer([torch.nn.Parameter(torch.zeros(2))], config)
+    assert type(made) is OPTIMIZERS[name]
+    for key, value in config.model_dump(exclude={"name"}).items():
+        assert made.defaults[key] == value
+
+
+def test_the_worked_example():
+    """Weights change in optimizer.step alone, the rate in scheduler.step alone."""
+    weight = torch.nn.Parameter(torch.tensor(0.523, dtype=torch.float64))
+    sgd = get_optimizer([weight], SGD(lr=0.001))
+    scheduler = get_scheduler(sgd, section("cosine"), 2)
+
+    def step(gradient: float) -> float:
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        sgd.step()
+        return weight.item()
+
+    assert step(-0.15) == pytest.approx(0.52315, abs=1e-9)
+    assert step(-0.12) == pytest.approx(0.52327, abs=1e-9)
+    assert sgd.param_groups[0]["lr"] == 0.001  # two steps of the optimizer have not changed it
+    before = weight.item()
+    scheduler.step()
+    assert weight.item() == before
+    assert sgd.param_groups[0]["lr"] == pytest.approx((0.001 + 1e-6) / 2)
+    assert step(-0.12) - before == pytest.approx(0.12 * (0.001 + 1e-6) / 2)  # the new rate is the one in use

@@ -1,0 +1,137 @@
+"""A killed run continues exactly where its last commit stands; other configurations are refused with a diff."""
+
+import json
+import shutil
+
+import pytest
+
+from runs import (
+    DRIVER,
+    audit_events,
+    json_lines,
+    launch,
+    make_photos,
+    run_folder,
+    samples_per_step,
+    small_config,
+    succeed,
+)
+
+TIMES = ("seconds", "step_s", "wait_s")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
+
+
+def configuration(photos, out, name="whole", **train):
+    """8 steps an epoch, the last one ragged; commits at steps 3, 6, 8 (the epoch's end), 9, 12, 15, 16."""
+    return small_config(
+        *photos, out, run={"name": name}, data={"batch_size": 4}, checkpoint={"every_steps": 3, "keep": 100},
+        train={"epochs": 2, "ema_decay": 0.9, **train},
+    )  # fmt: skip
+
+
+def without_times(lines):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def newest(config):
+    return max((run_folder(config) / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "scheduler", "precision"), [(1, "plateau", "bf16"), (2, "cosine", "no")], ids=["1 rank", "2 ranks"]
+)
+def test_killed_in_mid_epoch_ends_bit_identical(photos, tmp_path, ranks, scheduler, precision):
+    whole, killed = (configuration(photos, tmp_path, name, mixed_precision=precision) for name in ("whole", "killed"))
+    for config in (whole, killed):
+        config["data"]["batch_size"] = 4 // ranks
+        config["scheduler"] = {"name": scheduler}
+        config["validation"] = {"monitor": "psnr"}
+    succeed(launch(whole, "--audit", ranks=ranks))
+    first = launch(killed, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": "kill:13"})
+    assert first.returncode != 0
+    assert newest(killed).name == "step-00000012"  # within the second epoch
+    assert json.loads((run_folder(killed) / "status.json").read_text())["state"] == "running"
+    second = succeed(launch(killed, "--audit", ranks=ranks))
+    assert "continues" in second.stdout and "step 12" in second.stdout
+
+    assert newest(killed).name == newest(whole).name == "step-00000016"
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert (newest(killed) / file).read_bytes() == (newest(whole) / file).read_bytes(), file
+    best = "best.safetensors"
+    assert (run_folder(killed) / best).read_bytes() == (run_folder(whole) / best).read_bytes()
+    metrics = (without_times(json_lines(run_folder(c) / "metrics.jsonl")) for c in (killed, whole))
+    assert next(metrics) == next(metrics)
+    assert samples_per_step(killed) == samples_per_step(whole)
+    assert audit_events(killed) == audit_events(whole)
+
+
+def test_a_finished_run_says_so_and_overwrite_starts_again(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    succeed(launch(config))
+    best = run_folder(config) / "best.safetensors"
+    content, written = best.read_bytes(), best.stat().st_mtime_ns
+    again = succeed(launch(config))
+    assert "finished" in again.stdout and best.stat().st_mtime_ns == written
+
+    own = run_folder(config) / "notes.txt"
+    own.write_text("mine")
+    succeed(launch(config, "--overwrite"))
+    assert best.stat().st_mtime_ns != written and best.read_bytes() == content
+    assert own.read_text() == "mine"
+
+
+def test_what_matters_may_not_change_and_what_does_not_may(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    succeed(launch(config, "train.epochs=1"))
+    refused = launch(config, "optimizer.lr=0.01", "model.width=16", "train.epochs=1")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "optimizer.lr: 0.001 in the commit, 0.01 now" in refused.stderr
+    assert "model.width: 8 in the commit, 16 now" in refused.stderr
+
+    never = launch(config, "run.resume=never")
+    assert never.returncode == 2 and "holds a run" in never.stderr
+
+    longer = launch(config)  # the file says 2 epochs: a cosine depends on them
+    assert longer.returncode == 2 and "train.epochs: 1 in the commit, 2 now" in longer.stderr
+
+    # by an explicit override it is allowed; so is another batch size at an equal global batch
+    overrides = ["train.epochs=2", "data.batch_size=2", "tracking.log_every_steps=4", "checkpoint.keep=1"]
+    extended = succeed(launch(config, *overrides))
+    assert "4 = 2 per device × 2 accumulated" in extended.stdout
+    epochs = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [0, 1]
+    assert len(list((run_folder(config) / "checkpoints").iterdir())) == 1
+
+    other = launch(config, "train.epochs=3", "train.global_batch_size=12", "train.gradient_accumulation_steps=null")
+    assert other.returncode == 2 and "global batch: 4 in the commit, 12 now" in other.stderr
+
+
+def test_a_damaged_commit_is_passed_over_for_the_one_before(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    succeed(launch(config))
+    expected = (newest(config) / "model.safetensors").read_bytes()
+    for _ in range(2):  # the commits at steps 16 and 15
+        shutil.rmtree(newest(config))
+    damaged = newest(config) / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    process = succeed(launch(config))
+    assert "sha256 differs" in process.stdout and "going back to step-00000009" in process.stdout
+    assert (newest(config) / "model.safetensors").read_bytes() == expected
+
+
+def test_changed_data_are_refused(photos, tmp_path):
+    train = tmp_path / "train"
+    shutil.copytree(photos[0], train)
+    config = configuration((train, photos[1]), tmp_path)
+    succeed(launch(config, "train.epochs=1"))
+    (train / "photo000.png").unlink()
+    refused = launch(config, "train.epochs=2")
+    assert refused.returncode == 2
+    assert "29 train, 3 val images then, 28 train, 3 val now" in refused.stderr
