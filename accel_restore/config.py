@@ -289,8 +289,6 @@ class Config(Section):
             problems.append("scheduler.name: plateau needs a validation every epoch; set validation.every_epochs=1")
         if self.scheduler.min_lr > self.optimizer.lr:
             problems.append("scheduler.min_lr: is above optimizer.lr; lower it")
-        if self.scheduler.warmup_epochs >= self.train.epochs and self.train.max_steps is None:
-            problems.append("scheduler.warmup_epochs: must be below train.epochs")
         if self.validation.y_channel and self.data.channels != 3:
             problems.append("validation.y_channel: needs colour images (data.channels=3); gray ones are luma already")
         if problems:

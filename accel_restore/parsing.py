@@ -157,6 +157,8 @@ def _explain(detail: dict) -> list[str]:
     if kind == "union_tag_invalid":
         choices = re.findall(r"'([^']*)'", detail["ctx"]["expected_tags"])
         return [f"{key}.name: {unknown_choice(str(detail['ctx']['tag']), choices)}"]
+    if kind == "inconsistent":
+        return detail["msg"].splitlines()
     if path[0] == "loss" and kind in ("float_type", "dict_type", "greater_than", "finite_number"):
         return [f"{key}: must be a weight above 0 or a section {{weight: ..., ...}}, not {given!r}"]
     if path[-1] in ("input", "gt") and kind in ("string_type", "list_type"):
@@ -165,8 +167,6 @@ def _explain(detail: dict) -> list[str]:
         return [f"{key}: missing; give it in the file or as {key}=..."]
     if kind == "model_type" or kind == "model_attributes_type":
         return [f"{key}: must be a section of keys such as {{key: value}}, not {given!r}"]
-    if kind == "inconsistent":
-        return detail["msg"].splitlines()
     if kind in ("unknown_choice", "gt", "dataset", "accumulation", "monitor", "nesterov"):
         return [f"{key}: {detail['msg']}"]
     return [f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}"]

@@ -96,9 +96,8 @@ def test_sections_that_contradict_each_other_are_refused(overrides, key):
 
 def test_batch_size_is_set_in_one_way_only():
     (line,) = problems("train.global_batch_size=8", "train.gradient_accumulation_steps=2")
-    assert "global_batch_size" in line and "gradient_accumulation_steps" in line
-    derived = config_from(LEAST, ["train.global_batch_size=8"]).train
-    assert derived.gradient_accumulation_steps is None
+    assert line.startswith("train: global_batch_size and gradient_accumulation_steps are both set")
+    assert config_from(LEAST, ["train.global_batch_size=8"]).train.gradient_accumulation_steps is None
     assert problems("train.gradient_accumulation_steps=null")
 
 
@@ -179,8 +178,7 @@ def test_a_changed_name_forgets_the_arguments_of_the_former_choice():
     assert config.model.arguments == {"depth": 5}
     assert (config.optimizer.name, config.optimizer.lr) == ("sgd", 0.5)
     assert (config.scheduler.name, config.scheduler.gamma) == ("exponential", 0.1)
-    same = config_from(tree, ["model.name=unet"])
-    assert same.model.arguments == {"width": 8}
+    assert config_from(tree, ["model.name=unet"]).model.arguments == {"width": 8}
 
 
 @pytest.mark.parametrize("override", ["model.name=unet", "model.name='unet'"])
@@ -189,9 +187,9 @@ def test_the_same_choice_named_otherwise_forgets_nothing(override):
     assert config_from({**LEAST, "model": former}, [override]).model.arguments == {"width": 8}
 
 
-@pytest.mark.parametrize("value", ["no", "false", "'no'"])
-def test_mixed_precision_no_in_all_its_spellings(value):
-    assert config_from(LEAST, [f"train.mixed_precision={value}"]).train.mixed_precision == "no"
+def test_mixed_precision_no_in_all_its_spellings():
+    for value in ("no", "false", "'no'"):
+        assert config_from(LEAST, [f"train.mixed_precision={value}"]).train.mixed_precision == "no"
 
 
 def test_flags_and_overrides_come_in_any_order():

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 GRAY, COLOUR = {"L"}, {"RGB"}
+_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 
 
 class Unusable(Exception):
@@ -19,7 +20,12 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5
+        if image.format == "PNG" and "exif" not in image.info:
+            return height, width  # to look further, Pillow would decode it all
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        except (OSError, SyntaxError, ValueError, TypeError) as error:
+            raise Unusable(f"is damaged ({error}); replace or remove it") from None
     return (width, height) if turned else (height, width)
 
 
@@ -32,10 +38,9 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     """
     with _opened(path) as image:
         try:
-            image.load()
+            pixels = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise Unusable(f"is damaged ({error}); replace or remove it") from None
-        pixels = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
 
 

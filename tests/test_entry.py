@@ -1,0 +1,203 @@
+"""The command as a user meets it: exit codes, messages, launchers, what a run leaves, an installed wheel."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from runs import (
+    ROOT,
+    TRAIN,
+    clean_environment,
+    json_lines,
+    launch,
+    make_photos,
+    run_folder,
+    small_config,
+    succeed,
+)
+
+no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without a GPU")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 12), make_photos(root / "val", 3, seed=1)
+
+
+def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(photos, tmp_path):
+    gt, noisy = tmp_path / "gt", tmp_path / "noisy"
+    for folder in (gt, noisy):
+        make_photos(folder, 8)
+    content = (noisy / "photo000.png").read_bytes()
+    (noisy / "photo000.png").write_bytes(content[: len(content) // 2])
+    (noisy / "photo001.png").write_bytes(b"")
+    (gt / "photo002.png").write_text("not an image")
+    (noisy / "photo003.png").unlink()
+    Image.open(gt / "photo004.png").resize((25, 33)).save(noisy / "photo004.png")
+    for folder in (gt, noisy):
+        Image.new("RGB", (9, 40)).save(folder / "photo005.png")
+    config = small_config(*photos, tmp_path / "runs", data={"train": {"input": str(noisy), "gt": str(gt)}})
+    process = launch(config)
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    for file, reason in [
+        (noisy / "photo000.png", "is damaged"),
+        (noisy / "photo001.png", "is empty"),
+        (gt / "photo002.png", "is no image"),
+        (gt / "photo003.png", "has no partner"),
+        (noisy / "photo004.png", "they must be equal"),
+        (gt / "photo005.png", "data.patch_size; lower it"),
+    ]:
+        assert any(str(file) in line and reason in line for line in process.stderr.splitlines()), (file, reason)
+    assert not run_folder(config).exists()
+    assert not list((tmp_path / "runs" / "cache").glob("*.tmp"))
+
+
+def test_wrong_configuration_is_one_message_and_exit_2(photos, tmp_path):
+    config = small_config(*photos, tmp_path, optimizer={"lrr": 1}, model={"name": "unett"})
+    process = launch(config)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert "optimizer.lrr: unknown key; did you mean 'lr'?" in process.stderr
+    assert "did you mean 'unet'?" in process.stderr
+    argument = launch(small_config(*photos, tmp_path, model={"name": "unet", "widht": 8}))
+    assert argument.returncode == 2 and "model.widht: unknown key; did you mean 'width'?" in argument.stderr
+    assert not run_folder(config).exists()
+
+
+@no_gpu
+def test_what_a_cpu_cannot_do_is_refused(photos, tmp_path):
+    config = small_config(*photos, tmp_path)
+    half = launch(config, "train.mixed_precision=fp16")
+    assert half.returncode == 2 and "fp16 needs a GPU" in half.stderr
+    # Two processes without --cpu would each train alone and write the same files.
+    command = [sys.executable, str(TRAIN), "--config", str(tmp_path / "small.yaml")]
+    alone = subprocess.run(
+        command, capture_output=True, text=True, env={**clean_environment(), "WORLD_SIZE": "2", "RANK": "0"}
+    )
+    assert alone.returncode == 2 and "add --cpu" in alone.stderr
+    assert not run_folder(config).exists()
+
+
+def test_a_diverging_run_exits_3_and_says_so(photos, tmp_path):
+    process = launch(small_config(*photos, tmp_path), "optimizer={name: sgd, lr: 1.0e+30}", "data.batch_size=2")
+    assert process.returncode == 3 and "no longer a number" in process.stderr and "Traceback" not in process.stderr
+    assert json.loads((tmp_path / "small" / "status.json").read_text())["state"] == "diverged"
+    assert not (tmp_path / "small" / "best.safetensors").exists()
+
+
+def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tmp_path):
+    config = small_config(*photos, tmp_path, data={"batch_size": 2}, train={"max_grad_norm": 1.0})
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    process = succeed(
+        subprocess.run(
+            [*accelerate, "--config_file", ROOT / "launch" / "cpu_2proc.yaml", TRAIN, "--cpu", "--config", file],
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+        )  # fmt: skip
+    )
+    assert "4 = 2 per device × 1 accumulated × 2 ranks" in process.stdout
+    assert process.stdout.count("finished: best epoch") == 1
+    folder = run_folder(config)
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["epoch"], status["step"], status["world_size"]) == ("finished", 2, 6, 2)
+    assert {"config.yaml", "metrics.jsonl", "best.safetensors", "checkpoints", "samples", "curves.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert Image.open(folder / "samples" / "epoch-0001.png").width > 60
+    assert Image.open(folder / "curves.png").width > 500
+
+    lines = json_lines(folder / "metrics.jsonl")
+    steps = [line for line in lines if line["event"] == "train"]
+    assert [(line["step"], line["rank"]) for line in steps] == [(s, r) for s in range(1, 7) for r in (0, 1)]
+    assert sum(line["samples"] for line in steps) == 2 * 12
+    assert all(line["grad_norm"] > 0 and line["wait_s"] >= 0 for line in steps)
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    assert [(line["optimizer_steps"], line["scheduler_steps"]) for line in epochs] == [(3, 1), (3, 1)]
+    for epoch in epochs:  # the mean over all samples of all ranks
+        mine = [line for line in steps if line["epoch"] == epoch["epoch"]]
+        assert epoch["train_loss"] == pytest.approx(sum(line["loss"] * line["samples"] for line in mine) / 12)
+
+
+def test_weights_and_biases_offline_holds_loss_and_rate_per_rank(photos, tmp_path):
+    config = small_config(*photos, tmp_path, data={"batch_size": 2}, tracking={"wandb": "auto"})
+    process = succeed(launch(config, ranks=2, env={"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}))
+    assert "wandb sync" in process.stdout
+    (run,) = (run_folder(config) / "wandb").glob("offline-run-*")
+    inspected = subprocess.run(
+        [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", run], capture_output=True, text=True
+    )
+    assert inspected.returncode == 0, inspected.stderr
+    for key in ("train/loss", "train/lr", "val/loss", "val/psnr", "val/ssim", "val/images"):
+        assert key in inspected.stdout
+    for rank in (0, 1):
+        assert f"train/loss/rank_{rank}" in inspected.stdout and f"train/lr/rank_{rank}" in inspected.stdout
+
+
+def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):
+    (tmp_path / "mynets.py").write_text(
+        "import torch\nclass Shift(torch.nn.Module):\n"
+        "    def __init__(self, *, channels, start=0.0):\n"
+        "        super().__init__()\n        self.shift = torch.nn.Parameter(torch.full((channels, 1, 1), start))\n"
+        "    def forward(self, input):\n        return input + self.shift\n"
+    )
+    config = small_config(*photos, tmp_path, model={"name": "mynets:Shift", "start": 0.25})
+    del config["model"]["width"]
+    succeed(launch(config, env={"PYTHONPATH": str(tmp_path)}))
+    code = "import accel_restore, sys; print(accel_restore.load(sys.argv[1]).model.shift.flatten().tolist())"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code, run_folder(config) / "best.safetensors"],
+        capture_output=True, text=True, env={**clean_environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert loaded.returncode == 0, loaded.stderr
+    assert all(0 < abs(value - 0.25) < 0.02 for value in json.loads(loaded.stdout))
+
+
+def test_launch_files_load_in_accelerate():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "launch").glob("*.yaml"))
+    assert {file.name for file in files} >= {"cpu_2proc.yaml", "single_gpu.yaml", "multi_gpu.yaml"}
+    for file in files:
+        loaded = load_config_from_file(str(file))
+        assert loaded.num_processes == (1 if file.name == "single_gpu.yaml" else 2)
+        assert loaded.use_cpu is False
+
+
+def test_no_module_shadows_another_when_train_is_run_as_a_script():
+    ours = {path.stem for path in (ROOT / "accel_restore").iterdir() if not path.name.startswith("__")}
+    # the folder of the package itself, and what installs tests beside it, is no library
+    installed = set(importlib.metadata.packages_distributions()) - {"accel_restore"}
+    assert not ours & set(sys.stdlib_module_names)
+    assert not ours & installed
+
+
+def test_an_installed_wheel_trains_the_demo_from_any_folder(tmp_path):
+    pytest.importorskip("hatchling")
+    dist, site, elsewhere = tmp_path / "dist", tmp_path / "site", tmp_path / "elsewhere"
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", dist]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert {"accel_restore/configs/demo.yaml", "accel_restore/launch/multi_gpu.yaml"} <= set(archive.namelist())
+        archive.extractall(site)
+    elsewhere.mkdir()
+    quick = ["data.crops_per_image=1", "data.cache_dir=cache", "train.epochs=1", "tracking.wandb=disabled"]
+    process = subprocess.run(
+        [sys.executable, "-m", "accel_restore.train", "--cpu", "model.width=8", *quick],
+        cwd=elsewhere, capture_output=True, text=True, env={**clean_environment(), "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    succeed(process)
+    assert (elsewhere / "runs" / "demo" / "best.safetensors").is_file()
