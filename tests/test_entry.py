@@ -132,7 +132,13 @@ def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tm
 
 
 def test_weights_and_biases_offline_holds_loss_and_rate_per_rank(photos, tmp_path):
-    config = small_config(*photos, tmp_path, data={"batch_size": 2}, tracking={"wandb": "auto"})
+    config = small_config(
+        *photos,
+        tmp_path,
+        data={"batch_size": 2},
+        tracking={"wandb": "auto"},
+        validation={"metrics": ["psnr", "ssim"]},
+    )
     process = succeed(launch(config, ranks=2, env={"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}))
     assert "wandb sync" in process.stdout
     (run,) = (run_folder(config) / "wandb").glob("offline-run-*")

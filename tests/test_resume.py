@@ -50,7 +50,7 @@ def test_killed_in_mid_epoch_ends_bit_identical(photos, tmp_path, ranks, schedul
     for config in (whole, killed):
         config["data"]["batch_size"] = 4 // ranks
         config["scheduler"] = {"name": scheduler}
-        config["validation"] = {"monitor": "psnr"}
+        config["validation"]["monitor"] = "psnr"
     succeed(launch(whole, "--audit", ranks=ranks))
     first = launch(killed, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": "kill:13"})
     assert first.returncode != 0

@@ -1,0 +1,254 @@
+"""best.safetensors is enough to restore images of every kind; a file that is damaged or foreign is refused by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import skimage.data
+import torch
+from PIL import Image, ImageOps
+
+import accel_restore
+from accel_restore import restorer
+from accel_restore.checkpoint import serialize
+from accel_restore.errors import UserError
+from accel_restore.models import MODELS, build_model
+
+PHOTO = skimage.data.astronaut()[100:125, 200:219].copy()  # odd sides
+
+
+def build(channels: int) -> torch.nn.Module:
+    """A tiny UNet with weights that visibly change an image."""
+    generator = torch.Generator().manual_seed(channels)
+    net = build_model("unet", {"width": 8}, channels)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return net
+
+
+def write(path: Path, net: torch.nn.Module, channels: int = 3, **metadata: str | None) -> Path:
+    """The file as a run leaves it; keywords replace metadata, None removes it."""
+    weights = net.state_dict()
+    stored = {
+        "format": "pt", "version": "0.1.0", "sha256": restorer.digest(weights),
+        "model": json.dumps({"name": "unet", "arguments": {"width": 8}}),
+        "data": json.dumps({"channels": channels, "scale": 1}),
+        "epoch": "3", "step": "40", "metrics": json.dumps({"psnr": 30.5}), **metadata,
+    }  # fmt: skip
+    path.write_bytes(serialize(weights, {name: value for name, value in stored.items() if value is not None}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    model = build(3)
+    return model, restorer.load(write(tmp_path_factory.mktemp("colour") / "best.safetensors", model))
+
+
+@pytest.fixture(scope="module")
+def gray(tmp_path_factory):
+    model = build(1)
+    return model, restorer.load(write(tmp_path_factory.mktemp("gray") / "best.safetensors", model, channels=1))
+
+
+def expected(model: torch.nn.Module, photo: np.ndarray) -> np.ndarray:
+    """What the weights make of uint8 (H, W, C), computed by hand."""
+    with torch.no_grad():
+        output = model(torch.tensor(photo).permute(2, 0, 1)[None].float() / 255)[0]
+    return (output.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def near(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal 8-bit images, but for values that lie between two levels."""
+    return one.shape == other.shape and np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_the_model_is_that_of_the_file_in_float32_and_eval_mode(colour):
+    model, loaded = colour
+    assert not loaded.model.training
+    state, saved = loaded.model.state_dict(), model.state_dict()
+    assert list(state) == list(saved)
+    assert all(state[name].equal(value) and state[name].dtype == torch.float32 for name, value in saved.items())
+    assert loaded.channels == 3 and loaded.metadata["metrics"] == {"psnr": 30.5}
+    assert loaded.metadata["model"]["arguments"] == {"width": 8} and loaded.metadata["step"] == "40"
+    assert accel_restore.load is restorer.load
+
+
+def test_arrays_keep_type_and_shape(colour):
+    model, restore = colour
+    truth = expected(model, PHOTO)
+    assert not near(truth, PHOTO)  # the weights do something
+    result = restore(PHOTO)
+    assert result.dtype == np.uint8 and near(result, truth)
+    for dtype in (np.float32, np.float64, np.float16):
+        result = restore((PHOTO / 255).astype(dtype))
+        assert result.dtype == dtype and result.shape == PHOTO.shape
+        assert result.min() >= 0 and result.max() <= 1
+        assert near((result.astype(np.float64) * 255).round(), truth)
+    assert near(restore(PHOTO[:, ::-1]), expected(model, PHOTO[:, ::-1].copy()))  # a view with negative strides
+
+
+def test_gray_arrays_with_and_without_an_axis_for_the_channel(gray):
+    model, restore = gray
+    photo = PHOTO[..., :1].copy()
+    assert near(restore(photo), expected(model, photo))
+    assert restore(photo[..., 0]).shape == photo.shape[:2]
+    np.testing.assert_array_equal(restore(photo[..., 0])[..., None], restore(photo))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_tensors_keep_type_and_shape(colour, dtype):
+    model, restore = colour
+    images = torch.from_numpy(PHOTO).permute(2, 0, 1).to(dtype).div(255).repeat(2, 1, 1, 1)
+    given = images.clone()
+    with torch.no_grad():
+        truth = model(images.float()).clamp(0, 1)
+    result = restore(images)
+    assert result.dtype == dtype and result.shape == images.shape and images.equal(given)
+    torch.testing.assert_close(result.float(), truth, rtol=0, atol=1e-3)
+    torch.testing.assert_close(restore(images[0]), result[0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK"])
+def test_pil_images_of_any_mode_come_back_as_colour(colour, mode):
+    model, restore = colour
+    image = Image.fromarray(PHOTO).convert(mode)
+    result = restore(image)
+    assert (result.mode, result.size) == ("RGB", image.size)
+    assert near(np.asarray(result), expected(model, np.asarray(image.convert("RGB"))))
+
+
+def test_gray_weights_make_gray_images(gray):
+    model, restore = gray
+    image = Image.fromarray(PHOTO)
+    result = restore(image)
+    assert (result.mode, result.size) == ("L", image.size)
+    assert near(np.asarray(result)[..., None], expected(model, np.asarray(image.convert("L"))[..., None]))
+
+
+def test_a_16_bit_image_is_not_saturated(gray):
+    levels = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
+    try:
+        result = np.asarray(gray[1](Image.fromarray(levels)))
+    except (TypeError, ValueError):
+        return  # refusing it is as good
+    assert near(result, np.asarray(gray[1](Image.fromarray((levels // 257).astype(np.uint8)))))
+
+
+def test_a_turned_photograph_comes_back_upright(colour, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PHOTO).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert image.size == (PHOTO.shape[1], PHOTO.shape[0])  # the control: it lies on its side in the file
+        upright = np.asarray(ImageOps.exif_transpose(image))
+        result = colour[1](image)
+    assert near(np.asarray(result), expected(colour[0], upright))
+    assert result.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (PHOTO[..., 0], ValueError), (PHOTO[..., :2], ValueError), (PHOTO[None], ValueError),
+        (PHOTO.astype(np.int64), TypeError), (PHOTO > 100, TypeError), ("a.png", TypeError),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), TypeError), (torch.zeros(1, 8, 8), ValueError),
+        (torch.zeros(8, 8), ValueError),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_restored_is_refused(colour, image, error):
+    with pytest.raises(error):
+        colour[1](image)
+
+
+def test_a_flipped_bit_is_refused(tmp_path):
+    file = write(tmp_path / "best.safetensors", build(3))
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    safetensors.torch.load_file(file)  # the control: the library notices nothing
+    with pytest.raises(UserError, match=r"best\.safetensors: is damaged"):
+        restorer.load(file)
+
+
+def test_files_that_hold_no_weights_of_ours_are_refused_by_name(tmp_path):
+    whole = write(tmp_path / "whole.safetensors", build(3)).read_bytes()
+    content = {
+        "truncated": whole[:-50], "header": whole[:20], "empty": b"", "text": b"no weights " * 20,
+        "foreign": safetensors.torch.save({"a": torch.zeros(2)}),
+        "other": safetensors.torch.save({"a": torch.zeros(2)}, {"format": "pt", "model": "llama", "data": "{}"}),
+    }  # fmt: skip
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    for name in (*content, "missing", "."):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name}: "):
+            restorer.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"model": None}, {"data": None}, {"model": "{"}, {"model": "[]"}, {"model": '{"name": "unet"}'},
+        {"model": '{"name": "unet", "arguments": [1]}'}, {"model": '{"name": "unet", "arguments": null}'},
+        {"model": '{"name": ["unet"], "arguments": {}}'}, {"model": '{"name": "unet", "arguments": {"widht": 8}}'},
+        {"model": '{"name": "dncnn", "arguments": {}}'}, {"model": '{"name": "no.such.package:Net", "arguments": {}}'},
+        {"data": '{"channels": 1}'}, {"data": '{"channels": "3"}'}, {"metrics": "{"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_metadata_that_fits_no_model_is_refused(metadata, tmp_path):
+    with pytest.raises(UserError):
+        restorer.load(write(tmp_path / "best.safetensors", build(3), **metadata))
+
+
+def test_a_hostile_model_name_is_refused_without_being_called(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(os, "system", lambda *given, **named: called.append(given))
+    info = json.dumps({"name": "os:system", "arguments": {"command": "touch hostile"}})
+    with pytest.raises(UserError, match="os:system"):
+        restorer.load(write(tmp_path / "best.safetensors", build(3), model=info))
+    with pytest.raises(UserError, match="os:system"):
+        build_model("os:system", {"command": "touch hostile"}, 3)
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("unet", {"widht": 8}, r"model\.widht: unknown key; did you mean 'width'"),
+        ("unet", {"channels": 1}, r"model\.channels"), ("unet", {"width": "wide"}, "model: unet cannot be built"),
+        ("torch.nn:Linear", {}, r"model\.in_features: missing"), ("json:dumps", {}, "no torch.nn.Module"),
+        ("no.such.package:Net", {}, "cannot import"), ("torch.nn:NoNet", {}, "cannot import"),
+        (".unet:UNet", {}, "cannot import"), ("torch.nn:Linear", {"in_features": -1, "out_features": 2}, "be built"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_model_is_refused_by_its_key(name, arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_model(name, arguments, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_by_import_path_is_the_same_class(name):
+    assert type(build_model(MODELS[name], {"width": 8}, 1)) is type(build_model(name, {"width": 8}, 1))
+    assert isinstance(build_model("torch.nn:Identity", {}, 3), torch.nn.Identity)  # one that has no `channels`
+
+
+def test_equal_content_gives_equal_bytes_in_every_process():
+    tensors = {f"t{i}": torch.full((i + 1,), float(i)) for i in range(9)}
+    metadata = {f"key{i}": str(i) for i in range(9)}
+    ours = serialize(dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    code = (
+        "import sys, torch; from accel_restore.checkpoint import serialize\n"
+        "tensors = {f't{i}': torch.full((i + 1,), float(i)) for i in range(9)}\n"
+        "sys.stdout.buffer.write(serialize(tensors, {f'key{i}': str(i) for i in range(9)}))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
+    assert other.stdout == ours
+    assert len({safetensors.torch.save(tensors, metadata) for _ in range(9)}) > 1  # the control: the library's order
+    assert all(value.equal(tensors[name]) for name, value in safetensors.torch.load(ours).items())

@@ -1,0 +1,47 @@
+"""The learning rate of real runs: PyTorch's own schedule, one step an epoch, whatever the ranks and the accumulation."""
+
+import pytest
+import torch
+
+from runs import epochs_of, json_lines, launch, make_photos, run_folder, small_config, succeed
+
+EPOCHS = 4
+
+
+def torch_rates(name: str) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.001)
+    scheduler = {
+        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS, eta_min=1e-6),
+    }[name]()
+    rates = []
+    for _ in range(EPOCHS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 14), make_photos(root / "val", 1, seed=1)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_rates_equal_torch_to_the_bit_on_every_rank(photos, tmp_path, name, ranks, accumulation):
+    config = small_config(
+        *photos, tmp_path, data={"batch_size": 2}, scheduler={"name": name},
+        train={"epochs": EPOCHS, "gradient_accumulation_steps": accumulation},
+        validation={"num_samples": 0}, checkpoint={"every_epochs": EPOCHS},
+    )  # fmt: skip
+    succeed(launch(config, ranks=ranks))
+    expected = torch_rates(name)
+    assert [line["lr"] for line in epochs_of(config)] == expected
+    assert all(line["scheduler_steps"] == 1 for line in epochs_of(config))
+    steps_per_epoch = -(-14 // (2 * ranks * accumulation))
+    lines = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "train"]
+    assert len(lines) == EPOCHS * steps_per_epoch * ranks
+    assert all(line["lr"] == expected[line["epoch"]] for line in lines)
