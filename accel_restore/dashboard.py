@@ -1,7 +1,6 @@
 """W&B: one run, written by the main process from values gathered of all ranks; it cannot stop training."""
 
 import os
-import warnings
 from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -14,10 +13,19 @@ _FINISH_SECONDS = 20
 
 
 class Dashboard:
-    """The W&B run, or nothing where it is disabled or has failed: then one warning, and training goes on."""
+    """The W&B run, or nothing where it is disabled or has failed: then one line says so, and training goes on."""
 
-    def __init__(self, tracking: Tracking, name: str, folder: Path, config: dict[str, Any], ranks: int, id: str | None):
-        self.run, self.id = None, id
+    def __init__(
+        self,
+        tracking: Tracking,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        ranks: int,
+        id: str | None,
+        notice: Callable[[str], None],
+    ):
+        self.run, self.id, self.notice = None, id, notice
         if tracking.wandb == "disabled":
             return
         self.mode = tracking.wandb if tracking.wandb != "auto" else chosen_mode()
@@ -28,7 +36,9 @@ class Dashboard:
             try:
                 self._init(*arguments)
             except Exception as error:  # whatever W&B raises: training matters more
-                warnings.warn(f"W&B cannot be reached ({error}); offline instead, 'wandb sync' later", stacklevel=2)
+                self.notice(
+                    f"W&B cannot be reached ({_first_line(error)}); this run is kept offline, to be synced later"
+                )
                 self.mode = "offline"
         if self.run is None:
             self._guard(lambda: self._init(*arguments))
@@ -85,8 +95,12 @@ class Dashboard:
         try:
             action()
         except Exception as error:
-            warnings.warn(f"W&B stopped ({error}); metrics.jsonl goes on", stacklevel=3)
+            self.notice(f"W&B stopped ({_first_line(error)}); training and metrics.jsonl go on")
             self.run = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def chosen_mode() -> str:

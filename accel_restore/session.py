@@ -87,7 +87,9 @@ def _fit(
     dashboard = None
     if main:
         wandb_id = start.counters["wandb_id"] if start.counters else None
-        dashboard = Dashboard(config.tracking, config.run.name, folder, resolved, loader.plan.world_size, wandb_id)
+        dashboard = Dashboard(
+            config.tracking, config.run.name, folder, resolved, loader.plan.world_size, wandb_id, screen.say
+        )
     tracker = Tracker(
         folder, state, accelerator, loader, epochs=epochs, log_every_steps=config.tracking.log_every_steps,
         screen=screen, samples=samples, dashboard=dashboard,

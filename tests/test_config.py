@@ -84,7 +84,6 @@ def test_a_wrong_value_is_named_by_its_dotted_path(override, key):
     ("overrides", "key"),
     [
         (["scheduler.min_lr=1"], "scheduler.min_lr"),
-        (["scheduler.warmup_epochs=500"], "scheduler.warmup_epochs"),
         (["scheduler.name=plateau", "validation.every_epochs=2"], "scheduler.name"),
         (["validation.y_channel=true", "data.channels=1"], "validation.y_channel"),
     ],

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-
 from runs import (
     ROOT,
     TRAIN,
@@ -150,6 +149,16 @@ def test_weights_and_biases_offline_holds_loss_and_rate_per_rank(photos, tmp_pat
         assert key in inspected.stdout
     for rank in (0, 1):
         assert f"train/loss/rank_{rank}" in inspected.stdout and f"train/lr/rank_{rank}" in inspected.stdout
+
+
+def test_an_unreachable_server_neither_stops_nor_blocks_training(photos, tmp_path):
+    config = small_config(*photos, tmp_path, train={"epochs": 1}, tracking={"wandb": "auto"})
+    nowhere = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    process = succeed(launch(config, env=nowhere, timeout=120))
+    assert "W&B cannot be reached" in process.stdout and "finished: best epoch 0" in process.stdout
+    assert list((run_folder(config) / "wandb").glob("offline-run-*"))
+    for file in ("config.yaml", "metrics.jsonl", "status.json"):
+        assert "aaaaaaaa" not in (run_folder(config) / file).read_text()
 
 
 def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):

@@ -120,6 +120,10 @@ def test_warm_up_rises_linearly_and_then_runs_the_schedule_over_the_remaining_ep
     assert found[warm_up:] == rates(name, EPOCHS - warm_up, **arguments)
 
 
+def test_a_warm_up_longer_than_the_run_only_rises():
+    assert rates("cosine", epochs=3, warmup_epochs=5) == pytest.approx([LR / 6, LR / 3, LR / 2])
+
+
 def test_plateau_counts_from_the_end_of_warm_up():
     warm_up = 3
     found = rates("plateau", warmup_epochs=warm_up, factor=0.3, patience=2)

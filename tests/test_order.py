@@ -143,8 +143,7 @@ def test_a_sample_is_the_same_in_any_batch_and_another_in_another_epoch(stores):
         alone = data.__getitems__(samples([i]))
         for name in ("gt", "input", "flips", "seeds", "id"):
             np.testing.assert_array_equal(np.asarray(alone[name][0]), np.asarray(whole[name][place]))
-    for other in (data.__getitems__(samples([3, 60, 199], epoch=1)),
-                  dataset(stores, seed=12).__getitems__(samples([3, 60, 199]))):  # fmt: skip
+    for other in (d.__getitems__(samples([3, 60, 199], e)) for d, e in ((data, 1), (dataset(stores, seed=12), 0))):
         assert not torch.equal(other["gt"], whole["gt"]) and other["seeds"].tolist() != whole["seeds"].tolist()
 
 
@@ -181,8 +180,9 @@ def test_clean_images_are_degraded_after_their_flips(stores):
     batch = data.__getitems__(samples(range(8)))
     assert "input" not in batch
     finished = finish_batch(batch, degrade, channels_last=False)
-    assert finished["input"].equal(degrade(finished["gt"], batch["seeds"]))
-    assert not finished["input"].equal(finished["gt"])
+    assert finished["input"].equal(degrade(finished["gt"], batch["seeds"])) and not finished["input"].equal(
+        finished["gt"]
+    )
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -190,8 +190,8 @@ def loader_threads() -> list[threading.Thread]:
 
 
 def test_the_background_gives_all_elements_in_order_and_ends():
-    assert list(in_background(range(50))) == list(range(50))
-    assert list(in_background([])) == [] and not loader_threads()
+    assert list(in_background(range(50))) == list(range(50)) and list(in_background([])) == []
+    assert not loader_threads()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, UserError])
@@ -221,8 +221,8 @@ def accelerator():
 
 
 def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
-    data, plan = dataset(stores, crops_per_image=5), Plan(20, 3, 2, 1, seed=0)
-    loader = TrainLoader(data, plan, accelerator, lambda gt, seeds: gt, channels_last=False)
+    plan = Plan(20, 3, 2, 1, seed=0)
+    loader = TrainLoader(dataset(stores, crops_per_image=5), plan, accelerator, lambda gt, _: gt, channels_last=False)
 
     def steps(first: int) -> list[list[tuple]]:
         return [
@@ -231,17 +231,15 @@ def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
         ]
 
     whole = steps(0)
-    assert [len(step) for step in whole] == [2, 2, 2, 1] and steps(2) == whole[2:]
+    assert list(map(len, whole)) == [2, 2, 2, 1] and steps(2) == whole[2:]
     assert sorted(i for step in whole for ids, _, _ in step for i in ids if i >= 0) == list(range(20))
     assert all([last for *_, last in step] == [False] * (len(step) - 1) + [True] for step in whole)
-    sampler = StepSampler(plan)
-    sampler.begin_at(2, 1)
-    assert len(sampler) == len(list(sampler)) == 5 and not loader_threads()
+    assert len(StepSampler(plan)) == len(list(StepSampler(plan))) == 7 and not loader_threads()
 
 
 def test_whole_images_are_the_same_every_time(stores):
-    degrade = build_degradation([("gaussian_noise", {"sigma": 25})])
-    names, cpu = ["a", "b", "c"], torch.device("cpu")
+    degrade, cpu = build_degradation([("gaussian_noise", {"sigma": 25})]), torch.device("cpu")
+    names = ["a", "b", "c"]
     whole = WholeImages(names, stores[0], None, [0, 2, 3], degrade, cpu)
     other = WholeImages(names[::-1], stores[0], None, [3, 2, 0], degrade, cpu)
     assert len(whole) == 3 and whole[1]["gt"].shape == (1, 3, *SIZES[2])

@@ -1,8 +1,7 @@
-"""The learning rate of real runs: PyTorch's own schedule, one step an epoch, whatever the ranks and the accumulation."""
+"""The learning rate of real runs: PyTorch's own schedule, one step an epoch, for any ranks and accumulation."""
 
 import pytest
 import torch
-
 from runs import epochs_of, json_lines, launch, make_photos, run_folder, small_config, succeed
 
 EPOCHS = 4
