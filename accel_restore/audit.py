@@ -120,11 +120,15 @@ class Audit(Hook):
             if different:
                 violations.append(f"epoch {different[0]}: ranks 0 and {rank} hold different weights or rates")
         table = [
-            {"operation": _NAMES.get(name, name), "calls": self.calls[name],
-             "calls_per_epoch": round(self.calls[name] / max(1, epochs), 2),
-             "weights_changed": self.changed_weights[name], "lr_changed": self.changed_lr[name]}
+            {
+                "operation": _NAMES.get(name, name),
+                "calls": self.calls[name],
+                "calls_per_epoch": round(self.calls[name] / max(1, epochs), 2),
+                "weights_changed": self.changed_weights[name],
+                "lr_changed": self.changed_lr[name],
+            }
             for name in OPERATIONS
-        ]  # fmt: skip
+        ]
         if self.accelerator.is_main_process:
             result = {
                 "ok": not violations,

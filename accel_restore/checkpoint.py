@@ -62,12 +62,19 @@ def save_commit(folder: Path, state: TrainState, accelerator: Accelerator, extra
         files["ema.safetensors"] = serialize(ema)
     scheduler = state.scheduler.scheduler.state_dict() if extra["config"]["scheduler"]["name"] == "plateau" else None
     counters = {
-        "schema": SCHEMA, "epoch": state.epoch, "epoch_step": state.epoch_step, "step": state.step,
-        "best_val_loss": state.best_val_loss, "best": state.best, "sums": sums, "world_size": accelerator.num_processes,
+        "schema": SCHEMA,
+        "epoch": state.epoch,
+        "epoch_step": state.epoch_step,
+        "step": state.step,
+        "best_val_loss": state.best_val_loss,
+        "best": state.best,
+        "sums": sums,
+        "world_size": accelerator.num_processes,
         "num_averaged": int(state.ema.n_averaged) if state.ema is not None else None,
-        "param_groups": optimizer["param_groups"], "scheduler": scheduler,
+        "param_groups": optimizer["param_groups"],
+        "scheduler": scheduler,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-    }  # fmt: skip
+    }
     files["state.json"] = to_json({**counters, **extra}, indent=1).encode()
     _write(folder, state, files)
     _prune(folder, keep)

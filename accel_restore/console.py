@@ -40,11 +40,15 @@ class Screen:
         self.last_line = time.monotonic()
         if self.main and self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("epoch {task.fields[epoch]}"), BarColumn(),
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
                 TextColumn("{task.completed}/{task.total} steps"),
                 TextColumn("loss {task.fields[loss]} · lr {task.fields[lr]} · {task.fields[speed]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
             self.task = self.progress.add_task(
                 "", total=total, completed=completed, epoch=0, loss="-", lr="-", speed=""
             )
@@ -67,8 +71,11 @@ class Screen:
             self.progress.update(self.task, **fields)
         elif time.monotonic() - self.last_line >= _LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.say("epoch {epoch} · step {step}/{total} · loss {loss} · lr {lr} · {speed}".format(
-                step=step, total=self.total, **fields))  # fmt: skip
+            self.say(
+                "epoch {epoch} · step {step}/{total} · loss {loss} · lr {lr} · {speed}".format(
+                    step=step, total=self.total, **fields
+                )
+            )
 
     def scores(self, line: str, always: bool) -> None:
         """A line about a validation; in quick runs not about every one."""

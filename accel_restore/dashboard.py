@@ -55,9 +55,15 @@ class Dashboard:
             x_disable_stats=False,
         )
         self.run = wandb.init(
-            project=project, name=name, dir=folder, config=config, mode=self.mode, id=self.id, settings=settings,
+            project=project,
+            name=name,
+            dir=folder,
+            config=config,
+            mode=self.mode,
+            id=self.id,
+            settings=settings,
             resume="allow" if self.id and self.mode == "online" else None,
-        )  # fmt: skip
+        )
         self.id = self.run.id
 
     @staticmethod

@@ -127,8 +127,15 @@ def train(
             state.best = {"epoch": epoch, "step": state.step, **scores}
             save_best(state)
 
-        record = {"epoch": epoch, "step": state.step, "train_loss": train_loss, "lr": lr, "scores": scores,
-                  "is_best": is_best, "optimizer_steps": state.epoch_step}  # fmt: skip
+        record = {
+            "epoch": epoch,
+            "step": state.step,
+            "train_loss": train_loss,
+            "lr": lr,
+            "scores": scores,
+            "is_best": is_best,
+            "optimizer_steps": state.epoch_step,
+        }
         state.epoch, state.epoch_step = epoch + 1, 0
         state.epoch_sums.zero_()
         for hook in hooks:

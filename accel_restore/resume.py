@@ -14,9 +14,18 @@ from accel_restore.optim import OPEN_ENDED
 
 # What a run leaves; --overwrite removes these and nothing else.
 RUN_FILES = (
-    "config.yaml", "metrics.jsonl", "best.safetensors", "checkpoints", "samples", "curves.png", "report.html",
-    "status.json", "wandb", "audit", "audit.json",
-)  # fmt: skip
+    "config.yaml",
+    "metrics.jsonl",
+    "best.safetensors",
+    "checkpoints",
+    "samples",
+    "curves.png",
+    "report.html",
+    "status.json",
+    "wandb",
+    "audit",
+    "audit.json",
+)
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
 _FREE = ("tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir")
 _BATCH = ("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size")

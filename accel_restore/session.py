@@ -51,9 +51,13 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
     data = open_data(config.data, config.run.seed, smallest, accelerator.device, screen.say)
     check_same_data(start, identity_digest(data.identity))
     plan = make_plan(
-        len(data.train), config.data.batch_size, config.train.gradient_accumulation_steps,
-        start.global_batch or config.train.global_batch_size, accelerator.num_processes, config.run.seed,
-    )  # fmt: skip
+        len(data.train),
+        config.data.batch_size,
+        config.train.gradient_accumulation_steps,
+        start.global_batch or config.train.global_batch_size,
+        accelerator.num_processes,
+        config.run.seed,
+    )
     epochs = config.train.epochs
     if config.train.max_steps is not None:
         epochs = -(-config.train.max_steps // plan.steps_per_epoch)
@@ -78,9 +82,19 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
 
 
 def _fit(
-    config: Config, accelerator: Accelerator, screen: Screen, folder: Path, data: DataSets, state: TrainState,
-    loader: TrainLoader, loss_fn: Callable, epochs: int, start: Start, protocol: Protocol, audit: bool,
-) -> None:  # fmt: skip
+    config: Config,
+    accelerator: Accelerator,
+    screen: Screen,
+    folder: Path,
+    data: DataSets,
+    state: TrainState,
+    loader: TrainLoader,
+    loss_fn: Callable,
+    epochs: int,
+    start: Start,
+    protocol: Protocol,
+    audit: bool,
+) -> None:
     """Attach what observes the loop, train, and write what a finished run leaves."""
     main, resolved = accelerator.is_main_process, config.model_dump(mode="json")
     samples = Samples(config.validation.num_samples, data.val.names)
@@ -91,13 +105,25 @@ def _fit(
             config.tracking, config.run.name, folder, resolved, loader.plan.world_size, wandb_id, screen.say
         )
     tracker = Tracker(
-        folder, state, accelerator, loader, epochs=epochs, log_every_steps=config.tracking.log_every_steps,
-        screen=screen, samples=samples, dashboard=dashboard,
-    )  # fmt: skip
+        folder,
+        state,
+        accelerator,
+        loader,
+        epochs=epochs,
+        log_every_steps=config.tracking.log_every_steps,
+        screen=screen,
+        samples=samples,
+        dashboard=dashboard,
+    )
 
     def beside_counters() -> dict[str, Any]:
-        return {"config": resolved, "epochs": epochs, "global_batch": loader.plan.global_batch,
-                "data": identity_digest(data.identity), "wandb_id": dashboard.id if dashboard else None}  # fmt: skip
+        return {
+            "config": resolved,
+            "epochs": epochs,
+            "global_batch": loader.plan.global_batch,
+            "data": identity_digest(data.identity),
+            "wandb_id": dashboard.id if dashboard else None,
+        }
 
     def save(state: TrainState) -> None:
         save_best(folder / "best.safetensors", state, accelerator, _metadata(config, state, protocol))
@@ -148,9 +174,13 @@ def _prepare_folder(folder: Path, config: Config, start: Start) -> None:
 
 def _finish_status(folder: Path, counters: dict[str, Any], accelerator: Accelerator) -> None:
     write_status(
-        folder, "finished", epoch=counters["epoch"], step=counters["step"], world_size=accelerator.num_processes,
+        folder,
+        "finished",
+        epoch=counters["epoch"],
+        step=counters["step"],
+        world_size=accelerator.num_processes,
         best=counters["best"],
-    )  # fmt: skip
+    )
 
 
 def _metadata(config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:
@@ -167,9 +197,15 @@ def _metadata(config: Config, state: TrainState, protocol: Protocol) -> dict[str
 
 
 def _plan_rows(
-    config: Config, accelerator: Accelerator, plan: Plan, data: DataSets, state: TrainState, epochs: int, folder: Path,
+    config: Config,
+    accelerator: Accelerator,
+    plan: Plan,
+    data: DataSets,
+    state: TrainState,
+    epochs: int,
+    folder: Path,
     start: Start,
-) -> list[tuple[str, str]]:  # fmt: skip
+) -> list[tuple[str, str]]:
     """The resolved plan, as (what, value)."""
     at = sorted({0, epochs // 2, epochs - 1})
     rates = preview_rates(config.scheduler, config.optimizer.lr, epochs, at)
@@ -189,14 +225,17 @@ def _plan_rows(
         ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
         ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
         ("samples per epoch", str(plan.num_samples)),
-        ("global batch", f"{plan.global_batch} = {plan.batch_size} per device × {plan.accumulation} accumulated"
-                         f" × {plan.world_size} ranks"),
+        (
+            "global batch",
+            f"{plan.global_batch} = {plan.batch_size} per device × {plan.accumulation} accumulated"
+            f" × {plan.world_size} ranks",
+        ),
         ("steps", f"{plan.steps_per_epoch} per epoch × {epochs} epochs = {plan.steps_per_epoch * epochs}"),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
         ("model", f"{config.model.name}, {parameters:,} parameters"),
         ("written to", str(folder)),
-    ]  # fmt: skip
+    ]
     if start.commit is not None:
         rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

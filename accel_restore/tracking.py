@@ -74,10 +74,20 @@ class Tracker(Hook):
         row: dict[str, Any] = {"train/step": state.step}
         for rank, (loss_sum, samples, norm, lr, seconds, waited) in enumerate(ranks):
             loss = loss_sum / samples if samples else None
-            self.lines.write({
-                "event": "train", "epoch": state.epoch, "step": state.step, "rank": rank, "loss": loss, "lr": lr,
-                "grad_norm": norm, "samples": int(samples), "step_s": round(seconds, 6), "wait_s": round(waited, 6),
-            })  # fmt: skip
+            self.lines.write(
+                {
+                    "event": "train",
+                    "epoch": state.epoch,
+                    "step": state.step,
+                    "rank": rank,
+                    "loss": loss,
+                    "lr": lr,
+                    "grad_norm": norm,
+                    "samples": int(samples),
+                    "step_s": round(seconds, 6),
+                    "wait_s": round(waited, 6),
+                }
+            )
             row[f"train/lr/rank_{rank}"] = lr
             if loss is not None:
                 row[f"train/loss/rank_{rank}"] = loss
@@ -96,19 +106,33 @@ class Tracker(Hook):
         self._write_pictures(epoch, last)
         if not self.main:
             return
-        self.lines.write({
-            "event": "epoch", "epoch": epoch, "step": record["step"], "train_loss": record["train_loss"],
-            "lr": record["lr"], "val_loss": scores.get("loss"), "val_psnr": scores.get("psnr"),
-            "val_ssim": scores.get("ssim"), "val_input_psnr": scores.get("input_psnr"),
-            "val_input_ssim": scores.get("input_ssim"), "is_best": record["is_best"],
-            "optimizer_steps": record["optimizer_steps"], "scheduler_steps": scheduler_steps,
-            "seconds": round(seconds, 3),
-        })  # fmt: skip
+        self.lines.write(
+            {
+                "event": "epoch",
+                "epoch": epoch,
+                "step": record["step"],
+                "train_loss": record["train_loss"],
+                "lr": record["lr"],
+                "val_loss": scores.get("loss"),
+                "val_psnr": scores.get("psnr"),
+                "val_ssim": scores.get("ssim"),
+                "val_input_psnr": scores.get("input_psnr"),
+                "val_input_ssim": scores.get("input_ssim"),
+                "is_best": record["is_best"],
+                "optimizer_steps": record["optimizer_steps"],
+                "scheduler_steps": scheduler_steps,
+                "seconds": round(seconds, 3),
+            }
+        )
         self.lines.sync()
         write_status(
-            self.folder, "running", epoch=state.epoch, step=state.step, world_size=self.accelerator.num_processes,
+            self.folder,
+            "running",
+            epoch=state.epoch,
+            step=state.step,
+            world_size=self.accelerator.num_processes,
             best=state.best,
-        )  # fmt: skip
+        )
         if self.dashboard is not None:
             self.dashboard.log({"epoch": epoch, **{f"val/{name}": value for name, value in scores.items()}})
         if scores:
@@ -148,9 +172,14 @@ class Saver(Hook):
     """Commits at the end of epochs and, where asked for, within them; runs after the Tracker."""
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, schedule: Checkpoint, loader: TrainLoader, epochs: int,
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        schedule: Checkpoint,
+        loader: TrainLoader,
+        epochs: int,
         extra: Callable[[], dict[str, Any]],
-    ):  # fmt: skip
+    ):
         self.folder, self.accelerator, self.schedule, self.epochs = folder, accelerator, schedule, epochs
         self.steps_per_epoch, self.extra = loader.plan.steps_per_epoch, extra
 

@@ -37,14 +37,18 @@ def small_config(photos: Path, val: Path, out: Path, **sections: dict) -> dict:
     config = {
         "run": {"name": "small", "dir": str(out), "seed": 7},
         "data": {
-            "train": {"gt": str(photos)}, "val": {"gt": str(val)}, "patch_size": 16, "batch_size": 8,
-            "degradation": [{"name": "gaussian_noise", "sigma": [5, 50]}], "cache_dir": str(out / "cache"),
+            "train": {"gt": str(photos)},
+            "val": {"gt": str(val)},
+            "patch_size": 16,
+            "batch_size": 8,
+            "degradation": [{"name": "gaussian_noise", "sigma": [5, 50]}],
+            "cache_dir": str(out / "cache"),
         },
         "model": {"name": "unet", "width": 8},
         "train": {"epochs": 2},
         "validation": {"metrics": ["psnr"]},  # SSIM's library takes seconds to import
         "tracking": {"wandb": "disabled", "log_every_steps": 1},
-    }  # fmt: skip
+    }
     for name, section in sections.items():
         config[name] = {**config.get(name, {}), **section}
     return config
@@ -60,8 +64,11 @@ def launch(
     command = command_line(ranks, script)
     return subprocess.run(
         [*command, "--config", str(file), "--cpu", *arguments],
-        capture_output=True, text=True, timeout=timeout, env={**clean_environment(), **(env or {})},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**clean_environment(), **(env or {})},
+    )
 
 
 def command_line(ranks: int, script: Path) -> list[str]:

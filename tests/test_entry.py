@@ -12,17 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import (
-    ROOT,
-    TRAIN,
-    clean_environment,
-    json_lines,
-    launch,
-    make_photos,
-    run_folder,
-    small_config,
-    succeed,
-)
+from runs import ROOT, TRAIN, clean_environment, json_lines, launch, make_photos, run_folder, small_config, succeed
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without a GPU")
 
@@ -105,7 +95,7 @@ def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tm
             capture_output=True,
             text=True,
             env=clean_environment(),
-        )  # fmt: skip
+        )
     )
     assert "4 = 2 per device × 1 accumulated × 2 ranks" in process.stdout
     assert process.stdout.count("finished: best epoch") == 1
@@ -132,11 +122,7 @@ def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tm
 
 def test_weights_and_biases_offline_holds_loss_and_rate_per_rank(photos, tmp_path):
     config = small_config(
-        *photos,
-        tmp_path,
-        data={"batch_size": 2},
-        tracking={"wandb": "auto"},
-        validation={"metrics": ["psnr", "ssim"]},
+        *photos, tmp_path, data={"batch_size": 2}, tracking={"wandb": "auto"}, validation={"metrics": ["psnr", "ssim"]}
     )
     process = succeed(launch(config, ranks=2, env={"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}))
     assert "wandb sync" in process.stdout
@@ -174,8 +160,10 @@ def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):
     code = "import accel_restore, sys; print(accel_restore.load(sys.argv[1]).model.shift.flatten().tolist())"
     loaded = subprocess.run(
         [sys.executable, "-c", code, run_folder(config) / "best.safetensors"],
-        capture_output=True, text=True, env={**clean_environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**clean_environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
     assert loaded.returncode == 0, loaded.stderr
     assert all(0 < abs(value - 0.25) < 0.02 for value in json.loads(loaded.stdout))
 
@@ -212,7 +200,10 @@ def test_an_installed_wheel_trains_the_demo_from_any_folder(tmp_path):
     quick = ["data.crops_per_image=1", "data.cache_dir=cache", "train.epochs=1", "tracking.wandb=disabled"]
     process = subprocess.run(
         [sys.executable, "-m", "accel_restore.train", "--cpu", "model.width=8", *quick],
-        cwd=elsewhere, capture_output=True, text=True, env={**clean_environment(), "PYTHONPATH": str(site)},
-    )  # fmt: skip
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        env={**clean_environment(), "PYTHONPATH": str(site)},
+    )
     succeed(process)
     assert (elsewhere / "runs" / "demo" / "best.safetensors").is_file()

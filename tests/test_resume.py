@@ -28,9 +28,13 @@ def photos(tmp_path_factory):
 def configuration(photos, out, name="whole", **train):
     """8 steps an epoch, the last one ragged; commits at steps 3, 6, 8 (the epoch's end), 9, 12, 15, 16."""
     return small_config(
-        *photos, out, run={"name": name}, data={"batch_size": 4}, checkpoint={"every_steps": 3, "keep": 100},
+        *photos,
+        out,
+        run={"name": name},
+        data={"batch_size": 4},
+        checkpoint={"every_steps": 3, "keep": 100},
         train={"epochs": 2, "ema_decay": 0.9, **train},
-    )  # fmt: skip
+    )
 
 
 def without_times(lines):

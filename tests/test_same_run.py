@@ -38,10 +38,13 @@ def runs(request, photos, tmp_path_factory):
     configs = {}
     for name, (ranks, batch_size, accumulation) in LAYOUTS.items():
         config = small_config(
-            *photos, out, run={"name": name}, data={"batch_size": batch_size},
+            *photos,
+            out,
+            run={"name": name},
+            data={"batch_size": batch_size},
             train={"epochs": 2, "gradient_accumulation_steps": accumulation, "ema_decay": 0.9},
             validation={"metrics": ["psnr", "ssim"]},
-        )  # fmt: skip
+        )
         script = {"script": DRIVER, "env": {"RUN_TEST_MODE": "float64"}} if request.param == "float64" else {}
         succeed(launch(config, "--audit", ranks=ranks, **script))
         configs[name] = config

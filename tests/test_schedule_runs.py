@@ -32,10 +32,14 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("name", ["constant", "cosine"])
 def test_rates_equal_torch_to_the_bit_on_every_rank(photos, tmp_path, name, ranks, accumulation):
     config = small_config(
-        *photos, tmp_path, data={"batch_size": 2}, scheduler={"name": name},
+        *photos,
+        tmp_path,
+        data={"batch_size": 2},
+        scheduler={"name": name},
         train={"epochs": EPOCHS, "gradient_accumulation_steps": accumulation},
-        validation={"num_samples": 0}, checkpoint={"every_epochs": EPOCHS},
-    )  # fmt: skip
+        validation={"num_samples": 0},
+        checkpoint={"every_epochs": EPOCHS},
+    )
     succeed(launch(config, ranks=ranks))
     expected = torch_rates(name)
     assert [line["lr"] for line in epochs_of(config)] == expected

@@ -46,10 +46,7 @@ class TrainLoader:
         self.plan, self.degrade, self.channels_last = plan, degrade, channels_last
         self.sampler = StepSampler(plan)
         loader = DataLoader(
-            dataset,
-            batch_sampler=self.sampler,
-            collate_fn=_as_it_is,
-            pin_memory=accelerator.device.type == "cuda",
+            dataset, batch_sampler=self.sampler, collate_fn=_as_it_is, pin_memory=accelerator.device.type == "cuda"
         )
         self.loader = accelerator.prepare(loader)
         self.wait_seconds = 0.0

@@ -117,12 +117,7 @@ class Plan:
 
 
 def make_plan(
-    num_samples: int,
-    batch_size: int,
-    accumulation: int | None,
-    global_batch: int | None,
-    world_size: int,
-    seed: int,
+    num_samples: int, batch_size: int, accumulation: int | None, global_batch: int | None, world_size: int, seed: int
 ) -> Plan:
     """The plan of a run; `global_batch`, where given, decides the accumulation.
 

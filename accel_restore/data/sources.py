@@ -63,15 +63,18 @@ def open_data(
 
     return DataSets(
         CropDataset(
-            train.gt, train.input, _positions(train, train_pairs),
-            patch_size=data.patch_size, crops_per_image=data.crops_per_image, augment=data.augment, seed=seed,
+            train.gt,
+            train.input,
+            _positions(train, train_pairs),
+            patch_size=data.patch_size,
+            crops_per_image=data.crops_per_image,
+            augment=data.augment,
+            seed=seed,
         ),
-        WholeImages(
-            [pair.name for pair in val_pairs], val.gt, val.input, _positions(val, val_pairs), degrade, device
-        ),
+        WholeImages([pair.name for pair in val_pairs], val.gt, val.input, _positions(val, val_pairs), degrade, device),
         degrade,
         {"train": [pair.name for pair in train_pairs], "val": [pair.name for pair in val_pairs]},
-    )  # fmt: skip
+    )
 
 
 def _open(source: Source, key: str, data: Data, problems: list[str], announce: Callable[[str], None]) -> _Opened | None:

@@ -7,10 +7,7 @@ from accel_restore.errors import UserError
 from accel_restore.naming import check_arguments, resolve
 
 # Import paths, so that names are checked without importing torch.
-MODELS = {
-    "unet": "accel_restore.models.unet:UNet",
-    "dncnn": "accel_restore.models.dncnn:DnCNN",
-}
+MODELS = {"unet": "accel_restore.models.unet:UNet", "dncnn": "accel_restore.models.dncnn:DnCNN"}
 
 
 def build_model(name: str, arguments: dict[str, Any], channels: int):

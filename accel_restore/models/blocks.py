@@ -17,8 +17,9 @@ def is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def conv(in_features: int, out_features: int, kernel: int = 3, *, stride: int = 1, gain: float = 1.0, bias: bool = False
-         ) -> nn.Conv2d:
+def conv(
+    in_features: int, out_features: int, kernel: int = 3, *, stride: int = 1, gain: float = 1.0, bias: bool = False
+) -> nn.Conv2d:
     """A convolution that keeps the size (divided by its stride), He-normal times `gain`, with a zero bias or none.
 
     Source: He et al. 2015 (fan-in, ReLU): the signal keeps its variance through a stack without normalisation.

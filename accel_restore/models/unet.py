@@ -49,15 +49,25 @@ class UNet(nn.Module):
         a gradient at step 1.
     """
 
-    def __init__(self, *, channels: int = 3, width: int = 32, multipliers: Sequence[int] = (1, 2, 4, 8),
-                 blocks: int | Sequence[int] = 2) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4, 8),
+        blocks: int | Sequence[int] = 2,
+    ) -> None:
         super().__init__()
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
         require(is_counts(multipliers), "multipliers", multipliers, "a list of whole numbers >= 1, one a level")
         depths = [blocks] * len(multipliers) if is_count(blocks) else blocks
-        require(is_counts(depths) and len(depths) == len(multipliers), "blocks", blocks,
-                f"a whole number of at least 1, or a list of {len(multipliers)} of them, one a level of multipliers")
+        require(
+            is_counts(depths) and len(depths) == len(multipliers),
+            "blocks",
+            blocks,
+            f"a whole number of at least 1, or a list of {len(multipliers)} of them, one a level of multipliers",
+        )
 
         features = [width * multiplier for multiplier in multipliers]
         steps = list(pairwise(features))  # (finer, coarser) of each change of level
