@@ -67,7 +67,7 @@ class Source(Section):
     def _complete(self) -> "Source":
         if self.dataset is not None or self.split is not None:
             raise PydanticCustomError(
-                "dataset", "Hugging Face data sets cannot be read yet; name folders: {{input: FOLDER, gt: FOLDER}}"
+                "dataset", "Hugging Face data sets cannot be read yet; name folders with input and gt"
             )
         if self.gt is None:
             raise PydanticCustomError("gt", "'gt' is missing: name the folder or pattern of the clean images")
@@ -183,6 +183,9 @@ class Plateau(Schedule):
     patience: Annotated[int, Field(ge=0)] = Field(10, description="epochs without a better monitored value")
 
 
+DEFAULT_NAMES = {"model": "unet", "optimizer": "adamw", "scheduler": "cosine"}
+
+
 def named(default: str) -> BeforeValidator:
     """A validator that fills in the name of a section that gives only arguments."""
     return BeforeValidator(lambda section: {"name": default, **section} if isinstance(section, dict) else section)
@@ -271,12 +274,12 @@ class Config(Section):
 
     run: Run = Run()
     data: Data
-    model: Annotated[Model, named("unet")] = Model(name="unet")
+    model: Annotated[Model, named(DEFAULT_NAMES["model"])] = Model(name="unet")
     loss: dict[Annotated[str, one_of(LOSSES)], Annotated[float, Field(gt=0)] | dict[str, Any]] = Field(
         default={"l1": 1.0}, min_length=1, description="name: weight, or name: {weight: ..., ...}"
     )
-    optimizer: Annotated[AnyOptimizer, named("adamw")] = AdamW()
-    scheduler: Annotated[AnySchedule, named("cosine")] = Cosine()
+    optimizer: Annotated[AnyOptimizer, named(DEFAULT_NAMES["optimizer"])] = AdamW()
+    scheduler: Annotated[AnySchedule, named(DEFAULT_NAMES["scheduler"])] = Cosine()
     train: Train = Train()
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()

@@ -45,14 +45,20 @@ def build_loss(terms: dict[str, float | dict[str, Any]]) -> LossFunction:
 
     Raises: UserError for arguments that a term does not have.
     """
+    import torch
+
     parts = []
     for name, setting in terms.items():
         arguments = dict(setting) if isinstance(setting, dict) else {"weight": setting}
         weight = arguments.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise UserError(f"loss.{name}.weight: must be a number above 0, not {weight!r}")
         function = resolve(name, LOSSES, "loss")
         check_arguments(function, arguments, f"loss.{name}", skip=("output", "gt"))
+        try:  # on a small image, for the arguments' values
+            function(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), **arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"loss.{name}: cannot work with {arguments}: {error}") from error
         parts.append((float(weight), function, arguments))
 
     def loss(output: Tensor, gt: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(
             f"{key}: cannot import '{name}' ({error}); write it as package.module:Name and make sure that the "
             "package is installed or on PYTHONPATH"
@@ -47,6 +47,8 @@ def check_arguments(function: Callable, given: Iterable[str], key: str, skip: It
 
     Parameters in `skip` are given by the program and cannot be configured.
     """
+    if not callable(function):
+        raise UserError(f"{key}: {function!r} is nothing that can be called; name a function or class")
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()

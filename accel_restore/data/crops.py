@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from accel_restore.data.order import Sample, key, uniform
+from accel_restore.data.order import Sample, hashes, key, uniform
 from accel_restore.data.store import Store
 
 _TOP, _LEFT, _FLIP, _DEGRADE = range(4)  # what a hash is drawn for
@@ -45,18 +45,22 @@ class CropDataset(Dataset):
 
     def __getitems__(self, samples: list[Sample]) -> dict[str, Tensor | np.ndarray]:
         ids = np.array([sample.id for sample in samples], np.int64)
-        drawn = key(self.seed, samples[0].epoch, ids)  # (B,), what all draws of a sample come from
+        weights = np.array([sample.weight for sample in samples])
+
+        def draw(purpose: int) -> np.ndarray:
+            return hashes(ids, key(self.seed, samples[0].epoch, purpose))
+
         images = self.images[ids // self.crops_per_image]
         room = self.gt.sizes[images] - self.patch_size + 1  # (B, 2): places for a crop's corner
-        tops = (uniform(key(drawn, _TOP)) * room[:, 0]).astype(np.int64)
-        lefts = (uniform(key(drawn, _LEFT)) * room[:, 1]).astype(np.int64)
+        tops = (uniform(draw(_TOP)) * room[:, 0]).astype(np.int64)
+        lefts = (uniform(draw(_LEFT)) * room[:, 1]).astype(np.int64)
         places = list(zip(images.tolist(), tops.tolist(), lefts.tolist(), strict=True))
         batch = {
             "gt": self._crops(self.gt, places),
-            "weight": torch.tensor([sample.weight for sample in samples], dtype=torch.get_default_dtype()),
-            "id": np.where([sample.weight > 0 for sample in samples], ids, -1),
-            "flips": (key(drawn, _FLIP) & np.uint64(7)).astype(np.int64) & self.flip_bits,
-            "seeds": key(drawn, _DEGRADE),
+            "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
+            "id": np.where(weights > 0, ids, -1),
+            "flips": draw(_FLIP).astype(np.int64) & self.flip_bits,
+            "seeds": draw(_DEGRADE),
         }
         if self.input is not None:
             batch["input"] = self._crops(self.input, places)

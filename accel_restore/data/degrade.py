@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_restore.data.order import key, uniform
+from accel_restore.data.order import hashes, key, uniform
 from accel_restore.errors import UserError
 from accel_restore.naming import check_arguments, resolve
 
@@ -29,10 +29,10 @@ def gaussian_noise(gt: Tensor, seeds: np.ndarray, *, sigma: Range) -> Tensor:
     import torch
 
     low, high = _range(sigma, "gaussian_noise.sigma")
-    sigmas = (low + (high - low) * uniform(key(seeds, 1))) / 255
+    sigmas = (low + (high - low) * uniform(hashes(seeds, key(1)))) / 255
     noise = torch.empty(gt.shape, dtype=gt.dtype, device=gt.device)
     generator = torch.Generator(gt.device)
-    for sample, (seed, scale) in enumerate(zip(key(seeds, 2).tolist(), sigmas.tolist(), strict=True)):
+    for sample, (seed, scale) in enumerate(zip(hashes(seeds, key(2)).tolist(), sigmas.tolist(), strict=True)):
         noise[sample].normal_(0.0, scale, generator=generator.manual_seed(seed >> 1))
     return gt + noise
 
@@ -59,13 +59,16 @@ def build_degradation(steps: list[tuple[str, dict[str, Any]]]) -> Callable[[Tens
     for position, (name, arguments) in enumerate(steps):
         function = resolve(name, DEGRADATIONS, "data.degradation")
         check_arguments(function, arguments, f"data.degradation.{position}", skip=("gt", "seeds"))
-        function(torch.zeros(1, 1, 8, 8), np.zeros(1, np.uint64), **arguments)  # the arguments' values
+        try:  # on a small image, for the arguments' values
+            function(torch.zeros(1, 1, 8, 8), np.zeros(1, np.uint64), **arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"data.degradation.{position}: {name} cannot work with {arguments}: {error}") from error
         parts.append((function, arguments))
 
     def degrade(gt: Tensor, seeds: np.ndarray) -> Tensor:
         output = gt
         for position, (function, arguments) in enumerate(parts):
-            output = function(output, key(seeds, position), **arguments)
+            output = function(output, hashes(seeds, key(position)), **arguments)
         return output
 
     return degrade

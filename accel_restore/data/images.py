@@ -1,5 +1,6 @@
 """Decode one image file to 8-bit pixels; what cannot be used is refused with its reason."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,10 @@ def _opened(path: Path) -> Image.Image:
         raise Unusable(f"is too large ({error}); cut it into pieces") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise Unusable(f"cannot be read ({error})") from None
-    if image.mode not in GRAY | COLOUR:
-        mode = image.mode
+    # Pillow opens 16-bit colour as RGB and drops the low bits: only the decoder's arguments tell.
+    deep = any(re.search(r"16|65535", str(tile[3])) for tile in image.tile)
+    if deep or image.mode not in GRAY | COLOUR:
+        pixel_format = f"16-bit {image.mode}" if deep else image.mode
         image.close()
-        raise Unusable(f"has the pixel format {mode}; only 8-bit gray and RGB can be read yet: convert it")
+        raise Unusable(f"has the pixel format {pixel_format}; only 8-bit gray and RGB can be read yet: convert it")
     return image

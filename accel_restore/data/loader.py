@@ -30,8 +30,7 @@ class StepSampler(Sampler):
         self.epoch, self.first_step = epoch, step
 
     def __iter__(self) -> Iterator[list]:
-        for step in range(self.first_step, self.plan.steps_per_epoch):
-            yield from self.plan.micro_batches(self.epoch, step)
+        yield from self.plan.micro_batches(self.epoch, self.first_step)
 
     def __len__(self) -> int:
         return sum(map(self.plan.num_micro_batches, range(self.first_step, self.plan.steps_per_epoch)))

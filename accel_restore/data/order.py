@@ -12,28 +12,37 @@ import numpy as np
 
 from accel_restore.errors import UserError
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK = 2**64 - 1
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
 _ROUNDS = 6
+_BLOCK = 4096  # samples whose places are computed at once
 
 
-def mix(value: np.ndarray) -> np.ndarray:
-    """The splitmix64 hash of each uint64: a counter-based random generator.
+def key(*parts: int) -> int:
+    """A 64-bit hash of integers, different for each order of them."""
+    state = 0
+    for part in parts:
+        state = _mix(state ^ _mix(part & _MASK))
+    return state
+
+
+def _mix(value: int) -> int:
+    """The splitmix64 hash of a 64-bit number.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
     """
-    with np.errstate(over="ignore"):
-        z = value + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = (value + _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
+    return z ^ (z >> 31)
 
 
-def key(*parts: int | np.ndarray) -> np.ndarray:
-    """A uint64 hash of integers (scalars or arrays of one shape), different for each order of the parts."""
-    state = np.zeros((), np.uint64)
-    for part in parts:
-        state = mix(state ^ mix(np.asarray(part).astype(np.uint64)))
-    return state
+def hashes(values: np.ndarray, key: int) -> np.ndarray:
+    """A uint64 hash of each integer under a `key`: a counter-based random generator, splitmix64 over arrays."""
+    z = (values.astype(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+    return z ^ (z >> np.uint64(31))
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:
@@ -55,7 +64,7 @@ def shuffled(positions: np.ndarray, size: int, *keys: int) -> np.ndarray:
     while outside.any():
         left, right = ids[outside] >> half_bits, ids[outside] & mask
         for round_key in round_keys:
-            left, right = right, left ^ (mix(right ^ round_key) & mask)
+            left, right = right, left ^ (hashes(right, round_key) & mask)
         ids[outside] = (left << half_bits) | right
         outside = ids >= np.uint64(size)
     return ids.astype(np.int64)
@@ -104,14 +113,26 @@ class Plan:
     def sample_ids(self, epoch: int, step: int) -> np.ndarray:
         """The real sample ids of a step, in order."""
         first = step * self.global_batch
-        return shuffled(np.arange(first, first + self.num_real(step)), self.num_samples, self.seed, epoch)
+        return self._ids(epoch, first, first + self.num_real(step))
 
-    def micro_batches(self, epoch: int, step: int) -> Iterator[list[Sample]]:
-        """The global micro-batches of a step, each full: rank r takes the r-th slice of `batch_size` places."""
-        ids = self.sample_ids(epoch, step).tolist()
+    def _ids(self, epoch: int, first: int, end: int) -> np.ndarray:
+        return shuffled(np.arange(first, end), self.num_samples, self.seed, epoch)
+
+    def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Sample]]:
+        """The global micro-batches of an epoch from a step on, each full: rank r takes the r-th `batch_size` places."""
+        at_once = max(1, _BLOCK // self.global_batch)
+        for block in range(first_step, self.steps_per_epoch, at_once):
+            start = block * self.global_batch
+            end = min(start + at_once * self.global_batch, self.num_samples)
+            ids = self._ids(epoch, start, end).tolist()
+            for first in range(0, len(ids), self.global_batch):
+                yield from self._deal(epoch, ids[first : first + self.global_batch])
+
+    def _deal(self, epoch: int, ids: list[int]) -> Iterator[list[Sample]]:
+        """The micro-batches of the step that consumes `ids`."""
         weight = self.world_size / len(ids)
-        padding = self.num_micro_batches(step) * self.micro_batch - len(ids)
-        places = [Sample(epoch, i, weight) for i in ids] + [Sample(epoch, ids[0], 0.0)] * padding
+        places = [Sample(epoch, i, weight) for i in ids]
+        places += [Sample(epoch, ids[0], 0.0)] * (-len(ids) % self.micro_batch)
         for first in range(0, len(places), self.micro_batch):
             yield places[first : first + self.micro_batch]
 

@@ -70,8 +70,8 @@ def open_store(
 ) -> tuple[Store | None, list[Size | None], list[str]]:
     """The store of `files`, built where it does not exist yet; the size of each image; and the problems found.
 
-    With problems (unusable images, each named; their size is None) there is no store. Ranks that come while another
-    builds wait for it.
+    With problems (unusable images, each named) there is no store; a size that cannot be read is None. Ranks that come
+    while another builds wait for it.
 
     Raises: UserError where the disk is too small or the cache folder cannot be written.
     """

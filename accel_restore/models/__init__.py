@@ -29,5 +29,5 @@ def build_model(name: str, arguments: dict[str, Any], channels: int):
     check_arguments(model_class, given, "model")
     try:
         return model_class(**given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model: {name} cannot be built: {error}") from error
