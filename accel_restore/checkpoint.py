@@ -17,13 +17,13 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_optimizer_state_dict
 
 from accel_restore import __version__
 from accel_restore.engine import TrainState
-from accel_restore.errors import UserError
-from accel_restore.files import replace_file, sync_folder, to_json, write_durably
+from accel_restore.errors import Diverged, UserError
+from accel_restore.files import decode_floats, encode_floats, replace_file, sync_folder, to_json, write_durably
 from accel_restore.restorer import digest
 
 SCHEMA = 1
@@ -46,11 +46,15 @@ def save_commit(folder: Path, state: TrainState, accelerator: Accelerator, extra
     """Commit the state below `folder` and remove all but the `keep` newest commits. Called by every rank.
 
     `extra` (JSON) is stored in state.json beside the counters.
+
+    Raises: Diverged rather than commit weights that are lost.
     """
     sums = torch.stack([state.epoch_sums, state.window_sums])[None]
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples] of the epoch, of the log window]
+    if not torch.tensor(sums).isfinite().all():
+        raise Diverged(state.epoch)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model = accelerator.unwrap_model(state.model, keep_torch_compile=False)
+    model = accelerator.unwrap_model(state.model)
     weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
     if not accelerator.is_main_process:
         return
@@ -75,7 +79,7 @@ def save_commit(folder: Path, state: TrainState, accelerator: Accelerator, extra
         "scheduler": scheduler,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
     }
-    files["state.json"] = to_json({**counters, **extra}, indent=1).encode()
+    files["state.json"] = to_json(encode_floats({**counters, **extra}), indent=1).encode()
     _write(folder, state, files)
     _prune(folder, keep)
 
@@ -146,13 +150,13 @@ def read_commit(commit: Path) -> dict[str, bytes]:
 
 def read_counters(commit: Path) -> dict[str, Any]:
     """The state.json of a commit, checked like `read_commit`."""
-    return json.loads(read_commit(commit)["state.json"])
+    return decode_floats(json.loads(read_commit(commit)["state.json"]))
 
 
 def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> None:
     """Put the state of a commit into a freshly set up `state`; the schedule is run to its epoch."""
     files = read_commit(commit)
-    counters = json.loads(files["state.json"])
+    counters = decode_floats(json.loads(files["state.json"]))
     try:
         tensors = {name: safetensors.torch.load(data) for name, data in files.items() if name.endswith(".safetensors")}
     except SafetensorError as error:
@@ -160,17 +164,9 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> No
 
     _run_schedule_to(counters, state)
     rates = [group["lr"] for group in state.optimizer.param_groups]
-    slots: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors["optimizer.safetensors"].items():
-        parameter, _, slot = name.rpartition("|")
-        slots.setdefault(parameter, {})[slot] = value
-    set_state_dict(
-        accelerator.unwrap_model(state.model, keep_torch_compile=False),
-        state.optimizer.optimizer,
-        model_state_dict=tensors["model.safetensors"],
-        optim_state_dict={"state": slots, "param_groups": counters["param_groups"]},
-        options=StateDictOptions(full_state_dict=True),
-    )
+    model = accelerator.unwrap_model(state.model)
+    model.load_state_dict(tensors["model.safetensors"])
+    _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters["param_groups"])
     if counters["scheduler"] is None:
         for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # the same as the commit's, but for a run that is lengthened
@@ -181,11 +177,32 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> No
         accelerator.scaler.load_state_dict(counters["scaler"])
 
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
-    best = counters["best_val_loss"]
-    state.best_val_loss, state.best = (float("inf") if best is None else best), counters["best"]
+    state.best_val_loss, state.best = counters["best_val_loss"], counters["best"]
     epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
     state.epoch_sums.copy_(epoch_sums)
     state.window_sums.copy_(window_sums)
+
+
+def _load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    here = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
+    slots: dict[str, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        parameter, _, slot = name.rpartition("|")
+        slots.setdefault(parameter, {})[slot] = value
+    if slots:
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=options)
+    else:  # plain SGD has no state, which torch's function cannot load
+        for group, stored in zip(optimizer.param_groups, groups, strict=True):
+            group.update({name: value for name, value in stored.items() if name != "params"})
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if value.shape == parameter.shape:  # fused kernels walk parameter and moments in one memory layout
+                held[name] = torch.empty_like(parameter).copy_(value)
+    for group, kernels in zip(optimizer.param_groups, here, strict=True):
+        group.update(kernels)  # this machine's, not the commit's
 
 
 def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
@@ -209,7 +226,7 @@ def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
 
 def save_best(path: Path, state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> None:
     """Write the best weights (EMA weights where EMA is on) from the main process, with what `load` needs."""
-    model = accelerator.unwrap_model(state.model, keep_torch_compile=False)
+    model = accelerator.unwrap_model(state.model)
     if state.ema is not None:
         model = state.ema.module
     if accelerator.is_main_process:

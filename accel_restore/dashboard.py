@@ -31,6 +31,9 @@ class Dashboard:
         self.mode = tracking.wandb if tracking.wandb != "auto" else chosen_mode()
         if self.mode == "disabled":
             return
+        if self.mode == "online" and not has_key():  # W&B would ask for one, and the other ranks would wait
+            notice("W&B has no key (wandb login, or WANDB_API_KEY); this run is kept offline, to be synced later")
+            self.mode = "offline"
         arguments = (tracking.project, name, folder, config)
         if self.mode == "online":
             try:
@@ -88,9 +91,9 @@ class Dashboard:
 
         self._send(send)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """End the run; waits for the server for a bounded time."""
-        self._send(lambda run: run.finish())
+        self._send(lambda run: run.finish(exit_code=int(failed)))
         self.run = None
 
     def _send(self, action: Callable[[Any], None]) -> None:
@@ -113,10 +116,13 @@ def chosen_mode() -> str:
     """What `wandb: auto` means here: WANDB_MODE where it is set, online with a key, else offline."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _key_on_disk() else "offline"
+    return "online" if has_key() else "offline"
 
 
-def _key_on_disk() -> bool:
+def has_key() -> bool:
+    """Whether there is an API key, in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     try:
         return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
     except (OSError, NetrcParseError):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -83,14 +84,33 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
         ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay))
         ema = ema.to(accelerator.device)
     if config.train.compile:
-        model = torch.compile(model)
-    optimizer = get_optimizer(model.parameters(), config.optimizer)
+        model.compile()  # in place: parameters keep their names
+    # With fp16 a fused step would unscale gradients inside, where neither clipping nor a logged norm can see them.
+    fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
+    optimizer = get_optimizer(model.parameters(), config.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    settle_buckets(model, config, accelerator)
     state = TrainState(model, optimizer, scheduler, ema)
     state.epoch_sums = state.epoch_sums.to(accelerator.device)
     state.window_sums = state.window_sums.to(accelerator.device)
     return state
+
+
+def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -> None:
+    """Run one backward whose gradients are thrown away, where the order of a sum over ranks matters: from 3 ranks on.
+
+    DDP lays out its gradient buckets anew after the first backward, which changes the order in which ranks are added
+    up; so a resumed run would round differently from one that was not interrupted.
+    """
+    if accelerator.num_processes < 3:
+        return
+    model.eval()  # leaves batch statistics alone
+    size = config.data.patch_size
+    for _ in range(2):  # the layout changes at the second forward
+        images = torch.zeros(1, config.data.channels, size, size, device=accelerator.device)
+        accelerator.backward(model(images).sum())
+    model.zero_grad()
 
 
 def train(
@@ -115,6 +135,7 @@ def train(
         scores, is_best = {}, False
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == epochs:
             model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
+            share_buffers(model, accelerator)
             scores = validate(model, images, loss_fn, metrics, accelerator, look)
             for hook in hooks:
                 hook.after_validate(state)
@@ -178,11 +199,15 @@ def train_epoch(
 
     loss_sum, num_samples = accelerator.reduce(state.epoch_sums, reduction="sum").tolist()
     if not math.isfinite(loss_sum):
-        raise Diverged(
-            f"epoch {state.epoch}: the training loss is no longer a number; lower optimizer.lr, "
-            "set train.max_grad_norm, or use train.mixed_precision=bf16 in place of fp16"
-        )
+        raise Diverged(state.epoch)
     return loss_sum / num_samples
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all ranks the main process's buffers (batch statistics), which each has gathered from its own samples."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
 
 
 @torch.no_grad()
@@ -207,7 +232,7 @@ def validate(
     for row, index in enumerate(range(rank, len(images), world_size)):
         image = images[index]
         with accelerator.autocast():
-            output = model(image["input"])
+            output = model.forward(image["input"])  # where compiled, not anew for the size of every image
         output, gt = output.to(image["gt"].dtype), image["gt"]
         scores = [loss_fn(output, gt)]
         scores += [metric(output, gt) for metric in metrics.values()]

@@ -11,6 +11,12 @@ class UserError(Exception):
 class Diverged(Exception):
     """The loss is no longer a number: exit 3."""
 
+    def __init__(self, epoch: int):
+        super().__init__(
+            f"epoch {epoch}: the training loss is no longer a number; lower optimizer.lr, set train.max_grad_norm, or "
+            "use train.mixed_precision=bf16 in place of fp16"
+        )
+
 
 class AuditFailed(Exception):
     """`--audit` saw weights or a learning rate change where they must not: exit 1."""

@@ -40,6 +40,24 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
+def encode_floats(value: Any) -> Any:
+    """`value` with infinities and NaN as {"float": "inf"}, which JSON can hold and `decode_floats` reads back."""
+    if isinstance(value, dict):
+        return {key: encode_floats(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_floats(item) for item in value]
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def decode_floats(value: Any) -> Any:
+    """What `encode_floats` was given."""
+    if isinstance(value, dict):
+        if list(value) == ["float"]:
+            return float(value["float"])
+        return {key: decode_floats(item) for key, item in value.items()}
+    return [decode_floats(item) for item in value] if isinstance(value, list) else value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -11,9 +11,9 @@ from accel_restore.config import AnyOptimizer, AnySchedule
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
-def get_optimizer(parameters: Iterable[torch.nn.Parameter], config: AnyOptimizer) -> Optimizer:
-    """The configured optimizer over `parameters`."""
-    return OPTIMIZERS[config.name](parameters, **config.model_dump(exclude={"name"}))
+def get_optimizer(parameters: Iterable[torch.nn.Parameter], config: AnyOptimizer, fused: bool = False) -> Optimizer:
+    """The configured optimizer over `parameters`; `fused`: torch's kernels that update all of them at once."""
+    return OPTIMIZERS[config.name](parameters, **config.model_dump(exclude={"name"}), fused=fused or None)
 
 
 def _floored(optimizer: Optimizer, factor, min_lr: float) -> LRScheduler:
@@ -61,8 +61,11 @@ def exponential(optimizer: Optimizer, epochs: int, *, min_lr: float, gamma: floa
 
 
 def plateau(optimizer: Optimizer, epochs: int, *, min_lr: float, factor: float, patience: int) -> LRScheduler:
-    """The rate times `factor` when the monitored value has not become better for `patience` epochs."""
-    return lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, min_lr=min_lr)
+    """The rate times `factor` when the monitored value has not become better for `patience` epochs.
+
+    Any improvement counts: torch's relative threshold would mistake the sign of a negated PSNR.
+    """
+    return lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold=0.0, min_lr=min_lr)
 
 
 SCHEDULES = {

@@ -30,11 +30,6 @@ class Samples:
             (caption, _tile(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
         ]
 
-    def take(self) -> dict[int, list[tuple[str, np.ndarray]]]:
-        """What was collected since the last call."""
-        tiles, self.tiles = self.tiles, {}
-        return tiles
-
 
 def _tile(image: Tensor) -> np.ndarray:
     height, width = image.shape[-2:]

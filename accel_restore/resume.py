@@ -11,21 +11,14 @@ from accel_restore.checkpoint import find_commits, read_counters
 from accel_restore.config import Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.optim import OPEN_ENDED
+from accel_restore.records import read_status
 
-# What a run leaves; --overwrite removes these and nothing else.
+# What a run leaves; --overwrite removes these and nothing else, and only where status.json says that it was a run.
+MARKER = "status.json"
 RUN_FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "best.safetensors",
-    "checkpoints",
-    "samples",
-    "curves.png",
-    "report.html",
-    "status.json",
-    "wandb",
-    "audit",
-    "audit.json",
-)
+    "config.yaml", "metrics.jsonl", "best.safetensors", "checkpoints", "samples", "curves.png", "report.html", "wandb",
+    "audit", "audit.json", MARKER,
+)  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
 _FREE = ("tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir")
 _BATCH = ("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size")
@@ -45,22 +38,27 @@ class Start:
         return self.counters["global_batch"] if self.counters else None
 
 
-def find_start(folder: Path, config: Config, overwrite: bool, overrides: list[str], notice=print) -> Start:
-    """Where the run in `folder` starts. Reads only.
+def find_start(
+    folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, notice=print
+) -> Start:
+    """Where the run in `folder` starts; `precision` is the mixed precision in use here. Reads only.
 
     Raises: UserError where the folder may not be used, or the commit belongs to another configuration.
     """
+    _refuse_foreign(folder)
     if overwrite:
         return Start()
     if config.run.resume == "never":
-        if holds_run(folder):
+        if (folder / MARKER).exists():
             raise UserError(
                 f"{folder}: holds a run, and run.resume is 'never'; choose another run.name, or use --overwrite"
             )
         return Start()
-    if config.run.resume == "auto":
-        candidates = find_commits(folder / "checkpoints")[::-1]
-    else:
+    candidates = find_commits(folder / "checkpoints")[::-1]
+    if config.run.resume == "auto" and not candidates and read_status(folder).get("state") == "finished":
+        raise UserError(f"{folder}: holds a finished run without checkpoints; --overwrite starts it again")
+    if config.run.resume != "auto" and not (candidates and not _inside(config.run.resume, folder)):
+        # A commit of another run is where this one begins; once it has commits of its own, those go on.
         path = Path(config.run.resume).expanduser()
         candidates = [path] if (path / "COMMIT.json").is_file() else find_commits(path / "checkpoints")[::-1]
         if not candidates:
@@ -74,16 +72,25 @@ def find_start(folder: Path, config: Config, overwrite: bool, overrides: list[st
             continue
         for damage in damages:
             notice(f"{damage}; going back to {commit.name}")
-        _check_equal(folder, config, counters, overrides)
+        _check_equal(folder, config, counters, overrides, precision)
         same_length = _length(config.model_dump(mode="json")) == _length(counters["config"])
         return Start(commit, counters, finished=same_length and counters["epoch"] >= counters["epochs"])
     raise_problems(f"{folder}: no checkpoint can be read; start again with --overwrite", damages)
     return Start()
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a run has left something in `folder`."""
-    return any((folder / name).exists() for name in RUN_FILES)
+def _inside(path: str, folder: Path) -> bool:
+    return Path(path).expanduser().resolve().is_relative_to(folder.resolve())
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise `UserError` where files of a run's names lie in a folder that is none: they would be overwritten."""
+    found = [name for name in RUN_FILES if (folder / name).exists()]
+    if found and MARKER not in found:
+        raise UserError(
+            f"{folder}: holds {', '.join(found)}, but no run; choose another run.name or move them, so that nothing "
+            "of yours is overwritten"
+        )
 
 
 def clear(folder: Path, start: Start) -> None:
@@ -122,7 +129,7 @@ def check_same_data(start: Start, identity: dict[str, Any]) -> None:
     )
 
 
-def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str]) -> None:
+def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
     """Compare with the commit's configuration; what matters must be equal."""
     then, now = _flat(counters["config"]), _flat(config.model_dump(mode="json"))
     missing = object()
@@ -134,6 +141,8 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
         if key in _LENGTH and _may_lengthen(config, overrides, then.get(key), now.get(key)):
             continue
         refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
+    if counters["precision"] != precision:
+        refused.append(f"mixed precision in use: {counters['precision']} in the commit, {precision} now")
     wanted = config.train.global_batch_size
     if wanted is not None and wanted != counters["global_batch"]:
         refused.append(f"global batch: {counters['global_batch']} in the commit, {wanted} now")

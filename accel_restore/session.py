@@ -1,12 +1,13 @@
 """A training run from its configuration to its files: build, check, print the plan, train, say what came of it."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from torch import nn
 
 from accel_restore.audit import Audit
@@ -19,9 +20,10 @@ from accel_restore.data.order import Plan, make_plan
 from accel_restore.data.sources import DataSets, open_data
 from accel_restore.distributed import create_accelerator
 from accel_restore.engine import TrainState, setup_model_and_optimizer, train
-from accel_restore.errors import Diverged, UserError
-from accel_restore.files import replace_file
+from accel_restore.errors import AuditFailed, Diverged, UserError
+from accel_restore.files import replace_file, to_json
 from accel_restore.losses import build_loss
+from accel_restore.models import build_model
 from accel_restore.optim import preview_rates
 from accel_restore.parsing import to_yaml
 from accel_restore.pictures import Samples
@@ -39,16 +41,21 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
     accelerator = create_accelerator(config, cpu)
     screen = Screen(accelerator.is_main_process)
     folder = Path(config.run.dir).expanduser() / config.run.name
-    start = _on_main(accelerator, lambda: find_start(folder, config, overwrite, overrides, screen.say))
+    precision = accelerator.mixed_precision
+    start = _together(
+        accelerator, lambda: find_start(folder, config, overwrite, overrides, precision, screen.say), only_main=True
+    )
     if start.finished:
-        if accelerator.is_main_process and read_status(folder).get("state") == "running":
-            _finish_status(folder, start.counters, accelerator)
-        screen.say(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
+        _say_finished(folder, start, accelerator, screen, audit)
         return
 
+    loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
+    build_model(config.model.name, config.model.arguments, config.data.channels)
     protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
     smallest = protocol.smallest_side(config.validation.metrics)
-    data = open_data(config.data, config.run.seed, smallest, accelerator.device, screen.say)
+    data = _together(
+        accelerator, lambda: open_data(config.data, config.run.seed, smallest, accelerator.device, screen.say)
+    )
     check_same_data(start, identity_digest(data.identity))
     plan = make_plan(
         len(data.train),
@@ -61,16 +68,16 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
     epochs = config.train.epochs
     if config.train.max_steps is not None:
         epochs = -(-config.train.max_steps // plan.steps_per_epoch)
-    loss_fn = build_loss(config.loss)
     state = setup_model_and_optimizer(config, accelerator, epochs)
     loader = TrainLoader(data.train, plan, accelerator, data.degrade, config.train.channels_last)
     if start.commit is not None:
-        load_commit(start.commit, state, accelerator)
+        _together(accelerator, lambda: load_commit(start.commit, state, accelerator))
+        if not start.commit.resolve().is_relative_to(folder.resolve()):
+            state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
+        if epochs < state.epoch:
+            raise UserError(f"train.epochs: {epochs}, but {start.commit} has completed {state.epoch}; raise it")
 
-    if accelerator.is_main_process:
-        _prepare_folder(folder, config, start)
-        write_status(folder, "running", epoch=state.epoch, step=state.step, world_size=plan.world_size, best=state.best)
-    accelerator.wait_for_everyone()
+    _together(accelerator, lambda: _prepare_folder(folder, config, start, state, plan.world_size), only_main=True)
     screen.table("plan", _plan_rows(config, accelerator, plan, data, state, epochs, folder, start))
     try:
         _fit(config, accelerator, screen, folder, data, state, loader, loss_fn, epochs, start, protocol, audit)
@@ -121,6 +128,7 @@ def _fit(
             "config": resolved,
             "epochs": epochs,
             "global_batch": loader.plan.global_batch,
+            "precision": accelerator.mixed_precision,
             "data": identity_digest(data.identity),
             "wandb_id": dashboard.id if dashboard else None,
         }
@@ -128,7 +136,7 @@ def _fit(
     def save(state: TrainState) -> None:
         save_best(folder / "best.safetensors", state, accelerator, _metadata(config, state, protocol))
 
-    hooks = [tracker, Saver(folder, accelerator, config.checkpoint, loader, epochs, beside_counters)]
+    hooks = [tracker, Saver(folder, accelerator, config.checkpoint, loader, epochs, tracker, beside_counters)]
     audit_hook = Audit(folder, state, loader, accelerator) if audit else None
     if audit_hook is not None:
         hooks.append(audit_hook)
@@ -139,8 +147,10 @@ def _fit(
     metrics = {name: scored(METRICS[name]) for name in config.validation.metrics}
     try:
         train(state, loader, data.val, loss_fn, accelerator, config, epochs, hooks, metrics, save, samples.look)
-    finally:
-        tracker.close()
+    except BaseException:
+        tracker.close(failed=True)
+        raise
+    tracker.close(failed=False)
     if audit_hook is not None:
         audit_hook.report(screen.table)
     if main:
@@ -148,24 +158,37 @@ def _fit(
         _say_result(screen, folder, state)
 
 
-def _on_main(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
-    """The result of an action that reads the run's folder, done by the main process, the same on all ranks."""
-    outcome: list[Any] = [None]
-    if accelerator.is_main_process:
+def _together(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
+    """The result of an action on every rank, or the main process's; a UserError of one rank is raised on all."""
+    result, error = None, None
+    if accelerator.is_main_process or not only_main:
         try:
-            outcome = [action()]
-        except UserError as error:
-            outcome = [error]
-    broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    return outcome[0]
+            result = action()
+        except UserError as raised:
+            error = raised
+    ranks = gather_object([(error, result if only_main else None)])
+    if errors := [raised for raised, _ in ranks if raised is not None]:
+        raise errors[0]
+    return ranks[0][1] if only_main else result
 
 
-def _prepare_folder(folder: Path, config: Config, start: Start) -> None:
+def _say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Screen, audit: bool) -> None:
+    """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
+    audited = folder / "audit.json"
+    if audited.exists() and not json.loads(audited.read_bytes())["ok"]:
+        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {audited}")
+    if audit and not audited.exists():
+        raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
+    if accelerator.is_main_process and read_status(folder).get("state") == "running":
+        _finish_status(folder, start.counters, accelerator)
+    screen.say(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
+
+
+def _prepare_folder(folder: Path, config: Config, start: Start, state: TrainState, world_size: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clear(folder, start)
+        write_status(folder, "running", epoch=state.epoch, step=state.step, world_size=world_size, best=state.best)
         remove_leftovers(folder / "checkpoints")
         replace_file(folder / "config.yaml", to_yaml(config).encode())
     except OSError as error:
@@ -192,7 +215,7 @@ def _metadata(config: Config, state: TrainState, protocol: Protocol) -> dict[str
         "data": json.dumps({"channels": config.data.channels, "scale": config.data.scale}),
         "epoch": str(epoch),
         "step": str(step),
-        "metrics": json.dumps({**best, "protocol": protocol.describe()}),
+        "metrics": to_json({**best, "protocol": protocol.describe()}),
     }
 
 
@@ -240,7 +263,7 @@ def _plan_rows(
         rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(isinstance(module, kinds) for module in state.model.modules()):
-        rows.append(("note", "batch statistics or dropout: another number of devices gives another result"))
+        rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
     return rows
 
 

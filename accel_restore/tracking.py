@@ -46,12 +46,12 @@ class Tracker(Hook):
         self.schedule_position = state.scheduler.scheduler.last_epoch
         self.last_curves = time.monotonic()
         self.epoch_began = time.perf_counter()
-        self._begin_window(state)
+        self.last_pictures = -epochs
+        self._begin_window(state)  # its sums go on from the commit
         screen.start(epochs * loader.plan.steps_per_epoch, state.step)
 
     def _begin_window(self, state: TrainState) -> None:
         self.window = (state.step, time.perf_counter(), self.loader.wait_seconds)
-        state.window_sums.zero_()
 
     def after_step(self, state: TrainState) -> None:
         self.screen.advance(state.step)
@@ -66,6 +66,7 @@ class Tracker(Hook):
             [state.window_sums, norm.double().reshape(1), torch.tensor(times, dtype=torch.float64).to(norm.device)]
         )
         ranks = self.accelerator.gather(mine[None]).tolist()
+        state.window_sums.zero_()
         self._begin_window(state)
         if self.main:
             self._write_step(state, ranks)
@@ -103,7 +104,9 @@ class Tracker(Hook):
         scheduler_steps, self.schedule_position = position - self.schedule_position, position
         seconds, self.epoch_began = time.perf_counter() - self.epoch_began, time.perf_counter()
         epoch, scores, last = record["epoch"], record["scores"], record["epoch"] + 1 == self.epochs
-        self._write_pictures(epoch, last)
+        if scores and (last or epoch - self.last_pictures >= self.epochs // _PICTURE_SETS):
+            self.last_pictures = epoch
+            self._write_pictures(epoch)
         if not self.main:
             return
         self.lines.write(
@@ -143,25 +146,27 @@ class Tracker(Hook):
             self.last_curves = time.monotonic()
             draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
 
-    def _write_pictures(self, epoch: int, last: bool) -> None:
-        """Gather the tiles of all ranks and draw them, in about `_PICTURE_SETS` epochs of a run."""
-        tiles = self.samples.take()
-        if not self.samples.count or not (last or epoch % max(1, self.epochs // _PICTURE_SETS) == 0):
-            return
-        rows = {index: row for mine in gather_object([tiles]) for index, row in mine.items()}
+    def _write_pictures(self, epoch: int) -> None:
+        """Gather the tiles of all ranks and draw them."""
+        rows = {index: row for mine in gather_object([self.samples.tiles]) for index, row in mine.items()}
         if self.main and rows:
             path = self.folder / "samples" / f"epoch-{epoch:04d}.png"
             draw_samples(path, [rows[index] for index in sorted(rows)])
             if self.dashboard is not None:
                 self.dashboard.log_picture(path, epoch)
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Force the lines written so far to the disk."""
+        if self.lines is not None:
+            self.lines.sync()
+
+    def close(self, failed: bool) -> None:
         """Stop the progress display and close the files; W&B is finished too."""
         self.screen.stop()
         if self.lines is not None:
             self.lines.close()
         if self.dashboard is not None:
-            self.dashboard.finish()
+            self.dashboard.finish(failed)
 
 
 def _grad_norm(state: TrainState) -> torch.Tensor:
@@ -178,10 +183,11 @@ class Saver(Hook):
         schedule: Checkpoint,
         loader: TrainLoader,
         epochs: int,
+        tracker: Tracker,
         extra: Callable[[], dict[str, Any]],
     ):
         self.folder, self.accelerator, self.schedule, self.epochs = folder, accelerator, schedule, epochs
-        self.steps_per_epoch, self.extra = loader.plan.steps_per_epoch, extra
+        self.steps_per_epoch, self.tracker, self.extra = loader.plan.steps_per_epoch, tracker, extra
 
     def after_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
@@ -194,4 +200,5 @@ class Saver(Hook):
             self._commit(state)
 
     def _commit(self, state: TrainState) -> None:
+        self.tracker.sync()  # a commit is never newer than the lines before it
         save_commit(self.folder / "checkpoints", state, self.accelerator, self.extra(), self.schedule.keep)

@@ -33,6 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Train; the exit code: 0 done, 2 wrong input, 1 a failed audit (or a crash), 3 diverged."""
     options = parse_arguments(arguments)
+    code = 0
     try:
         config = load_config(options.config, options.overrides)  # mistakes show before torch is imported
         from accel_restore.session import run_training
@@ -40,15 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
         run_training(
             config, cpu=options.cpu, audit=options.audit, overwrite=options.overwrite, overrides=options.overrides
         )
-        return 0
     except UserError as error:
-        return _say(error, 2)
+        code = _say(error, 2)
     except AuditFailed as error:
-        return _say(error, 1)
+        code = _say(error, 1)
     except Diverged as error:
-        return _say(error, 3)
-    finally:
-        _leave_group()
+        code = _say(error, 3)
+    _leave_group()
+    return code
 
 
 def _say(error: Exception, code: int) -> int:

@@ -27,7 +27,7 @@ BY_HAND = {
     "exponential": ({"gamma": 0.9}, lambda o: lr_scheduler.ExponentialLR(o, 0.9)),
     "plateau": (
         {"factor": 0.3, "patience": 2, "min_lr": 1e-4},
-        lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.3, patience=2, min_lr=1e-4),
+        lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.3, patience=2, min_lr=1e-4, threshold=0.0),
     ),
 }
 FLOORED = {
@@ -128,7 +128,7 @@ def test_plateau_counts_from_the_end_of_warm_up():
     warm_up = 3
     found = rates("plateau", warmup_epochs=warm_up, factor=0.3, patience=2)
     made = optimizer()
-    alone = lr_scheduler.ReduceLROnPlateau(made, factor=0.3, patience=2)
+    alone = lr_scheduler.ReduceLROnPlateau(made, factor=0.3, patience=2, threshold=0.0)
     expected = []
     for epoch in range(warm_up, EPOCHS):
         expected.append(made.param_groups[0]["lr"])
@@ -195,3 +195,15 @@ def test_the_worked_example():
     assert weight.item() == before
     assert sgd.param_groups[0]["lr"] == pytest.approx((0.001 + 1e-6) / 2)
     assert step(-0.12) - before == pytest.approx(0.12 * (0.001 + 1e-6) / 2)  # the new rate is the one in use
+
+
+def test_plateau_notices_a_falling_psnr_which_is_monitored_as_its_negative():
+    def rate_after(scheduler, made):
+        for epoch in range(10):
+            advance(scheduler, -(30.0 - 0.002 * epoch))
+        return made.param_groups[0]["lr"]
+
+    made = optimizer()
+    assert rate_after(get_scheduler(made, section("plateau", patience=2, factor=0.5), 10), made) < LR
+    made = optimizer()  # the control: torch's own threshold is relative, and takes slightly worse for better
+    assert rate_after(lr_scheduler.ReduceLROnPlateau(made, patience=2, factor=0.5), made) == LR

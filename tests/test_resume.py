@@ -46,23 +46,29 @@ def newest(config):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "scheduler", "precision"), [(1, "plateau", "bf16"), (2, "cosine", "no")], ids=["1 rank", "2 ranks"]
+    ("ranks", "optimizer", "scheduler", "precision", "killed_after", "commit"),
+    [(1, "sgd", "plateau", "bf16", 4, 3), (2, "adamw", "cosine", "no", 13, 12), (3, "adam", "step", "no", 7, 6)],
+    ids=["1 rank, in the first epoch", "2 ranks", "3 ranks"],
 )
-def test_killed_in_mid_epoch_ends_bit_identical(photos, tmp_path, ranks, scheduler, precision):
+def test_killed_in_mid_epoch_ends_bit_identical(
+    photos, tmp_path, ranks, optimizer, scheduler, precision, killed_after, commit
+):
     whole, killed = (configuration(photos, tmp_path, name, mixed_precision=precision) for name in ("whole", "killed"))
     for config in (whole, killed):
-        config["data"]["batch_size"] = 4 // ranks
-        config["scheduler"] = {"name": scheduler}
+        config["data"]["batch_size"] = {1: 4, 2: 2, 3: 2}[ranks]
+        config["optimizer"], config["scheduler"] = {"name": optimizer}, {"name": scheduler}
         config["validation"]["monitor"] = "psnr"
+        config["tracking"]["log_every_steps"] = 5  # a logged line spans the commit
     succeed(launch(whole, "--audit", ranks=ranks))
-    first = launch(killed, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": "kill:13"})
+    first = launch(killed, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": f"kill:{killed_after}"})
     assert first.returncode != 0
-    assert newest(killed).name == "step-00000012"  # within the second epoch
+    assert newest(killed).name == f"step-{commit:08d}"
+    assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # within an epoch
     assert json.loads((run_folder(killed) / "status.json").read_text())["state"] == "running"
     second = succeed(launch(killed, "--audit", ranks=ranks))
-    assert "continues" in second.stdout and "step 12" in second.stdout
+    assert "continues" in second.stdout and f"step {commit}" in second.stdout
 
-    assert newest(killed).name == newest(whole).name == "step-00000016"
+    assert newest(killed).name == newest(whole).name
     for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         assert (newest(killed) / file).read_bytes() == (newest(whole) / file).read_bytes(), file
     best = "best.safetensors"
@@ -71,6 +77,20 @@ def test_killed_in_mid_epoch_ends_bit_identical(photos, tmp_path, ranks, schedul
     assert next(metrics) == next(metrics)
     assert samples_per_step(killed) == samples_per_step(whole)
     assert audit_events(killed) == audit_events(whole)
+
+
+def test_a_run_may_begin_at_a_commit_of_another(photos, tmp_path):
+    first = configuration(photos, tmp_path, "first")
+    succeed(launch(first, "train.epochs=1"))
+    second = configuration(photos, tmp_path, "second")
+    origin = f"run.resume={newest(first)}"
+    process = succeed(launch(second, origin, "train.epochs=2"))
+    assert "continues" in process.stdout
+    assert [line["epoch"] for line in json_lines(run_folder(second) / "metrics.jsonl") if "val_loss" in line] == [1]
+    assert (run_folder(second) / "best.safetensors").exists()
+    assert "is finished" in succeed(launch(second, origin, "train.epochs=2")).stdout
+    missing = launch(second, "run.resume=nowhere", "run.name=third")
+    assert missing.returncode == 2 and "nowhere is no checkpoint" in missing.stderr
 
 
 def test_a_finished_run_says_so_and_overwrite_starts_again(photos, tmp_path):
@@ -127,6 +147,17 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(photos, tmp_path):
     process = succeed(launch(config))
     assert "sha256 differs" in process.stdout and "going back to step-00000009" in process.stdout
     assert (newest(config) / "model.safetensors").read_bytes() == expected
+
+
+def test_a_folder_that_is_no_run_is_left_alone(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    mine = run_folder(config) / "samples" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    for flags in ([], ["--overwrite"]):
+        process = launch(config, *flags)
+        assert process.returncode == 2 and "holds samples, but no run" in process.stderr
+    assert mine.read_bytes() == b"mine"
 
 
 def test_changed_data_are_refused(photos, tmp_path):

@@ -84,6 +84,8 @@ def open_store(
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{name}.lock"):
             if not path.exists():
+                for leftover in cache.glob(f"{name}.*.tmp"):  # of a build that was killed
+                    leftover.unlink()
                 sizes, problems = _build(path, files, channels, announce)
                 if problems:
                     return None, sizes, problems
