@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from accel_restore.data.loader import TrainLoader
 from accel_restore.engine import Hook, TrainState
 from accel_restore.errors import AuditFailed
 from accel_restore.files import replace_file, to_json
@@ -35,7 +36,7 @@ def hash_weights(model: nn.Module) -> str:
 class Audit(Hook):
     """Observes one rank from the moment it is attached until `report`."""
 
-    def __init__(self, folder: Path, state: TrainState, loader: Any, accelerator: Accelerator):
+    def __init__(self, folder: Path, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
         self.folder, self.state, self.accelerator = folder, state, accelerator
         self.rank = accelerator.process_index
         self.lines = Lines(folder / "audit" / f"rank{self.rank}.jsonl", state.step)
@@ -47,7 +48,7 @@ class Audit(Hook):
         self.weights, self.lr = hash_weights(state.model), state.lr
         self._attach(loader)
 
-    def _attach(self, loader: Any) -> None:
+    def _attach(self, loader: TrainLoader) -> None:
         optimizer, scheduler = self.state.optimizer, self.state.scheduler
         optimizer.zero_grad = self._observed("zero_grad", optimizer.zero_grad)
         optimizer.step = self._observed("optimizer_step", optimizer.step)

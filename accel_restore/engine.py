@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from accel_restore.config import Config
+from accel_restore.data.loader import TrainLoader
+from accel_restore.data.whole import WholeImages
 from accel_restore.errors import Diverged
 from accel_restore.losses import LossFunction
 from accel_restore.models import build_model
@@ -115,8 +117,8 @@ def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -
 
 def train(
     state: TrainState,
-    loader: Any,  # data.loader.TrainLoader
-    images: Sequence[dict],  # data.whole.WholeImages
+    loader: TrainLoader,
+    images: WholeImages,
     loss_fn: LossFunction,
     accelerator: Accelerator,
     config: Config,
@@ -179,7 +181,7 @@ def train_epoch(
     Raises: Diverged.
     """
     state.model.train()
-    for micro_batches in steps:
+    for micro_batches in steps:  # one optimizer step each
         state.optimizer.zero_grad()
         for batch in micro_batches:
             # Ranks exchange gradients once a step, with the last micro-batch.
@@ -213,7 +215,7 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 @torch.no_grad()
 def validate(
     model: nn.Module,
-    images: Sequence[dict],
+    images: WholeImages,
     loss_fn: LossFunction,
     metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
     accelerator: Accelerator,

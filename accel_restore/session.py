@@ -237,7 +237,10 @@ def _plan_rows(
     else:
         rate = " · ".join(f"epoch {epoch}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
     crop = f"{config.data.patch_size}x{config.data.patch_size}x{config.data.channels}"
-    made = [f"{d.name} {d.arguments}".replace("{", "(").replace("}", ")") for d in config.data.degradation]
+    made = [
+        f"{step.name}({', '.join(f'{key}={value}' for key, value in step.arguments.items())})"
+        for step in config.data.degradation
+    ]
     source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
     precision = accelerator.mixed_precision
     if config.train.mixed_precision == "auto":
