@@ -275,9 +275,10 @@ class Config(Section):
     run: Run = Run()
     data: Data
     model: Annotated[Model, named(DEFAULT_NAMES["model"])] = Model(name="unet")
-    loss: dict[Annotated[str, one_of(LOSSES)], Annotated[float, Field(gt=0)] | dict[str, Any]] = Field(
-        default={"l1": 1.0}, min_length=1, description="name: weight, or name: {weight: ..., ...}"
-    )
+    loss: Annotated[
+        dict[Annotated[str, one_of(LOSSES)], Annotated[float, Field(gt=0)] | dict[str, Any]],
+        BeforeValidator(lambda terms: {terms: 1.0} if isinstance(terms, str) else terms),
+    ] = Field(default={"l1": 1.0}, min_length=1, description="a name, or name: weight, or name: {weight: ..., ...}")
     optimizer: Annotated[AnyOptimizer, named(DEFAULT_NAMES["optimizer"])] = AdamW()
     scheduler: Annotated[AnySchedule, named(DEFAULT_NAMES["scheduler"])] = Cosine()
     train: Train = Train()

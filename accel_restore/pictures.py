@@ -76,8 +76,10 @@ def draw_curves(metrics: Path, path: Path) -> None:
     for panel, key in zip(panels, ("loss", "lr"), strict=False):
         for rank in ranks:
             mine = [line for line in steps if line["rank"] == rank]
-            style = "-" if rank == 0 else "--"
-            panel.plot([x["step"] for x in mine], [_number(x[key]) for x in mine], style, label=f"rank {rank}", lw=1)
+            style = ("-" if rank == 0 else "--") if len(mine) > 30 else ".-"
+            drawn = "steps-post" if key == "lr" else "default"
+            values = [_number(x[key]) for x in mine]
+            panel.plot([x["step"] for x in mine], values, style, drawstyle=drawn, label=f"rank {rank}", lw=1)
         panel.set(title=f"train/{key} per rank", xlabel="step")
         if 0 < len(ranks) <= 16:
             panel.legend(fontsize=7)

@@ -76,6 +76,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
     Raises: UserError where the file is missing, damaged, or was not written by accel_restore.
     """
     path = Path(path)
+    if not path.is_file():
+        what = "is a folder; name the best.safetensors in it" if path.is_dir() else "does not exist"
+        raise UserError(f"{path}: {what}")
     try:
         with safe_open(path, "pt") as file:
             stored = file.metadata() or {}

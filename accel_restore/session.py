@@ -275,12 +275,13 @@ def _say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     if best is None:
         screen.say(f"finished: no validation gave a number, so there is no {folder / 'best.safetensors'}")
         return
-    gains = [f"{n} {best[f'input_{n}']:.2f} → {best[n]:.2f}" for n in ("psnr", "ssim") if f"input_{n}" in best]
-    screen.say(f"finished: best epoch {best['epoch']}, {', '.join(gains) or 'loss {:.4g}'.format(best['loss'])}")
+    shown = [("psnr", "{:.2f} dB (input {:.2f})"), ("ssim", "{:.4f} (input {:.4f})")]
+    gains = [f"{n} {text.format(best[n], best[f'input_{n}'])}" for n, text in shown if n in best]
+    screen.say(f"finished: best epoch {best['epoch']}: {', '.join(gains) or 'loss {:.4g}'.format(best['loss'])}")
     screen.say(f"weights  {folder / 'best.safetensors'}")
     if (folder / "samples").is_dir():
         screen.say(f"look at  {folder / 'samples'}, {folder / 'curves.png'}")
     if (folder / "wandb").is_dir():
         screen.say(
-            f"curves   wandb leet {folder / 'wandb'}, upload with: wandb sync {folder / 'wandb' / 'offline-run-*'}"
+            f"W&B      wandb leet {folder / 'wandb'}, upload with: wandb sync {folder / 'wandb' / 'offline-run-*'}"
         )

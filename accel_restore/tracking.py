@@ -141,7 +141,10 @@ class Tracker(Hook):
         if scores:
             figures = " · ".join(f"{name} {scores[name]:.4f}" for name in scores if not name.startswith("input_"))
             mark = "  ← best" if record["is_best"] else ""
-            self.screen.scores(f"epoch {epoch} · train {record['train_loss']:.4f} · val {figures}{mark}", always=last)
+            self.screen.scores(
+                f"epoch {epoch} · train {record['train_loss']:.4f} · val {figures}{mark}",
+                always=last or record["is_best"],
+            )
         if last or time.monotonic() - self.last_curves >= _CURVES_SECONDS:
             self.last_curves = time.monotonic()
             draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")

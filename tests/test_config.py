@@ -246,3 +246,10 @@ def test_mistakes_show_before_torch_is_imported():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path):
     assert to_yaml(load_config(path))
+
+
+def test_a_loss_may_be_given_by_its_name_alone():
+    tree = {"data": {"train": {"gt": "photos"}}}
+    assert config_from(tree, ["loss=mse"]).loss == {"mse": 1.0}
+    with pytest.raises(UserError, match="unknown choice 'l3'; choose one of: l1, mse, charbonnier"):
+        config_from(tree, ["loss=l3"])

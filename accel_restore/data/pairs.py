@@ -34,6 +34,12 @@ def find_pairs(gt: str | list[str], input: str | list[str] | None, key: str) -> 
     if gts and inputs:
         problems += [f"{inputs[n]}: has no partner '{n}' among {key}.gt ({gt})" for n in inputs if n not in gts]
         problems += [f"{gts[n]}: has no partner '{n}' among {key}.input ({input})" for n in gts if n not in inputs]
+    same = [name for name, path in gts.items() if inputs.get(name) == path]
+    if same:
+        problems.append(
+            f"{key}: input and gt are the same file for {len(same)} of {len(gts)} pairs ({gts[same[0]]}); name two "
+            "folders, or patterns such as shots/{}_real.JPG and shots/{}_mean.JPG"
+        )
     return [Pair(name, path, inputs[name]) for name, path in gts.items() if name in inputs], problems
 
 
@@ -68,7 +74,7 @@ def _named_files(source: str | list[str], key: str) -> tuple[dict[str, Path], li
 
 def _in_folder(folder: Path, key: str) -> tuple[list[tuple[str, Path]], list[str]]:
     if not folder.is_dir():
-        what = "is a file, not a folder; give a list [file, ...]" if folder.exists() else "does not exist"
+        what = "is a file; give a list [file, ...]" if folder.exists() else f"does not exist (looked in {Path.cwd()})"
         return [], [f"{key}: {folder} {what}"]
     found = [
         (path.stem, path)
