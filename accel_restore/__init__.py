@@ -2,11 +2,15 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["load"]
+__all__ = ["fit", "load"]
 
 
-def __getattr__(name: str):
-    if name == "load":  # imports torch, so only when it is asked for
+def __getattr__(name: str):  # these import torch, so only when they are asked for
+    if name == "fit":
+        from accel_restore.session import fit
+
+        return fit
+    if name == "load":
         from accel_restore.restorer import load
 
         return load

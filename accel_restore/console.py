@@ -2,9 +2,10 @@
 
 import sys
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 _LINE_SECONDS = 30.0
@@ -34,6 +35,22 @@ class Screen:
         for row in rows:
             table.add_row(*map(str, row))
         self.console.print(table)
+
+    def track(self, items: Iterable, total: int, what: str) -> Iterable:
+        """The items, with progress shown while they are taken: a bar on a terminal, otherwise a line now and then."""
+        if not self.main:
+            yield from items
+            return
+        if self.console.is_terminal:
+            yield from track(items, what, total, console=self.console)
+            return
+        self.say(what)
+        last = time.monotonic()
+        for number, item in enumerate(items):
+            if time.monotonic() - last >= _LINE_SECONDS:
+                last = time.monotonic()
+                self.say(f"{what}: {number} of {total}")
+            yield item
 
     def start(self, total: int, completed: int) -> None:
         """Begin to show progress towards `total` optimizer steps."""

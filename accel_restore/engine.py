@@ -26,6 +26,7 @@ from accel_restore.data.whole import WholeImages
 from accel_restore.errors import Diverged
 from accel_restore.losses import LossFunction
 from accel_restore.models import build_model
+from accel_restore.models.blocks import upscale
 from accel_restore.optim import advance, get_optimizer, get_scheduler
 
 
@@ -77,7 +78,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     """Model, optimizer and scheduler at epoch 0, prepared for this rank's device; the same weights on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, config.model.arguments, config.data.channels)
+        model = build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
     torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -108,7 +109,7 @@ def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -
     if accelerator.num_processes < 3:
         return
     model.eval()  # leaves batch statistics alone
-    size = config.data.patch_size
+    size = config.data.patch_size // config.data.scale
     for _ in range(2):  # the layout changes at the second forward
         images = torch.zeros(1, config.data.channels, size, size, device=accelerator.device)
         accelerator.backward(model(images).sum())
@@ -223,6 +224,8 @@ def validate(
 ) -> dict[str, float]:
     """The mean scores over whole images, each counted once: `loss`, those of `metrics`, and `input_…` of the input.
 
+    For super-resolution the input is scored after bicubic enlarging.
+
     Image i is scored by rank i mod ranks, alone, so that a score does not depend on the number of ranks. The weights
     are not changed. `look(index, input, output, gt)` is shown every image that this rank scores.
     """
@@ -238,10 +241,11 @@ def validate(
         output, gt = output.to(image["gt"].dtype), image["gt"]
         scores = [loss_fn(output, gt)]
         scores += [metric(output, gt) for metric in metrics.values()]
-        scores += [metric(image["input"], gt) for metric in metrics.values()]
+        before = upscale(image["input"], images.scale)
+        scores += [metric(before, gt) for metric in metrics.values()]
         table[row] = torch.cat([score.double().to(table.device) for score in scores])
         if look is not None:
-            look(index, image["input"], output, gt)
+            look(index, before, output, gt)
     ranks = accelerator.gather(table).view(world_size, rows, len(names))
     means = ranks.transpose(0, 1).reshape(-1, len(names))[: len(images)].mean(0)  # in image order, padding cut off
     return dict(zip(names, means.tolist(), strict=True))

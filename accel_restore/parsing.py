@@ -174,15 +174,21 @@ def _explain(detail: dict) -> list[str]:
         return [f"{key}.name: {unknown_choice(str(detail['ctx']['tag']), choices)}"]
     if kind == "inconsistent":
         return detail["msg"].splitlines()
+    if kind == "source":
+        return [f"{key}{line}" for line in detail["msg"].splitlines()]
     if path[0] == "loss" and kind in ("float_type", "dict_type", "greater_than", "finite_number"):
         return [f"{key}: must be a weight above 0 or a section {{weight: ..., ...}}, not {given!r}"]
     if path[-1] in ("input", "gt") and kind in ("string_type", "list_type"):
-        return [f"{key}: must be a folder, a pattern with {{}}, or a list of files, not {given!r}"]
+        return [
+            f"{key}: must be a folder, a pattern with {{}}, a list of those or of files, or a column, not {given!r}"
+        ]
+    if kind == "default_factory_not_called":  # for want of a section that is in error itself
+        return []
     if kind == "missing":
         return [f"{key}: missing; give it in the file or as {key}=..."]
     if kind == "model_type" or kind == "model_attributes_type":
         return [f"{key}: must be a section of keys such as {{key: value}}, not {given!r}"]
-    if kind in ("unknown_choice", "gt", "dataset", "accumulation", "monitor", "nesterov"):
+    if kind in ("unknown_choice", "dataset", "accumulation", "monitor", "nesterov"):
         return [f"{key}: {detail['msg']}"]
     return [f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}"]
 

@@ -19,26 +19,28 @@ from accel_restore.models import build_model
 class Restorer:
     """Restores images; `.model` is the float32 module in eval mode, (B, C, H, W) in [0, 1] to the same, not clamped.
 
-    `.metadata` holds what was stored beside the weights, `.channels` the number of image channels.
+    `.metadata` holds what was stored beside the weights, `.channels` the number of image channels, `.scale` how many
+    times larger the output is.
     """
 
     def __init__(self, model: nn.Module, metadata: dict[str, Any], device: torch.device):
         self.model, self.metadata, self.device = model, metadata, device
         self.channels: int = metadata["data"]["channels"]
+        self.scale: int = metadata["data"].get("scale", 1)
 
     def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Image.Image | np.ndarray | Tensor:
-        """The restored image, of the kind and type that was given.
+        """The restored image, of the kind and type that was given, `scale` times as high and wide.
 
-        Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8 or floats in
-        [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation. Floats are clamped to [0, 1].
+        Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
+        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation. Floats are clamped to [0, 1].
 
         Raises: TypeError for other kinds, ValueError for a wrong number of channels.
         """
         if isinstance(image, Tensor):
             if not image.is_floating_point():
                 raise TypeError(f"a tensor must be of floats in [0, 1], not {image.dtype}")
-            batch = image if image.ndim == 4 else image[None]
-            return self._restore(batch).reshape(image.shape).to(image)
+            restored = self._restore(image if image.ndim == 4 else image[None]).to(image)
+            return restored if image.ndim == 4 else restored[0]
         if isinstance(image, np.ndarray):
             return self._restore_array(image)
         if isinstance(image, Image.Image):
@@ -49,19 +51,19 @@ class Restorer:
         raise TypeError(f"cannot restore a {type(image).__name__}; give a PIL image, a numpy array or a tensor")
 
     def _restore_array(self, array: np.ndarray) -> np.ndarray:
-        if array.dtype == np.uint8:
-            scale = 255
+        if array.dtype in (np.uint8, np.uint16):
+            white = np.iinfo(array.dtype).max
         elif np.issubdtype(array.dtype, np.floating):
-            scale = 1
+            white = 1
         else:
-            raise TypeError(f"an array must be of uint8, or floats in [0, 1], not {array.dtype}")
+            raise TypeError(f"an array must be of uint8, uint16, or floats in [0, 1], not {array.dtype}")
         if array.ndim not in (2, 3):
             raise ValueError(f"an array must be of shape (H, W) or (H, W, C), not {array.shape}")
         pixels = array[..., None] if array.ndim == 2 else array
-        batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(scale)).permute(2, 0, 1)[None]
-        output = self._restore(batch)[0].permute(1, 2, 0).cpu() * scale
-        output = output.round() if scale == 255 else output
-        return output.numpy().astype(array.dtype).reshape(array.shape)
+        batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(white)).permute(2, 0, 1)[None]
+        output = self._restore(batch)[0].permute(1, 2, 0).cpu() * white
+        restored = (output if white == 1 else output.round()).numpy().astype(array.dtype)
+        return restored[..., 0] if array.ndim == 2 else restored
 
     @torch.inference_mode()
     def _restore(self, batch: Tensor) -> Tensor:
@@ -89,14 +91,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
         model_info, data_info = json.loads(stored["model"]), json.loads(stored["data"])
         scores = json.loads(stored.get("metrics", "{}"))
         name, arguments, channels = str(model_info["name"]), dict(model_info["arguments"]), data_info["channels"]
-        if channels not in (1, 3):
-            raise ValueError(channels)
+        scale = data_info.get("scale", 1)
+        if channels not in (1, 3) or scale not in (1, 2, 3, 4):
+            raise ValueError(channels, scale)
     except (KeyError, ValueError, TypeError):
         raise UserError(f"{path}: holds no accel_restore model; use the best.safetensors of a run") from None
     if stored.get("sha256") not in (None, digest(weights)):
         raise UserError(f"{path}: is damaged (sha256 of the weights differs); copy it again")
     try:
-        model = build_model(name, arguments, channels)
+        model = build_model(name, arguments, channels, scale)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     try:

@@ -20,7 +20,10 @@ RUN_FILES = (
     "audit", "audit.json", MARKER,
 )  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
-_FREE = ("tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir")
+_FREE = (
+    "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir",
+    "data.num_threads", "data.max_image_pixels",
+)  # fmt: skip
 _BATCH = ("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size")
 _LENGTH = ("train.epochs", "train.max_steps")
 

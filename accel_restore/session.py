@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
 from accel_restore.audit import Audit
 from accel_restore.checkpoint import load_commit, remove_leftovers, save_best
@@ -16,7 +15,7 @@ from accel_restore.config import Config
 from accel_restore.console import Screen
 from accel_restore.dashboard import Dashboard
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.order import Plan, make_plan
+from accel_restore.data.order import make_plan
 from accel_restore.data.sources import DataSets, open_data
 from accel_restore.distributed import create_accelerator
 from accel_restore.engine import TrainState, setup_model_and_optimizer, train
@@ -24,13 +23,28 @@ from accel_restore.errors import AuditFailed, Diverged, UserError
 from accel_restore.files import replace_file, to_json
 from accel_restore.losses import build_loss
 from accel_restore.models import build_model
-from accel_restore.optim import preview_rates
-from accel_restore.parsing import to_yaml
+from accel_restore.parsing import config_from, load_config, to_yaml
 from accel_restore.pictures import Samples
+from accel_restore.plan import plan_rows
 from accel_restore.quality import METRICS, Protocol
 from accel_restore.records import read_status, write_status
 from accel_restore.resume import Start, check_same_data, clear, find_start, identity_digest
 from accel_restore.tracking import Saver, Tracker
+
+
+def fit(
+    config: dict | str | Path, *overrides: str, cpu: bool = False, audit: bool = False, overwrite: bool = False
+) -> Path:
+    """The folder of the run that it trains: `accel-restore train` from Python.
+
+    `config` is a YAML file or a mapping like one, in which `data.train.dataset` and `data.val.dataset` may be
+    `datasets.Dataset` objects; `overrides` are `key=value`.
+
+    Raises: UserError for wrong input, Diverged, AuditFailed.
+    """
+    resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
+    run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides))
+    return Path(resolved.run.dir).expanduser() / resolved.run.name
 
 
 def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, overrides: list[str]) -> None:
@@ -50,11 +64,12 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
         return
 
     loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
-    build_model(config.model.name, config.model.arguments, config.data.channels)
+    build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
     protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
     smallest = protocol.smallest_side(config.validation.metrics)
+    builder = Screen(True)  # whichever rank decodes the images shows it
     data = _together(
-        accelerator, lambda: open_data(config.data, config.run.seed, smallest, accelerator.device, screen.say)
+        accelerator, lambda: open_data(config.data, config.run.seed, smallest, accelerator.device, builder.track)
     )
     check_same_data(start, identity_digest(data.identity))
     plan = make_plan(
@@ -69,7 +84,9 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
     if config.train.max_steps is not None:
         epochs = -(-config.train.max_steps // plan.steps_per_epoch)
     state = setup_model_and_optimizer(config, accelerator, epochs)
-    loader = TrainLoader(data.train, plan, accelerator, data.degrade, config.train.channels_last)
+    loader = TrainLoader(
+        data.train, plan, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
+    )
     if start.commit is not None:
         _together(accelerator, lambda: load_commit(start.commit, state, accelerator))
         if not start.commit.resolve().is_relative_to(folder.resolve()):
@@ -78,7 +95,7 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
             raise UserError(f"train.epochs: {epochs}, but {start.commit} has completed {state.epoch}; raise it")
 
     _together(accelerator, lambda: _prepare_folder(folder, config, start, state, plan.world_size), only_main=True)
-    screen.table("plan", _plan_rows(config, accelerator, plan, data, state, epochs, folder, start))
+    screen.table("plan", plan_rows(config, accelerator, plan, data, state, epochs, folder, start))
     try:
         _fit(config, accelerator, screen, folder, data, state, loader, loss_fn, epochs, start, protocol, audit)
     except BaseException as error:
@@ -217,57 +234,6 @@ def _metadata(config: Config, state: TrainState, protocol: Protocol) -> dict[str
         "step": str(step),
         "metrics": to_json({**best, "protocol": protocol.describe()}),
     }
-
-
-def _plan_rows(
-    config: Config,
-    accelerator: Accelerator,
-    plan: Plan,
-    data: DataSets,
-    state: TrainState,
-    epochs: int,
-    folder: Path,
-    start: Start,
-) -> list[tuple[str, str]]:
-    """The resolved plan, as (what, value)."""
-    at = sorted({0, epochs // 2, epochs - 1})
-    rates = preview_rates(config.scheduler, config.optimizer.lr, epochs, at)
-    if rates is None:
-        rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
-    else:
-        rate = " · ".join(f"epoch {epoch}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
-    crop = f"{config.data.patch_size}x{config.data.patch_size}x{config.data.channels}"
-    made = [
-        f"{step.name}({', '.join(f'{key}={value}' for key, value in step.arguments.items())})"
-        for step in config.data.degradation
-    ]
-    source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
-    precision = accelerator.mixed_precision
-    if config.train.mixed_precision == "auto":
-        precision += " (chosen by auto)"
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    rows = [
-        ("devices", f"{plan.world_size} × {accelerator.device.type}"),
-        ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
-        ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
-        ("samples per epoch", str(plan.num_samples)),
-        (
-            "global batch",
-            f"{plan.global_batch} = {plan.batch_size} per device × {plan.accumulation} accumulated"
-            f" × {plan.world_size} ranks",
-        ),
-        ("steps", f"{plan.steps_per_epoch} per epoch × {epochs} epochs = {plan.steps_per_epoch * epochs}"),
-        ("learning rate", f"{config.scheduler.name}: {rate}"),
-        ("precision", precision),
-        ("model", f"{config.model.name}, {parameters:,} parameters"),
-        ("written to", str(folder)),
-    ]
-    if start.commit is not None:
-        rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    if any(isinstance(module, kinds) for module in state.model.modules()):
-        rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
-    return rows
 
 
 def _say_result(screen: Screen, folder: Path, state: TrainState) -> None:

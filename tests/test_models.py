@@ -1,16 +1,20 @@
 """The contract of every model in MODELS: sizes, dtypes, gradients, determinism. A new one is tested by being added."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
+from accel_restore.models.blocks import upscale
 
 SMALL = {"unet": {"width": 8}, "dncnn": {"width": 8, "depth": 5}}
 
 
-def build(name: str, channels: int = 3, **arguments) -> torch.nn.Module:
+def build(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_model(name, {**SMALL.get(name, {}), **arguments}, channels)
+    return build_model(name, {**SMALL.get(name, {}), **arguments}, channels, scale)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -21,6 +25,39 @@ def test_any_size_is_kept(name, size, channels):
     output = build(name, channels)(images)
     assert output.shape == images.shape and output.dtype == images.dtype
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_super_resolution_begins_near_bicubic_enlarging(name, scale):
+    images = torch.rand(2, 3, 9, 14)
+    model = build(name, scale=scale)
+    output = model(images)
+    assert output.shape == (2, 3, 9 * scale, 14 * scale)
+    assert 0 < (output - upscale(images, scale)).abs().mean() < 0.1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images).dtype == torch.float32
+    output.sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_bicubic_enlarging_is_that_of_matlab_and_pillow():
+    image = torch.rand(1, 1, 11, 9)
+    expected = Image.fromarray(image[0, 0].numpy()).resize((27, 33), Image.Resampling.BICUBIC)  # Keys' a = -0.5
+    assert np.abs(upscale(image, 3)[0, 0].numpy() - np.asarray(expected)).max() < 1e-6
+    assert upscale(image, 1) is image
+
+
+class Keeps(torch.nn.Module):
+    """A user's model that cannot enlarge."""
+
+
+def test_a_model_that_cannot_enlarge_is_refused_for_super_resolution():
+    assert isinstance(build_model("test_models:Keeps", {}, 3), Keeps)
+    with pytest.raises(UserError, match=r"data\.scale: 2, but the model 'test_models:Keeps' cannot enlarge"):
+        build_model("test_models:Keeps", {}, 3, 2)
+    with pytest.raises(UserError, match=r"model\.scale: unknown key; set data\.scale"):
+        build_model("unet", {"scale": 2}, 3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,4 +1,4 @@
-"""Losses, scores and synthetic noise against plain formulas and other implementations."""
+"""Losses and scores against plain formulas and other implementations."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ import skimage.metrics
 import torch
 from torch.nn import functional as F
 
-from accel_restore.data.degrade import build_degradation, gaussian_noise
 from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES, build_loss
 from accel_restore.quality import METRICS, Protocol, luma, psnr, ssim
@@ -105,13 +104,10 @@ def test_what_cannot_be_a_loss_is_refused_by_its_key(terms, message):
         build_loss(terms)
 
 
-def test_a_loss_and_a_degradation_by_import_path():
+def test_a_loss_by_import_path():
     output, gt = random_pair(2, 3, 8, 8)
     theirs = build_loss({"accel_restore.losses:charbonnier": {"eps": 0.5}})(output, gt)
     assert theirs.equal(build_loss({"charbonnier": {"eps": 0.5}})(output, gt))
-    seeds = np.arange(2).astype(np.uint64)
-    theirs = build_degradation([("accel_restore.data.degrade:gaussian_noise", {"sigma": 5})])(gt, seeds)
-    assert theirs.equal(build_degradation([("gaussian_noise", {"sigma": 5})])(gt, seeds))
 
 
 @pytest.mark.parametrize("name", PHOTOS)
@@ -174,69 +170,3 @@ def test_the_smallest_image_that_can_be_scored():
     assert (protocol.smallest_side(["psnr"]), protocol.smallest_side(["psnr", "ssim"])) == (5, 15)
     output, gt = (protocol.prepare(image) for image in random_pair(1, 3, 15, 15))
     assert ssim(output, gt).isfinite().all() and psnr(output, gt).isfinite().all()
-
-
-SEEDS = np.arange(40, 44).astype(np.uint64)
-
-
-@pytest.mark.parametrize("sigma", [5, 25.0, 75])
-def test_noise_has_the_given_strength_and_is_not_clipped(sigma):
-    gt = torch.stack([torch.zeros(3, 96, 96), torch.ones(3, 96, 96)]).repeat(2, 1, 1, 1)
-    noisy = gaussian_noise(gt, SEEDS, sigma=sigma)
-    for noise in noisy - gt:
-        assert noise.std().item() == pytest.approx(sigma / 255, rel=0.03)  # five standard errors
-        assert abs(noise.mean().item()) < 5 * sigma / 255 / noise.numel() ** 0.5
-    assert noisy[0].min() < 0 and noisy[1].max() > 1
-    assert gt.unique().tolist() == [0, 1]  # left as it was
-
-
-def test_a_range_is_drawn_anew_for_each_sample():
-    seeds = np.arange(64).astype(np.uint64)
-    noise = gaussian_noise(torch.zeros(64, 3, 32, 32), seeds, sigma=[5, 50])
-    strengths = (noise.flatten(1).std(1) * 255).numpy()
-    assert 4.5 < strengths.min() < 15 and 40 < strengths.max() < 54
-    assert strengths.mean() == pytest.approx(27.5, abs=8)
-    assert len(set(strengths.tolist())) == 64
-
-
-def test_noise_depends_on_the_seed_alone_not_on_the_batch():
-    gt = torch.rand(4, 3, 16, 20, generator=torch.Generator().manual_seed(0))
-    degrade = build_degradation([("gaussian_noise", {"sigma": [5, 50]}), ("gaussian_noise", {"sigma": 10})])
-    whole = degrade(gt, SEEDS)
-    torch.manual_seed(99)  # torch's own random state decides nothing
-    assert degrade(gt, SEEDS).equal(whole)
-    assert degrade(gt.flip(0), SEEDS[::-1].copy()).flip(0).equal(whole)
-    assert degrade(gt.to(memory_format=torch.channels_last), SEEDS).equal(whole)
-    for i in range(4):
-        assert degrade(gt[i : i + 1], SEEDS[i : i + 1])[0].equal(whole[i])
-    assert not degrade(gt[:1], SEEDS[1:2])[0].equal(whole[0])  # the control
-
-
-def test_two_steps_of_a_degradation_add_different_noise():
-    gt = torch.zeros(1, 3, 64, 64)
-    twice = build_degradation([("gaussian_noise", {"sigma": 10})] * 2)(gt, SEEDS[:1])
-    assert twice.std().item() * 255 == pytest.approx(10 * 2**0.5, rel=0.05)  # the same noise twice would have 20
-
-
-@pytest.mark.parametrize("sigma", [-1, [5], [50, 5], "25", float("nan"), float("inf"), True, None, [1, 2, 3]])
-def test_a_strength_that_cannot_be_one_is_refused(sigma):
-    with pytest.raises(UserError, match=r"data\.degradation.*sigma"):
-        build_degradation([("gaussian_noise", {"sigma": sigma})])
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("gaussian_noise", {}, r"data\.degradation\.0\.sigma: missing"),
-        ("gaussian_noise", {"sigma": 1, "sigmma": 2}, r"data\.degradation\.0\.sigmma: unknown key; did you mean"),
-        ("no.such.package:noise", {}, "no.such.package:noise"),
-        (".degrade:gaussian_noise", {"sigma": 1}, ".degrade:gaussian_noise"),
-        ("os:sep", {}, r"data\.degradation"),
-        ("os:system", {"command": "touch hostile"}, r"data\.degradation"),
-    ],
-)
-def test_what_cannot_be_a_degradation_is_refused_by_its_key(name, arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=message):
-        build_degradation([(name, arguments)])
-    assert not list(tmp_path.iterdir())

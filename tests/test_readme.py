@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT, clean_environment, succeed
 
+from accel_restore.data.degrade import DEGRADATIONS, build_degradation
 from accel_restore.parsing import config_from, parse_yaml
 from accel_restore.train import parse_arguments
 
@@ -37,10 +38,21 @@ def test_files_and_arguments_of_every_command_exist(command):
         assert options.config in (None, "mine.yaml") and not options.overrides
 
 
-def test_the_example_configuration_is_valid():
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    config = config_from(parse_yaml(example, "README"))
+def test_the_example_configurations_are_valid():
+    whole, degradation = (parse_yaml(text, "README") for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+    config = config_from(whole)
     assert config.run.name == "mine" and config.data.patch_size == 128
+    steps = config_from({"data": {"train": {"gt": "x"}, **degradation}}).data.degradation
+    assert len(steps) == 3 and build_degradation([(step.name, step.arguments) for step in steps]).on_host
+
+
+def test_the_sources_of_the_table_are_valid_and_every_degradation_is_named():
+    section = README.split("\n## Data\n")[1].split("\n## ")[0]
+    sources = re.findall(r"`(\{(?:input|gt|dataset): [^`]*\})`", section)
+    assert len(sources) >= 6
+    for source in sources:
+        config_from({"data": {"train": parse_yaml(source, "README")}})
+    assert all(f"`{name}`" in section for name in DEGRADATIONS)
 
 
 def test_every_recipe_is_listed_and_every_module_that_is_named_exists():

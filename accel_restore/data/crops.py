@@ -3,7 +3,9 @@
 Every draw is a hash of (seed, epoch, sample id): no random state, the same crop on any rank, thread or machine.
 """
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -18,10 +20,11 @@ FLIPS = {"hflip": 1, "vflip": 2, "rot90": 4}  # bits of a sample's code
 
 
 class CropDataset(Dataset):
-    """Samples of an epoch as batches of crops: `__getitems__` gives a whole batch, sliced from the mapped images.
+    """Samples of an epoch as batches of crops: `__getitems__` gives a whole batch, copied from the mapped images.
 
-    The batch: `gt` and, of paired sources, `input` as uint8 (B, H, W, C); `weight` (B,); and on the host, as numpy
-    arrays, `id`, `flips` (codes) and `seeds` of the degradation.
+    The batch: `gt` and, of paired sources, `input` as uint8 or uint16 (B, H, W, C); `weight` (B,); and on the host, as
+    numpy arrays, `id`, `flips` (codes) and `seeds` of the degradation. With `scale` s a crop of gt begins at a multiple
+    of s and the crop of input, s times smaller, at the same place.
     """
 
     def __init__(
@@ -34,10 +37,13 @@ class CropDataset(Dataset):
         crops_per_image: int,
         augment: list[str],
         seed: int,
+        scale: int = 1,
+        readers: Executor | None = None,
     ):
-        self.gt, self.input = gt, input
+        """`readers` copy the crops of a batch in parallel; without them it is done in turn."""
+        self.gt, self.input, self.readers = gt, input, readers
         self.images = np.asarray(images, np.int64)  # the stores' images that belong to this set
-        self.patch_size, self.crops_per_image, self.seed = patch_size, crops_per_image, seed
+        self.patch_size, self.crops_per_image, self.seed, self.scale = patch_size, crops_per_image, seed, scale
         self.flip_bits = sum(FLIPS[name] for name in set(augment))
 
     def __len__(self) -> int:
@@ -50,58 +56,77 @@ class CropDataset(Dataset):
         def draw(purpose: int) -> np.ndarray:
             return hashes(ids, key(self.seed, samples[0].epoch, purpose))
 
-        images = self.images[ids // self.crops_per_image]
-        room = self.gt.sizes[images] - self.patch_size + 1  # (B, 2): places for a crop's corner
-        tops = (uniform(draw(_TOP)) * room[:, 0]).astype(np.int64)
+        images, scale = self.images[ids // self.crops_per_image], self.scale
+        room = (self.gt.sizes[images] - self.patch_size) // scale + 1  # (B, 2): places for a crop's corner
+        tops = (uniform(draw(_TOP)) * room[:, 0]).astype(np.int64)  # in pixels of input
         lefts = (uniform(draw(_LEFT)) * room[:, 1]).astype(np.int64)
-        places = list(zip(images.tolist(), tops.tolist(), lefts.tolist(), strict=True))
         batch = {
-            "gt": self._crops(self.gt, places),
+            "gt": self._crops(self.gt, self.patch_size, images, scale * tops, scale * lefts),
             "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
             "id": np.where(weights > 0, ids, -1),
             "flips": draw(_FLIP).astype(np.int64) & self.flip_bits,
             "seeds": draw(_DEGRADE),
         }
         if self.input is not None:
-            batch["input"] = self._crops(self.input, places)
+            batch["input"] = self._crops(self.input, self.patch_size // scale, images, tops, lefts)
         return batch
 
-    def _crops(self, store: Store, places: list[tuple[int, int, int]]) -> Tensor:
-        size = self.patch_size
-        crops = np.empty((len(places), size, size, store[0].shape[2]), np.uint8)
-        for crop, (image, top, left) in zip(crops, places, strict=True):
-            crop[...] = store[image][top : top + size, left : left + size]
+    def _crops(self, store: Store, size: int, images: np.ndarray, tops: np.ndarray, lefts: np.ndarray) -> Tensor:
+        crops = np.empty((len(images), size, size, store.channels), store.dtype)
+        each = map if self.readers is None else self.readers.map
+        deque(each(store.crop, crops, images.tolist(), tops.tolist(), lefts.tolist()), maxlen=0)
         return torch.from_numpy(crops)
 
 
 def finish_batch(
     batch: dict, degrade: Callable[[Tensor, np.ndarray], Tensor], *, channels_last: bool
 ) -> dict[str, Tensor | np.ndarray]:
-    """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded on its device."""
-    gt = to_float(flipped(batch["gt"], batch["flips"]), channels_last)
+    """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded where it lies."""
+    gt = to_float(batch["gt"], batch["flips"], channels_last)
     if "input" in batch:
-        degraded = to_float(flipped(batch["input"], batch["flips"]), channels_last)
+        degraded = to_float(batch["input"], batch["flips"], channels_last)
     else:
         degraded = degrade(gt, batch["seeds"])
+        if channels_last:
+            degraded = degraded.contiguous(memory_format=torch.channels_last)
     return {"input": degraded, "gt": gt, "weight": batch["weight"], "id": batch["id"]}
 
 
-def flipped(crops: Tensor, codes: np.ndarray) -> Tensor:
-    """The crops (B, H, W, C) with flips and the rotation by 90° applied in place, as each sample's code says."""
-    for crop, code in zip(crops, codes.tolist(), strict=True):
-        turned = crop
-        if code & FLIPS["hflip"]:
-            turned = turned.flip(1)
-        if code & FLIPS["vflip"]:
-            turned = turned.flip(0)
-        if code & FLIPS["rot90"]:
-            turned = turned.rot90(1, (0, 1))
-        if code:
-            crop.copy_(turned)
-    return crops
+def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False) -> Tensor:
+    """uint8 or uint16 (B, H, W, C) as float (B, C, H, W) in [0, 1], of torch's default dtype.
+
+    With `codes` each sample is flipped and rotated as its code says; only then H and W must be equal.
+    """
+    batch, height, width, channels = crops.shape
+    images = torch.empty(
+        (batch, channels, height, width),
+        dtype=torch.get_default_dtype(),
+        device=crops.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    if codes is None:
+        images.copy_(crops.permute(0, 3, 1, 2))
+    else:
+        for image, crop, code in zip(images, crops, codes.tolist(), strict=True):
+            image.copy_(turned(crop, code).permute(2, 0, 1))
+    return images.div_(torch.iinfo(crops.dtype).max)
 
 
-def to_float(crops: Tensor, channels_last: bool = False) -> Tensor:
-    """uint8 (B, H, W, C) as float (B, C, H, W) in [0, 1], of torch's default dtype."""
-    images = crops.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(255)
-    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def turned(crop: Tensor, code: int) -> Tensor:
+    """The crop (H, W, C) with the flips and then the rotation by 90° (counter-clockwise) that a code says."""
+    rotate = bool(code & FLIPS["rot90"])
+    dims = [dim for dim, flip in ((1, bool(code & FLIPS["hflip"]) ^ rotate), (0, code & FLIPS["vflip"])) if flip]
+    if dims and crop.dtype == torch.uint16:  # for which a GPU has few operations
+        crop = crop.view(torch.int16).flip(dims).view(torch.uint16)
+    elif dims:
+        crop = crop.flip(dims)
+    return _transposed(crop) if rotate else crop
+
+
+def _transposed(crop: Tensor) -> Tensor:
+    """(H, W, C) as (W, H, C)."""
+    if crop.device.type != "cpu":
+        return crop.transpose(0, 1)
+    values = crop.numpy()  # moves whole pixels, where torch on a CPU would move each of their values
+    pixels = values.view(np.dtype((np.void, values.shape[2] * values.itemsize)))[..., 0]
+    return torch.from_numpy(np.ascontiguousarray(pixels.T).view(values.dtype).reshape(*pixels.T.shape, -1))

@@ -1,65 +1,231 @@
-"""Decode one image file to 8-bit pixels; what cannot be used is refused with its reason."""
+"""Decode one image, a file or a data set's cell, to pixels at full depth, by one rule for each pixel format.
 
-import re
+The rules, the same for input and gt: 8 and 16 bits keep their depth; gray is repeated for colour training, colour gives
+BT.601 luma for gray training; a palette stands for its colours, 1 bit for black and white; EXIF orientation is applied;
+an opaque alpha channel is left out, a transparent one refused; CMYK, 32-bit and other formats are refused, because
+there is no one right way to RGB. A file is decoded by its content, whatever its name ends in.
+"""
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-GRAY, COLOUR = {"L"}, {"RGB"}
-_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` refuses in its place
+MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decompression bomb
+
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+_ORIENTATION = 0x0112  # EXIF's tag
+_BITS_PER_SAMPLE = 258  # TIFF's tag
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+_USABLE = {"1": "black and white", "L": "gray", "I;16": "gray", "LA": "gray with alpha", "P": "palette", "RGB": "RGB",
+           "PA": "palette", "RGBA": "RGB with alpha"}  # fmt: skip
 
 
 class Unusable(Exception):
     """An image that cannot be used; the message is the reason, without the file's name."""
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header, after EXIF orientation.
+@dataclass(frozen=True)
+class Cell:
+    """An image inside a data set: `fetch` gives the bytes of an encoded file, or pixels (H, W) or (H, W, C)."""
+
+    label: str  # names it in messages
+    identity: str  # changes when the content changes; equal identities are the same image
+    fetch: Callable[[], bytes | np.ndarray] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+Source = Path | Cell
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before it is decoded."""
+
+    height: int  # after EXIF orientation
+    width: int
+    bits: int  # 8 or 16
+    mode: str  # in words: gray, RGB, palette, ...
+    format: str  # by content: PNG, JPEG, ...
+    orientation: int = 1  # EXIF's, 1 is upright
+
+
+def read_header(source: Source, max_pixels: int = MAX_PIXELS) -> Header:
+    """What the image's header says; nothing is decoded.
 
     Raises: Unusable.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        if image.format == "PNG" and "exif" not in image.info:
-            return height, width  # to look further, Pillow would decode it all
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        except (OSError, SyntaxError, ValueError, TypeError) as error:
-            raise Unusable(f"is damaged ({error}); replace or remove it") from None
-    return (width, height) if turned else (height, width)
+    content = _content(source)
+    if isinstance(content, np.ndarray):
+        pixels = _checked_array(content)
+        mode = "gray" if pixels.shape[2] == 1 else "RGB"
+        return Header(*pixels.shape[:2], 8 * pixels.itemsize, mode, "array")
+    with _opened(content, max_pixels) as image:
+        return _header(image)
 
 
-def read_image(path: Path, channels: int) -> np.ndarray:
-    """The pixels, uint8 of shape (H, W, channels), EXIF orientation applied, as for input so for gt.
+def read_image(source: Source, channels: int, bits: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels (H, W, channels), uint8 for `bits` 8 and uint16 for 16, upright.
 
-    `channels` 1 takes the BT.601 luma of a colour image; 3 repeats a gray one.
-
-    Raises: Unusable for what is no image, damaged, empty, or of a pixel format that would silently lose something.
+    Raises: Unusable for what is no image, damaged, empty, too large, deeper than `bits`, or of a pixel format that
+    would silently lose something.
     """
-    with _opened(path) as image:
-        try:
-            pixels = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise Unusable(f"is damaged ({error}); replace or remove it") from None
-    return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
+    content = _content(source)
+    if isinstance(content, np.ndarray):
+        pixels = _checked_array(content)
+    else:
+        with _opened(content, max_pixels) as image:
+            pixels = _decoded(image, content)
+    if pixels.dtype == np.uint16 and bits == 8:
+        raise Unusable("has 16 bits, which 8 cannot hold")
+    if pixels.dtype == np.uint8 and bits == 16:
+        pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
+    if channels == 1 and pixels.shape[2] == 3:
+        return _luma(pixels)
+    return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
 
 
-def _opened(path: Path) -> Image.Image:
+def _content(source: Source) -> Path | io.BytesIO | np.ndarray:
+    if isinstance(source, Cell):
+        content = source.fetch()
+        return content if isinstance(content, np.ndarray) else io.BytesIO(content)
+    return source
+
+
+def _checked_array(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1 or 3) of uint8 or uint16."""
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size or pixels.dtype not in ("uint8", "uint16"):
+        raise Unusable(f"is an array of {pixels.dtype} {pixels.shape}; give uint8 or uint16 of (H, W), (H, W, 1 or 3)")
+    return pixels
+
+
+def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # asked for by the configuration
     try:
-        if path.stat().st_size == 0:
+        if (content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes) == 0:
             raise Unusable("is empty (0 bytes); replace or remove it")
-        image = Image.open(path)
+        image = Image.open(content)
     except UnidentifiedImageError:
         raise Unusable("is no image; replace or remove it") from None
     except Image.DecompressionBombError as error:
-        raise Unusable(f"is too large ({error}); cut it into pieces") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Unusable(f"cannot be read ({error})") from None
-    # Pillow opens 16-bit colour as RGB and drops the low bits: only the decoder's arguments tell.
-    deep = any(re.search(r"16|65535", str(tile[3])) for tile in image.tile)
-    if deep or image.mode not in GRAY | COLOUR:
-        pixel_format = f"16-bit {image.mode}" if deep else image.mode
+        raise Unusable(f"is too large for data.max_image_pixels ({error}); cut it into pieces") from None
+    except _DAMAGE as error:
+        raise Unusable(f"cannot be read ({error}); replace or remove it") from None
+    try:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise Unusable(
+                f"has {width}x{height} = {width * height / 1e6:.0f} million pixels, more than data.max_image_pixels "
+                f"({max_pixels / 1e6:.0f} million) allows: cut it into pieces, or raise that if you trust it"
+            )
+        if image.mode == "CMYK":
+            raise Unusable("is CMYK, whose colours depend on the printer: convert it to RGB with its colour profile")
+        if image.mode not in _USABLE and not _is_deep_gray(image):
+            raise Unusable(f"has the pixel format {image.mode}: convert it to gray or RGB of 8 or 16 bits")
+        if _is_deep(image) and image.format not in ("PNG", "TIFF"):
+            raise Unusable(f"is a 16-bit {image.format}, which would lose its lower bits: convert it to PNG or TIFF")
+    except Unusable:
         image.close()
-        raise Unusable(f"has the pixel format {pixel_format}; only 8-bit gray and RGB can be read yet: convert it")
+        raise
     return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """True for 16 bits a channel. Pillow opens 16-bit colour as RGB: only tags or the decoder's arguments tell."""
+    if image.format == "TIFF":
+        return 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())
+    if image.format == "PNG":
+        return any(";16" in str(tile[3]) for tile in image.tile)
+    if image.format == "PPM":
+        return any(isinstance(part, int) and part > 255 for tile in image.tile for part in tuple(tile[3]))
+    return image.mode.startswith("I;16")
+
+
+def _is_deep_gray(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and _is_deep(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE as error:
+        raise Unusable(f"is damaged ({error}); replace or remove it") from None
+
+
+def _header(image: Image.Image) -> Header:
+    width, height = image.size
+    # To look for EXIF data at the end of a PNG, Pillow would decode it all.
+    orientation = 1 if image.format == "PNG" and "exif" not in image.info else _orientation(image)
+    if orientation >= 5:
+        height, width = width, height
+    deep = _is_deep(image)
+    mode = _USABLE["L" if _is_deep_gray(image) else image.mode]
+    return Header(height, width, 16 if deep else 8, mode, image.format, orientation)
+
+
+def _decoded(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
+    """The upright pixels (H, W, 1 or 3)."""
+    try:
+        pixels = _deep_pixels(image, content) if _is_deep(image) else _pixels(image)
+        orientation = _orientation(image)
+    except _DAMAGE as error:
+        raise Unusable(f"is damaged ({error}); replace or remove it") from None
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.shape[2] in (2, 4):
+        if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
+            raise Unusable("has transparent pixels, which have no one colour: flatten it onto a background")
+        pixels = pixels[..., :-1]
+    return _UPRIGHT.get(orientation, lambda upright: upright)(pixels)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """8-bit pixels of Pillow's modes, with the alpha channel where there is transparency."""
+    if "transparency" in image.info or image.mode == "PA":
+        image = image.convert("RGBA")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    return np.asarray(image)
+
+
+def _deep_pixels(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
+    """16-bit pixels, which Pillow keeps for gray alone."""
+    if image.format == "PNG":
+        import imagecodecs
+
+        pixels = imagecodecs.png_decode(content.read_bytes() if isinstance(content, Path) else content.getvalue())
+    elif _is_deep_gray(image):
+        pixels = np.asarray(image)
+    else:
+        import tifffile
+
+        pixels = tifffile.imread(content)
+        if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
+            pixels = np.moveaxis(pixels, 0, -1)  # planes stored apart
+    if image.mode == "RGB" and "transparency" in image.info and pixels.shape[2] == 3:
+        raise Unusable("names a transparent colour: flatten it onto a background")
+    return pixels.astype(np.uint16, copy=False)
+
+
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """BT.601 luma (H, W, 1) of RGB, in the fixed-point arithmetic that Pillow uses for 8 bits."""
+    red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(pixels.dtype)[..., None]

@@ -3,13 +3,17 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from accel_restore.data.crops import CropDataset, finish_batch
+from accel_restore.data.degrade import Degrade
 from accel_restore.data.order import Plan
 
 _AHEAD = 3  # batches kept ready
@@ -40,14 +44,20 @@ class TrainLoader:
     """The optimizer steps of an epoch, as this rank sees them; counts the seconds spent waiting for data."""
 
     def __init__(
-        self, dataset: CropDataset, plan: Plan, accelerator: Accelerator, degrade: Callable, channels_last: bool
+        self,
+        dataset: CropDataset,
+        plan: Plan,
+        accelerator: Accelerator,
+        degrade: Degrade,
+        channels_last: bool,
+        num_threads: int = 1,
     ):
+        """With `num_threads` 0 batches are read in the training loop, otherwise ahead of it."""
         self.plan, self.degrade, self.channels_last = plan, degrade, channels_last
+        self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
         self.sampler = StepSampler(plan)
-        loader = DataLoader(
-            dataset, batch_sampler=self.sampler, collate_fn=_as_it_is, pin_memory=accelerator.device.type == "cuda"
-        )
-        self.loader = accelerator.prepare(loader)
+        loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=_as_it_is)
+        self.loader = accelerator.prepare_data_loader(loader, device_placement=False)
         self.wait_seconds = 0.0
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[dict]]:
@@ -56,19 +66,37 @@ class TrainLoader:
         A micro-batch is what `finish_batch` returns and `is_last`: whether it ends its step.
         """
         self.sampler.begin_at(epoch, first_step)
-        batches = in_background(self.loader)
+        batches = map(self._to_device, self.loader)
+        batches = in_background(batches, self.ahead) if self.ahead else batches
         try:
             for step in range(first_step, self.plan.steps_per_epoch):
                 yield self._micro_batches(batches, self.plan.num_micro_batches(step))
+            deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
         finally:
-            batches.close()
+            if self.ahead:
+                batches.close()
+
+    def _to_device(self, batch: dict) -> dict:
+        """The batch on the training device; finished before, where the degradation needs the host."""
+        if self.degrade.on_host:
+            batch = finish_batch(batch, self.degrade, channels_last=self.channels_last)
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.set_device(self.device)  # a thread begins on GPU 0
+        return {
+            name: (value.pin_memory() if on_cuda else value).to(self.device, non_blocking=on_cuda)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in batch.items()
+        }
 
     def _micro_batches(self, batches: Iterator[dict], count: int) -> Iterator[dict]:
         for position in range(count):
             began = time.perf_counter()
             batch = next(batches)
             self.wait_seconds += time.perf_counter() - began
-            batch = finish_batch(batch, self.degrade, channels_last=self.channels_last)
+            if not self.degrade.on_host:
+                batch = finish_batch(batch, self.degrade, channels_last=self.channels_last)
             batch["is_last"] = position == count - 1
             yield batch
 
@@ -77,12 +105,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def in_background(items: Any) -> Iterator[Any]:
-    """The elements of an iterable, taken by a thread up to `_AHEAD` elements before they are asked for.
+def in_background(items: Any, ahead: int = _AHEAD) -> Iterator[Any]:
+    """The elements of an iterable, taken by a thread up to `ahead` elements before they are asked for.
 
     An exception of the iterable is raised at the place where the element would have come; closing ends the thread.
     """
-    ready: queue.Queue = queue.Queue(_AHEAD)
+    ready: queue.Queue = queue.Queue(ahead)
     closed = threading.Event()
 
     def put(entry: tuple) -> bool:
@@ -95,6 +123,7 @@ def in_background(items: Any) -> Iterator[Any]:
         return False
 
     def work() -> None:
+        torch.set_num_threads(1)  # this thread's: two teams of threads on the same cores slow each other down tenfold
         try:
             for item in items:
                 if not put((item, None)):

@@ -1,15 +1,18 @@
-"""Find and match images: folders (pairs share the stem), `{}` patterns (pairs share what stands for {}), or files."""
+"""Find and match images on disk: folders or files (pairs share the stem), patterns (they share what {} stands for)."""
 
 import hashlib
 import importlib.util
 import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
+from glob import escape, glob
+from pathlib import Path, PurePath
 
+from accel_restore.data.images import Cell
 from accel_restore.errors import UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
+PATTERNS = "such as gt: shots/{}_mean.png with input: shots/{}_real.png, where {} stands for what both share"
 
 
 @dataclass(frozen=True)
@@ -17,90 +20,228 @@ class Pair:
     """A clean image and, unless it is to be made from it, the degraded one."""
 
     name: str
-    gt: Path
-    input: Path | None = None
+    gt: Path | Cell
+    input: Path | Cell | None = None
 
 
-def find_pairs(gt: str | list[str], input: str | list[str] | None, key: str) -> tuple[list[Pair], list[str]]:
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    gt_name: str
+    variant: str = ""  # what * stands for: which of the inputs of one gt
+
+    @property
+    def name(self) -> str:
+        return f"{self.gt_name}/{self.variant}" if self.variant else self.gt_name
+
+
+Files = tuple[list[_File], list[str]]  # with the problems found
+
+
+def find_pairs(
+    gt: str | list[str], input: str | list[str] | None, key: str, recursive: bool = False
+) -> tuple[list[Pair], list[str]]:
     """The pairs in order of their names, and the problems found (one sentence each); `key` is the source's dotted key.
 
-    Raises: UserError for a pattern that cannot be one.
+    A folder's images are named by their stems (`recursive`: sub-folders too, "scene/0001"). In a pattern each `{}`
+    names the image, `*` stands for anything and `**` for folders of any depth; where an input pattern holds `*`, every
+    input makes a pair with its one gt. Lists of folders or patterns pair element by element ("0/0001").
+
+    Raises: UserError where a package that is named is not installed.
     """
-    gts, problems = _named_files(gt, f"{key}.gt")
-    if input is None:
-        return [Pair(name, path) for name, path in gts.items()], problems
-    inputs, more = _named_files(input, f"{key}.input")
+    gts, problems = _elements(gt, f"{key}.gt")
+    inputs, more = _elements(input, f"{key}.input") if input is not None else ([None] * len(gts), [])
     problems += more
-    if gts and inputs:
-        problems += [f"{inputs[n]}: has no partner '{n}' among {key}.gt ({gt})" for n in inputs if n not in gts]
-        problems += [f"{gts[n]}: has no partner '{n}' among {key}.input ({input})" for n in gts if n not in inputs]
-    same = [name for name, path in gts.items() if inputs.get(name) == path]
-    if same:
+    if not problems and len(gts) != len(inputs):
         problems.append(
-            f"{key}: input and gt are the same file for {len(same)} of {len(gts)} pairs ({gts[same[0]]}); name two "
-            "folders, or patterns such as shots/{}_real.JPG and shots/{}_mean.JPG"
+            f"{key}: gt names {len(gts)} and input {len(inputs)} folders or patterns; they pair element by element, "
+            "so give equally many"
         )
-    return [Pair(name, path, inputs[name]) for name, path in gts.items() if name in inputs], problems
+    if problems:
+        return [], problems
+    numbered = gts is gt or inputs is input
+    pairs: list[Pair] = []
+    for number, (one_gt, one_input) in enumerate(zip(gts, inputs, strict=True)):
+        place, before = (f".{number}", f"{number}/") if numbered else ("", "")
+        found, more = _find(one_gt, one_input, key, place, recursive)
+        pairs += [Pair(before + pair.name, pair.gt, pair.input) for pair in found]
+        problems += more
+    return sorted(pairs, key=lambda pair: pair.name), problems
 
 
 def held_out(pairs: list[Pair], fraction: float) -> tuple[list[Pair], list[Pair]]:
     """Training and validation pairs: the `fraction` (at least one) whose names hash lowest is held out.
 
     It depends on names alone, so that runs of another seed or with a few more images are scored on the same ones.
+    Pairs of one gt stay together, lest a run be scored on images that it learned.
     """
-    count = max(1, round(fraction * len(pairs)))
-    chosen = set(sorted((pair.name for pair in pairs), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
-    return [p for p in pairs if p.name not in chosen], [p for p in pairs if p.name in chosen]
+    scenes: dict[Path | Cell, str] = {}  # gt: the name of its first pair
+    for pair in pairs:
+        scenes.setdefault(pair.gt, pair.name)
+    count = max(1, round(fraction * len(scenes)))
+    ranked = sorted(scenes, key=lambda gt: hashlib.sha256(scenes[gt].encode()).digest())
+    chosen = set(ranked[:count])
+    return [p for p in pairs if p.gt not in chosen], [p for p in pairs if p.gt in chosen]
 
 
-def _named_files(source: str | list[str], key: str) -> tuple[dict[str, Path], list[str]]:
-    """Name → file, sorted by name, and problems."""
-    if isinstance(source, list):
-        found = [(path.stem, path) for path in map(_locate, source)]
-        problems = [f"{key}: no such file: {path}" for _, path in found if not path.is_file()]
-        found = [(name, path) for name, path in found if path.is_file()]
-    elif "{}" in source:
-        found, problems = _matching(source, key)
-    else:
-        found, problems = _in_folder(_locate(source), key)
-    files: dict[str, Path] = {}
-    for name, path in sorted(found):
-        if name in files:
-            problems.append(f"{path}: has the same name '{name}' as {files[name].name}; rename one")
+def _elements(source: str | list[str], key: str) -> tuple[list, list[str]]:
+    """What pairs with the other side's elements: the folders and patterns of a list, or one list of files."""
+    if isinstance(source, str):
+        return [source], []
+    places = [place for place in source if _is_pattern(place) or _locate(place).is_dir()]
+    if not places:
+        return [source], []
+    files = [place for place in source if _locate(place).is_file()]
+    if files:
+        return [], [f"{key}: {files[0]} is a file, {places[0]} is not; list either files, or folders and patterns"]
+    return source, []
+
+
+def _find(
+    gt: str | list[str], input: str | list[str] | None, key: str, place: str, recursive: bool
+) -> tuple[list[Pair], list[str]]:
+    """The pairs of one folder, pattern or list of files; `place` follows `gt` and `input` in dotted keys."""
+    if isinstance(gt, str) and isinstance(input, str) and _is_pattern(gt) and _is_pattern(input):
+        numbers = [pattern.count("{}") for pattern in (gt, input)]
+        if numbers[0] != numbers[1] and all(numbers):
+            return [], [
+                f"{key}: gt{place} holds {{}} {numbers[0]} times, input{place} {numbers[1]} times ('{gt}', '{input}'); "
+                "write it equally often, for the parts that both share"
+            ]
+    found, problems = _files(gt, f"{key}.gt{place}", recursive)
+    gts = {name: file.path for name, file in _by_name([_File(f.path, f.gt_name) for f in found], problems).items()}
+    if input is None:
+        return [Pair(name, path) for name, path in gts.items()], problems
+    found, more = _files(input, f"{key}.input{place}", recursive, gts)
+    problems += more
+    inputs = _by_name(found, problems)
+    problems += _without_partner(gts, inputs, key, place, gt, input)
+    pairs = [Pair(name, gts[file.gt_name], file.path) for name, file in inputs.items() if file.gt_name in gts]
+    same = [pair.gt for pair in pairs if pair.gt == pair.input]
+    if same:
+        problems.append(
+            f"{key}: input and gt are the same file for {len(same)} of {len(pairs)} pairs ({same[0]}); name two "
+            f"folders, or patterns {PATTERNS}"
+        )
+    return pairs, problems
+
+
+def _without_partner(
+    gts: dict[str, Path], inputs: dict[str, _File], key: str, place: str, gt: str | list[str], input: str | list[str]
+) -> list[str]:
+    if not gts or not inputs:  # said already
+        return []
+    served = {file.gt_name for file in inputs.values()}
+    if served.isdisjoint(gts):
+        one_gt, one_input = next(iter(gts)), next(iter(inputs.values())).gt_name
+        return [
+            f"{key}: none of the {len(gts)} names of gt{place} (such as '{one_gt}') is among the {len(inputs)} of "
+            f"input{place} (such as '{one_input}'); rename the files, or pair them by patterns {PATTERNS}"
+        ]
+    lonely = [(file.path, file.gt_name, f"gt{place} ({gt})") for file in inputs.values() if file.gt_name not in gts]
+    lonely += [(path, name, f"input{place} ({input})") for name, path in gts.items() if name not in served]
+    return [f"{path}: has no partner '{name}' among {key}.{others}" for path, name, others in lonely]
+
+
+def _by_name(files: list[_File], problems: list[str]) -> dict[str, _File]:
+    """The files by name, in order; adds a problem for each that has the name of another."""
+    named: dict[str, _File] = {}
+    for file in sorted(files, key=lambda file: (file.name, file.path)):
+        if file.name in named:
+            problems.append(f"{file.path}: has the same name '{file.name}' as {named[file.name].path.name}; rename one")
         else:
-            files[name] = path
-    return files, problems
+            named[file.name] = file
+    return named
 
 
-def _in_folder(folder: Path, key: str) -> tuple[list[tuple[str, Path]], list[str]]:
+def _files(source: str | list[str], key: str, recursive: bool, gt_names: Container[str] = ()) -> Files:
+    if isinstance(source, str):
+        return _matching(source, key, gt_names) if _is_pattern(source) else _in_folder(_locate(source), key, recursive)
+    paths = [_locate(name) for name in source]
+    problems = [f"{key}: no such file: {path}" for path in paths if not path.is_file()]
+    return [_File(path, path.stem) for path in paths if path.is_file()], problems
+
+
+def _in_folder(folder: Path, key: str, recursive: bool) -> Files:
     if not folder.is_dir():
         what = "is a file; give a list [file, ...]" if folder.exists() else f"does not exist (looked in {Path.cwd()})"
         return [], [f"{key}: {folder} {what}"]
     found = [
-        (path.stem, path)
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
+        _File(folder / name, PurePath(name).with_suffix("").as_posix())
+        for name in glob("**/*" if recursive else "*", root_dir=folder, recursive=True)  # hidden ones are left out
+        if PurePath(name).suffix.lower() in EXTENSIONS and (folder / name).is_file()
     ]
     if found:
         return found, []
-    inside = sum(path.is_dir() for path in folder.iterdir())
-    hint = f"; it has {inside} folders: name one of them, or use a pattern {folder}/{{}}/NAME.png" if inside else ""
+    inside, hint = sum(path.is_dir() for path in folder.iterdir()), ""
+    if inside and not recursive:
+        hint = f"; it has {inside} folders: set recursive: true, name one of them, or a pattern {folder}/{{}}/NAME.png"
     return [], [f"{key}: no images in {folder} (looked for {' '.join(sorted(EXTENSIONS))}){hint}"]
 
 
-def _matching(pattern: str, key: str) -> tuple[list[tuple[str, Path]], list[str]]:
-    if pattern.count("{}") != 1:
-        raise UserError(f"{key}: the pattern '{pattern}' must hold {{}} exactly once")
-    located = str(_locate(pattern))
-    before, after = located.split("{}")
-    expression = re.compile(re.escape(before) + r"([^/]+)" + re.escape(after))
-    escaped = "*".join(re.sub(r"([*?[])", r"[\1]", part) for part in (before, after))
+def _is_pattern(place: str) -> bool:
+    return ("{}" in place or "*" in place) and not _locate(place).exists()
+
+
+def _matching(pattern: str, key: str, gt_names: Container[str]) -> Files:
+    if "{}" not in pattern:
+        return [], [
+            f"{key}: the pattern '{pattern}' holds * but no {{}}, so nothing says which images belong together; "
+            "write {} in place of the * that names the image"
+        ]
+    located = _locate(pattern)
+    root = Path()
+    for part in located.parts:  # what exists as it is written is no pattern, whatever its name holds
+        if "{}" in part or not (root / part).exists():
+            break
+        root /= part
+    inside = located.relative_to(root).as_posix()
+    tokens = re.split(r"(\{\}|(?<![^/])\*\*/|\*)", inside)
     found = [
-        (match[1], Path(path))
-        for path in glob(escaped)
-        if (match := expression.fullmatch(path)) and Path(path).is_file()
+        _File(root / name, *reading)
+        for name in set(glob(_as_glob(inside), root_dir=root, recursive=True))
+        if (root / name).is_file() and (reading := _reading(tokens, PurePath(name).as_posix(), gt_names))
     ]
-    return found, [] if found else [f"{key}: no file matches {located}"]
+    first = root / inside.partition("/")[0]
+    hint = f"; {first} does not exist" if not re.search(r"\{\}|\*", first.name) else ""
+    return found, [] if found else [f"{key}: no file matches {located}{hint}"]
+
+
+def _as_glob(pattern: str) -> str:
+    parts = pattern.split("/")
+    return "/".join(p if p == "**" else "*".join(map(escape, re.split(r"(?:\{\}|\*)+", p))) for p in parts)
+
+
+def _reading(tokens: list[str], text: str, gt_names: Container[str]) -> tuple[str, str] | None:
+    """What stands for {} and for * in `text`: the longest {} that names a gt, else the first to be found."""
+    kinds = [token for token in tokens if token in ("{}", "*")]
+    first = best = None
+    for parts in _divisions(tokens, text):
+        named = list(zip(kinds, parts, strict=True))
+        name, variant = ("/".join(part for kind, part in named if kind == k and part) for k in ("{}", "*"))
+        first = first or (name, variant)
+        if name in gt_names and (best is None or len(name) > len(best[0])):
+            best = name, variant
+    return best or first
+
+
+def _divisions(tokens: list[str], text: str) -> Iterator[tuple[str, ...]]:
+    """Every way in which wildcards and the literal text between them make up `text`: what stands for each {} and *."""
+    token, *rest = tokens
+    if token in ("{}", "*"):
+        ends = range(int(token == "{}"), len(text.partition("/")[0]) + 1)
+        if len(rest) == 1:  # the last wildcard: all but the end of the text
+            ends = [end for end in (len(text) - len(rest[0]),) if end in ends]
+        for end in reversed(ends):
+            for others in _divisions(rest, text[end:]):
+                yield text[:end], *others
+    elif token == "**/":
+        for start in (0, *(slash.end() for slash in re.finditer("/", text))):
+            yield from _divisions(rest, text[start:])
+    elif rest and text.startswith(token):
+        yield from _divisions(rest, text[len(token) :])
+    elif text == token:
+        yield ()
 
 
 def _locate(name: str) -> Path:

@@ -1,18 +1,24 @@
 """From the configuration's `data` section to a training set and whole validation images, checked before step 1."""
 
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import psutil
 import torch
 
 from accel_restore.config import Data, Source
+from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
 from accel_restore.data.crops import CropDataset
-from accel_restore.data.degrade import build_degradation
+from accel_restore.data.degrade import Degrade, build_degradation
+from accel_restore.data.hub import find_rows
 from accel_restore.data.pairs import Pair, find_pairs, held_out
-from accel_restore.data.store import Size, Store, default_cache, open_store
 from accel_restore.data.whole import WholeImages
 from accel_restore.errors import raise_problems
+
+_READERS = 8  # of data larger than memory: a disk answers several at once
+_IN_MEMORY = 0.8  # share of the memory that decoded images may take to be read as if they lay in it
 
 
 @dataclass(frozen=True)
@@ -21,36 +27,49 @@ class DataSets:
 
     train: CropDataset
     val: WholeImages
-    degrade: Callable
+    degrade: Degrade
     identity: dict  # what a resumed run's data must equal: names of training and validation images
+    nbytes: int  # decoded images
+    fits_in_memory: bool
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A source whose images have been decoded and compared; without stores where problems were found."""
+class Images:
+    """A source whose images have been looked at: its pairs in order, and what is known of their images."""
 
     pairs: list[Pair]
-    sizes: dict[str, Size | None]  # of gt, by name
-    gt: Store | None
-    input: Store | None
+    gt: Opened
+    input: Opened | None
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """The number of each pair by its name."""
+        return {pair.name: number for number, pair in enumerate(self.pairs)}
 
 
-def open_data(
-    data: Data, seed: int, smallest_val_side: int, device: torch.device, announce: Callable[[str], None] = print
-) -> DataSets:
-    """The data sets of a configuration; every image is decoded, measured and compared with its partner.
+@dataclass(frozen=True)
+class Found:
+    """What the `data` section names, and all that is wrong with it."""
 
-    Raises: UserError that lists every problem found, with file names.
-    """
-    degrade = build_degradation([(step.name, step.arguments) for step in data.degradation])
+    train: Images | None
+    val: Images | None  # the same as `train` where validation images are held out
+    train_pairs: list[Pair]
+    val_pairs: list[Pair]
+    problems: list[str]
+
+
+def find_data(data: Data, smallest_val_side: int, track: Track | None = None) -> Found:
+    """The data of a configuration, every image decoded, measured and compared with its partner."""
     problems: list[str] = []
-    train = _open(data.train, "data.train", data, problems, announce)
-    val = _open(data.val, "data.val", data, problems, announce) if data.val is not None else train
+    sources = {"data.train": data.train} | ({"data.val": data.val} if data.val is not None else {})
+    opened = _open_all(sources, data, problems, track)
+    train = opened["data.train"]
+    val = opened["data.val"] if data.val is not None else train
 
     train_pairs = train.pairs if train else []
     if data.val is not None:
         val_pairs = val.pairs if val else []
-    elif len(train_pairs) == 1:
+    elif len({pair.gt for pair in train_pairs}) == 1:
         problems.append("data.train: one image cannot be divided into training and validation; add images or data.val")
         val_pairs = []
     else:
@@ -59,59 +78,147 @@ def open_data(
             problems.append(f"data.val_fraction: {data.val_fraction} leaves nothing to train on; lower it")
     problems += _too_small(train, train_pairs, data.patch_size, "data.patch_size; lower it")
     problems += _too_small(val, val_pairs, smallest_val_side, "what validation needs to score; remove it")
-    raise_problems(f"the data cannot be used: {len(problems)} problem{'s' * (len(problems) != 1)}", problems)
+    return Found(train, val, train_pairs, val_pairs, problems)
 
+
+def open_data(
+    data: Data, seed: int, smallest_val_side: int, device: torch.device, track: Track | None = None
+) -> DataSets:
+    """The data sets of a configuration.
+
+    Raises: UserError that lists every problem found, with file names.
+    """
+    degrade = degradation_of(data)
+    found = find_data(data, smallest_val_side, track)
+    raise_found(found)
+    return build_sets(found, data, seed, degrade, device)
+
+
+def degradation_of(data: Data) -> Degrade:
+    """The degradation that makes the input of sources without one.
+
+    Raises: UserError for arguments that cannot be used.
+    """
+    return build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
+
+
+def raise_found(found: Found) -> None:
+    """Raise `UserError` with the problems of the data, if there are any."""
+    count = len(found.problems)
+    raise_problems(f"the data cannot be used: {count} problem{'s' * (count != 1)}", found.problems)
+
+
+def build_sets(found: Found, data: Data, seed: int, degrade: Degrade, device: torch.device) -> DataSets:
+    """The data sets of data without problems."""
+    train, val = found.train, found.val
+    stores = {
+        opened.store.path: opened.store
+        for images in (train, val)
+        for opened in (images.gt, images.input)
+        if opened is not None
+    }
+    nbytes = sum(store.nbytes for store in stores.values())
+    fits = nbytes <= _IN_MEMORY * memory_bytes()
+    for images in (train, val):
+        for opened in filter(None, (images.gt, images.input)):
+            opened.store.read_ahead = not fits
+    if fits:
+        for store in stores.values():
+            store.warm()
+    readers = data.num_threads if fits else max(_READERS, data.num_threads)
     return DataSets(
         CropDataset(
-            train.gt,
-            train.input,
-            _positions(train, train_pairs),
+            train.gt.store,
+            train.input and train.input.store,
+            _positions(train, found.train_pairs),
             patch_size=data.patch_size,
             crops_per_image=data.crops_per_image,
             augment=data.augment,
             seed=seed,
+            scale=data.scale,
+            readers=ThreadPoolExecutor(readers, "accel-restore-reader") if readers > 1 else None,
         ),
-        WholeImages([pair.name for pair in val_pairs], val.gt, val.input, _positions(val, val_pairs), degrade, device),
+        WholeImages(
+            [pair.name for pair in found.val_pairs],
+            val.gt.store,
+            val.input and val.input.store,
+            _positions(val, found.val_pairs),
+            degrade,
+            device,
+            data.scale,
+        ),
         degrade,
-        {"train": [pair.name for pair in train_pairs], "val": [pair.name for pair in val_pairs]},
+        {"train": [pair.name for pair in found.train_pairs], "val": [pair.name for pair in found.val_pairs]},
+        nbytes,
+        fits,
     )
 
 
-def _open(source: Source, key: str, data: Data, problems: list[str], announce: Callable[[str], None]) -> _Opened | None:
-    """The source with its images decoded, or None where it has no pairs; adds to `problems`."""
-    pairs, found = find_pairs(source.gt, source.input, key)
-    problems += found
-    if not pairs:
-        return None
-    cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
-    gt, sizes, found = open_store([pair.gt for pair in pairs], data.channels, cache, announce)
-    problems += found
-    input_store = None
-    if source.input is not None:
-        input_store, input_sizes, found = open_store([pair.input for pair in pairs], data.channels, cache, announce)
+def memory_bytes() -> int:
+    """Memory that this process may fill with data: what is free or holds cached files, within its control group."""
+    groups = Path("/proc/self/cgroup")
+    limits = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
+        mounted = Path("/sys/fs/cgroup", root)
+        if name:  # in a container the group's folder is mounted as the root
+            limits += [mounted / group.lstrip("/") / name, mounted / name]
+    texts = [limit.read_text().strip() for limit in limits if limit.exists()]
+    return min([psutil.virtual_memory().available, *(int(text) for text in texts if text.isdecimal())])
+
+
+def _open_all(
+    sources: dict[str, Source], data: Data, problems: list[str], track: Track | None
+) -> dict[str, Images | None]:
+    """Each source with its images decoded, None where it has no pairs; adds to `problems`."""
+    pairs: dict[str, list[Pair]] = {}
+    for key, source in sources.items():
+        if source.dataset is not None:
+            pairs[key], found = find_rows(source, key)
+        else:
+            pairs[key], found = find_pairs(source.gt, source.input, key, source.recursive)
         problems += found
-        for pair, size, input_size in zip(pairs, sizes, input_sizes, strict=True):
-            if size and input_size and size != input_size:
-                problems.append(
-                    f"{pair.input}: is {_size(input_size)}, its gt {pair.gt} is {_size(size)}; they must be equal"
-                )
-    names = [pair.name for pair in pairs]
-    return _Opened(pairs, dict(zip(names, sizes, strict=True)), gt, input_store)
+    wanted = [[pair.gt for pair in those] for those in pairs.values() if those]
+    wanted += [[pair.input for pair in those] for those in pairs.values() if those and those[0].input is not None]
+    cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
+    opened = open_stores(wanted, data.channels, cache, track, data.max_image_pixels)
+    problems += dict.fromkeys(problem for images in opened for problem in images.problems)
+    gts, inputs = iter(opened), iter(opened[sum(map(bool, pairs.values())) :])
+    found = {
+        key: Images(those, next(gts), next(inputs) if those[0].input is not None else None) if those else None
+        for key, those in pairs.items()
+    }
+    for images in filter(None, found.values()):
+        problems += _unequal(images, data.scale)
+    return found
 
 
-def _too_small(opened: _Opened | None, pairs: list[Pair], least: int, what: str) -> list[str]:
-    if opened is None:
+def _unequal(images: Images, scale: int) -> list[str]:
+    """A sentence for each pair whose sizes do not fit."""
+    if images.input is None:
         return []
+    relation = f"gt must be {scale} times as large" if scale > 1 else "they must be equal"
     return [
-        f"{pair.gt}: is {_size(size)}, less than the {least} pixels of {what}"
-        for pair in pairs
-        if (size := opened.sizes[pair.name]) and min(size) < least
+        f"{pair.input}: is {_size(input_size)}, its gt {pair.gt} is {_size(size)}; {relation}"
+        for pair, size, input_size in zip(images.pairs, images.gt.sizes, images.input.sizes, strict=True)
+        if size and input_size and size != (input_size[0] * scale, input_size[1] * scale)
     ]
 
 
-def _positions(opened: _Opened, pairs: list[Pair]) -> list[int]:
-    place = {pair.name: position for position, pair in enumerate(opened.pairs)}
-    return [place[pair.name] for pair in pairs]
+def _too_small(images: Images | None, pairs: list[Pair], least: int, what: str) -> list[str]:
+    if images is None:
+        return []
+    sizes = {pair.name: size for pair, size in zip(images.pairs, images.gt.sizes, strict=True)}
+    return [
+        f"{pair.gt}: is {_size(size)}, less than the {least} pixels of {what}"
+        for pair in pairs
+        if (size := sizes[pair.name]) and min(size) < least
+    ]
+
+
+def _positions(images: Images, pairs: list[Pair]) -> list[int]:
+    return [images.place[pair.name] for pair in pairs]
 
 
 def _size(size: Size) -> str:

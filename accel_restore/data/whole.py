@@ -12,9 +12,10 @@ from accel_restore.data.store import Store
 
 
 class WholeImages:
-    """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`.
+    """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
-    A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time.
+    A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. For it
+    gt is cut, below and to the right, to multiples of the scale, as the published tables do.
     """
 
     def __init__(
@@ -25,22 +26,21 @@ class WholeImages:
         images: list[int],
         degrade: Callable[[Tensor, np.ndarray], Tensor],
         device: torch.device,
+        scale: int = 1,
     ):
         self.names, self.gt, self.input, self.images = names, gt, input, images
-        self.degrade, self.device = degrade, device
+        self.degrade, self.device, self.scale = degrade, device, scale
         self.seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        gt = _image(self.gt, self.images[index])
+        gt = to_float(torch.from_numpy(self.gt[self.images[index]])[None])
         if self.input is not None:
-            degraded = _image(self.input, self.images[index])
+            degraded = to_float(torch.from_numpy(self.input[self.images[index]])[None])
         else:
+            height, width = (side - side % self.scale for side in gt.shape[-2:])
+            gt = gt[..., :height, :width].contiguous()
             degraded = self.degrade(gt, np.array([self.seeds[index]], np.uint64))
         return {"input": degraded.to(self.device), "gt": gt.to(self.device)}
-
-
-def _image(store: Store, index: int) -> Tensor:
-    return to_float(torch.from_numpy(np.array(store[index]))[None])

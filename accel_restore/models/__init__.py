@@ -10,10 +10,10 @@ from accel_restore.naming import check_arguments, resolve
 MODELS = {"unet": "accel_restore.models.unet:UNet", "dncnn": "accel_restore.models.dncnn:DnCNN"}
 
 
-def build_model(name: str, arguments: dict[str, Any], channels: int):
+def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int = 1):
     """The float module of that name, `MODELS` or `package.module:Class`; its keyword parameters are its configuration.
 
-    A class with a parameter `channels` is given the number of image channels.
+    A class with a parameter `channels` is given the number of image channels; one with `scale`, how much it enlarges.
 
     Raises: UserError for a name that cannot be imported, is no `torch.nn.Module`, or arguments it does not take.
     """
@@ -22,10 +22,15 @@ def build_model(name: str, arguments: dict[str, Any], channels: int):
     model_class = resolve(name, MODELS, "model.name")
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise UserError(f"model.name: '{name}' is no torch.nn.Module class")
-    if "channels" in arguments:
-        raise UserError("model.channels: unknown key; set data.channels, which the model follows")
-    follows = "channels" in inspect.signature(model_class).parameters
-    given = {**arguments, "channels": channels} if follows else arguments
+    parameters = inspect.signature(model_class).parameters
+    given = dict(arguments)
+    for key, value in (("channels", channels), ("scale", scale)):
+        if key in arguments:
+            raise UserError(f"model.{key}: unknown key; set data.{key}, which the model follows")
+        if key in parameters:
+            given[key] = value
+    if scale > 1 and "scale" not in parameters:
+        raise UserError(f"data.scale: {scale}, but the model '{name}' cannot enlarge (it has no parameter scale)")
     check_arguments(model_class, given, "model")
     try:
         return model_class(**given)

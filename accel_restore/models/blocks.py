@@ -1,9 +1,10 @@
-"""What the models share: one check of constructor arguments and one initialised convolution.
+"""What the models share: one check of constructor arguments, one initialised convolution, bicubic enlarging.
 
 Shapes: (B, F, H, W) features in, (B, F', H', W') out.
 """
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -15,6 +16,15 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 def is_count(value: object, least: int = 1) -> bool:
     """True for a whole number of at least `least`; True and False are no numbers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def upscale(images: Tensor, scale: int) -> Tensor:
+    """The images, `scale` times as high and wide by bicubic interpolation: what super-resolution is measured against.
+
+    Shapes: (B, C, H, W) to (B, C, H * scale, W * scale), not clamped.
+    Source: Keys 1981 with a = -0.5, as MATLAB's imresize (`antialias` chooses it; it is -0.75 otherwise).
+    """
+    return images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bicubic", antialias=True)
 
 
 def conv(

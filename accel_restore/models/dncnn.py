@@ -1,22 +1,24 @@
 """DnCNN, the classic residual denoiser: a plain module that knows nothing of training, devices or processes.
 
-Shapes: B batch, C image channels, H x W any image size (nothing is down-sampled), F = width features.
+Shapes: B batch, C image channels, H x W any image size (nothing is down-sampled), F = width features, S how many times
+        larger the output is.
 
-    input (B, C, H, W) -> conv (F) -> relu -> [conv (F) -> norm -> relu] x (depth - 2) -> conv (C) = noise
-    output (B, C, H, W) = input - noise
+    x = input (B, C, H, W) enlarged to (B, C, H * S, W * S)
+    x -> conv (F) -> relu -> [conv (F) -> norm -> relu] x (depth - 2) -> conv (C) = noise
+    output (B, C, H * S, W * S) = x - noise
 """
 
 from torch import Tensor, nn
 
-from .blocks import conv, is_count, require
+from .blocks import conv, is_count, require, upscale
 
 NORMS = ("none", "batch")
 
 
 class DnCNN(nn.Module):
-    """A plain stack of 3 x 3 convolutions that predicts the noise; the output is the input minus it.
+    """A plain stack of 3 x 3 convolutions that predicts the noise; the output is the (enlarged) input minus it.
 
-    Shapes: (B, C, H, W) to the same shape and dtype, H and W at least 1.
+    Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
     Source: Zhang et al. 2017, "Beyond a Gaussian Denoiser" (depth 17, width 64; 20 for the blind models). As there, the
         first and last convolutions have a bias and those before a batch normalisation have none. Deviations: `norm`
@@ -25,12 +27,16 @@ class DnCNN(nn.Module):
         the identity.
     """
 
-    def __init__(self, *, channels: int = 3, depth: int = 17, width: int = 64, norm: str = "none") -> None:
+    def __init__(
+        self, *, channels: int = 3, scale: int = 1, depth: int = 17, width: int = 64, norm: str = "none"
+    ) -> None:
         super().__init__()
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(depth, 2), "depth", depth, "a whole number of at least 2")
         require(is_count(width), "width", width, "a whole number of at least 1")
         require(norm in NORMS, "norm", norm, " or ".join(repr(name) for name in NORMS))
+        self.scale = scale
         layers: list[nn.Module] = [conv(channels, width, bias=True), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):
             layers.append(conv(width, width, bias=norm == "none"))
@@ -40,4 +46,5 @@ class DnCNN(nn.Module):
         self.body = nn.Sequential(*layers, conv(width, channels, gain=0.1, bias=True))
 
     def forward(self, input: Tensor) -> Tensor:
-        return input - self.body(input).to(input.dtype)
+        x = upscale(input, self.scale)
+        return x - self.body(x).to(x.dtype)

@@ -1,13 +1,13 @@
 """UNet, the default model: a plain module that knows nothing of training, devices or processes.
 
 Shapes: B batch, C image channels, H x W any image size, L levels, F_i = width * multipliers[i] features of level i,
-        which works at H_i = H / 2^i, W_i = W / 2^i.
+        which works at H_i = H / 2^i, W_i = W / 2^i, S how many times larger the output is.
 
     input (B, C, H, W) -> pad H, W to multiples of 2^(L-1) -> head (B, F_0, H_0, W_0)
         level i on the way down:  blocks[i] residual blocks = skip_i; down        -> (B, F_i+1, H_i+1, W_i+1)
         the last level:           blocks[L-1] residual blocks
         level i on the way up:    up, + skip_i, blocks[i] residual blocks         -> (B, F_i, H_i, W_i)
-    -> tail (B, C, H_0, W_0) -> crop (B, C, H, W) -> + input
+    -> tail (B, C * S^2, H_0, W_0) -> pixel shuffle, crop (B, C, H * S, W * S) -> + input, enlarged
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import conv, is_count, require
+from .blocks import conv, is_count, require, upscale
 
 LINEAR = 0.5**0.5  # the gain of a convolution without a relu around it, relative to He's
 
@@ -39,26 +39,29 @@ class UNet(nn.Module):
     again on the way up: one number for all levels or one a level. On CPUs in bf16 a layer of 24 features costs about as
     much as one of 32.
 
-    Shapes: (B, C, H, W) to the same shape and dtype, H and W at least 1.
+    Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
     Source: Ronneberger et al. 2015 (the shape); DRUNet, Zhang et al. 2021 (residual blocks, strided and transposed
         2 x 2 convolutions, added skips, no bias: twice the input gives twice the output, also at noise levels
         not trained on, Mohan et al. 2020). Deviations: no noise map; the residual stream keeps the input's dtype under
         autocast (rounding it to bfloat16 costs 0.13 dB); the last convolution of a block is scaled down with their
         number and the tail nearly to zero, so that a fresh network is close to the identity and yet every weight has
-        a gradient at step 1.
+        a gradient at step 1; for super-resolution the tail is that of ESPCN, Shi et al. 2016, and the input is
+        enlarged by bicubic interpolation.
     """
 
     def __init__(
         self,
         *,
         channels: int = 3,
+        scale: int = 1,
         width: int = 32,
         multipliers: Sequence[int] = (1, 2, 4, 8),
         blocks: int | Sequence[int] = 2,
     ) -> None:
         super().__init__()
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
         require(is_counts(multipliers), "multipliers", multipliers, "a list of whole numbers >= 1, one a level")
         depths = [blocks] * len(multipliers) if is_count(blocks) else blocks
@@ -76,7 +79,7 @@ class UNet(nn.Module):
         def level(size: int, depth: int) -> nn.Sequential:
             return nn.Sequential(*(Block(size, gain) for _ in range(depth)))
 
-        self.stride = 2 ** len(steps)
+        self.scale, self.stride = scale, 2 ** len(steps)
         self.head = conv(channels, features[0], gain=LINEAR)
         self.encoder = nn.ModuleList(map(level, features, depths))
         self.down = nn.ModuleList(conv(fine, coarse, 2, stride=2, gain=LINEAR) for fine, coarse in steps)
@@ -84,10 +87,11 @@ class UNet(nn.Module):
         for up in self.up:
             nn.init.normal_(up.weight, std=up.in_channels**-0.5)  # an output pixel sees one tap of the kernel
         self.decoder = nn.ModuleList(map(level, features[:-1], depths[:-1]))
-        self.tail = conv(features[0], channels, gain=0.01)
+        self.tail = conv(features[0], channels * scale**2, gain=0.01)
+        self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
-        height, width = input.shape[-2:]
+        height, width = (side * self.scale for side in input.shape[-2:])
         dtype = input.dtype
         x = self.head(pad_to_multiple(input, self.stride)).to(dtype)
         skips = []
@@ -97,7 +101,7 @@ class UNet(nn.Module):
         x = self.encoder[-1](x)
         for level, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
             x = level(skips.pop() + up(x).to(dtype))
-        return input + self.tail(x)[..., :height, :width].to(dtype)
+        return upscale(input, self.scale) + self.shuffle(self.tail(x))[..., :height, :width].to(dtype)
 
 
 def is_counts(value: object) -> bool:

@@ -1,0 +1,1 @@
+"""The commands of `accel-restore` beside training, one module each."""

@@ -1,0 +1,64 @@
+"""`accel-restore cache`: list or delete the decoded images that runs share."""
+
+import argparse
+import time
+from pathlib import Path
+
+from accel_restore.console import Screen
+from accel_restore.data.cache import Stored, default_cache, delete_store, list_stores
+from accel_restore.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """List the stores of a cache folder, or delete some; the exit code.
+
+    Raises: UserError for a folder or a name that does not exist.
+    """
+    parser = argparse.ArgumentParser(
+        prog="accel-restore cache",
+        description=f"{__doc__} They are made anew when a run needs them. To keep them elsewhere, move the folder and "
+        "set data.cache_dir.",
+    )
+    parser.add_argument("action", nargs="?", choices=["list", "delete"], default="list")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of stores to delete, or the beginnings of names")
+    parser.add_argument("--dir", type=Path, default=default_cache(), help="the cache folder (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="delete all stores")
+    parser.add_argument("--unused-days", type=float, metavar="N", help="delete those that no run has used for N days")
+    options = parser.parse_args(arguments)
+    stores, screen = list_stores(options.dir), Screen(True)
+    if options.action == "delete":
+        chosen = _chosen(stores, options)
+        for store in chosen:
+            delete_store(options.dir, store.name)
+        screen.say(f"deleted {len(chosen)} stores, {sum(store.nbytes for store in chosen) / 1e6:.0f} MB")
+        return 0
+    rows = [
+        (
+            store.name[:12],
+            store.description.get("images", "?"),
+            f"{store.nbytes / 1e6:.0f}",
+            store.description.get("channels", "?"),
+            store.description.get("bits", "?"),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(store.last_used)),
+            "/".join(store.description.get("first", "?").split("/")[-2:]),
+        )
+        for store in stores
+    ]
+    if rows:
+        header = ("name", "images", "MB", "channels", "bits", "last used", "first image")
+        screen.table(str(options.dir), rows, header)
+    screen.say(f"{options.dir}: {len(stores)} stores, {sum(store.nbytes for store in stores) / 1e6:.0f} MB")
+    return 0
+
+
+def _chosen(stores: list[Stored], options: argparse.Namespace) -> list[Stored]:
+    if options.all:
+        return stores
+    if options.unused_days is not None:
+        return [store for store in stores if time.time() - store.last_used > 86400 * options.unused_days]
+    if not options.names:
+        raise UserError("cache delete: name stores, or give --all or --unused-days N")
+    for name in options.names:
+        if not any(store.name.startswith(name) for store in stores):
+            raise UserError(f"{name}: no such store in {options.dir}; `accel-restore cache` lists them")
+    return [store for store in stores if store.name.startswith(tuple(options.names))]

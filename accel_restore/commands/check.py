@@ -1,0 +1,198 @@
+"""`accel-restore check`: what would stop training, what would only spoil it, and what an epoch will cost."""
+
+import argparse
+from collections import Counter
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from accel_restore.commands.bench import loading_rate
+from accel_restore.commands.config import add_configuration
+from accel_restore.config import Config
+from accel_restore.console import Screen
+from accel_restore.data.degrade import Degrade
+from accel_restore.data.order import make_plan
+from accel_restore.data.sources import Found, build_sets, degradation_of, find_data
+from accel_restore.errors import UserError
+from accel_restore.files import to_json
+from accel_restore.findings import Finding, find_in_set, find_leaks
+from accel_restore.parsing import load_config
+from accel_restore.quality import Protocol
+from accel_restore.sheet import SheetRow, contact_sheet
+from accel_restore.survey import Part, find_in_headers, survey
+
+_SHOWN = 8  # warnings of one kind; a JSON report holds all
+_SHEET = 24  # pairs of a contact sheet
+
+
+def main(arguments: list[str]) -> int:
+    """Examine the data of a configuration; the exit code: 2 with errors, 0 with warnings.
+
+    Raises: UserError for a configuration that cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore check", description=__doc__)
+    add_configuration(parser)
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (no FILE: print it)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a contact sheet, the worst pairs first")
+    parser.add_argument("--limit", type=int, metavar="N", help="compare the pixels of N pairs a set, spread evenly")
+    parser.add_argument("--pairs-per-second", type=float, metavar="N", help="what training takes: can loading keep up?")
+    options = parser.parse_intermixed_args(arguments)
+    if options.json and "=" in options.json:  # an override, not the name of a file
+        options.overrides.append(options.json)
+        options.json = "-"
+    if options.limit is not None and options.limit < 1:
+        raise UserError("check: --limit must be above 0")
+    config = load_config(options.config, options.overrides)
+    screen = Screen(options.json != "-")
+    report, sheet = check(config, screen, options.limit, options.pairs_per_second)
+    if options.picture is not None and sheet is not None:
+        sheet.save(options.picture)
+    if options.json == "-":
+        print(to_json(report, indent=2), flush=True)
+    else:
+        _show(report, screen)
+        if options.json:
+            Path(options.json).write_text(to_json(report, indent=2))
+    return 2 if report["errors"] else 0
+
+
+def check(config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None) -> tuple[dict, Any]:
+    """The report, and a contact sheet where a pair could be examined.
+
+    Raises: UserError for degradations that cannot be used.
+    """
+    degrade = degradation_of(config.data)
+    protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
+    found = find_data(config.data, protocol.smallest_side(config.validation.metrics), screen.track)
+    parts = {
+        "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
+        "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),
+    }
+    warnings: list[Finding] = []
+    for part in parts.values():
+        warnings += find_in_headers(part)
+        warnings += find_in_set(part.facts, part.gts, part.inputs)
+    warnings += find_leaks(parts["train"].facts, parts["train"].gts, parts["val"].facts, parts["val"].gts)
+    epoch = None if found.problems else _epoch(found, config, degrade)
+    if epoch and pairs_per_second and epoch["loading_pairs_per_second"] < pairs_per_second:
+        text = (
+            f"loading gives {epoch['loading_pairs_per_second']:.0f} pairs/s, training takes {pairs_per_second:g}: "
+            "raise data.num_threads; `accel-restore bench data` tells where the time goes"
+        )
+        warnings.append(Finding("slow", text))
+    report = {
+        "errors": found.problems,
+        "warnings": [asdict(finding) for finding in warnings],
+        **{name: _statistics(part) for name, part in parts.items()},
+        "epoch": epoch,
+    }
+    return report, _sheet(parts, warnings)
+
+
+def _statistics(part: Part) -> dict[str, Any] | None:
+    if not part.facts:
+        return None
+    gts = [gt for _, gt in part.headers]
+    psnr = [fact.psnr for fact in part.facts if np.isfinite(fact.psnr)]
+    levels = {"gt": [fact.gt_mean for fact in part.facts], "input": [fact.input_mean for fact in part.facts]}
+    return {
+        "pairs": part.total,
+        "examined": len(part.facts),
+        "height": [min(gt.height for gt in gts), max(gt.height for gt in gts)],
+        "width": [min(gt.width for gt in gts), max(gt.width for gt in gts)],
+        **{
+            side: dict(Counter(f"{h.format} {h.bits}-bit {h.mode}" for h in heads if h is not None))
+            for side, heads in zip(("input_files", "gt_files"), zip(*part.headers, strict=True), strict=True)
+        },
+        "psnr": {"lowest": min(psnr), "median": float(np.median(psnr)), "highest": max(psnr)} if psnr else None,
+        **{f"{side}_level": 255 * float(np.mean(values)) for side, values in levels.items()},
+    }
+
+
+def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
+    """What an epoch on one device takes."""
+    sets = build_sets(found, config.data, config.run.seed, degrade, torch.device("cpu"))
+    accumulation = config.train.gradient_accumulation_steps or 1
+    batch = config.train.global_batch_size or config.data.batch_size * accumulation
+    plan = make_plan(len(sets.train), batch, 1, None, 1, 0)
+    rate = loading_rate(sets, config, 1.0)
+    return {
+        "samples": plan.num_samples,
+        "steps": plan.steps_per_epoch,
+        "global_batch": plan.global_batch,
+        "decoded_bytes": sets.nbytes,
+        "fits_in_memory": sets.fits_in_memory,
+        "loading_pairs_per_second": rate,
+        "loading_seconds": plan.num_samples / rate,
+    }
+
+
+def _sheet(parts: dict[str, Part], warnings: list[Finding]) -> Image.Image | None:
+    kinds: dict[str, list[str]] = {}
+    for finding in warnings:
+        for file in finding.files:
+            kinds.setdefault(file, []).append(finding.kind)
+    rows = [
+        (tuple(dict.fromkeys(kinds.get(str(pair.input), []) + kinds.get(str(pair.gt), []))), name, place)
+        for name, part in parts.items()
+        for place, pair in enumerate(part.pairs)
+    ]
+    found, sound = [row for row in rows if row[0]], [row for row in rows if not row[0]]
+    sound = sound[:: -(-len(sound) // _SHEET) or 1]
+    drawn = []
+    for labels, name, place in (found + sound)[:_SHEET]:
+        input, gt = parts[name].pixels(place)
+        drawn.append(
+            SheetRow(f"{name}: {parts[name].pairs[place].name}", input, gt, parts[name].facts[place].psnr, labels)
+        )
+    return contact_sheet(drawn) if drawn else None
+
+
+def _show(report: dict[str, Any], screen: Screen) -> None:
+    names = [name for name in ("train", "val") if report[name]]
+    if names:
+        rows = [
+            (what, *(show(report[name]) for name in names))
+            for what, show in (
+                ("pairs", lambda s: f"{s['pairs']} ({s['examined']} examined)"),
+                ("size of gt", lambda s: f"{_span(s['width'])} x {_span(s['height'])}"),
+                ("files of gt", lambda s: _counted(s["gt_files"])),
+                ("files of input", lambda s: _counted(s["input_files"])),
+                ("PSNR of input", lambda s: _psnr(s["psnr"])),
+                ("mean level", lambda s: f"gt {s['gt_level']:.0f}, input {s['input_level']:.0f} of 255"),
+            )
+        ]
+        screen.table("data", rows, ("", *names))
+    if epoch := report["epoch"]:
+        where = "memory" if epoch["fits_in_memory"] else "the disk, ahead of training"
+        screen.say(
+            f"an epoch: {epoch['samples']} samples, {epoch['steps']} steps of {epoch['global_batch']}; "
+            f"{epoch['decoded_bytes'] / 1e9:.2f} GB decoded, read from {where} at "
+            f"{epoch['loading_pairs_per_second']:,.0f} pairs/s: {epoch['loading_seconds']:.1f} s of loading"
+        )
+    for error in report["errors"]:
+        screen.say(f"error: {error}")
+    for kind, group in groupby(sorted(report["warnings"], key=lambda w: w["kind"]), lambda w: w["kind"]):
+        texts = [warning["text"] for warning in group]
+        for text in texts[:_SHOWN]:
+            screen.say(f"warning ({kind}): {text}")
+        if len(texts) > _SHOWN:
+            screen.say(f"warning ({kind}): ... and {len(texts) - _SHOWN} more; --json FILE lists all")
+    screen.say(f"{len(report['errors'])} errors, {len(report['warnings'])} warnings")
+
+
+def _span(ends: list[int]) -> str:
+    return f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _counted(files: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in files.items()) or "made by data.degradation"
+
+
+def _psnr(psnr: dict[str, float] | None) -> str:
+    return "{lowest:.2f} to {highest:.2f} dB, median {median:.2f}".format(**psnr) if psnr else "-"

@@ -1,0 +1,29 @@
+"""`accel-restore config`: the configuration that training would use, or the schema of all configurations."""
+
+import argparse
+import json
+
+from accel_restore.config import Config
+from accel_restore.parsing import load_config, to_yaml
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a configuration, the same for every command."""
+    parser.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=4")
+
+
+def main(arguments: list[str]) -> int:
+    """Print the configuration; the exit code.
+
+    Raises: UserError that lists all mistakes.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore config", description=__doc__)
+    add_configuration(parser)
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of configurations")
+    options = parser.parse_intermixed_args(arguments)
+    if options.schema:
+        print(json.dumps(Config.model_json_schema(), indent=2), flush=True)
+    else:
+        print(to_yaml(load_config(options.config, options.overrides)), end="", flush=True)
+    return 0

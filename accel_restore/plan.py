@@ -1,0 +1,76 @@
+"""The plan of a run, which is printed before step 1: what it will do, on what, and where it leaves it."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from accel_restore.config import Config
+from accel_restore.data.order import Plan
+from accel_restore.data.sources import DataSets
+from accel_restore.engine import TrainState
+from accel_restore.optim import preview_rates
+from accel_restore.resume import Start
+
+
+def plan_rows(
+    config: Config,
+    accelerator: Accelerator,
+    plan: Plan,
+    data: DataSets,
+    state: TrainState,
+    epochs: int,
+    folder: Path,
+    start: Start,
+) -> list[tuple[str, str]]:
+    """The resolved plan, as (what, value)."""
+    at = sorted({0, epochs // 2, epochs - 1})
+    rates = preview_rates(config.scheduler, config.optimizer.lr, epochs, at)
+    if rates is None:
+        rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
+    else:
+        rate = " · ".join(f"epoch {epoch}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
+    crop = f"{config.data.patch_size}x{config.data.patch_size}x{config.data.channels}"
+    crop += f" of gt, input {config.data.scale} times smaller," if config.data.scale > 1 else ""
+    made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
+    source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
+    precision = accelerator.mixed_precision
+    if config.train.mixed_precision == "auto":
+        precision += " (chosen by auto)"
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    rows = [
+        ("devices", f"{plan.world_size} × {accelerator.device.type}"),
+        ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
+        (
+            "decoded",
+            f"{_bytes(data.nbytes)}, read from {'memory' if data.fits_in_memory else 'disk, ahead of training'}",
+        ),
+        ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
+        ("samples per epoch", str(plan.num_samples)),
+        (
+            "global batch",
+            f"{plan.global_batch} = {plan.batch_size} per device × {plan.accumulation} accumulated"
+            f" × {plan.world_size} ranks",
+        ),
+        ("steps", f"{plan.steps_per_epoch} per epoch × {epochs} epochs = {plan.steps_per_epoch * epochs}"),
+        ("learning rate", f"{config.scheduler.name}: {rate}"),
+        ("precision", precision),
+        ("model", f"{config.model.name}, {parameters:,} parameters"),
+        ("written to", str(folder)),
+    ]
+    if start.commit is not None:
+        rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if any(isinstance(module, kinds) for module in state.model.modules()):
+        rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
+    return rows
+
+
+def _in_words(name: str, arguments: dict[str, Any]) -> str:
+    shown = {key: f"{len(value)} steps" if key == "of" else value for key, value in arguments.items()}
+    return f"{name}({', '.join(f'{key}={value}' for key, value in shown.items())})" if shown else name
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,142 @@
+"""`accel-restore check` names what is wrong with data, in the words with which training refuses them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from damage import ERRORS, WARNINGS, damaged, photographs, sound
+from PIL import Image
+from runs import clean_environment
+
+from accel_restore.cli import main
+
+KIND = {  # of the finding that names each of `WARNINGS`
+    "swapped pair": "swapped", "shifted by 3 pixels": "shifted", "train image in val": "leak",
+    "16-bit against 8-bit": "depth", "palette": "format", "EXIF-rotated": "orientation",
+}  # fmt: skip
+
+
+def write_config(base: Path, train: dict, val: dict | None = None, **data) -> str:
+    file = base / "config.yaml"
+    tree = {"patch_size": 64, "cache_dir": str(base / "cache"), "train": train, "val": val, **data}
+    file.write_text(yaml.safe_dump({"data": tree, "run": {"dir": str(base / "runs")}}))
+    return str(file)
+
+
+def check(config: str, *arguments: str) -> tuple[int, dict]:
+    """The exit code and the JSON report."""
+    file = Path(config).with_suffix(".json")
+    code = main(["check", "--config", config, "--json", str(file), *arguments])
+    return code, json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Path:
+    base = tmp_path_factory.mktemp("broken")
+    train, val = damaged(base)
+    write_config(base, train.source, val.source)
+    return base
+
+
+@pytest.fixture(scope="module")
+def report(broken) -> dict:
+    code, report = check(str(broken / "config.yaml"), "--picture", str(broken / "sheet.png"))
+    assert code == 2
+    return report
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_each_error_is_named(kind, report):
+    assert any(ERRORS[kind] in error for error in report["errors"]), report["errors"]
+
+
+def test_nothing_else_is_an_error(report):
+    assert len(report["errors"]) == len(ERRORS)
+
+
+@pytest.mark.parametrize("kind", WARNINGS)
+def test_each_warning_is_named(kind, report):
+    found = [warning for warning in report["warnings"] if warning["text"].split(": ")[0].endswith(WARNINGS[kind])]
+    assert KIND[kind] in [warning["kind"] for warning in found], report["warnings"]
+
+
+def test_nothing_else_is_a_warning(report):
+    named = {name for warning in report["warnings"] for name in map(Path, warning["files"])}
+    assert {path.name for path in named} == {*WARNINGS.values(), "original.png"}
+
+
+def test_training_stops_with_the_same_words(broken, report):
+    process = subprocess.run(
+        [sys.executable, "-m", "accel_restore.train", "--config", str(broken / "config.yaml"), "--cpu"],
+        capture_output=True, text=True, env=clean_environment(),
+    )  # fmt: skip
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[1:] == [f"  - {error}" for error in report["errors"]]
+    assert not (broken / "runs").exists()
+
+
+def test_the_contact_sheet_shows_the_pairs(broken, report):
+    with Image.open(broken / "sheet.png") as sheet:
+        assert sheet.width > 1000 and np.asarray(sheet).std() > 30
+
+
+def test_warnings_alone_let_training_begin(tmp_path, capsys):
+    train, val = damaged(tmp_path, errors=False)
+    code, report = check(write_config(tmp_path, train.source, val.source))
+    assert code == 0 and not report["errors"] and len(report["warnings"]) == len(WARNINGS) + 1  # both files are turned
+    out = capsys.readouterr().out
+    assert all(f"warning ({KIND[kind]}): " in out and file in out for kind, file in WARNINGS.items())
+    assert f"0 errors, {len(report['warnings'])} warnings" in out
+
+
+def test_sound_data_raise_no_alarm_and_their_cost_is_told(tmp_path, capsys):
+    train, val = sound(tmp_path)
+    config = write_config(tmp_path, train.source, val.source, crops_per_image=4)
+    code, report = check(config, "--pairs-per-second", "0.001")
+    assert code == 0 and report["errors"] == report["warnings"] == []
+    assert report["train"]["pairs"] == report["train"]["examined"] == 12 and report["val"]["pairs"] == 3
+    assert report["train"]["psnr"]["lowest"] == pytest.approx(20.5, abs=1) and report["train"]["height"] == [120, 120]
+    assert report["train"]["gt_files"] == {"PNG 8-bit RGB": 12}
+    epoch = report["epoch"]
+    assert (epoch["samples"], epoch["steps"], epoch["global_batch"]) == (48, 6, 8) and epoch["fits_in_memory"]
+    assert epoch["decoded_bytes"] == 2 * 15 * 120 * 120 * 3
+    assert "an epoch: 48 samples, 6 steps of 8" in capsys.readouterr().out
+    code, report = check(config, "--pairs-per-second", "1e9")
+    assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["slow"]
+
+
+def test_clean_images_can_be_checked_and_a_part_of_them(tmp_path):
+    train, _ = sound(tmp_path)
+    Image.fromarray(np.full((120, 120, 3), 7, np.uint8)).save(tmp_path / "train" / "gt" / "even.png")
+    config = write_config(tmp_path, {"gt": train.source["gt"]}, val_fraction=0.2)
+    code, report = check(config)
+    (warning,) = report["warnings"]
+    assert code == 0 and warning["kind"] == "constant" and Path(warning["files"][0]).name == "even.png"
+    assert report["train"]["psnr"] is None and report["train"]["input_files"] == {}
+    assert check(config, "--limit", "4")[1]["train"]["examined"] == 4
+    assert main(["check", "--config", config, "--limit", "0"]) == 2
+
+
+def test_super_resolution_pairs_can_be_checked(tmp_path):
+    train, _ = sound(tmp_path)
+    for number, path in enumerate(sorted((tmp_path / "train" / "input").iterdir())):
+        clean = Image.fromarray(photographs(12)[number])
+        clean.resize((60, 60), Image.Resampling.BICUBIC).save(path)
+    config = write_config(tmp_path, train.source, scale=2)
+    code, report = check(config)
+    assert code == 0 and report["warnings"] == [] and report["train"]["height"] == [120, 120]
+    small = tmp_path / "train" / "input" / "sound03.png"
+    Image.open(small).resize((60, 59)).save(small)
+    code, report = check(config)
+    assert code == 2 and "is 60x59, its gt" in report["errors"][0] and len(report["errors"]) == 1
+
+
+def test_json_is_printed_where_no_file_is_named(tmp_path, capsys):
+    train, val = sound(tmp_path, 4)
+    config = write_config(tmp_path, train.source, val.source)
+    assert main(["check", "--config", config, "--json", "data.patch_size=32"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["pairs"] == 4

@@ -1,0 +1,259 @@
+"""Crops of samples, their flips, the thread that reads them ahead, and whole images for validation."""
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
+from PIL import Image
+
+from accel_restore.data.cache import open_stores
+from accel_restore.data.crops import FLIPS, CropDataset, finish_batch, to_float
+from accel_restore.data.degrade import build_degradation
+from accel_restore.data.loader import StepSampler, TrainLoader, in_background
+from accel_restore.data.order import Plan, Sample
+from accel_restore.data.store import Store
+from accel_restore.data.whole import WholeImages
+from accel_restore.errors import UserError
+
+SIZES = [(40, 33), (16, 16), (17, 60), (25, 16)]  # of the images here
+PATCH = 16
+NOISE = [("gaussian_noise", {"sigma": 25})]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> tuple[Store, Store]:
+    """gt whose pixels say where they lie (row, column, image), and an input that is its negative."""
+    folder: Path = tmp_path_factory.mktemp("images")
+    files: tuple[list, list] = ([], [])
+    for number, (height, width) in enumerate(SIZES):
+        rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+        pixels = np.stack([rows, columns, np.full_like(rows, number)], 2)
+        for kind, (name, image) in enumerate((("gt", pixels), ("input", 255 - pixels))):
+            files[kind].append(folder / f"{name}{number}.png")
+            Image.fromarray(image).save(files[kind][-1])
+    return tuple(opened.store for opened in open_stores(files, 3, folder / "cache"))
+
+
+def dataset(stores: tuple[Store, Store], augment: list[str] | None = None, **options) -> CropDataset:
+    augment = list(FLIPS) if augment is None else augment
+    settings = {"patch_size": PATCH, "crops_per_image": 50, "seed": 11, **options}
+    return CropDataset(*stores, list(range(len(SIZES))), augment=augment, **settings)
+
+
+def samples(ids, epoch: int = 0) -> list[Sample]:
+    return [Sample(epoch, int(i), 1.0) for i in ids]
+
+
+def test_crops_of_input_and_gt_lie_in_the_same_place_anywhere_in_the_image(stores):
+    data = dataset(stores)
+    batch = data.__getitems__(samples(range(len(data))))
+    gt, input = batch["gt"].numpy(), batch["input"].numpy()
+    assert gt.shape == (200, PATCH, PATCH, 3) and gt.dtype == np.uint8
+    np.testing.assert_array_equal(input, 255 - gt)
+    corners = set()
+    for i, crop in enumerate(gt):
+        top, left, number = crop[0, 0].tolist()
+        assert number == i // 50
+        np.testing.assert_array_equal(crop, stores[0][number][top : top + PATCH, left : left + PATCH])
+        corners.add((number, top, left))
+    assert {corner for corner in corners if corner[0] == 1} == {(1, 0, 0)}  # just as large as a crop
+    assert {top for number, top, _ in corners if number == 3} == set(range(10))  # every place is used
+
+
+def test_a_sample_is_the_same_in_any_batch_and_another_in_another_epoch(stores):
+    data = dataset(stores)
+    whole = data.__getitems__(samples([3, 60, 199]))
+    for place, i in enumerate([3, 60, 199]):
+        alone = data.__getitems__(samples([i]))
+        for name in ("gt", "input", "flips", "seeds", "id"):
+            np.testing.assert_array_equal(np.asarray(alone[name][0]), np.asarray(whole[name][place]))
+    for other in (d.__getitems__(samples([3, 60, 199], e)) for d, e in ((data, 1), (dataset(stores, seed=12), 0))):
+        assert not torch.equal(other["gt"], whole["gt"]) and other["seeds"].tolist() != whole["seeds"].tolist()
+
+
+def test_flips_equal_those_of_numpy_and_reach_half_of_the_samples(stores):
+    batch, expected = dataset(stores).__getitems__(samples(range(200))), []
+    for crop, code in zip(batch["gt"].numpy().copy(), batch["flips"], strict=True):
+        crop = np.fliplr(crop) if code & FLIPS["hflip"] else crop
+        crop = np.flipud(crop) if code & FLIPS["vflip"] else crop
+        expected.append(np.rot90(crop) if code & FLIPS["rot90"] else crop)
+    finished = finish_batch(dict(batch), lambda gt, seeds: gt, channels_last=False)
+    expected = np.stack(expected).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(finished["gt"].numpy(), expected)
+    np.testing.assert_array_equal((finished["input"] * 255).round(), (1 - finished["gt"]).mul(255).round())
+    assert set(Counter(batch["flips"].tolist())) == set(range(8))
+    assert all(65 < np.count_nonzero(batch["flips"] & bit) < 135 for bit in FLIPS.values())  # of 200; five deviations
+    for augment, codes in (([], {0}), (["hflip"], {0, 1}), (["rot90", "vflip"], {0, 2, 4, 6})):
+        assert set(dataset(stores, augment).__getitems__(samples(range(200)))["flips"].tolist()) == codes
+
+
+def test_values_are_exact_and_padding_is_marked(stores):
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    assert to_float(levels).flatten().tolist() == (torch.arange(256) / 255).tolist()
+    assert to_float(levels.expand(1, 16, 16, 3), channels_last=True).is_contiguous(memory_format=torch.channels_last)
+    batch = dataset(stores).__getitems__([Sample(0, 5, 2.0), Sample(0, 5, 0.0)])
+    assert batch["id"].tolist() == [5, -1] and batch["weight"].tolist() == [2.0, 0.0]
+
+
+def test_clean_images_are_degraded_after_their_flips(stores):
+    data = dataset((stores[0], None))
+    degrade = build_degradation(NOISE)
+    batch = data.__getitems__(samples(range(8)))
+    assert "input" not in batch
+    finished = finish_batch(batch, degrade, channels_last=False)
+    assert finished["input"].equal(degrade(finished["gt"], batch["seeds"])) and not finished["input"].equal(
+        finished["gt"]
+    )
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_crops_of_super_resolution_are_aligned_to_the_pixel(scale, tmp_path):
+    """Pixels of input say where they lie; gt repeats each of them `scale` times in both directions."""
+    files: tuple[list, list] = ([], [])
+    for number, (height, width) in enumerate([(40, 33), (4, 4), (9, 20)]):
+        rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+        small = np.stack([rows, columns, np.full_like(rows, number)], 2)
+        for kind, image in enumerate((small.repeat(scale, 0).repeat(scale, 1), small)):
+            files[kind].append(tmp_path / f"{kind}{number}.png")
+            Image.fromarray(image).save(files[kind][-1])
+    pair = tuple(opened.store for opened in open_stores(files, 3, tmp_path / "cache"))
+    data = CropDataset(
+        *pair, [0, 1, 2], patch_size=4 * scale, crops_per_image=200, augment=list(FLIPS), seed=1, scale=scale
+    )
+    batch = data.__getitems__(samples(range(600)))
+    assert batch["input"].shape == (600, 4, 4, 3) and batch["gt"].shape == (600, 4 * scale, 4 * scale, 3)
+    finished = finish_batch(batch, None, channels_last=False)
+    enlarged = finished["input"].repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    assert enlarged.equal(finished["gt"])  # after the flips, too
+    corners = {tuple(crop[0, 0].tolist()) for crop in batch["input"].numpy()}
+    assert {top for top, _, number in corners if number == 2} == set(range(6))  # every place is used
+    assert {left for _, left, number in corners if number == 2} == set(range(17))
+
+
+def test_crops_of_clean_images_have_sizes_that_can_be_divided_by_the_scale(stores):
+    data, degrade = dataset((stores[0], None), scale=4), build_degradation([("downscale", {})], 4)
+    batch = data.__getitems__(samples(range(200)))
+    assert all((crop[0, 0, :2] % 4 == 0).all() for crop in batch["gt"])  # from a grid, as whole images are
+    finished = finish_batch(batch, degrade, channels_last=True)
+    assert finished["input"].shape == (200, 3, 4, 4) and finished["gt"].shape == (200, 3, 16, 16)
+    assert finished["input"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_flips_of_16_bits_equal_those_of_8(stores):
+    batch = dataset(stores).__getitems__(samples(range(50)))
+    deep = {**batch, **{name: (batch[name].to(torch.int32) * 257).to(torch.uint16) for name in ("gt", "input")}}
+    finished, expected = (finish_batch(those, None, channels_last=True) for those in (deep, batch))
+    assert finished["gt"].equal(expected["gt"]) and finished["input"].equal(expected["input"])
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "accel-restore-loader"]
+
+
+@pytest.mark.parametrize("steps", [NOISE, [("jpeg", {"quality": [10, 90]})]], ids=["device", "host"])
+def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelerator):
+    plan, seen = Plan(61, 8, 1, 1, seed=0), []
+    for num_threads in (0, 1, 2, 5):
+        readers = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        data, where = dataset((stores[0], None), crops_per_image=16, readers=readers), set()
+
+        def read(given: list[Sample], read=data.__getitems__, where=where) -> dict:
+            where.add(threading.current_thread().name)
+            return read(given)
+
+        data.__getitems__ = read
+        loader = TrainLoader(data, plan, accelerator, build_degradation(steps), True, num_threads)
+        assert loader.degrade.on_host == (steps[0][0] == "jpeg")
+        batches = []
+        for epoch in (0, 1):
+            for micro_batches in loader.steps(epoch):
+                batches += [(batch["input"].clone(), batch["gt"].clone()) for batch in micro_batches]
+        seen.append(batches)
+        assert where == {"accel-restore-loader" if num_threads else "MainThread"}
+    assert len(seen[0]) == 16
+    for other in seen[1:]:
+        for pair, others in zip(seen[0], other, strict=True):
+            assert pair[0].equal(others[0]) and pair[1].equal(others[1])
+    assert not seen[0][0][0].equal(seen[0][8][0])  # the control: another epoch
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, UserError])
+def test_an_exception_arrives_where_its_element_would_have_come(error):
+    def items():
+        yield from range(5)
+        raise error("of the data")
+
+    assert list(in_background(range(50))) == list(range(50)) and list(in_background([])) == []
+    background = in_background(items())
+    assert [next(background) for _ in range(5)] == list(range(5))
+    with pytest.raises(error, match="of the data"):
+        next(background)
+    assert not loader_threads()
+
+
+def test_the_background_thread_leaves_the_cores_to_training():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(in_background(torch.get_num_threads() for _ in range(2))) == [1, 1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_closing_ends_a_thread_that_waits_for_room():
+    background = in_background(iter(int, 1))  # endless
+    assert next(background) == 0 and len(loader_threads()) == 1
+    background.close()
+    assert not loader_threads()
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
+    plan = Plan(20, 3, 2, 1, seed=0)
+    loader = TrainLoader(dataset(stores, crops_per_image=5), plan, accelerator, build_degradation(NOISE), False)
+
+    def steps(first: int) -> list[list[tuple]]:
+        return [
+            [(tuple(b["id"]), b["weight"].sum().item(), b["is_last"]) for b in micro_batches]
+            for micro_batches in loader.steps(2, first)
+        ]
+
+    whole = steps(0)
+    assert list(map(len, whole)) == [2, 2, 2, 1] and steps(2) == whole[2:]
+    assert sorted(i for step in whole for ids, _, _ in step for i in ids if i >= 0) == list(range(20))
+    assert all([last for *_, last in step] == [False] * (len(step) - 1) + [True] for step in whole)
+    assert len(StepSampler(plan)) == len(list(StepSampler(plan))) == 7 and not loader_threads()
+
+
+def test_whole_images_are_the_same_every_time(stores):
+    degrade, names, cpu = build_degradation(NOISE), ["a", "b", "c"], torch.device("cpu")
+    whole = WholeImages(names, stores[0], None, [0, 2, 3], degrade, cpu)
+    other = WholeImages(names[::-1], stores[0], None, [3, 2, 0], degrade, cpu)
+    assert len(whole) == 3 and whole[1]["gt"].shape == (1, 3, *SIZES[2])
+    for i in range(3):
+        assert whole[i]["gt"].equal(to_float(torch.from_numpy(stores[0][[0, 2, 3][i]].copy())[None]))
+        assert whole[i]["input"].equal(whole[i]["input"]) and whole[i]["input"].equal(other[2 - i]["input"])
+    renamed = WholeImages(["x", "b", "c"], stores[0], None, [0, 2, 3], degrade, cpu)
+    assert not renamed[0]["input"].equal(whole[0]["input"])  # the control: noise goes by the name
+    paired = WholeImages(names, *stores, [0, 2, 3], degrade, cpu)
+    assert paired[0]["input"].mul(255).round().equal(255 - paired[0]["gt"].mul(255).round())
+
+
+def test_whole_images_of_super_resolution_are_cut_to_multiples_of_the_scale(stores):
+    degrade = build_degradation([("downscale", {})], 4)
+    whole = WholeImages(["a", "b"], stores[0], None, [0, 2], degrade, torch.device("cpu"), 4)
+    assert [whole[i]["gt"].shape[-2:] for i in range(2)] == [(40, 32), (16, 60)]
+    assert [whole[i]["input"].shape[-2:] for i in range(2)] == [(10, 8), (4, 15)]

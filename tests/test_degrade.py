@@ -1,0 +1,570 @@
+"""Synthetic degradations: each against another implementation or its statistics, and what a list of them promises."""
+
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.special
+import skimage.data
+import skimage.exposure
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from accel_restore.data import effects
+from accel_restore.data.degrade import DEGRADATIONS, Random, build_degradation
+from accel_restore.errors import UserError
+from accel_restore.parsing import load_config
+
+ROOT = Path(__file__).parent.parent
+SEEDS = np.arange(40, 44).astype(np.uint64)
+ASTRONAUT = torch.from_numpy(skimage.data.astronaut()[40:100, 150:222]).permute(2, 0, 1) / 255  # (3, 60, 72)
+COMPOSITIONS = ("sequence", "random_order", "choice")
+
+
+def arguments_of(name: str) -> dict:
+    return {"of": [{"name": "jpeg"}, {"name": "gaussian_noise"}]} if name in COMPOSITIONS else {}
+
+
+def apply(name: str, image: Tensor, seed: int = 0, **arguments) -> Tensor:
+    return getattr(effects, name)(image, Random(seed), **arguments)
+
+
+def impulse(side: int) -> Tensor:
+    """A black image with a white pixel in the middle, whose blur is the kernel."""
+    image = torch.zeros(1, side, side, dtype=torch.float64)
+    image[0, side // 2, side // 2] = 1
+    return image
+
+
+def covariance(kernel: Tensor) -> np.ndarray:
+    """Second moments of a (1, side, side) kernel, x to the right and y up."""
+    weights, half = kernel[0].numpy(), kernel.shape[1] // 2
+    y, x = -np.mgrid[-half : half + 1, -half : half + 1] * [[[1]], [[-1]]]
+    points = np.stack([x.ravel(), y.ravel()])
+    return (points * weights.ravel()) @ points.T
+
+
+def turned(along: float, across: float, angle: float) -> np.ndarray:
+    """The covariance matrix with these variances along and across a direction in degrees."""
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    turn = np.array([[c, -s], [s, c]])
+    return turn @ np.diag([along, across]) @ turn.T
+
+
+# Every degradation
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_every_degradation_is_a_pure_function_of_image_and_seed(name, channels):
+    steps = [(name, arguments_of(name))] + [("downscale", {})] * (name == "resize")
+    degrade = build_degradation(steps, 1, channels)
+    for height, width in [(8, 8), (9, 31)]:
+        for dtype in (torch.float32, torch.float64):
+            gt = torch.rand(4, channels, height, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+            before = gt.clone()
+            output = degrade(gt, SEEDS)
+            assert output.shape == gt.shape and output.dtype == dtype and output.isfinite().all()
+            assert gt.equal(before) and (name == "downscale" or not output.equal(gt))
+            torch.manual_seed(99)  # torch's own random state decides nothing
+            assert degrade(gt.flip(0), SEEDS[::-1].copy()).flip(0).equal(output)
+            assert degrade(gt[2:3], SEEDS[2:3])[0].equal(output[2])
+            assert degrade(gt.to(memory_format=torch.channels_last), SEEDS).equal(output)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise", "speckle", "rain", "motion_blur", "random_order"])
+def test_other_seeds_and_other_places_in_the_list_draw_anew(name):
+    gt = ASTRONAUT[None].repeat(2, 1, 1, 1)
+    step = (name, {**arguments_of(name), **({"density": 0.1} if name == "rain" else {})})
+    output = build_degradation([step])(gt, SEEDS[:2])
+    assert not output[0].equal(output[1])
+    later = build_degradation([("choice", {"probability": 0, "of": [{"name": "quantize"}]}), step])(gt, SEEDS[:2])
+    assert not later[0].equal(output[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_a_gpu_gives_the_same_for_every_batch_and_what_the_cpu_gives_where_no_pixel_is_drawn(name):
+    steps = [(name, arguments_of(name))] + [("downscale", {})] * (name == "resize")
+    degrade, gt = build_degradation(steps), ASTRONAUT[None].repeat(4, 1, 1, 1)
+    output = degrade(gt.cuda(), SEEDS)
+    assert output.is_cuda and degrade(gt[2:3].cuda(), SEEDS[2:3])[0].equal(output[2])
+    if name not in ("gaussian_noise", "poisson_noise", "speckle", "rain", *COMPOSITIONS):
+        torch.testing.assert_close(output.cpu(), degrade(gt, SEEDS), rtol=0, atol=5e-3)  # convolutions may use TF32
+
+
+def test_a_step_draws_the_same_whatever_the_steps_before_it_draw():
+    def noise_after(first: dict, nested: bool) -> Tensor:
+        of = [first, {"name": "gaussian_noise"}]
+        steps = [("sequence", {"of": of})] if nested else [(step.pop("name"), step) for step in of]
+        return build_degradation(steps)(torch.zeros(1, 3, 8, 8), SEEDS[:1])
+
+    for nested in (False, True):
+        after_none = noise_after({"name": "quantize"}, nested)
+        assert noise_after({"name": "gaussian_noise", "sigma": 0}, nested).equal(after_none)
+
+
+def test_names_are_known_without_torch():
+    code = "import sys, accel_restore.data.degrade as d; assert 'jpeg' in d.DEGRADATIONS and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("sigma", [5, 25.0, 75])
+def test_gaussian_noise_has_the_given_strength_and_is_not_clipped(sigma):
+    gt = torch.stack([torch.zeros(3, 96, 96), torch.ones(3, 96, 96)]).repeat(2, 1, 1, 1)
+    noisy = build_degradation([("gaussian_noise", {"sigma": sigma})])(gt, SEEDS)
+    for noise in noisy - gt:
+        assert noise.std().item() == pytest.approx(sigma / 255, rel=0.03)  # five standard errors
+        assert abs(noise.mean().item()) < 5 * sigma / 255 / noise.numel() ** 0.5
+    assert noisy[0].min() < 0 and noisy[1].max() > 1
+
+
+def test_the_unit_of_sigma_is_a_255th():
+    noise = apply("gaussian_noise", torch.zeros(3, 700, 700), sigma=25)
+    assert noise.std().item() * 255 / 25 == pytest.approx(1, abs=0.003)  # five standard errors; 256 would be 0.004 off
+
+
+def test_a_range_is_drawn_anew_for_each_sample():
+    seeds = np.arange(64).astype(np.uint64)
+    noise = build_degradation([("gaussian_noise", {"sigma": [5, 50]})])(torch.zeros(64, 3, 32, 32), seeds)
+    strengths = (noise.flatten(1).std(1) * 255).numpy()
+    assert 4.5 < strengths.min() < 15 and 40 < strengths.max() < 54
+    assert strengths.mean() == pytest.approx(27.5, abs=8)
+    assert len(set(strengths.tolist())) == 64
+
+
+def test_two_steps_of_a_degradation_add_different_noise():
+    twice = build_degradation([("gaussian_noise", {"sigma": 10})] * 2)(torch.zeros(1, 3, 64, 64), SEEDS[:1])
+    assert twice.std().item() * 255 == pytest.approx(10 * 2**0.5, rel=0.05)  # the same noise twice would have 20
+
+
+@pytest.mark.parametrize(("level", "peak", "strength"), [(0.5, 20, 1), (0.1, 20, 1), (0.5, 500, 1), (0.5, 20, 2)])
+def test_poisson_noise_counts_photons(level, peak, strength):
+    noise = apply("poisson_noise", torch.full((3, 128, 128), level), peak=peak, strength=strength) - level
+    variance = strength**2 * level / peak
+    assert noise.var().item() == pytest.approx(variance, rel=0.06)
+    assert abs(noise.mean().item()) < 5 * (variance / noise.numel()) ** 0.5
+    counts = ((noise / strength + level) * peak).double()
+    torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)
+
+
+def test_speckle_grows_with_the_light():
+    image = torch.tensor([0.0, 0.2, 1.0]).view(3, 1, 1).expand(3, 128, 128)
+    black, dark, white = (apply("speckle", image, sigma=0.3) - image).flatten(1).std(1).tolist()
+    assert black == 0 and dark == pytest.approx(0.06, rel=0.03) and white == pytest.approx(0.3, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise", "speckle"])
+def test_gray_noise_is_shared_by_the_channels(name):
+    image = torch.full((3, 24, 24), 0.5)
+    shares = []
+    for seed in range(60):
+        red, green, _ = apply(name, image, seed, gray=0.4) - image
+        shares.append(torch.allclose(red, green, atol=1e-6))
+    assert 5 < sum(shares) < 43  # 24 expected; five standard deviations
+    red, green, blue = apply(name, image, gray=1.0)
+    assert torch.allclose(red, green) and torch.allclose(green, blue) and red.std() > 0.01
+
+
+def test_gray_poisson_noise_is_that_of_the_luma():
+    red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 128, 128)
+    noise = apply("poisson_noise", red, peak=50, gray=1.0) - red
+    assert noise[1].var().item() == pytest.approx(0.299 / 50, rel=0.06)
+
+
+# Blur
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2, 15])
+def test_isotropic_blur_equals_that_of_scipy_also_where_the_kernel_is_wider_than_the_image(sigma):
+    image = ASTRONAUT.double()
+    expected = [scipy.ndimage.gaussian_filter(channel, sigma, mode="mirror", truncate=4) for channel in image.numpy()]
+    torch.testing.assert_close(apply("gaussian_blur", image, sigma=sigma), torch.from_numpy(np.stack(expected)))
+
+
+def test_anisotropic_blur_lies_along_its_angle():
+    kernel = apply("gaussian_blur", impulse(61), sigma=4, sigma_y=1.5, angle=30, radius=20)
+    np.testing.assert_allclose(covariance(kernel), turned(16, 2.25, 30), rtol=0.002)
+    upright = apply("gaussian_blur", ASTRONAUT.double(), sigma=3, sigma_y=1, angle=90)
+    expected = scipy.ndimage.gaussian_filter(ASTRONAUT.double().numpy(), (0, 3, 1), mode="mirror", truncate=4)
+    torch.testing.assert_close(upright, torch.from_numpy(expected), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("profile", "flank"), [("gaussian", lambda d: math.exp(-(d**3) / 2)), ("plateau", lambda d: 1 / (1 + d**3))]
+)
+def test_generalised_blurs_have_their_profiles(profile, flank):
+    row = apply("gaussian_blur", impulse(41), sigma=4, beta=1.5, profile=profile, radius=12)[0, 20]
+    for distance in (0, 1, 4, 8, 12):
+        assert (row[20 + distance] / row[20]).item() == pytest.approx(flank(distance / 4), rel=1e-9)
+    assert row[33] == 0 and row[7] == 0 and row[8] > 0
+
+
+def test_blurs_keep_the_mean_and_zero_strength_changes_nothing():
+    flat = torch.full((3, 20, 20), 0.3)
+    for name in ("gaussian_blur", "motion_blur", "sinc"):
+        torch.testing.assert_close(apply(name, flat), flat)
+    torch.testing.assert_close(apply("gaussian_blur", ASTRONAUT, sigma=0), ASTRONAUT)
+    torch.testing.assert_close(apply("motion_blur", ASTRONAUT, length=1, angle=90), ASTRONAUT)
+
+
+@pytest.mark.parametrize(("angle", "axis"), [(0, 2), (90, 1)])
+def test_motion_along_an_axis_is_a_moving_average(angle, axis):
+    expected = scipy.ndimage.uniform_filter1d(ASTRONAUT.double().numpy(), 9, axis, mode="mirror")
+    torch.testing.assert_close(apply("motion_blur", ASTRONAUT.double(), length=9, angle=angle), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("angle", [20, 45, 150])
+def test_motion_lies_along_its_angle(angle):
+    spread = covariance(apply("motion_blur", impulse(61), length=30, angle=angle))
+    values, directions = np.linalg.eigh(spread)
+    assert math.degrees(math.atan2(directions[1, 1], directions[0, 1])) % 180 == pytest.approx(angle, abs=0.5)
+    assert values[1] == pytest.approx(30**2 / 12, rel=0.02) and values[0] < 0.5
+
+
+@pytest.mark.parametrize(("cutoff", "radius"), [(0.4, 10), (1, 3)])
+def test_sinc_equals_the_kernel_of_scipys_bessel_function(cutoff, radius):
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    distance = np.hypot(x, y)
+    distance[radius, radius] = 1e-9
+    kernel = scipy.special.j1(math.pi * cutoff * distance) / distance
+    kernel /= kernel.sum()
+    expected = [scipy.ndimage.convolve(channel, kernel, mode="mirror") for channel in ASTRONAUT.double().numpy()]
+    result = apply("sinc", ASTRONAUT.double(), cutoff=cutoff, radius=radius)
+    torch.testing.assert_close(result, torch.from_numpy(np.stack(expected)))
+    assert (result - ASTRONAUT).abs().max() > 0.02
+
+
+# Size
+
+
+def imresize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """MATLAB's bicubic imresize of a floating-point (C, H, W) image that becomes smaller, written from its weights."""
+    for axis, new in zip((1, 2), size, strict=True):
+        old = image.shape[axis]
+        factor = old / new
+        centres = (np.arange(new) + 0.5) * factor - 0.5
+        places = np.floor(centres - 2 * factor)[:, None] + np.arange(4 * factor + 2)
+        d = np.abs(centres[:, None] - places) / factor
+        weights = np.where(d <= 1, 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2) * (d <= 2)
+        weights /= weights.sum(1, keepdims=True)
+        mirror = np.concatenate([np.arange(old), np.arange(old)[::-1]])
+        taken = np.moveaxis(image, axis, -1)[..., mirror[places.astype(int) % (2 * old)]]
+        image = np.moveaxis((taken * weights).sum(-1), -1, axis)
+    return image
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("side", [12, 60])
+def test_downscale_equals_matlabs_imresize(scale, side):
+    gt = ASTRONAUT[:, :side].double()
+    size = (side // scale, 72 // scale)
+    expected = torch.from_numpy(imresize(gt.numpy(), size))
+    torch.testing.assert_close(apply("downscale", gt, size=size), expected)
+    torch.testing.assert_close(apply("downscale", gt.float(), size=size), expected.float(), rtol=0, atol=1e-5)
+    plain = F.interpolate(gt[None], size, mode="bicubic", antialias=True)[0]  # the control: another border
+    difference = (plain - expected).abs() * 255
+    assert difference.max() > 1 and (side == 12 or difference[:, 3:-3, 3:-3].max() < 1e-6)
+
+
+def test_downscale_ends_at_the_size_of_the_input_whatever_came_before():
+    steps = [("resize", {"scale": [0.3, 1.4]}), ("downscale", {"method": ["area", "bilinear", "bicubic"]})]
+    gt = ASTRONAUT[None].expand(12, -1, -1, -1)
+    output = build_degradation(steps, 4)(gt, np.arange(12))
+    assert output.shape == (12, 3, 15, 18)
+    expected = F.interpolate(ASTRONAUT[None], (15, 18), mode="area")[0]
+    assert ((output - expected).abs().mean((1, 2, 3)) < 0.05).all()
+    same = build_degradation([("downscale", {})])(gt, np.arange(12))
+    assert same.equal(gt)
+
+
+@pytest.mark.parametrize(("method", "resample"), [("bilinear", Image.BILINEAR), ("bicubic", Image.BICUBIC)])
+@pytest.mark.parametrize("scale", [0.45, 1.3])
+def test_resize_equals_that_of_pillow(method, resample, scale):
+    size = (round(60 * scale), round(72 * scale))
+    bands = [Image.fromarray(band.numpy()).resize(size[::-1], resample) for band in ASTRONAUT]
+    expected = torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
+    result = apply("resize", ASTRONAUT, scale=scale, method=method, size=(1, 1))
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+
+
+def test_resize_by_area_averages_and_may_be_relative_to_the_input():
+    expected = skimage.transform.downscale_local_mean(ASTRONAUT.numpy(), (1, 4, 4))
+    for arguments in ({"scale": 0.25}, {"scale": 0.5, "base": "input"}):
+        result = apply("resize", ASTRONAUT, method="area", size=(30, 36), **arguments)
+        torch.testing.assert_close(result, torch.from_numpy(expected))
+    sizes = [apply("resize", ASTRONAUT, seed, scale=[0.5, 1.5], size=(1, 1)).shape[1] for seed in range(60)]
+    assert 30 <= min(sizes) < 36 and 84 < max(sizes) <= 90 and 45 < np.mean(sizes) < 75
+
+
+# Compression, rounding, rain and light
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_equals_that_of_pillow(channels):
+    image = ASTRONAUT[:channels]
+    levels = (image * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    coded = {}
+    for quality in (10, 90):
+        file = io.BytesIO()
+        Image.fromarray(levels).save(file, "JPEG", quality=quality)
+        coded[quality] = torch.from_numpy(np.array(Image.open(file))).view(60, 72, channels).permute(2, 0, 1)
+        result = apply("jpeg", image, quality=quality) * 255
+        torch.testing.assert_close(result, coded[quality].float())
+    assert (coded[10].float() - coded[90]).abs().mean() > 2
+
+
+def test_jpeg_needs_the_host_and_clips():
+    for steps, on_host in [
+        ([("jpeg", {})], True),
+        ([("gaussian_noise", {}), ("choice", {"of": [{"name": "sequence", "of": [{"name": "jpeg"}]}]})], True),
+        ([("gaussian_noise", {}), ("random_order", {"of": [{"name": "rain"}]})], False),
+    ]:
+        assert build_degradation(steps).on_host is on_host
+    over = torch.full((3, 16, 16), 1.7)
+    over[:, :, 8:] = -0.4
+    result = apply("jpeg", over, quality=100)
+    assert result[:, :, :8].min() > 0.98 and result[:, :, 8:].max() < 0.02
+
+
+def test_quantize_rounds_to_levels():
+    result = apply("quantize", torch.tensor([-0.3, 0.0, 0.2 / 255, 0.7 / 255, 0.5, 1.0, 1.6]).view(1, 1, 7))
+    assert (result * 255).flatten().tolist() == pytest.approx([0, 0, 0, 1, 128, 255, 255])
+
+
+def test_rain_is_drops_along_a_line():
+    dark = torch.zeros(3, 128, 128)
+    drops = apply("rain", dark, density=0.02, length=1, angle=90, strength=1)
+    assert (drops[0] > 0).float().mean().item() == pytest.approx(0.02, rel=0.3)  # five standard deviations
+    assert 0 < drops.max() <= 1 and drops[0].equal(drops[2])
+    assert drops[drops > 0].mean().item() == pytest.approx(0.5, abs=0.08)
+    streaks = apply("rain", dark, density=0.02, length=15, angle=90, strength=1)
+    expected = scipy.ndimage.uniform_filter1d(drops.double().numpy(), 15, 1, mode="mirror") * 15
+    torch.testing.assert_close(streaks, torch.from_numpy(expected.clip(max=1)).float(), rtol=0, atol=1e-5)
+    assert apply("rain", dark, density=0).equal(dark)
+
+
+def test_rain_goes_towards_white_by_its_strength():
+    gray = torch.full((3, 64, 64), 0.4)
+    wet = apply("rain", gray, density=0.05, length=20, angle=80, strength=0.5)
+    assert wet.min().item() == pytest.approx(0.4) and wet.max().item() == pytest.approx(0.7, abs=0.01)
+
+
+def test_low_light_is_a_gamma_curve_with_a_gain():
+    expected = skimage.exposure.adjust_gamma(ASTRONAUT.double().numpy(), 2.5, 0.6)
+    torch.testing.assert_close(apply("low_light", ASTRONAUT.double(), gain=0.6, gamma=2.5), torch.tensor(expected))
+    assert apply("low_light", torch.full((1, 1, 1), -0.1)).item() == 0
+
+
+# Compositions
+
+
+BLUR = {"name": "gaussian_blur", "sigma": 2}
+DARK = {"name": "low_light", "gain": 0.9, "gamma": 3}
+
+
+def outcomes(steps: list, results: list[Tensor], samples: int = 200) -> list[int]:
+    """How many samples of a list give each of the results; every sample must give one."""
+    gt = ASTRONAUT[None, :, :16, :16].expand(samples, -1, -1, -1)
+    outputs = build_degradation(steps)(gt, np.arange(samples).astype(np.uint64))
+    counts = [sum(torch.allclose(output, result, atol=1e-6) for output in outputs) for result in results]
+    assert sum(counts) == samples
+    return counts
+
+
+def in_turn(*steps: dict) -> Tensor:
+    image = ASTRONAUT[:, :16, :16]
+    for step in steps:
+        image = apply(**step, image=image)
+    return image
+
+
+def test_random_order_does_all_steps_in_either_order():
+    first, _ = outcomes([("random_order", {"of": [BLUR, DARK]})], [in_turn(BLUR, DARK), in_turn(DARK, BLUR)])
+    assert 65 < first < 135  # five standard deviations
+
+
+def test_choice_takes_one_step_by_its_weight():
+    counts = outcomes([("choice", {"of": [BLUR, DARK], "weights": [3, 1]})], [in_turn(BLUR), in_turn(DARK)])
+    assert 119 < counts[0] < 181  # five standard deviations
+    even = outcomes([("choice", {"of": [BLUR, DARK]})], [in_turn(BLUR), in_turn(DARK)])
+    assert 65 < even[0] < 135
+
+
+def test_a_probability_holds_for_a_step_and_for_a_whole_sequence():
+    done, _ = outcomes([("gaussian_blur", {"sigma": 2, "probability": 0.25})], [in_turn(BLUR), in_turn()])
+    assert 19 < done < 81
+    group = {"name": "sequence", "of": [BLUR, DARK], "probability": 0.5}
+    done, _ = outcomes([("sequence", {"of": [group]})], [in_turn(BLUR, DARK), in_turn()])
+    assert 65 < done < 135
+
+
+# Keyed draws
+
+
+def test_draws_are_uniform_and_keyed():
+    draws = [Random(seed).uniform((2, 4)) for seed in range(4000)] + [
+        value for random in [Random(5)] for value in (random.uniform((2, 4)) for _ in range(4000))
+    ]
+    counts = np.histogram(draws, bins=8, range=(2, 4))[0]
+    assert counts.sum() == 8000 and np.abs(counts - 1000).max() < 150  # five standard deviations
+    assert Random(7).uniform(3) == 3
+    assert {Random(seed).integer(2, 4) for seed in range(50)} == {2, 3, 4}
+    orders = {tuple(Random(seed).permutation(3)) for seed in range(100)}
+    assert len(orders) == 6 and all(sorted(order) == [0, 1, 2] for order in orders)
+
+
+def test_a_part_draws_its_own_whatever_was_drawn_before():
+    random = Random(3)
+    before = random.split(1).uniform((0, 1))
+    random.uniform((0, 1))
+    assert random.split(1).uniform((0, 1)) == before
+    assert len({random.split(i).split(j).uniform((0, 1)) for i in range(5) for j in range(5)}) == 25
+
+
+def test_a_choice_without_weight_is_never_made():
+    assert {Random(seed).choice("abc", [0, 2, 0]) for seed in range(100)} == {"b"}
+    for weights in ([1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]):
+        with pytest.raises(ValueError, match="weights"):
+            Random(0).choice("abc", weights)
+
+
+# Building a list
+
+
+def problems(steps: list, *rest: int) -> str:
+    with pytest.raises(UserError) as caught:
+        build_degradation(steps, *rest)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sigma", [-1, [5], [50, 5], "25", float("nan"), float("inf"), True, None, [1, 2, 3], [1, True]]
+)
+def test_a_strength_that_cannot_be_one_is_refused(sigma):
+    message = problems([("gaussian_noise", {"sigma": sigma})])
+    assert message.startswith("data.degradation.0.sigma: must be a number from 0 on or a pair [low, high], not ")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gaussian_noise", {"sigmma": 2}, ".0.sigmma: unknown key; did you mean 'sigma'?"),
+        ("gaussian_noise", {"image": 2}, ".0.image: unknown key"),
+        ("gaussian_noise", {"gray": [0, 1]}, ".0.gray: must be a number from 0 up to 1, not [0, 1]"),
+        ("gaussian_noise", {"probability": 1.5}, ".0.probability: must be a number from 0 up to 1, not 1.5"),
+        ("gaussian_noise", {"probability": True}, ".0.probability: must be a number from 0 up to 1, not True"),
+        ("poisson_noise", {"peak": 0}, ".0.peak: must be a number above 0 or a pair [low, high], not 0"),
+        ("jpeg", {"quality": 0}, ".0.quality: must be a whole number from 1 up to 100 or a pair [low, high], not 0"),
+        ("jpeg", {"quality": [30, 101]}, ".0.quality: must be a whole number from 1 up to 100"),
+        ("jpeg", {"quality": 30.5}, ".0.quality: must be a whole number"),
+        ("gaussian_blur", {"sigma_y": -1}, ".0.sigma_y: must be a number from 0 up to 200"),
+        ("gaussian_blur", {"profile": ["gaussian"]}, ".0.profile: unknown choice"),
+        (
+            "downscale",
+            {"method": "bicubc"},
+            ".0.method: unknown choice 'bicubc'; choose one of: area, bilinear, bicubic",
+        ),
+        ("downscale", {"method": ["area", 3]}, ".0.method: unknown choice '3'"),
+        ("downscale", {"size": 3}, ".0.size: unknown key"),
+        ("random_order", {}, ".0.of: missing"),
+        ("choice", {"of": 3}, ".0.of: must be a list of steps"),
+        ("choice", {"of": ["jpeg"]}, ".0.of: must be a list of steps"),
+        ("choice", {"of": []}, ".0: choice cannot work with these arguments"),
+        (
+            "choice",
+            {"of": [{"name": "jpeg"}], "weights": [1, 2]},
+            ".0: choice cannot work with these arguments: weights",
+        ),
+        ("choice", {"of": [{"name": "jpeg"}, {"quality": 3}]}, ".0.of.1.name: unknown choice ''"),
+        ("choice", {"of": [{"name": "jpg"}]}, ".0.of.0.name: unknown choice 'jpg'; choose one of: gaussian_noise, "),
+        (
+            "sequence",
+            {"of": [{"name": "choice", "of": [{"name": "jpeg", "quality": -1}]}]},
+            ".0.of.0.of.0.quality: must",
+        ),
+        ("no.such.package:noise", {}, ".0.name: cannot import 'no.such.package:noise'"),
+        (".degrade:gaussian_noise", {}, ".0.name: cannot import"),
+        ("os:sep", {}, ".0.name: 'os:sep' is no function"),
+        ("torch:relu", {}, ".0.name: 'torch:relu' is no function"),
+        ("os:system", {"command": "touch hostile"}, ".0: os:system cannot work with these arguments"),
+        ("test_degrade:careless", {}, ".0: test_degrade:careless gives another result each time"),
+        ("test_degrade:careless", {"probability": 0}, ".0: test_degrade:careless gives another result each time"),
+        ("test_degrade:gray_of", {}, ".0: test_degrade:gray_of must return an image (C, H, W)"),
+        ("test_degrade:brighter", {"by": "much"}, ".0: test_degrade:brighter cannot work with these arguments"),
+        ("test_degrade:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'by'?"),
+    ],
+)
+def test_what_cannot_be_a_degradation_is_refused_by_its_key(name, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"data.degradation{message}" in problems([(name, arguments)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_mistakes_of_a_list_are_named_at_once():
+    of = [{"name": "jpeg", "quality": 0}, {"name": "blurr"}]
+    steps = [("gaussian_noise", {"sigma": -1, "gray": 2, "grey": 1}), ("jpeg", {}), ("choice", {"of": of})]
+    keys = [line.split(":")[0].removeprefix("data.degradation.") for line in problems(steps).splitlines()]
+    assert keys == ["0.grey", "0.sigma", "0.gray", "2.of.0.quality", "2.of.1.name"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale", "size"),
+    [([("gaussian_noise", {})], 2, "64x64"), ([("resize", {"scale": 0.5})], 1, "16x16"), ([], 4, "128x128")],
+)
+def test_an_input_of_another_size_is_refused(steps, scale, size):
+    expected = f"leaves the input at {size}, but data.scale is {scale}: end the list with {{name: downscale}}"
+    assert problems(steps, scale) == f"data.degradation: {expected}"
+    build_degradation([*steps, ("downscale", {})], scale)
+
+
+def test_an_empty_list_leaves_the_image():
+    gt = ASTRONAUT[None]
+    assert build_degradation([])(gt, SEEDS[:1]).equal(gt)
+
+
+def brighter(image: Tensor, random: Random, *, by: float = 0.1, size: tuple[int, int]) -> Tensor:
+    """A user's function, with a habit that must not reach gt."""
+    return image.add_(by * size[1])
+
+
+def careless(image: Tensor, random: Random) -> Tensor:
+    return image + torch.randn_like(image)
+
+
+def gray_of(image: Tensor, random: Random) -> Tensor:
+    return image[:1]
+
+
+def test_a_function_by_import_path_is_given_the_size_and_cannot_change_gt():
+    gt = torch.zeros(2, 3, 8, 12)
+    output = build_degradation([("test_degrade:brighter", {"by": 0.5})])(gt, SEEDS[:2])
+    assert output.eq(6).all() and gt.eq(0).all()
+    noise = [("gaussian_noise", {"sigma": 5}), ("accel_restore.data.effects:gaussian_noise", {"sigma": 5})]
+    assert build_degradation(noise[1:])(gt, SEEDS[:2]).equal(build_degradation(noise[:1])(gt, SEEDS[:2]))
+
+
+def test_the_blind_recipe_gives_every_sample_its_own_degradation():
+    data = load_config(ROOT / "configs" / "sr_x4_blind.yaml").data
+    degrade = build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
+    gt = ASTRONAUT[None].expand(8, -1, -1, -1).contiguous()
+    seeds = np.arange(8).astype(np.uint64)
+    output = degrade(gt, seeds)
+    assert degrade.on_host and output.shape == (8, 3, 15, 18)
+    assert output.min() >= 0 and output.max() <= 1
+    torch.testing.assert_close(output * 255, (output * 255).round(), rtol=0, atol=1e-3)
+    assert len({image.numpy().tobytes() for image in output}) == 8
+    assert degrade(gt[:3], seeds[[5, 2, 7]]).equal(output[[5, 2, 7]])
+    small = F.interpolate(gt, (15, 18), mode="area")
+    assert 0.01 < (output - small).abs().mean() < 0.15

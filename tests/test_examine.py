@@ -1,0 +1,268 @@
+"""The data doctor finds what was planted among real photographs, and is silent about the same set without it."""
+
+import io
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from accel_restore.duplicates import luma, near_duplicates, shrink, thumbnail
+from accel_restore.examine import examine_pair
+from accel_restore.findings import find_in_set, find_leaks, outliers
+from accel_restore.sheet import SheetRow, contact_sheet
+
+SIDE = 144
+MARGIN = 16  # around each cut-out, so that shifted ones hold the same scene
+
+
+def _photos() -> list[np.ndarray]:
+    """Twelve cut-outs of photographs, SIDE + 2 MARGIN pixels wide, none overlapping another."""
+    sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
+    places = [[(0, 150), (170, 10), (330, 300)], [(30, 100), (200, 300), (20, 400)], [(10, 20), (110, 230)]]
+    places += [[(0, 230), (240, 40), (230, 440)]]
+    width = SIDE + 2 * MARGIN
+    cuts = [
+        photo[top : top + width, left : left + width]
+        for photo, corners in zip(sources, places, strict=True)
+        for top, left in corners
+    ]
+    cuts.append(np.repeat(skimage.data.camera()[60 : 60 + width, 150 : 150 + width, None], 3, axis=2))
+    return [np.ascontiguousarray(cut, np.float32) / 255 for cut in cuts]
+
+
+PHOTOS = _photos()
+NAMES = [f"{number:02d}.png" for number in range(len(PHOTOS))]
+GTS, INPUTS = [f"gt/{name}" for name in NAMES], [f"input/{name}" for name in NAMES]
+
+
+def _rounded(image: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.float32) / 255
+
+
+def _noise(image: np.ndarray, sigma: float = 25) -> np.ndarray:
+    random = np.random.default_rng(int(1e6 * image.mean()))
+    return _rounded(image + random.normal(0, sigma / 255, image.shape))
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    return _rounded(gaussian_filter(image, (1.6, 1.6, 0)))
+
+
+def _jpeg(image: np.ndarray, quality: int = 10) -> np.ndarray:
+    memory = io.BytesIO()
+    Image.fromarray((image * 255).round().astype(np.uint8)).save(memory, "JPEG", quality=quality)
+    return np.asarray(Image.open(memory), np.float32) / 255
+
+
+def _dark(image: np.ndarray) -> np.ndarray:
+    return _noise(0.2 * image**1.5, 2)
+
+
+def _resized(image: np.ndarray, height: int, width: int, how=Image.Resampling.BICUBIC) -> np.ndarray:
+    pixels = Image.fromarray((image * 255).round().astype(np.uint8)).resize((width, height), how)
+    return np.asarray(pixels, np.float32) / 255
+
+
+DAMAGES = {
+    "noise": _noise,
+    "strong noise": lambda image: _noise(image, 50),
+    "blur": _blur,
+    "jpeg": _jpeg,
+    "dark": _dark,
+}
+
+
+def _cut(image: np.ndarray, down: int = 0, right: int = 0) -> np.ndarray:
+    """The middle of a photo; with a shift, what the picture shows lies that much lower and further right."""
+    top, left = MARGIN - down, MARGIN - right
+    return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
+
+
+def _pairs(damage) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(_cut(damage(photo)), _cut(photo)) for photo in PHOTOS]
+
+
+def _findings(pairs: list, scale: int = 1) -> list:
+    return find_in_set([examine_pair(*pair, scale) for pair in pairs], GTS[: len(pairs)], INPUTS[: len(pairs)])
+
+
+def _thumbnail(image: np.ndarray) -> bytes:
+    return thumbnail(shrink(luma(image)))
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_sound_set_has_no_findings(damage):
+    assert _findings(_pairs(damage)) == []
+
+
+@pytest.mark.parametrize("damage", [_noise, _blur, _jpeg, _dark])
+@pytest.mark.parametrize("shift", [(0, 1), (2, -1), (-8, 0), (16, -16)])
+def test_a_shift_is_measured(damage, shift):
+    photo = PHOTOS[0]
+    facts = examine_pair(_cut(damage(photo), *shift), _cut(photo))
+    assert facts.shift == shift
+    assert facts.gain > 0.5
+    assert np.allclose(facts.offset, shift, atol=0.2)
+
+
+def test_a_shifted_pair_is_named_with_its_gain():
+    pairs = _pairs(_noise)
+    pairs[3] = (_cut(_noise(PHOTOS[3]), 3, 0), pairs[3][1])
+    (finding,) = _findings(pairs)
+    assert (finding.kind, finding.files) == ("shifted", (INPUTS[3], GTS[3]))
+    assert "input/03.png: shifted by (3, 0) pixels (down, right) against gt/03.png; aligned it would" in finding.text
+
+
+def test_flat_and_periodic_images_are_not_shifted():
+    stripes = np.tile(0.5 + 0.4 * np.sin(np.arange(144) * np.pi / 4), (144, 1)).astype(np.float32)[..., None]
+    for image in (np.full((144, 144, 3), 0.5, np.float32), np.repeat(stripes, 3, axis=2)):
+        for sigma in (5, 50):
+            assert examine_pair(_noise(image, sigma), image).shift == (0, 0)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_shift_of_the_whole_set_is_one_finding(scale):
+    small = [(_resized(cut, SIDE // scale, SIDE // scale), cut) for _, cut in _pairs(_noise)]
+    assert _findings(small, scale) == []
+    (finding,) = _findings([(cut[::scale, ::scale].copy(), cut) for _, cut in small], scale)  # the corner of each cell
+    assert (finding.kind, finding.files) == ("shifted", ())
+    assert f"about ({(scale - 1) / 2}, {(scale - 1) / 2})" in finding.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_swapped_pair_is_named(damage):
+    pairs = _pairs(damage)
+    pairs[5] = pairs[5][::-1]
+    assert [(finding.kind, finding.files) for finding in _findings(pairs)] == [("swapped", (INPUTS[5], GTS[5]))]
+
+
+def test_a_swapped_set_is_one_finding():
+    (finding,) = _findings([pair[::-1] for pair in _pairs(_noise)])
+    assert (finding.kind, finding.files) == ("swapped", ())
+
+
+def test_other_partners_and_mirrored_inputs_are_named():
+    pairs = _pairs(_noise)
+    pairs[2] = (pairs[1][0], pairs[2][1])
+    pairs[7] = (pairs[7][0][:, ::-1].copy(), pairs[7][1])
+    found = {finding.files: finding.text for finding in _findings(pairs) if finding.kind == "unrelated"}
+    assert set(found) == {(INPUTS[2], GTS[2]), (INPUTS[7], GTS[7])}
+    assert "another picture" in found[INPUTS[2], GTS[2]]
+    assert "mirrored" in found[INPUTS[7], GTS[7]]
+
+
+def test_outliers_are_far_from_the_rest_and_infinite_values_are_not_judged():
+    values = [30, 31, 29.5, 30.2, 30.4, 29.8, 30.1, 30.3, 31.2]
+    assert outliers(values) == []
+    assert outliers([*values, 12, np.inf, 48]) == [9, 11]
+    assert outliers([30, 31, 29, 30, 30, 30, 5]) == []  # too few to tell
+    assert outliers(list(range(14, 35))) == []  # noise of all strengths
+
+
+def test_an_outlier_is_named():
+    pairs = _pairs(lambda photo: _noise(photo, 10))
+    pairs[4] = (_noise(pairs[4][1], 60), pairs[4][1])
+    assert [(finding.kind, finding.files) for finding in _findings(pairs)] == [("outlier", (INPUTS[4], GTS[4]))]
+
+
+def test_constant_equal_and_repeated_pairs_are_named():
+    pairs = _pairs(_noise)
+    pairs[0] = (np.zeros_like(pairs[0][1]), pairs[0][1])
+    pairs[1] = (pairs[1][1], pairs[1][1])
+    pairs[3] = pairs[2]
+    pairs[5] = (pairs[4][0], _jpeg(pairs[4][1], 90))
+    found = [(finding.kind, finding.files) for finding in _findings(pairs)]
+    assert found == [
+        ("constant", (INPUTS[0],)),
+        ("equal", (INPUTS[1], GTS[1])),
+        ("duplicate", (GTS[2], GTS[3])),
+        ("duplicate", (INPUTS[4], INPUTS[5])),
+        ("duplicate", (GTS[4], GTS[5])),
+    ]
+
+
+def test_several_inputs_of_one_gt_are_in_order():
+    pairs = _pairs(_noise)
+    assert _findings([*pairs[:11], (_noise(pairs[0][1] * 0.999), pairs[0][1])]) == []
+
+
+COPIES = {
+    "mirrored": lambda image: image[:, ::-1],
+    "turned": np.rot90,
+    "jpeg": lambda image: _jpeg(image, 60),
+    "smaller": lambda image: _resized(image, SIDE // 2, SIDE // 2),
+    "brighter": lambda image: np.clip(1.1 * image, 0, 1),
+    "noisy": _noise,
+    "cut": lambda image: image[4:-5, 6:-3],
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_copies_of_validation_images_in_training_are_found(copy):
+    clean = [examine_pair(None, _cut(photo)) for photo in PHOTOS]
+    copies = [examine_pair(None, np.ascontiguousarray(copy(_cut(photo)))) for photo in PHOTOS[:4]]
+    found = find_leaks(clean, GTS, copies, ["a", "b", "c", "d"])
+    expected = [("leak", files) for files in zip("abcd", GTS[:4], strict=True)]
+    assert [(finding.kind, finding.files) for finding in found] == expected
+    assert all("nearly the same picture" in finding.text for finding in found)
+
+
+def test_exact_leaks_are_told_apart_and_other_pictures_are_none():
+    clean = [examine_pair(None, _cut(photo)) for photo in PHOTOS]
+    (finding,) = find_leaks(clean[:6], GTS[:6], [clean[2], *clean[6:]], [GTS[2], *GTS[6:]])
+    assert "the same pixels" in finding.text
+    assert find_leaks(clean[:6], GTS[:6], clean[6:], GTS[6:]) == []
+
+
+def test_parts_of_one_scene_are_no_copies():
+    scenes = [skimage.data.brick(), skimage.data.grass(), skimage.data.gravel(), skimage.data.coins()]
+    tiles = [
+        _thumbnail(np.float32(scene[top : top + 100, left : left + 100, None]) / 255)
+        for scene in scenes
+        for top in range(0, 300, 100)
+        for left in range(0, 300, 100)
+    ]
+    assert near_duplicates(tiles) == []
+
+
+def test_plain_pictures_and_grids_are_left_out():
+    rows, columns = np.mgrid[:96, :96]
+    sky = (0.3 + rows / 300).astype(np.float32)
+    grid = ((rows % 12 < 2) | (columns % 12 < 2)).astype(np.float32)
+    edge = (rows > 40).astype(np.float32)
+    flat = np.full((96, 96), 0.5, np.float32)
+    thumbnails = [thumbnail(shrink(image)) for image in (sky, grid, edge, flat)]
+    assert thumbnails[3] == b""
+    assert near_duplicates(thumbnails, thumbnails) == []
+
+
+def test_many_pictures_are_compared_in_blocks():
+    random = np.random.default_rng(0)
+    many = [random.integers(0, 256, 1024, np.uint8).tobytes() for _ in range(3000)]
+    turned = np.rot90(np.frombuffer(many[2500], np.uint8).reshape(32, 32)).tobytes()
+    assert [match[:2] for match in near_duplicates(many, [many[7], b"", turned])] == [(7, 0), (2500, 2)]
+
+
+def test_facts_of_one_pair():
+    gt = _cut(PHOTOS[0])
+    facts = examine_pair(gt + np.float32(0.01), gt)
+    assert facts.psnr == pytest.approx(40, abs=0.01)
+    assert facts.input_mean == pytest.approx(facts.gt_mean + 0.01, abs=1e-4)
+    assert examine_pair(gt, gt).psnr == np.inf
+    assert examine_pair(None, gt).gt_hash == facts.gt_hash != facts.input_hash
+    assert np.isnan(examine_pair(None, gt).psnr)
+    assert examine_pair(_resized(gt, 72, 72), gt, 2).psnr > 25
+    examine_pair(gt[:16, :16, :1], gt[:16, :16, 1:2])  # the smallest that are allowed
+
+
+def test_the_contact_sheet_shows_findings_first_and_keeps_to_its_size():
+    name = "a/long/folder/" + 90 * "x"
+    rows = [SheetRow(name, _cut(photo), _cut(photo), 31.5) for photo in PHOTOS]
+    small = SheetRow("gray.png", PHOTOS[0][:20, :30, :1], PHOTOS[0][:40, :60, :1], 30.0, ("shifted",))
+    sheet = contact_sheet([*rows, *rows, *rows, small])
+    assert sheet.size == contact_sheet([*rows, *rows]).size
+    caption = np.asarray(sheet.crop((0, 0, 480, 18)), int)
+    assert (caption[..., 0] - caption[..., 1]).max() > 100  # red
+    assert contact_sheet([SheetRow("clean.png", None, PHOTOS[0])]).width < 300
