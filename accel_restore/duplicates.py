@@ -11,8 +11,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 SIDE = 32  # of a thumbnail
-SAME = 0.86  # correlation of details: of 19 in 20 copies cut by 5 % it is above 0.9
-_ALIKE, _TURNED, _UNCUT = 0.85, 0.75, 0.4  # what copies pass before the turn is known, before the cut is known
+SAME = 0.86  # correlation of details; 19 of 20 copies cut by 5 % reach 0.9
+_ALIKE, _UNCUT = 0.75, 0.4  # what copies pass: with their coarse waves, and with their details before the cut is known
+_MOST = 4  # copies of one picture that are told; comparing cuts takes milliseconds
 _MARGIN = 0.08  # by which a copy must be more alike than the picture displaced
 _FREQUENCIES = 8
 _BLOCK = 1024
@@ -39,29 +40,41 @@ def thumbnail(cells: np.ndarray) -> bytes:
 def near_duplicates(train: Sequence[bytes], val: Sequence[bytes] | None = None) -> list[tuple[int, int, float]]:
     """(train index, val index, similarity up to 1) of thumbnails that show the same picture, best first.
 
-    Without `val`, the pairs (i, j), i < j, within `train`.
+    Of each val image at most the best 4. Without `val`, the pairs (i, j), i < j, within `train`.
     """
     train_at, train_cells = _unpacked(train)
     val_at, val_cells = (train_at, train_cells) if val is None else _unpacked(val)
     if not len(train_cells) or not len(val_cells):
         return []
-    val_waves, val_details = _waves(val_cells), _even(details(val_cells))
-    val_keys = _turnless(val_waves)
+    val_details = _unit(_even(details(val_cells)))
     found = []
+    for likeness, j, i, turn in _candidates(train_cells, val_cells, val_details, within=val is None):
+        if likeness < SAME:
+            likeness = _similarity(train_cells[i], turns(val_cells[j])[turn])
+        if likeness >= max(SAME, _elsewhere(val_details[j]) + _MARGIN):
+            found.append((int(train_at[i]), int(val_at[j]), likeness))
+    return sorted(found, key=lambda match: -match[2])
+
+
+def _candidates(
+    train_cells: np.ndarray, val_cells: np.ndarray, val_details: np.ndarray, within: bool
+) -> list[tuple[float, int, int, int]]:
+    """(correlation of details, val place, train place, turn) of the most likely copies of each val image."""
+    val_waves = [waves.reshape(len(val_cells), -1) for waves in _turned_waves(_waves(val_cells))]
+    best = np.zeros((0, 4))
     for start in range(0, len(train_cells), _BLOCK):
         cells = train_cells[start : start + _BLOCK]
-        waves = _waves(cells)
-        one, other = np.nonzero(_turnless(waves) @ val_keys.T > _ALIKE)
-        if val is None:
-            one, other = one[later := start + one < other], other[later]
-        for i, j, turn in _turned(waves, val_waves, one, other):
-            turned = turns(cells[i])[turn]
-            similarity = _correlation(_even(details(turned)), val_details[j])
-            if _UNCUT < similarity < SAME:
-                similarity = _similarity(turned, val_cells[j])
-            if similarity >= max(SAME, _elsewhere(val_details[j]) + _MARGIN):
-                found.append((int(train_at[start + i]), int(val_at[j]), similarity))
-    return sorted(found, key=lambda match: -match[2])
+        one, other, turn = _alike(_waves(cells).reshape(len(cells), -1), val_waves)
+        if within:
+            one, other, turn = (values[start + one < other] for values in (one, other, turn))
+        needed, row = np.unique(one, return_inverse=True)
+        seen = _unit(_even(details(cells[needed])))
+        likeness = [_turned_products(seen[row[k]], val_details[other[k]], turn[k]) for k in _chunks(len(one))]
+        new = np.stack([np.concatenate([np.zeros(0), *likeness]), other, start + one, turn], axis=1)
+        best = np.concatenate([best, new[new[:, 0] > _UNCUT]])
+        best = best[np.lexsort((-best[:, 0], best[:, 1]))]
+        best = best[np.arange(len(best)) - np.searchsorted(best[:, 1], best[:, 1]) < _MOST]
+    return [(float(likeness), int(j), int(i), int(turn)) for likeness, j, i, turn in best]
 
 
 def details(cells: np.ndarray) -> np.ndarray:
@@ -91,26 +104,31 @@ def _waves(cells: np.ndarray) -> np.ndarray:
     return waves / np.maximum(np.linalg.norm(waves, axis=(1, 2), keepdims=True), 1e-6)
 
 
-def _turnless(waves: np.ndarray) -> np.ndarray:
-    """Keys (N, 64) of norm 1 that no flip or turn changes: these change signs and swap the axes, nothing else.
+def _alike(waves: np.ndarray, val_waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The places (i, j) where waves agree with those of val in some turn, and the best turn of each."""
+    agreement = waves @ val_waves[0].T
+    for turned in val_waves[1:]:
+        np.maximum(agreement, waves @ turned.T, out=agreement)
+    one, other = np.nonzero(agreement > _ALIKE)
+    turn = np.zeros(len(one), int)
+    for k in _chunks(len(one)):
+        products = [np.einsum("nw,nw->n", waves[one[k]], turned[other[k]]) for turned in val_waves]
+        turn[k] = np.argmax(products, axis=0)
+    return one, other, turn
 
-    The product of two keys is never less than that of the waves in their best turn: no copy is lost.
-    """
-    size = np.abs(waves)
-    upper, strictly = np.triu_indices(_FREQUENCIES), np.triu_indices(_FREQUENCIES, 1)
-    larger, smaller = np.maximum(size, size.swapaxes(1, 2)), np.minimum(size, size.swapaxes(1, 2))
-    return np.concatenate([larger[:, *upper], smaller[:, *strictly]], axis=1)
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, count, _BLOCK)]
 
 
-def _turned(waves: np.ndarray, val_waves: np.ndarray, one: np.ndarray, other: np.ndarray) -> list[tuple[int, int, int]]:
-    """The candidates (i, j) whose waves agree in some turn, with the number of that turn in `turns`."""
-    found = []
-    for start in range(0, len(one), _BLOCK):
-        i, j = one[start : start + _BLOCK], other[start : start + _BLOCK]
-        agreement = np.stack([(turned * val_waves[j]).sum((1, 2)) for turned in _turned_waves(waves[i])])
-        best, kept = agreement.argmax(0), agreement.max(0) > _TURNED
-        found += list(zip(i[kept].tolist(), j[kept].tolist(), best[kept].tolist(), strict=True))
-    return found
+def _turned_products(cells: np.ndarray, val_cells: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """The products (N,) of cells (N, SIDE, SIDE) with those of val, each brought into its turn."""
+    products = np.zeros(len(cells))
+    for number in range(8):
+        k = np.flatnonzero(turn == number)
+        turned = np.rot90(val_cells[k] if number < 4 else val_cells[k][:, :, ::-1], number % 4, axes=(1, 2))
+        products[k] = (cells[k] * turned).sum((1, 2))
+    return products
 
 
 def _turned_waves(waves: np.ndarray) -> list[np.ndarray]:
@@ -152,5 +170,6 @@ def _even(details: np.ndarray) -> np.ndarray:
     return details / np.sqrt(gaussian_filter(details**2, 3, axes=(-2, -1)) + rounding**2)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum() + 1e-12))
+def _unit(cells: np.ndarray) -> np.ndarray:
+    """Cells (N, SIDE, SIDE) of norm 1, whose products are correlations; details have no mean to speak of."""
+    return cells / np.maximum(np.linalg.norm(cells, axis=(1, 2), keepdims=True), 1e-6)

@@ -1,6 +1,5 @@
 """Look at every pair of a set that can be compared: its files' headers and its pixels."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from accel_restore.config import Data
-from accel_restore.data.cache import Opened, Track
+from accel_restore.data.cache import Opened, Track, num_cores
 from accel_restore.data.images import Header, Source, Unusable, read_header, read_image
 from accel_restore.data.pairs import Pair
 from accel_restore.data.sources import Images
@@ -107,7 +106,7 @@ def _examined(part: Part, pairs: list[Pair]) -> Iterator[tuple[Pair, tuple, Pair
         except Unusable:
             return None
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         for result in pool.map(examine, pairs):
             if result is not None:
                 yield result

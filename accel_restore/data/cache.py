@@ -153,6 +153,11 @@ def _build(cache: Path, lists: list[_Images], track: Track | None, max_pixels: i
             images.build(track, max_pixels)
 
 
+def num_cores() -> int:
+    """The cores that this process may use, which in a container or under Slurm are not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _each(read: Callable, images: list[Source]) -> Iterator[Any]:
     """What `read` gives for each image, in order, or its Unusable; done ahead on all cores (decoders free the lock)."""
 
@@ -162,7 +167,7 @@ def _each(read: Callable, images: list[Source]) -> Iterator[Any]:
         except Unusable as error:
             return error
 
-    workers = os.cpu_count() or 1
+    workers = num_cores()
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque = deque()
         for image in images:
