@@ -69,8 +69,12 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
     smallest = protocol.smallest_side(config.validation.metrics)
     builder = Screen(True)  # whichever rank decodes the images shows it
     data = _together(
-        accelerator, lambda: open_data(config.data, config.run.seed, smallest, accelerator.device, builder.track)
+        accelerator,
+        lambda: open_data(config.data, config.run.seed, smallest, accelerator.device, builder.track, screen.say),
     )
+    seen = gather_object([identity_digest(data.identity)])
+    if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
+        raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must hold the same")
     check_same_data(start, identity_digest(data.identity))
     plan = make_plan(
         len(data.train),

@@ -1,15 +1,14 @@
 """Look at every pair of a set that can be compared: its files' headers and its pixels."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from accel_restore.config import Data
-from accel_restore.data.cache import Opened, Track, num_cores
-from accel_restore.data.images import Header, Source, Unusable, read_header, read_image
+from accel_restore.data.cache import Opened, Track, each_ahead
+from accel_restore.data.images import Header, ImageSource, Unusable, read_header, read_image
 from accel_restore.data.pairs import Pair
 from accel_restore.data.sources import Images
 from accel_restore.examine import PairFacts, examine_pair
@@ -78,7 +77,7 @@ def find_in_headers(part: Part) -> list[Finding]:
     return found
 
 
-def _notes(image: Source, header: Header) -> Iterator[tuple[str, str]]:
+def _notes(image: ImageSource, header: Header) -> Iterator[tuple[str, str]]:
     if header.mode in _NOTED:
         yield "format", f"has {_NOTED[header.mode]}"
     if header.orientation != 1:
@@ -99,17 +98,11 @@ def _comparable(images: Images, pair: Pair, scale: int) -> bool:
 def _examined(part: Part, pairs: list[Pair]) -> Iterator[tuple[Pair, tuple, PairFacts]]:
     """Pairs with their headers and facts, in order; damaged ones, which are errors anyway, are left out."""
 
-    def examine(pair: Pair) -> tuple | None:
-        try:
-            headers = tuple(image and read_header(image, part.data.max_image_pixels) for image in (pair.input, pair.gt))
-            return pair, headers, examine_pair(*_pixels(part, pair), part.data.scale)
-        except Unusable:
-            return None
+    def examine(pair: Pair) -> tuple[Pair, tuple, PairFacts]:
+        headers = tuple(image and read_header(image, part.data.max_image_pixels) for image in (pair.input, pair.gt))
+        return pair, headers, examine_pair(*_pixels(part, pair), part.data.scale)
 
-    with ThreadPoolExecutor(num_cores()) as pool:
-        for result in pool.map(examine, pairs):
-            if result is not None:
-                yield result
+    return (result for result in each_ahead(examine, pairs) if not isinstance(result, Unusable))
 
 
 def _pixels(part: Part, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
@@ -118,7 +111,7 @@ def _pixels(part: Part, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
     return None if pair.input is None else _floats(part.images.input, place, pair.input, part.data), gt
 
 
-def _floats(opened: Opened, place: int, image: Source, data: Data) -> np.ndarray:
+def _floats(opened: Opened, place: int, image: ImageSource, data: Data) -> np.ndarray:
     """(H, W, C) in [0, 1], from the store where there is one."""
     if opened.store is not None:
         pixels = opened.store[place]

@@ -135,6 +135,18 @@ def test_super_resolution_pairs_can_be_checked(tmp_path):
     assert code == 2 and "is 60x59, its gt" in report["errors"][0] and len(report["errors"]) == 1
 
 
+def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, capsys):
+    config = write_config(tmp_path, {"gt": str(tmp_path / "none")})
+    for arguments, words in (
+        (["--json", str(tmp_path / "no" / "x.json")], "no does not exist"),
+        (["--picture", str(tmp_path / "x.foo")], "no picture format is called '.foo'"),
+        (["--picture", str(tmp_path)], "is a folder"),
+    ):
+        assert main(["check", "--config", config, *arguments]) == 2
+        err = capsys.readouterr().err
+        assert words in err and "data.train" not in err
+
+
 def test_json_is_printed_where_no_file_is_named(tmp_path, capsys):
     train, val = sound(tmp_path, 4)
     config = write_config(tmp_path, train.source, val.source)

@@ -49,6 +49,12 @@ def test_stores_that_no_run_uses_are_deleted_by_age(stores):
     assert [store.name for store in list_stores(stores)] == [newest.name]
 
 
+def test_a_folder_that_does_not_exist_and_a_broken_description(stores, capsys):
+    assert main(["cache", "--dir", str(stores / "no")]) == 2 and "no such folder" in capsys.readouterr().err
+    next(iter(stores.glob("*.json"))).write_text("{")
+    assert main(["cache", "--dir", str(stores)]) == 0 and "2 stores" in capsys.readouterr().out
+
+
 def test_deleting_needs_a_name_that_exists(stores, capsys):
     for given, words in (([], "name stores"), (["zzz"], "zzz: no such store")):
         assert main(["cache", "delete", *given, "--dir", str(stores)]) == 2
@@ -82,3 +88,5 @@ def test_bench_refuses_what_cannot_be_measured(tmp_path, capsys):
     assert main(["bench", "data", "--config", config]) == 2
     assert "data.train.gt" in capsys.readouterr().err
     assert main(["bench", "data", "--config", config, "--seconds", "0"]) == 2
+    assert main(["bench", "data", "--config", config, "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert "no does not exist" in capsys.readouterr().err

@@ -4,6 +4,9 @@ import io
 import math
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accel_restore.data import effects
-from accel_restore.data.degrade import DEGRADATIONS, Random, build_degradation
+from accel_restore.data.degrade import DEGRADATIONS, Degrade, Random, Step, Steps, build_degradation
 from accel_restore.errors import UserError
 from accel_restore.parsing import load_config
 
 ROOT = Path(__file__).parent.parent
 SEEDS = np.arange(40, 44).astype(np.uint64)
 ASTRONAUT = torch.from_numpy(skimage.data.astronaut()[40:100, 150:222]).permute(2, 0, 1) / 255  # (3, 60, 72)
+HALF = {"name": "resize", "scale": 0.5}
+RARE = {**HALF, "probability": 1e-9}
 COMPOSITIONS = ("sequence", "random_order", "choice")
 
 
@@ -501,7 +506,11 @@ def test_a_strength_that_cannot_be_one_is_refused(sigma):
         ("os:system", {"command": "touch hostile"}, ".0: os:system cannot work with these arguments"),
         ("test_degrade:careless", {}, ".0: test_degrade:careless gives another result each time"),
         ("test_degrade:careless", {"probability": 0}, ".0: test_degrade:careless gives another result each time"),
-        ("test_degrade:gray_of", {}, ".0: test_degrade:gray_of must return an image (C, H, W)"),
+        (
+            "test_degrade:gray_of",
+            {},
+            ".0: test_degrade:gray_of cannot work with these arguments: it must return an image",
+        ),
         ("test_degrade:brighter", {"by": "much"}, ".0: test_degrade:brighter cannot work with these arguments"),
         ("test_degrade:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'by'?"),
     ],
@@ -521,12 +530,112 @@ def test_all_mistakes_of_a_list_are_named_at_once():
 
 @pytest.mark.parametrize(
     ("steps", "scale", "size"),
-    [([("gaussian_noise", {})], 2, "64x64"), ([("resize", {"scale": 0.5})], 1, "16x16"), ([], 4, "128x128")],
+    [
+        ([("gaussian_noise", {})], 2, "64x64"),
+        ([("resize", {"scale": 0.5})], 1, "16x16"),
+        ([], 4, "128x128"),
+        # What happens to few samples, or does not happen to a few:
+        ([("resize", {"scale": 0.5, "probability": 1e-9})], 1, "16x16"),
+        ([("resize", {"scale": [0.9, 1.1], "probability": 1e-9})], 1, ""),
+        ([("downscale", {"probability": 0.5})], 2, "64x64"),
+        ([("downscale", {"probability": 1 - 1e-9})], 2, "64x64"),
+        ([("resize", {"scale": 0.5, "probability": 1e-9}), ("downscale", {"probability": 1 - 1e-9})], 1, "16x16"),
+        ([("choice", {"of": [{"name": "jpeg"}, HALF], "weights": [1, 1e-9]})], 1, "16x16"),
+        ([("choice", {"of": [{"name": "sequence", "of": [RARE]}, {"name": "jpeg"}]})], 1, "16x16"),
+        ([("random_order", {"of": [HALF, {"name": "downscale"}]})], 1, "16x16"),
+        ([("random_order", {"of": [{"name": "downscale"}, *[{"name": "quantize"}] * 5, RARE]})], 1, "16x16"),
+        ([("sequence", {"of": [RARE, RARE, {"name": "resize", "scale": 2}]})], 1, "16x16"),
+        ([("test_degrade:twice", {"of": [RARE]})], 1, "8x8"),
+        ([("test_degrade:seldom_halved", {})], 1, "16x32"),
+    ],
 )
-def test_an_input_of_another_size_is_refused(steps, scale, size):
-    expected = f"leaves the input at {size}, but data.scale is {scale}: end the list with {{name: downscale}}"
-    assert problems(steps, scale) == f"data.degradation: {expected}"
+def test_an_input_that_can_have_another_size_is_refused(steps, scale, size):
+    side, message = 32 * scale, problems(steps, scale)
+    assert message.startswith(f"data.degradation: can make an input of {size}")
+    assert message.endswith(
+        f" from a gt of {side}x{side}, but data.scale is {scale}: end the list with {{name: downscale}}, without a "
+        "probability"
+    )
     build_degradation([*steps, ("downscale", {})], scale)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("resize", {"scale": 0.5, "probability": 0})],
+        [("choice", {"of": [{"name": "jpeg"}, HALF], "weights": [1, 0]})],
+        [("choice", {"of": [HALF, HALF]}), ("resize", {"scale": 2})],
+        [("random_order", {"of": [HALF, {"name": "resize", "scale": 2}]})],
+        [("random_order", {"of": []}), ("sequence", {"of": []})],
+        [("test_degrade:patient", {})],
+    ],
+)
+def test_a_list_that_always_leaves_the_size_is_not_refused(steps):
+    gt = ASTRONAUT[None, :, :32, :32]
+    assert build_degradation(steps)(gt, SEEDS[:1]).shape == gt.shape
+
+
+def test_a_long_list_is_tried_in_a_short_time():
+    stage = [{"name": "choice", "of": [{"name": "resize", "scale": [0.8, 1.2]}, RARE, {"name": "jpeg"}]}] * 2
+    of = [*stage, {"name": "downscale", "probability": 1 - 1e-9}] * 8  # far too many combinations
+    began = time.perf_counter()
+    assert "can make an input of " in problems([("sequence", {"of": of})])
+    build_degradation([("random_order", {"of": of, "probability": 0.5}), ("downscale", {})], 2)
+    assert time.perf_counter() - began < 60
+
+
+def test_the_trial_takes_every_outcome_of_a_functions_draws():
+    SEEN.clear()
+    build_degradation([("test_degrade:drawing", {})])
+    orders = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    assert set(SEEN) >= {(False,), *((True, letter, order) for letter in "ac" for order in orders)}
+    assert not any("b" in outcomes for outcomes in SEEN)
+
+
+def test_a_function_that_fails_for_few_samples_is_refused_by_its_key():
+    steps = [("jpeg", {}), ("test_degrade:seldom_failing", {"probability": 1e-9})]
+    assert problems(steps) == "data.degradation.1: cannot work on every image: no luck"
+    assert problems([("resize", {"scale": 0.1, "probability": 0.1}), ("test_degrade:wide_only", {})]) == (
+        "data.degradation.1: cannot work on every image: too small"
+    )
+
+
+FUTURE = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Annotated
+from torch import Tensor
+from accel_restore.data.degrade import Size, Steps, numbers
+from accel_restore.data.draws import Random
+if TYPE_CHECKING:
+    from nowhere import Nothing
+
+def brighter(image: Tensor, random: Random, *, by: Annotated[float, numbers(0, 1)] = 0.5) -> Tensor:
+    return image + by
+
+def in_turn(image: Tensor, random: Random, *, of: Steps, size: Size) -> Tensor:
+    for position, step in enumerate(of):
+        image = step(image, random.split(position), size)
+    return image
+
+def unknown(image: Tensor, random: Random, *, by: Nothing = None) -> Tensor:
+    return image
+"""
+
+
+def test_arguments_are_checked_where_annotations_are_strings(tmp_path, monkeypatch):
+    (tmp_path / "steps_of_the_future.py").write_text(FUTURE)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "steps_of_the_future:{}".format
+    assert problems([(name("brighter"), {"by": 7})]).startswith(
+        "data.degradation.0.by: must be a number from 0 up to 1"
+    )
+    of = [{"name": name("brighter"), "by": 1}, {"name": "jpeg"}, {"name": "resize", "scale": 2}]
+    assert problems([(name("in_turn"), {"of": of})]).startswith("data.degradation: can make an input of 64x64")
+    degrade, gt = build_degradation([(name("in_turn"), {"of": of[:2]})]), torch.zeros(1, 3, 8, 8)
+    assert degrade.on_host and degrade(gt, SEEDS[:1]).eq(1).all()
+    assert ".0.of.0.by: must be" in problems([(name("in_turn"), {"of": [{**of[0], "by": -1}]})])
+    message = "data.degradation.0.of.0.name: an annotation of 'steps_of_the_future:unknown' cannot be evaluated (name "
+    assert problems([(name("in_turn"), {"of": [{"name": name("unknown")}]})]).startswith(message + "'Nothing'")
 
 
 def test_an_empty_list_leaves_the_image():
@@ -553,6 +662,73 @@ def test_a_function_by_import_path_is_given_the_size_and_cannot_change_gt():
     assert output.eq(6).all() and gt.eq(0).all()
     noise = [("gaussian_noise", {"sigma": 5}), ("accel_restore.data.effects:gaussian_noise", {"sigma": 5})]
     assert build_degradation(noise[1:])(gt, SEEDS[:2]).equal(build_degradation(noise[:1])(gt, SEEDS[:2]))
+
+
+def twice(image: Tensor, random: Random, *, of: Steps, size: tuple[int, int]) -> Tensor:
+    """A user's composition, of one step."""
+    for _ in range(2):
+        image = of[0](image, random, size)
+    return image
+
+
+def seldom_halved(image: Tensor, random: Random) -> Tensor:
+    return image[:, :, ::2] if random.chance(1e-9) and random.choice([1, 2], [1, 1e-9]) == 2 else image
+
+
+def patient(image: Tensor, random: Random) -> Tensor:
+    """Draws until it has what it wants, and from much."""
+    while random.chance(0.5):
+        pass
+    while not random.chance(0.5):
+        pass
+    return image + random.permutation(5000)[0] + random.choice(range(5000))
+
+
+SEEN: list[tuple] = []
+
+
+def drawing(image: Tensor, random: Random) -> Tensor:
+    rare = random.chance(1e-9)
+    SEEN.append((rare, *((random.choice("abc", [1, 0, 1e-9]), tuple(random.split(3).permutation(3))) if rare else ())))
+    return image
+
+
+def seldom_failing(image: Tensor, random: Random) -> Tensor:
+    if random.chance(1e-9):
+        raise RuntimeError("no luck")
+    return image
+
+
+def wide_only(image: Tensor, random: Random) -> Tensor:
+    if image.shape[2] < 8:
+        raise RuntimeError("too small")
+    return image
+
+
+def met(image: Tensor, random: Random) -> Tensor:
+    """Waits until three samples are being degraded at once."""
+    MEETING.wait(timeout=30)
+    THREADS.add(threading.get_ident())
+    return image + random.uniform((0, 1))
+
+
+MEETING, THREADS = threading.Barrier(3), set()
+
+
+def test_samples_are_degraded_by_the_threads_of_a_pool_with_the_same_result():
+    steps = [
+        ("gaussian_noise", {"sigma": [5, 50]}),
+        ("gaussian_blur", {"sigma": [0.1, 3]}),
+        ("jpeg", {"quality": [5, 90]}),
+    ]
+    degrade, gt, seeds = build_degradation(steps), ASTRONAUT[None].repeat(9, 1, 1, 1), np.arange(9).astype(np.uint64)
+    with ThreadPoolExecutor(3) as pool:
+        assert degrade(gt, seeds, each=pool.map).equal(degrade(gt, seeds))
+        Degrade([Step(met, {}, 1.0, False, False)], 1)(gt, seeds, each=pool.map)
+        assert len(THREADS) == 3
+        for each in (map, pool.map):
+            with pytest.raises(ValueError, match="shorter"):
+                degrade(gt, seeds[:8], each=each)
 
 
 def test_the_blind_recipe_gives_every_sample_its_own_degradation():

@@ -59,12 +59,12 @@ def test_16_bit_colour_keeps_all_its_bits(kind, tmp_path):
         tifffile.imwrite(path, pixels, photometric="rgb", compression=None if kind == "none" else kind)
     header = read_header(path)
     assert (header.height, header.width, header.bits, header.mode) == (20, 30, 16, "RGB")
-    np.testing.assert_array_equal(read_image(path, 3, bits=16), pixels)
+    for source in (path, Cell("row 1", "1", path.read_bytes)):
+        np.testing.assert_array_equal(read_image(source, 3, bits=16), pixels)
     expected = pixels @ np.array([0.299, 0.587, 0.114])
     assert np.abs(read_image(path, 1, bits=16)[..., 0] - expected).max() < 1
     with pytest.raises(Unusable, match="16 bits"):  # never cut to 8 without a word
         read_image(path, 3)
-    assert np.asarray(Image.open(path).convert("RGB")).max() < 256 if kind == "png" else True  # as Pillow would
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
@@ -121,6 +121,15 @@ def test_exif_orientation_is_applied(orientation, tmp_path):
     assert (header.height, header.width) == expected.shape[:2] and header.orientation == orientation
 
 
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_exif_orientation_that_does_not_exist_is_none(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", exif=exif)
+    assert (read_header(path).height, read_header(path).orientation) == (20, 1)
+    np.testing.assert_array_equal(read_image(path, 3), photo())
+
+
 def make_unusable(kind: str, path: Path) -> Path:
     rgb = photo()
     if kind == "transparent":
@@ -133,6 +142,14 @@ def make_unusable(kind: str, path: Path) -> Path:
         Image.fromarray(rgb).convert("CMYK").save(path, format="tiff")
     elif kind == "float":
         tifffile.imwrite(path, rgb[..., 0].astype(np.float32))
+    elif kind == "two pages":
+        tifffile.imwrite(path, np.stack([rgb, rgb]), photometric="rgb")
+    elif kind == "two pages, 16 bits":
+        tifffile.imwrite(path, np.stack([photo(dtype="uint16")] * 2), photometric="rgb")
+    elif kind == "signed":
+        tifffile.imwrite(path, rgb[..., 0].astype(np.int16) - 100)
+    elif kind == "inverted":
+        tifffile.imwrite(path, photo(dtype="uint16")[..., 0], photometric="miniswhite")
     elif kind == "16-bit PPM":
         path.write_bytes(b"P6 30 20 65535\n" + photo(dtype="uint16").tobytes())
     elif kind == "truncated, 16 bits":
@@ -148,8 +165,10 @@ def make_unusable(kind: str, path: Path) -> Path:
 
 REASONS = {
     "transparent": "transparent", "transparent, 16 bits": "transparent", "transparent colour": "transparent",
-    "CMYK": "CMYK", "float": "format F", "16-bit PPM": "16-bit PPM", "truncated": "damaged",
-    "truncated, 16 bits": "damaged", "empty": "empty", "text": "is no image", "header": "is no image|cannot be read",
+    "two pages": "holds 2 images", "two pages, 16 bits": "holds 2 images", "signed": "signed, inverted|format",
+    "inverted": "signed, inverted", "CMYK": "CMYK", "float": "format F", "16-bit PPM": "16-bit PPM",
+    "truncated": "damaged", "truncated, 16 bits": "damaged", "empty": "empty", "text": "is no image",
+    "header": "is no image|cannot be read",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from test_images import make_unusable, photo, save
 
 from accel_restore.config import Data
 from accel_restore.data import sources
+from accel_restore.data.order import Sample
 from accel_restore.data.sources import DataSets, find_data, memory_bytes, open_data
 from accel_restore.errors import UserError
 from accel_restore.parsing import config_from
@@ -89,6 +90,14 @@ def test_a_low_resolution_image_that_is_off_by_a_pixel_is_named(tmp_path):
     assert "is 14x10, its gt" in found.problems[0] and "is 30x20; gt must be 2 times as large" in found.problems[0]
 
 
+def test_clean_images_that_are_too_small_once_cut_to_the_scale_are_named(tmp_path):
+    train, val = save_all(tmp_path / "gt", "a.png"), save(tmp_path / "val" / "small.png", photo(13, 30))
+    sources = {"train": {"gt": str(train)}, "val": {"gt": [str(val)]}, "patch_size": 16}
+    assert not find_data(settings(tmp_path, **sources), 13).problems
+    (problem,) = find_data(settings(tmp_path, scale=4, **sources), 13).problems
+    assert "small.png: is 30x13, less than the 13 pixels" in problem
+
+
 def test_the_default_degradation_follows_the_scale():
     def default(**data) -> list[str]:
         config = config_from({"data": {"train": {"gt": "x"}, "patch_size": 48, **data}})
@@ -96,28 +105,22 @@ def test_the_default_degradation_follows_the_scale():
 
     assert default() == ["gaussian_noise"] and default(scale=2) == default(scale=4) == ["downscale", "quantize"]
     assert default(scale=2, degradation=[{"name": "jpeg"}]) == ["jpeg"]
-    with pytest.raises(UserError, match=r"data: patch_size is 49, which is no multiple of scale 2"):
+    with pytest.raises(UserError, match=r"data: patch_size is 49, which is no multiple of scale 2$"):
         default(scale=2, patch_size=49)
 
 
 def test_the_way_of_reading_is_chosen_by_size(tmp_path, monkeypatch):
     gt = str(save_all(tmp_path / "gt", *(f"{number}.png" for number in range(4))))
-    nbytes = 4 * photo().nbytes
+    nbytes, batches = 4 * photo().nbytes, []
     for memory, fits in ((10 * nbytes, True), (nbytes, False)):
         monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
         data = open_sources(tmp_path, train={"gt": gt})
         assert data.nbytes == nbytes and data.fits_in_memory is fits
         assert data.train.gt.read_ahead is not fits and (data.train.readers is None) is fits
-        batches = [data.train.__getitems__(samples)["gt"] for samples in ([sources_sample(0), sources_sample(1)],)]
-    assert batches[0].shape == (2, 16, 16, 3)
+        batches.append(data.train.__getitems__([Sample(0, number, 1.0) for number in range(3)])["gt"])
+    assert batches[0].shape == (3, 16, 16, 3) and batches[0].equal(batches[1])
     monkeypatch.undo()
     assert 0 < memory_bytes() < 2**50
-
-
-def sources_sample(number: int):
-    from accel_restore.data.order import Sample
-
-    return Sample(0, number, 1.0)
 
 
 @pytest.fixture(scope="module")

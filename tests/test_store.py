@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from test_images import REASONS, make_unusable, photo, save, save_deep_png
 
 from accel_restore.data import cache as cache_module
@@ -121,7 +120,8 @@ def test_unusable_images_are_named_and_leave_no_store(kind, tmp_path):
     assert opened.store is None and opened.sizes[0] == opened.sizes[2] == (20, 30)
     (problem,) = opened.problems
     assert problem.startswith(f"{path}: ") and re.search(REASONS[kind], problem)
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["building.lock"]
+    assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".lock", ".problems"}
+    assert not list_stores(tmp_path / "cache")
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_decoded(images, monkeypatch):
@@ -145,13 +145,13 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 OPENER = """
-import contextlib, sys, time
+import sys, time, types
 from pathlib import Path
 import datasets
 from accel_restore.data import cache
 folder, lock, me, other = Path(sys.argv[1]), *sys.argv[2:]
 if lock == "unlocked":
-    cache.FileLock = lambda _: contextlib.nullcontext()
+    cache.FileLock = lambda _: types.SimpleNamespace(acquire=lambda timeout=0: None, release=lambda: None)
 read = cache.read_image
 cache.read_image = lambda *given: time.sleep(1) or read(*given)
 folder.with_name(me).touch()
@@ -160,7 +160,8 @@ while not folder.with_name(other).exists():
 def track(items, total, what):
     print("built", flush=True)
     return items
-assert cache.open_stores([sorted(folder.parent.glob("*.png"))], 3, folder, track)[0].store[0].size
+opened = cache.open_stores([sorted(folder.parent.glob("*.png"))], 3, folder, track, wait=print)[0]
+print(opened.store[0].size if opened.store else opened.problems)
 """
 
 
@@ -170,10 +171,39 @@ def test_two_processes_that_open_at_once_build_once(tmp_path):
         save(tmp_path / lock / "a.png")
         command = [sys.executable, "-c", OPENER, str(tmp_path / lock / "cache"), lock]
         both = [subprocess.Popen([*command, *who], stdout=-1, text=True) for who in (("1", "2"), ("2", "1"))]
-        built[lock] = sum(process.communicate(timeout=60)[0].count("built") for process in both)
+        said = [process.communicate(timeout=60)[0] for process in both]
+        built[lock] = sum(text.count("built") for text in said)
         if lock == "locked":  # without it, one may remove what the other is writing
             assert [process.returncode for process in both] == [0, 0]
+            assert sum(text.count("waiting for another process") for text in said) == 1
     assert built == {"locked": 1, "unlocked": 2}  # the second is the control
+
+
+def test_two_processes_that_meet_a_damaged_image_decode_once_and_say_the_same(tmp_path):
+    make_unusable("truncated", tmp_path / "bad.png")
+    save(tmp_path / "good.png")
+    command = [sys.executable, "-c", OPENER, str(tmp_path / "cache"), "locked"]
+    both = [subprocess.Popen([*command, *who], stdout=-1, text=True) for who in (("1", "2"), ("2", "1"))]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert sum(text.count("built") for text in said) == 1
+    assert all("bad.png: is damaged" in text.splitlines()[-1] for text in said)
+    again = open_one([tmp_path / "bad.png", tmp_path / "good.png"], cache=tmp_path / "cache")
+    assert len(again.problems) == 1 and again.sizes == [(20, 30), (20, 30)]
+    save(tmp_path / "bad.png")  # mended
+    assert open_one([tmp_path / "bad.png", tmp_path / "good.png"], cache=tmp_path / "cache").store is not None
+
+
+def test_a_store_that_was_cut_short_is_built_again(images):
+    files = [*images]
+    path = open_one(files).store.path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(open_one(files).store[2], images[files[2]])
+    path.write_bytes(bytes(len(whole)))  # as long as it was: only reading it tells
+    with pytest.raises(UserError, match=r"cannot be read .*accel-restore cache delete"):
+        open_one(files)
+    path.with_suffix(".json").write_text("{")
+    np.testing.assert_array_equal(open_one(files).store[2], images[files[2]])
 
 
 def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_store(tmp_path):
@@ -187,7 +217,8 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_store(tmp_p
         time.sleep(0.01)
     builder.send_signal(signal.SIGKILL)
     builder.wait()
-    assert list((tmp_path / "cache").glob("*.tmp")) and not list_stores(tmp_path / "cache")
+    (left,) = list_stores(tmp_path / "cache")
+    assert left.name.endswith(".tmp") and not left.description
     assert len(open_one(files, cache=tmp_path / "cache").store) == 2
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
@@ -224,8 +255,10 @@ def test_stores_are_listed_and_deleted_and_may_be_moved(images, tmp_path):
     os.utime(first.path, (1, 1))
     newer, older = list_stores(cache)
     assert (newer.name, older.name) == (second.path.stem, first.path.stem) and older.last_used == 1
-    assert older.description == {"images": 2, "first": str(files[0]), "channels": 3, "bits": 8}
     assert older.nbytes == first.path.stat().st_size
+    assert older.description == {
+        "images": 2, "first": str(files[0]), "channels": 3, "bits": 8, "bytes": older.nbytes,
+    }  # fmt: skip
     open_one(files[:2], cache=cache)
     assert list_stores(cache)[0].name == older.name  # used last
     delete_store(cache, older.name)
@@ -245,9 +278,3 @@ def test_progress_is_told(images):
 
     open_one([*images], track=track)
     assert told == [(5, "decoding 5 images, once")]
-
-
-def test_pillow_is_left_as_it_was(images):
-    limit = Image.MAX_IMAGE_PIXELS
-    open_one([*images])
-    assert limit == Image.MAX_IMAGE_PIXELS

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
 from accel_restore.commands.config import add_configuration
+from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Config
 from accel_restore.console import Screen
 from accel_restore.data.crops import finish_batch, turned
@@ -25,7 +26,6 @@ from accel_restore.data.order import Sample, make_plan
 from accel_restore.data.sources import DataSets, Found, build_sets, degradation_of, find_data, raise_found
 from accel_restore.data.store import Store
 from accel_restore.errors import UserError
-from accel_restore.files import to_json
 from accel_restore.parsing import load_config
 
 DECODING, COPYING, TRAINING = "decode the files of each crop", "copy limit (as many bytes, in a row)", "training loader"
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if not (options.seconds > 0 and options.pairs_per_second > 0):
         raise UserError("bench: --seconds and --pairs-per-second must be above 0")
+    check_writable(options.json)
     config, screen = load_config(options.config, options.overrides), Screen(True)
     rates, data = bench_data(config, options.seconds, screen)
 
@@ -55,17 +56,18 @@ def main(arguments: list[str]) -> int:
     ]
     size, channels = config.data.patch_size, config.data.channels
     screen.table(
-        f"reading crops of {size}x{size}x{channels} in batches of {config.data.batch_size}, on one core",
+        f"reading crops of {size}x{size}x{channels} in batches of {config.data.batch_size}",
         rows,
         ("", "pairs/s", "× decoding", "× copy limit"),
     )
     fed = rates[TRAINING] / options.pairs_per_second
     path = "from memory" if data.fits_in_memory else "from the disk, ahead of time"
     screen.say(f"{data.nbytes / 1e9:.2f} GB decoded, read {path}")
-    screen.say(f"one loading core feeds {fed:.1f} GPUs that take {options.pairs_per_second:g} pairs/s each")
+    threads = f"{config.data.num_threads} loading thread" + "s" * (config.data.num_threads != 1)
+    screen.say(f"{threads} can feed {fed:.1f} GPUs that take {options.pairs_per_second:g} pairs/s each")
     if options.json is not None:
         record = {"pairs_per_second": rates, "bytes": data.nbytes, "fits_in_memory": data.fits_in_memory, "gpus": fed}
-        options.json.write_text(to_json(record, indent=2))
+        write_report(options.json, record)
     return 0
 
 
@@ -104,7 +106,7 @@ def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str
             for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
                 turned(crop, code).contiguous()
 
-    rates = {DECODING: measure(lambda samples: _decode(found, sets, samples))}
+    rates = {DECODING: measure(lambda samples: _decode(found, sets, data.max_image_pixels, samples))}
     if hasattr(os, "posix_fadvise"):
         rates["store, not in memory: one page after the other"] = cold(False)
         rates["store, not in memory: a crop at once"] = cold(True)
@@ -154,14 +156,14 @@ def _rate(
     return done / spent
 
 
-def _decode(found: Found, sets: DataSets, samples: list[Sample]) -> None:
+def _decode(found: Found, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
     """Decode the files of each sample, as is done where nothing is stored."""
     train = sets.train
     for sample in samples:
         pair = found.train.pairs[train.images[sample.id // train.crops_per_image]]
         for image, store in ((pair.gt, train.gt), (pair.input, train.input)):
             if image is not None:
-                read_image(image, store.channels, 8 * store.dtype.itemsize)
+                read_image(image, store.channels, 8 * store.dtype.itemsize, max_pixels)
 
 
 def _copy(store: Store, number: int, size: int) -> None:

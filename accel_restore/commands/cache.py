@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="delete all stores")
     parser.add_argument("--unused-days", type=float, metavar="N", help="delete those that no run has used for N days")
     options = parser.parse_args(arguments)
+    if not options.dir.is_dir() and options.dir != default_cache():
+        raise UserError(f"{options.dir}: no such folder; name the cache folder by --dir")
     stores, screen = list_stores(options.dir), Screen(True)
     if options.action == "delete":
         chosen = _chosen(stores, options)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from accel_restore.commands.bench import loading_rate
 from accel_restore.commands.config import add_configuration
+from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Config
 from accel_restore.console import Screen
 from accel_restore.data.degrade import Degrade
@@ -47,18 +48,28 @@ def main(arguments: list[str]) -> int:
         options.json = "-"
     if options.limit is not None and options.limit < 1:
         raise UserError("check: --limit must be above 0")
+    if options.json not in (None, "-"):
+        check_writable(Path(options.json))
+    check_writable(options.picture, picture=True)
     config = load_config(options.config, options.overrides)
     screen = Screen(options.json != "-")
     report, sheet = check(config, screen, options.limit, options.pairs_per_second)
     if options.picture is not None and sheet is not None:
-        sheet.save(options.picture)
+        _save(sheet, options.picture)
     if options.json == "-":
         print(to_json(report, indent=2), flush=True)
     else:
         _show(report, screen)
         if options.json:
-            Path(options.json).write_text(to_json(report, indent=2))
+            write_report(Path(options.json), report)
     return 2 if report["errors"] else 0
+
+
+def _save(sheet: Image.Image, file: Path) -> None:
+    try:
+        sheet.save(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error})") from error
 
 
 def check(config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None) -> tuple[dict, Any]:

@@ -8,22 +8,26 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cache as cache_results
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from accel_restore.data.images import MAX_PIXELS, Header, Source, Unusable, read_header, read_image
+from accel_restore.data.images import MAX_PIXELS, Header, ImageSource, Unusable, read_header, read_image
 from accel_restore.data.store import Store, write_store
 from accel_restore.errors import UserError
+from accel_restore.files import replace_file, sync_folder
 
 _VERSION = 2  # of the stored layout
+_DECODED_AHEAD = 2**30  # bytes of decoded images that wait to be written
 
 Size = tuple[int, int]  # height, width
 Track = Callable[[Iterable, int, str], Iterable]  # (items, how many, what is done to them) → the items, with progress
@@ -45,112 +49,163 @@ class Opened:
 
 
 def open_stores(
-    wanted: Sequence[Sequence[Source]],
+    wanted: Sequence[Sequence[ImageSource]],
     channels: int,
     cache: Path,
     track: Track | None = None,
     max_pixels: int = MAX_PIXELS,
+    wait: Callable[[str], None] | None = None,
 ) -> list[Opened]:
     """The store of each list of images, built where it does not exist yet, by one process while others wait for it.
 
-    Raises: UserError where the disk is too small for all of them, or the cache folder cannot be written.
+    `wait` is told when that begins. Raises: UserError where the disk is too small for all of them, the cache folder
+    cannot be written, or a store in it is damaged.
     """
-    lists = [_Images(images, channels, cache) for images in wanted]
+    lists = [list(dict.fromkeys(images)) for images in wanted]  # an image that stands twice is stored once
+    builds = [_Build(images, channels, cache) for images in lists]
+    by_path = {build.path: build for build in builds}
     try:
-        if not all(images.path.exists() for images in lists):
+        if missing := [build for _, build in sorted(by_path.items()) if not build.is_ready]:
             cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / "building.lock"):
-                _build(cache, [images for images in lists if not images.path.exists()], track, max_pixels)
+            _build_missing(cache, missing, track, max_pixels, wait)
     except OSError as error:
         raise UserError(
             f"{cache}: cannot keep decoded images there ({error.strerror or error}); set data.cache_dir"
         ) from error
-    return [images.open() for images in lists]
+    opened = []
+    for images, unique, build in zip(wanted, lists, builds, strict=True):
+        row = {image: number for number, image in enumerate(unique)}
+        opened.append(by_path[build.path].open(np.array([row[image] for image in images], np.int64)))
+    return opened
 
 
-class _Images:
-    """A list of images on its way to a store; one that stands twice in it is stored once."""
+class _Build:
+    """Images on their way to a store."""
 
-    def __init__(self, images: Sequence[Source], channels: int, cache: Path):
-        self.unique = list(dict.fromkeys(images))
-        row = {image: number for number, image in enumerate(self.unique)}
-        self.rows = np.array([row[image] for image in images], np.int64)
-        self.channels = channels
-        self.headers: list[Header | Unusable] = []
+    def __init__(self, images: list[ImageSource], channels: int, cache: Path):
+        self.images, self.channels = images, channels
+        self.sizes: list[Size | None] = []
         self.problems: list[str] = []
-        identity = json.dumps([_VERSION, channels, list(map(_identity, self.unique))])
+        identity = json.dumps([_VERSION, channels, list(map(_identity, images))])
         self.path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
+        self.refusal = self.path.with_suffix(".problems")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the store is there, with as many bytes as were written."""
+        return self.path.exists() and self.path.stat().st_size == _described(self.path).get("bytes")
+
+    def was_refused_since(self, time: float) -> bool:
+        """Take over the problems that another process has found since then, if there are any."""
+        if not self.refusal.exists() or self.refusal.stat().st_mtime < time:
+            return False
+        found = json.loads(self.refusal.read_text())
+        self.sizes, self.problems = [size and tuple(size) for size in found["sizes"]], found["problems"]
+        return True
 
     def read_headers(self, max_pixels: int) -> None:
-        self.headers = list(_each(lambda image: read_header(image, max_pixels), self.unique))
-        good = [header for header in self.headers if isinstance(header, Header)]
+        headers = list(each_ahead(lambda image: read_header(image, max_pixels), self.images))
+        self.sizes = [(head.height, head.width) if isinstance(head, Header) else None for head in headers]
+        good = [header for header in headers if isinstance(header, Header)]
         self.bits = max((header.bits for header in good), default=8)  # 16 where one image needs them
         nbytes = [header.height * header.width * self.channels * self.bits // 8 for header in good]
         self.nbytes, self.largest = sum(nbytes), max(nbytes, default=0)
 
     def build(self, track: Track | None, max_pixels: int) -> None:
-        """Decode all images into the store, or, where one is unusable, collect all problems and leave no file."""
+        """Decode all images into the store, or, where one is unusable, collect all problems and leave no store."""
         staging = self.path.with_suffix(f".{os.getpid()}.tmp")
-        decoded = _each(lambda image: read_image(image, self.channels, self.bits, max_pixels), self.unique)
+        at_once = max(1, _DECODED_AHEAD // max(1, self.largest))
+        decoded = each_ahead(
+            lambda image: read_image(image, self.channels, self.bits, max_pixels), self.images, at_once
+        )
         if track is not None:
-            decoded = track(decoded, len(self.unique), f"decoding {len(self.unique)} images, once")
+            decoded = track(decoded, len(self.images), f"decoding {len(self.images)} images, once")
         try:
-            write_store(staging, self._usable(decoded), self.largest)
-            if not self.problems:
-                self.path.with_suffix(".json").write_text(json.dumps(self._description()))
+            write_store(staging, self._usable(decoded))
+            if self.problems:
+                self.refusal.write_text(json.dumps({"sizes": self.sizes, "problems": self.problems}))
+            else:
+                replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging)).encode())
                 staging.replace(self.path)
+                sync_folder(self.path.parent)
         finally:
             staging.unlink(missing_ok=True)
 
     def _usable(self, decoded: Iterable[np.ndarray | Unusable]) -> Iterator[np.ndarray]:
-        for image, pixels in zip(self.unique, decoded, strict=True):
+        for image, pixels in zip(self.images, decoded, strict=True):
             if isinstance(pixels, Unusable):
                 self.problems.append(f"{image}: {pixels}")
             elif not self.problems:
                 yield pixels
 
-    def _description(self) -> dict[str, Any]:
-        return {"images": len(self.unique), "first": str(self.unique[0]), "channels": self.channels, "bits": self.bits}
-
-    def open(self) -> Opened:
-        if not self.problems:
-            with suppress(OSError):
-                os.utime(self.path)  # when it was last used
-            store = Store(self.path, self.channels, self.rows)
-            return Opened(store, [tuple(size) for size in store.sizes.tolist()], [])
-        known = {
-            image: (header.height, header.width)
-            for image, header in zip(self.unique, self.headers, strict=bool(self.headers))
-            if isinstance(header, Header)
+    def _description(self, staging: Path) -> dict[str, Any]:
+        return {
+            "images": len(self.images),
+            "first": str(self.images[0]),
+            "channels": self.channels,
+            "bits": self.bits,
+            "bytes": staging.stat().st_size,
         }
-        return Opened(None, [known.get(self.unique[row]) for row in self.rows], self.problems)
+
+    def open(self, rows: np.ndarray) -> Opened:
+        """The images at `rows`, in this order."""
+        if self.problems:
+            return Opened(None, [self.sizes[row] for row in rows], self.problems)
+        with suppress(OSError):
+            os.utime(self.path)  # when it was last used
+        try:
+            store = Store(self.path, self.channels, rows)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: cannot be read ({error}); remove it by `accel-restore cache delete "
+                f"{self.path.stem[:12]}`, and the next run decodes its images anew"
+            ) from error
+        return Opened(store, [tuple(size) for size in store.sizes.tolist()], [])
 
 
-def _identity(image: Source) -> list | None:
+def _identity(image: ImageSource) -> list | None:
     if not isinstance(image, Path):
         return [image.identity]
     try:
         stat = image.stat()
     except OSError:
         return None  # reading it says why
-    return [str(image.resolve()), stat.st_size, stat.st_mtime_ns]
+    return [str(_resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns]
 
 
-def _build(cache: Path, lists: list[_Images], track: Track | None, max_pixels: int) -> None:
-    """Build stores, in a cache folder that is locked; the disk must have room for all before the first is begun."""
-    for leftover in cache.glob("*.tmp"):  # of a build that was killed
-        leftover.unlink()
-    for images in lists:
-        images.read_headers(max_pixels)
-    need, free = sum(images.nbytes for images in lists), shutil.disk_usage(cache).free
-    if need > free:
-        raise UserError(
-            f"{cache}: decoded images need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "free some, or set data.cache_dir to another disk"
-        )
-    for images in lists:
-        if not images.path.exists():  # a list may be asked for twice
-            images.build(track, max_pixels)
+@cache_results
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
+
+
+def _build_missing(
+    cache: Path, builds: list[_Build], track: Track | None, max_pixels: int, wait: Callable[[str], None] | None
+) -> None:
+    """Build stores, each under its lock; the disk must have room for all before the first is begun."""
+    began = time.time()
+    with ExitStack() as locks:
+        for build in builds:  # in the order of their names, so that no two processes wait for each other
+            lock = FileLock(build.path.with_suffix(".lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if wait is not None:
+                    wait("waiting for another process, which decodes the images")
+                lock.acquire()
+            locks.callback(lock.release)
+        builds = [build for build in builds if not (build.is_ready or build.was_refused_since(began))]
+        for build in builds:
+            for leftover in cache.glob(f"{build.path.stem}.*.tmp"):  # of a process that was killed
+                leftover.unlink()
+            build.read_headers(max_pixels)
+        need, free = sum(build.nbytes for build in builds), shutil.disk_usage(cache).free
+        if need > free:
+            raise UserError(
+                f"{cache}: decoded images need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                "free some, or set data.cache_dir to another disk"
+            )
+        for build in builds:
+            build.build(track, max_pixels)
 
 
 def num_cores() -> int:
@@ -158,21 +213,24 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _each(read: Callable, images: list[Source]) -> Iterator[Any]:
-    """What `read` gives for each image, in order, or its Unusable; done ahead on all cores (decoders free the lock)."""
+def each_ahead(read: Callable, items: Iterable, at_once: int | None = None) -> Iterator[Any]:
+    """What `read` gives for each item, in order, or its Unusable; done ahead on all cores (decoders free the lock).
 
-    def attempt(image: Source) -> Any:
+    At most `at_once` results are held.
+    """
+
+    def attempt(item: Any) -> Any:
         try:
-            return read(image)
+            return read(item)
         except Unusable as error:
             return error
 
     workers = num_cores()
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque = deque()
-        for image in images:
-            ahead.append(pool.submit(attempt, image))
-            if len(ahead) > 2 * workers:
+        for item in items:
+            ahead.append(pool.submit(attempt, item))
+            if len(ahead) >= min(2 * workers, at_once or 2 * workers):
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -185,21 +243,28 @@ class Stored:
     name: str
     nbytes: int
     last_used: float  # seconds since 1970
-    description: dict[str, Any]  # images, first, channels, bits
+    description: dict[str, Any]  # images, first, channels, bits; empty for what a killed process has left
 
 
 def list_stores(cache: Path) -> list[Stored]:
-    """The stores of a cache folder, those used last first."""
+    """The stores of a cache folder, and what killed processes have left there; those used last first."""
     found = []
-    for path in cache.glob("*.arrow"):
-        description = path.with_suffix(".json")
-        known = json.loads(description.read_text()) if description.exists() else {}
+    for path in [*cache.glob("*.arrow"), *cache.glob("*.tmp")]:
         stat = path.stat()
-        found.append(Stored(path.stem, stat.st_size, stat.st_mtime, known))
+        found.append(Stored(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
     return sorted(found, key=lambda store: -store.last_used)
 
 
 def delete_store(cache: Path, name: str) -> None:
     """Remove a store; a run that reads it goes on undisturbed."""
-    for suffix in (".arrow", ".json"):
+    for suffix in ("", ".arrow", ".json"):
         (cache / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What the file beside a store says of it."""
+    try:
+        description = json.loads(path.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return description if isinstance(description, dict) else {}

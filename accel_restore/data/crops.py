@@ -4,7 +4,6 @@ Every draw is a hash of (seed, epoch, sample id): no random state, the same crop
 """
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from accel_restore.data.degrade import Degrade
 from accel_restore.data.order import Sample, hashes, key, uniform
 from accel_restore.data.store import Store
 
@@ -79,14 +79,17 @@ class CropDataset(Dataset):
 
 
 def finish_batch(
-    batch: dict, degrade: Callable[[Tensor, np.ndarray], Tensor], *, channels_last: bool
+    batch: dict, degrade: Degrade, *, channels_last: bool, readers: Executor | None = None
 ) -> dict[str, Tensor | np.ndarray]:
-    """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded where it lies."""
+    """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded where it lies.
+
+    `readers` degrade its samples in parallel; without them it is done in turn.
+    """
     gt = to_float(batch["gt"], batch["flips"], channels_last)
     if "input" in batch:
         degraded = to_float(batch["input"], batch["flips"], channels_last)
     else:
-        degraded = degrade(gt, batch["seeds"])
+        degraded = degrade(gt, batch["seeds"]) if readers is None else degrade(gt, batch["seeds"], readers.map)
         if channels_last:
             degraded = degraded.contiguous(memory_format=torch.channels_last)
     return {"input": degraded, "gt": gt, "weight": batch["weight"], "id": batch["id"]}

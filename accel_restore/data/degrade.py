@@ -2,27 +2,26 @@
 
 A step is a pure function of one image, `(image, random, *, keyword parameters) -> image`: image (C, H, W), nominally in
 [0, 1]. Its keyword parameters are its configuration, and what a parameter may be stands in its annotation. Every draw
-comes from `random`, so that a sample's input depends on its seed alone.
+comes from `random`, so that a sample's input depends on its seed alone. Before training a list is tried with every
+outcome of `random.chance` and `choice`, so that no rare one fails in its midst.
 """
 
 from __future__ import annotations
 
 import inspect
-from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_restore.data.draws import Random, Walk, walks
 from accel_restore.data.order import key
 from accel_restore.errors import UserError
 from accel_restore.naming import check_arguments, resolve, unknown_choice
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
-    import torch
     from torch import Tensor
 
 # Import paths, so that names are checked without importing torch.
@@ -34,70 +33,10 @@ DEGRADATIONS = {
     )
 }  # fmt: skip
 
-Range = float | Sequence[float]  # a number, or a pair [low, high] drawn uniformly for each sample
 Size = tuple[int, int]  # height, width
 Check = Callable[[Any], str | None]  # what a value must be, where it is not; stands in Annotated[type, check]
 _GIVEN = ("image", "random", "size")  # parameters that the program gives
-_TRIALS = 8  # samples that a list is tried on
-
-
-class Random:
-    """Keyed draws: the n-th draw is a hash of (seed, n), the same in any thread and on any rank."""
-
-    def __init__(self, seed: int):
-        self.seed, self.count = seed, 0
-
-    def _next(self) -> int:
-        self.count += 1
-        return key(self.seed, self.count)
-
-    def split(self, index: int) -> Random:
-        """An independent source of draws for part `index`, whatever was drawn before."""
-        return Random(key(self.seed, -1, index))
-
-    def uniform(self, span: Range) -> float:
-        """A float from low to high, or the number itself."""
-        low, high = ends(span)
-        return low + (high - low) * (self._next() >> 11) * 2.0**-53
-
-    def integer(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
-        return low + self._next() % (high - low + 1)
-
-    def chance(self, probability: float) -> bool:
-        """True with the given probability."""
-        return self.uniform((0, 1)) < probability
-
-    def choice(self, items: Sequence, weights: Sequence[float] | None = None) -> Any:
-        """One of `items`, with chances in proportion to `weights`. Raises: ValueError for unfit weights."""
-        weights = [1.0] * len(items) if weights is None else weights
-        if len(weights) != len(items) or any(weight < 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
-            raise ValueError(f"weights {weights} do not fit {len(items)} choices")
-        place = self.uniform((0, sum(weights)))
-        return items[bisect(list(accumulate(weights)), place, hi=len(items) - 1)]
-
-    def permutation(self, n: int) -> list[int]:
-        """0 … n − 1 in a random order."""
-        return sorted(range(n), key=[self._next() for _ in range(n)].__getitem__)
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """A torch generator of the next key, for draws per pixel."""
-        import torch
-
-        return torch.Generator(device).manual_seed(self._next() >> 1)
-
-    def normal(self, like: Tensor, sigma: float = 1.0) -> Tensor:
-        """Gaussian noise of the shape, dtype and device of `like`."""
-        import torch
-
-        noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        return noise.normal_(0.0, sigma, generator=self.generator(like.device))
-
-
-def ends(span: Range) -> tuple[float, float]:
-    """The lowest and the highest value of a range."""
-    low, high = span if isinstance(span, Sequence) else (span, span)
-    return low, high
+_SIDE, _TRIALS = 32, 2  # of a trial: the input's sides, and how often
 
 
 def numbers(
@@ -141,12 +80,33 @@ class Step:
     probability: float
     takes_size: bool
     on_host: bool
+    known: dict[tuple, set[tuple]] = field(default_factory=dict, init=False)  # what `shapes` returned
 
     def __call__(self, image: Tensor, random: Random, size: Size) -> Tensor:
-        if not random.chance(self.probability):
-            return image
+        if isinstance(random, Walk):  # in the trial of a composition, where only the shape matters
+            shapes = self.shapes(tuple(image.shape), random.seed, size)
+            return image.new_full(random.take(sorted(shapes)), 0.5)
+        return self._done(image, random, size) if random.chance(self.probability) else image
+
+    def _done(self, image: Tensor, random: Random, size: Size) -> Tensor:
+        import torch
+
         given = {"size": size} if self.takes_size else {}
-        return self.function(image, random, **self.arguments, **given)
+        result = self.function(image, random, **self.arguments, **given)
+        right = isinstance(result, torch.Tensor) and (result.ndim, result.dtype) == (3, image.dtype)
+        if not right or len(result) != len(image):
+            raise UserError("it must return an image (C, H, W) with the channels and the dtype of the one it is given")
+        return result
+
+    def shapes(self, shape: tuple, seed: int, size: Size) -> set[tuple]:
+        """The shapes that an image of a shape may have after the step: whatever can happen is tried."""
+        import torch
+
+        if (shape, seed, size) not in self.known:
+            image, runs = torch.full(shape, 0.5), walks(seed) if self.probability > 0 else ()
+            found = {tuple(self._done(image.clone(), run, size).shape) for run in runs}
+            self.known[shape, seed, size] = found | ({shape} if self.probability < 1 else set())
+        return self.known[shape, seed, size]
 
 
 Steps = list[Step]  # a parameter with this annotation is configured by a list of degradations
@@ -159,45 +119,57 @@ class Degrade:
         self.steps, self.scale = steps, scale
         self.on_host = any(step.on_host for step in steps)
 
-    def __call__(self, gt: Tensor, seeds: np.ndarray) -> Tensor:
-        """The degraded images, each a function of its gt and seed alone.
+    def __call__(self, gt: Tensor, seeds: np.ndarray, each: Callable[..., Iterable] = map) -> Tensor:
+        """The degraded images, each a function of its gt and seed alone; made through `each`, a map or a pool's.
 
         Shapes: gt (B, C, H, W), H and W multiples of the scale; seeds (B,) uint64; returns (B, C, H/scale, W/scale).
         Raises: UserError where the steps leave an image at another size.
         """
         import torch
 
-        pairs = zip(gt, seeds.tolist(), strict=True)
-        return torch.stack([self._degraded(image, Random(seed)) for image, seed in pairs])
+        return torch.stack(list(each(self._degraded, zip(gt, map(Random, seeds.tolist()), strict=True))))
 
-    def _degraded(self, gt: Tensor, random: Random) -> Tensor:
+    def _degraded(self, sample: tuple[Tensor, Random]) -> Tensor:
         import torch
 
+        gt, random = sample
         size = (gt.shape[1] // self.scale, gt.shape[2] // self.scale)
         image = gt.clone(memory_format=torch.contiguous_format)  # the result must not depend on the layout of gt
         for position, step in enumerate(self.steps):
             image = step(image, random.split(position), size)
-        if image.shape[1:] != size:
-            raise UserError(
-                f"data.degradation: leaves the input at {image.shape[2]}x{image.shape[1]}, but data.scale is "
-                f"{self.scale}: end the list with {{name: downscale}}"
-            )
+        self.check(image.shape, gt.shape)
         return image
+
+    def check(self, shape: Sequence[int], gt: Sequence[int]) -> None:
+        """Raise `UserError` where images of a shape are no inputs for a gt of another."""
+        if tuple(shape[1:]) != (gt[1] // self.scale, gt[2] // self.scale):
+            raise UserError(
+                f"data.degradation: can make an input of {shape[2]}x{shape[1]} from a gt of {gt[2]}x{gt[1]}, but "
+                f"data.scale is {self.scale}: end the list with {{name: downscale}}, without a probability"
+            )
 
 
 def build_degradation(steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3) -> Degrade:
     """The function (gt, seeds) → input that applies the named degradations in order, tried on small images.
 
     Raises: UserError that lists, by their dotted keys, all names, arguments and values that cannot be used, or says
-    that the input has another size than gt / scale.
+    that the input can have another size than gt / scale.
     """
     import torch
 
-    side = 32 * scale
-    gt = torch.linspace(0, 1, channels * side * side).view(1, channels, side, side)
+    image = torch.linspace(0, 1, channels * 16 * 16).view(channels, 16, 16)
     entries = [{"name": name, **arguments} for name, arguments in steps]
-    degrade = Degrade(_build_steps(entries, "data.degradation", gt[0, :, :16, :16]), scale)
-    degrade(gt.expand(_TRIALS, -1, -1, -1), np.arange(_TRIALS))
+    degrade = Degrade(_build_steps(entries, "data.degradation", image), scale)
+    gt, size = (channels, _SIDE * scale, _SIDE * scale), (_SIDE, _SIDE)
+    for trial in range(_TRIALS):
+        shapes = {gt}
+        for position, step in enumerate(degrade.steps):
+            try:
+                shapes = set().union(*(step.shapes(shape, key(trial, position), size) for shape in shapes))
+            except Exception as error:  # the function may be the user's
+                raise UserError(f"data.degradation.{position}: cannot work on every image: {error}") from error
+        for shape in sorted(shapes):
+            degrade.check(shape, gt)
     return degrade
 
 
@@ -224,6 +196,13 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         raise UserError(f"{where}.name: '{name}' is no function (image, random, *, ...) written in Python") from None
+    try:  # annotations are strings in a module with `from __future__ import annotations`
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except Exception as error:  # whatever the user's annotation raises
+        raise UserError(
+            f"{where}.name: an annotation of '{name}' cannot be evaluated ({error}); its names must be known to its "
+            "module when it runs, not under TYPE_CHECKING alone"
+        ) from error
 
     problems, inner = [], []
     with _collected(problems):
@@ -252,15 +231,11 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
 
 def _tried(step: Step, image: Tensor) -> str | None:
     """What is wrong with a step, or None: it is done twice to a small image with the same draws."""
-    import torch
-
     certain, size = replace(step, probability=1.0), tuple(image.shape[1:])
     try:
         first, second = (certain(image.clone(), Random(0), size) for _ in range(2))
     except Exception as error:  # the function may be the user's
         return f"cannot work with these arguments: {error}"
-    if not isinstance(first, torch.Tensor) or first.ndim != 3 or len(first) != len(image) or first.dtype != image.dtype:
-        return "must return an image (C, H, W) with the channels and the dtype of the one it is given"
     return None if first.equal(second) else "gives another result each time; it must draw from `random` alone"
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from accel_restore.data.degrade import Random, Range, Size, Steps, ends, numbers, one_of
+from accel_restore.data.degrade import Size, Steps, numbers, one_of
+from accel_restore.data.draws import Random, Range, ends
 
 Amount = Annotated[Range, numbers(0)]
 Positive = Annotated[Range, numbers(0, above=True)]

@@ -20,7 +20,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decomp
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
 _ORIENTATION = 0x0112  # EXIF's tag
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -50,7 +50,7 @@ class Cell:
         return self.label
 
 
-Source = Path | Cell
+ImageSource = Path | Cell
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Header:
     orientation: int = 1  # EXIF's, 1 is upright
 
 
-def read_header(source: Source, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Header:
     """What the image's header says; nothing is decoded.
 
     Raises: Unusable.
@@ -79,7 +79,7 @@ def read_header(source: Source, max_pixels: int = MAX_PIXELS) -> Header:
         return _header(image)
 
 
-def read_image(source: Source, channels: int, bits: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels (H, W, channels), uint8 for `bits` 8 and uint16 for 16, upright.
 
     Raises: Unusable for what is no image, damaged, empty, too large, deeper than `bits`, or of a pixel format that
@@ -100,7 +100,7 @@ def read_image(source: Source, channels: int, bits: int = 8, max_pixels: int = M
     return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
 
 
-def _content(source: Source) -> Path | io.BytesIO | np.ndarray:
+def _content(source: ImageSource) -> Path | io.BytesIO | np.ndarray:
     if isinstance(source, Cell):
         content = source.fetch()
         return content if isinstance(content, np.ndarray) else io.BytesIO(content)
@@ -135,10 +135,15 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
                 f"has {width}x{height} = {width * height / 1e6:.0f} million pixels, more than data.max_image_pixels "
                 f"({max_pixels / 1e6:.0f} million) allows: cut it into pieces, or raise that if you trust it"
             )
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # of which a camera's first picture is the photograph
+            raise Unusable(f"holds {frames} images: save the one that is meant in a file of its own")
         if image.mode == "CMYK":
             raise Unusable("is CMYK, whose colours depend on the printer: convert it to RGB with its colour profile")
         if image.mode not in _USABLE and not _is_deep_gray(image):
             raise Unusable(f"has the pixel format {image.mode}: convert it to gray or RGB of 8 or 16 bits")
+        if image.format == "TIFF" and _is_deep(image) and _has_other_values(image):
+            raise Unusable("is a TIFF of signed, inverted or other unusual 16-bit values: convert it to a plain one")
         if _is_deep(image) and image.format not in ("PNG", "TIFF"):
             raise Unusable(f"is a 16-bit {image.format}, which would lose its lower bits: convert it to PNG or TIFF")
     except Unusable:
@@ -158,15 +163,22 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16")
 
 
+def _has_other_values(image: Image.Image) -> bool:
+    """True unless a 16-bit TIFF holds unsigned values of which 0 is black, or RGB with or without alpha."""
+    tags = image.tag_v2
+    return any(form != 1 for form in tags.get(_SAMPLE_FORMAT, (1,))) or tags.get(_PHOTOMETRIC, 1) not in (1, 2)
+
+
 def _is_deep_gray(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and _is_deep(image))
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except _DAMAGE as error:
         raise Unusable(f"is damaged ({error}); replace or remove it") from None
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _header(image: Image.Image) -> Header:
@@ -217,12 +229,16 @@ def _deep_pixels(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
     else:
         import tifffile
 
-        pixels = tifffile.imread(content)
+        if not isinstance(content, Path):
+            content.seek(0)
+        pixels = tifffile.imread(content, key=0)
         if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
             pixels = np.moveaxis(pixels, 0, -1)  # planes stored apart
     if image.mode == "RGB" and "transparency" in image.info and pixels.shape[2] == 3:
         raise Unusable("names a transparent colour: flatten it onto a background")
-    return pixels.astype(np.uint16, copy=False)
+    if pixels.dtype != np.uint16 or pixels.shape[1::-1] != image.size:
+        raise Unusable(f"holds {pixels.dtype} values of shape {pixels.shape}: convert it to gray or RGB of 16 bits")
+    return pixels
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:

@@ -37,7 +37,8 @@ class StepSampler(Sampler):
         yield from self.plan.micro_batches(self.epoch, self.first_step)
 
     def __len__(self) -> int:
-        return sum(map(self.plan.num_micro_batches, range(self.first_step, self.plan.steps_per_epoch)))
+        last = self.plan.steps_per_epoch - 1  # all steps before it are whole
+        return (last - self.first_step) * self.plan.accumulation + self.plan.num_micro_batches(last)
 
 
 class TrainLoader:
@@ -55,7 +56,9 @@ class TrainLoader:
         """With `num_threads` 0 batches are read in the training loop, otherwise ahead of it."""
         self.plan, self.degrade, self.channels_last = plan, degrade, channels_last
         self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
-        self.sampler = StepSampler(plan)
+        if self.device.type == "cuda" and self.device.index is None:  # as it is with one process
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.readers, self.sampler = dataset.readers, StepSampler(plan)
         loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=_as_it_is)
         self.loader = accelerator.prepare_data_loader(loader, device_placement=False)
         self.wait_seconds = 0.0
@@ -79,7 +82,7 @@ class TrainLoader:
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""
         if self.degrade.on_host:
-            batch = finish_batch(batch, self.degrade, channels_last=self.channels_last)
+            batch = finish_batch(batch, self.degrade, channels_last=self.channels_last, readers=self.readers)
         on_cuda = self.device.type == "cuda"
         if on_cuda:
             torch.cuda.set_device(self.device)  # a thread begins on GPU 0

@@ -1,5 +1,6 @@
 """From the configuration's `data` section to a training set and whole validation images, checked before step 1."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,11 +59,13 @@ class Found:
     problems: list[str]
 
 
-def find_data(data: Data, smallest_val_side: int, track: Track | None = None) -> Found:
-    """The data of a configuration, every image decoded, measured and compared with its partner."""
+def find_data(
+    data: Data, smallest_val_side: int, track: Track | None = None, wait: Callable[[str], None] | None = None
+) -> Found:
+    """The data of a configuration, every image decoded, measured and compared with its partner; see `open_stores`."""
     problems: list[str] = []
     sources = {"data.train": data.train} | ({"data.val": data.val} if data.val is not None else {})
-    opened = _open_all(sources, data, problems, track)
+    opened = _open_all(sources, data, problems, track, wait)
     train = opened["data.train"]
     val = opened["data.val"] if data.val is not None else train
 
@@ -76,20 +79,25 @@ def find_data(data: Data, smallest_val_side: int, track: Track | None = None) ->
         train_pairs, val_pairs = held_out(train_pairs, data.val_fraction) if train_pairs else ([], [])
         if val_pairs and not train_pairs:
             problems.append(f"data.val_fraction: {data.val_fraction} leaves nothing to train on; lower it")
-    problems += _too_small(train, train_pairs, data.patch_size, "data.patch_size; lower it")
-    problems += _too_small(val, val_pairs, smallest_val_side, "what validation needs to score; remove it")
+    problems += _too_small(train, train_pairs, data.scale, data.patch_size, "data.patch_size; lower it")
+    problems += _too_small(val, val_pairs, data.scale, smallest_val_side, "what validation needs to score; remove it")
     return Found(train, val, train_pairs, val_pairs, problems)
 
 
 def open_data(
-    data: Data, seed: int, smallest_val_side: int, device: torch.device, track: Track | None = None
+    data: Data,
+    seed: int,
+    smallest_val_side: int,
+    device: torch.device,
+    track: Track | None = None,
+    wait: Callable[[str], None] | None = None,
 ) -> DataSets:
-    """The data sets of a configuration.
+    """The data sets of a configuration; `track` and `wait` are those of `open_stores`.
 
     Raises: UserError that lists every problem found, with file names.
     """
     degrade = degradation_of(data)
-    found = find_data(data, smallest_val_side, track)
+    found = find_data(data, smallest_val_side, track, wait)
     raise_found(found)
     return build_sets(found, data, seed, degrade, device)
 
@@ -99,6 +107,8 @@ def degradation_of(data: Data) -> Degrade:
 
     Raises: UserError for arguments that cannot be used.
     """
+    if all(source.input is not None for source in (data.train, data.val) if source is not None):
+        return Degrade([], data.scale)  # which nothing will call
     return build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
 
 
@@ -162,14 +172,15 @@ def memory_bytes() -> int:
         _, controllers, group = line.split(":", 2)
         root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
         mounted = Path("/sys/fs/cgroup", root)
-        if name:  # in a container the group's folder is mounted as the root
-            limits += [mounted / group.lstrip("/") / name, mounted / name]
+        if name:  # the limit may lie on a group above; in a container the group's folder is mounted as the root
+            folder = mounted / group.lstrip("/")
+            limits += [place / name for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
     texts = [limit.read_text().strip() for limit in limits if limit.exists()]
     return min([psutil.virtual_memory().available, *(int(text) for text in texts if text.isdecimal())])
 
 
 def _open_all(
-    sources: dict[str, Source], data: Data, problems: list[str], track: Track | None
+    sources: dict[str, Source], data: Data, problems: list[str], track: Track | None, wait: Callable[[str], None] | None
 ) -> dict[str, Images | None]:
     """Each source with its images decoded, None where it has no pairs; adds to `problems`."""
     pairs: dict[str, list[Pair]] = {}
@@ -182,7 +193,7 @@ def _open_all(
     wanted = [[pair.gt for pair in those] for those in pairs.values() if those]
     wanted += [[pair.input for pair in those] for those in pairs.values() if those and those[0].input is not None]
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
-    opened = open_stores(wanted, data.channels, cache, track, data.max_image_pixels)
+    opened = open_stores(wanted, data.channels, cache, track, data.max_image_pixels, wait)
     problems += dict.fromkeys(problem for images in opened for problem in images.problems)
     gts, inputs = iter(opened), iter(opened[sum(map(bool, pairs.values())) :])
     found = {
@@ -206,14 +217,15 @@ def _unequal(images: Images, scale: int) -> list[str]:
     ]
 
 
-def _too_small(images: Images | None, pairs: list[Pair], least: int, what: str) -> list[str]:
+def _too_small(images: Images | None, pairs: list[Pair], scale: int, least: int, what: str) -> list[str]:
+    """A sentence for each gt of less than `least` pixels, when it is cut to a multiple of the scale."""
     if images is None:
         return []
-    sizes = {pair.name: size for pair, size in zip(images.pairs, images.gt.sizes, strict=True)}
+    sizes = [images.gt.sizes[place] for place in _positions(images, pairs)]
     return [
         f"{pair.gt}: is {_size(size)}, less than the {least} pixels of {what}"
-        for pair in pairs
-        if (size := sizes[pair.name]) and min(size) < least
+        for pair, size in zip(pairs, sizes, strict=True)
+        if size and min(side - side % scale for side in size) < least
     ]
 
 

@@ -95,16 +95,22 @@ def _advise(pages: np.ndarray) -> None:
     _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + pages.nbytes - start), mmap.MADV_WILLNEED)
 
 
-def write_store(path: Path, images: Iterable[np.ndarray], largest: int) -> None:
-    """Write images (H, W, C) of one dtype to `path`; `largest` is the most bytes that one of them has."""
+def write_store(path: Path, images: Iterable[np.ndarray]) -> None:
+    """Write images (H, W, C) of one dtype to `path`, and force them to the disk."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
     features = Features({"pixels": Value("large_binary"), "height": Value("int32"), "width": Value("int32")})
-    at_once = max(1, _BUFFERED_BYTES // max(largest, 1))
-    with ArrowWriter(path=str(path), features=features, writer_batch_size=at_once) as writer:
+    buffered = 0
+    with ArrowWriter(path=str(path), features=features) as writer:
         for image in images:
+            buffered += image.nbytes
+            if buffered > _BUFFERED_BYTES:
+                writer.write_examples_on_file()
+                buffered = image.nbytes
             height, width, _ = image.shape
             strips = [image[:, left : left + STRIP].reshape(-1) for left in range(0, width, STRIP)]
             writer.write({"pixels": np.concatenate(strips).tobytes(), "height": height, "width": width})
         writer.finalize()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

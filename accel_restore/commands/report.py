@@ -1,0 +1,29 @@
+"""The files that commands write: refused before the work begins, where that can be known."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from accel_restore.errors import UserError
+from accel_restore.files import to_json
+
+
+def check_writable(file: Path | None, picture: bool = False) -> None:
+    """Raise `UserError` unless `file` lies in a folder that exists and, for a picture, its suffix is known."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: the folder {file.parent} does not exist; make it, or name another file")
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder; name a file in it")
+    if picture and file.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"{file}: no picture format is called '{file.suffix}'; name it .png or .jpg")
+
+
+def write_report(file: Path, report: Any) -> None:
+    """Write `report` as JSON. Raises: UserError where that fails."""
+    try:
+        file.write_text(to_json(report, indent=2))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from error
