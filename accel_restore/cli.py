@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"accel-restore: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("accel-restore: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -163,7 +163,10 @@ def _explain(detail: dict) -> list[str]:
     section, path = _locate(detail["loc"])
     key, kind, given = ".".join(path), detail["type"], detail.get("input")
     if kind == "extra_forbidden":
-        return [f"{key}: unknown key; {_key_hint(path[-1], section)}"]
+        hint = _key_hint(path[-1], section)
+        if f"'{key}'" in hint:  # it belongs to another choice of the section's name
+            hint = f"known here: {', '.join(section.model_fields)}"
+        return [f"{key}: unknown key; {hint}"]
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
         if choices and isinstance(given, str):

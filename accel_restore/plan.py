@@ -59,6 +59,8 @@ def plan_rows(
         ("model", f"{config.model.name}, {parameters:,} parameters"),
         ("written to", str(folder)),
     ]
+    if (data.train.input is None) != (data.val.input is None):
+        rows.append(("note", "validation inputs are made by degradation, training's are given, or the reverse"))
     if start.commit is not None:
         rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

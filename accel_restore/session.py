@@ -105,7 +105,12 @@ def run_training(config: Config, *, cpu: bool, audit: bool, overwrite: bool, ove
     except BaseException as error:
         if accelerator.is_main_process:
             reached = {"epoch": state.epoch, "step": state.step, "world_size": plan.world_size, "best": state.best}
-            write_status(folder, "diverged" if isinstance(error, Diverged) else "failed", **reached, error=str(error))
+            write_status(
+                folder,
+                "diverged" if isinstance(error, Diverged) else "failed",
+                **reached,
+                error=str(error) or type(error).__name__,
+            )
         raise
 
 

@@ -64,7 +64,7 @@ def _caption(row: SheetRow, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFo
     """Name, PSNR and kinds of findings; of a long name, the end."""
     rest = "" if np.isnan(row.psnr) else f"  {row.psnr:.1f} dB"
     rest += f"  {', '.join(row.kinds)}" if row.kinds else ""
-    name = row.name
+    name = "".join(letter if letter.isprintable() else "?" for letter in row.name)
     while len(name) > 1 and pen.textlength(name + rest, font) > width:
         name = "…" + name[2:]
     return name + rest

@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except UserError as error:
         code = _say(error, 2)
+    except KeyboardInterrupt:
+        code = _say("interrupted; the same command continues from the last commit", 130)
     except AuditFailed as error:
         code = _say(error, 1)
     except Diverged as error:
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: Exception | str, code: int) -> int:
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"accel-restore: {error}", file=sys.stderr, flush=True)
     return code

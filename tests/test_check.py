@@ -135,6 +135,34 @@ def test_super_resolution_pairs_can_be_checked(tmp_path):
     assert code == 2 and "is 60x59, its gt" in report["errors"][0] and len(report["errors"]) == 1
 
 
+def test_pairs_whose_scale_was_forgotten_get_one_sentence(tmp_path):
+    train, _ = sound(tmp_path)
+    for path in (tmp_path / "train" / "input").iterdir():
+        Image.open(path).resize((60, 60)).save(path)
+    for scale in (1, 4):
+        code, report = check(write_config(tmp_path, train.source, scale=scale))
+        assert code == 2 and len(report["errors"]) == 1
+        assert f"data.scale: is {scale}, but each gt is exactly 2 times as large" in report["errors"][0]
+
+
+def test_inputs_made_on_one_side_alone_are_doubted(tmp_path):
+    train, val = sound(tmp_path)
+    code, report = check(write_config(tmp_path, train.source, {"gt": val.source["gt"]}))
+    assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["unlike"]
+    assert "the inputs of data.val are made by data.degradation" in report["warnings"][0]["text"]
+
+
+def test_the_sheet_of_clean_images_shows_what_the_degradation_makes(tmp_path):
+    train, _ = sound(tmp_path, 4)
+    (tmp_path / "train" / "gt" / "sound00.png").rename(tmp_path / "train" / "gt" / "a\nb.png")  # drawn as one line
+    config = write_config(tmp_path, {"gt": train.source["gt"]}, degradation=[{"name": "gaussian_noise", "sigma": 60}])
+    noise = []
+    for sigma in ("60", "0"):
+        check(config, "--picture", str(tmp_path / "sheet.png"), f"data.degradation.0.sigma={sigma}")
+        noise.append(np.abs(np.diff(np.asarray(Image.open(tmp_path / "sheet.png"), float), axis=1)).mean())
+    assert noise[0] > 1.5 * noise[1]
+
+
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, capsys):
     config = write_config(tmp_path, {"gt": str(tmp_path / "none")})
     for arguments, words in (

@@ -218,6 +218,11 @@ def test_a_run_name_that_looks_like_something_else_reads_back(name, tmp_path):
     assert load_config(tmp_path / "dumped.yaml").run.name == name
 
 
+def test_a_key_of_another_choice_is_not_suggested_again():
+    with pytest.raises(UserError, match=r"optimizer\.betas: unknown key; known here: .*momentum"):
+        config_from({"data": {"train": {"gt": "x"}}, "optimizer": {"name": "sgd", "betas": [0.9, 0.9]}})
+
+
 def test_config_command_prints_what_would_run():
     process = run("-m", "accel_restore.cli", "config", "optimizer.lr=5e-4", "--config", str(ROOT / "configs/demo.yaml"))
     assert process.returncode == 0

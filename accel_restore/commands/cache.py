@@ -38,11 +38,11 @@ def main(arguments: list[str]) -> int:
         (
             store.name[:12],
             store.description.get("images", "?"),
-            f"{store.nbytes / 1e6:.0f}",
+            f"{store.nbytes / 1e6:,.1f}",
             store.description.get("channels", "?"),
             store.description.get("bits", "?"),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(store.last_used)),
-            "/".join(store.description.get("first", "?").split("/")[-2:]),
+            store.description.get("first", "?")[-48:],
         )
         for store in stores
     ]

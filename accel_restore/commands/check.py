@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="accel-restore check", description=__doc__)
     add_configuration(parser)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (no FILE: print it)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a contact sheet, the worst pairs first")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw a contact sheet: input, gt, difference × 4")
     parser.add_argument("--limit", type=int, metavar="N", help="compare the pixels of N pairs a set, spread evenly")
     parser.add_argument("--pairs-per-second", type=float, metavar="N", help="what training takes: can loading keep up?")
     options = parser.parse_intermixed_args(arguments)
@@ -53,15 +54,15 @@ def main(arguments: list[str]) -> int:
     check_writable(options.picture, picture=True)
     config = load_config(options.config, options.overrides)
     screen = Screen(options.json != "-")
-    report, sheet = check(config, screen, options.limit, options.pairs_per_second)
-    if options.picture is not None and sheet is not None:
-        _save(sheet, options.picture)
+    report, draw = check(config, screen, options.limit, options.pairs_per_second)
     if options.json == "-":
         print(to_json(report, indent=2), flush=True)
     else:
         _show(report, screen)
         if options.json:
             write_report(Path(options.json), report)
+    if options.picture is not None and (sheet := draw()) is not None:
+        _save(sheet, options.picture)
     return 2 if report["errors"] else 0
 
 
@@ -72,8 +73,10 @@ def _save(sheet: Image.Image, file: Path) -> None:
         raise UserError(f"{file}: cannot be written ({error})") from error
 
 
-def check(config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None) -> tuple[dict, Any]:
-    """The report, and a contact sheet where a pair could be examined.
+def check(
+    config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None
+) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
+    """The report, and what draws a contact sheet, None where no pair could be examined.
 
     Raises: UserError for degradations that cannot be used.
     """
@@ -89,6 +92,10 @@ def check(config: Config, screen: Screen, limit: int | None, pairs_per_second: f
         warnings += find_in_headers(part)
         warnings += find_in_set(part.facts, part.gts, part.inputs)
     warnings += find_leaks(parts["train"].facts, parts["train"].gts, parts["val"].facts, parts["val"].gts)
+    if found.train and found.val and (found.train.input is None) != (found.val.input is None):
+        made, given = ("data.train", "data.val") if found.train.input is None else ("data.val", "data.train")
+        text = f"the inputs of {made} are made by data.degradation, those of {given} are files: is that meant?"
+        warnings.append(Finding("unlike", text))
     epoch = None if found.problems else _epoch(found, config, degrade)
     if epoch and pairs_per_second and epoch["loading_pairs_per_second"] < pairs_per_second:
         text = (
@@ -102,7 +109,7 @@ def check(config: Config, screen: Screen, limit: int | None, pairs_per_second: f
         **{name: _statistics(part) for name, part in parts.items()},
         "epoch": epoch,
     }
-    return report, _sheet(parts, warnings)
+    return report, (lambda: _sheet(parts, warnings, degrade))
 
 
 def _statistics(part: Part) -> dict[str, Any] | None:
@@ -143,7 +150,8 @@ def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
     }
 
 
-def _sheet(parts: dict[str, Part], warnings: list[Finding]) -> Image.Image | None:
+def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degrade) -> Image.Image | None:
+    """Pairs with findings first, then those of the lowest PSNR; the input of clean images is made."""
     kinds: dict[str, list[str]] = {}
     for finding in warnings:
         for file in finding.files:
@@ -153,15 +161,24 @@ def _sheet(parts: dict[str, Part], warnings: list[Finding]) -> Image.Image | Non
         for name, part in parts.items()
         for place, pair in enumerate(part.pairs)
     ]
-    found, sound = [row for row in rows if row[0]], [row for row in rows if not row[0]]
-    sound = sound[:: -(-len(sound) // _SHEET) or 1]
+    rows.sort(key=lambda row: (not row[0], parts[row[1]].facts[row[2]].psnr))
     drawn = []
-    for labels, name, place in (found + sound)[:_SHEET]:
+    for labels, name, place in rows[:_SHEET]:
         input, gt = parts[name].pixels(place)
+        if input is None:
+            input, gt = _made(gt, degrade, place)
         drawn.append(
             SheetRow(f"{name}: {parts[name].pairs[place].name}", input, gt, parts[name].facts[place].psnr, labels)
         )
     return contact_sheet(drawn) if drawn else None
+
+
+def _made(gt: np.ndarray, degrade: Degrade, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The input that the degradation makes of gt (H, W, C), and gt, cut to multiples of the scale."""
+    height, width = (side - side % degrade.scale for side in gt.shape[:2])
+    gt = gt[:height, :width]
+    images = degrade(torch.from_numpy(gt).permute(2, 0, 1)[None], np.array([seed], np.uint64))
+    return images[0].permute(1, 2, 0).numpy(), gt
 
 
 def _show(report: dict[str, Any], screen: Screen) -> None:
@@ -175,7 +192,7 @@ def _show(report: dict[str, Any], screen: Screen) -> None:
                 ("files of gt", lambda s: _counted(s["gt_files"])),
                 ("files of input", lambda s: _counted(s["input_files"])),
                 ("PSNR of input", lambda s: _psnr(s["psnr"])),
-                ("mean level", lambda s: f"gt {s['gt_level']:.0f}, input {s['input_level']:.0f} of 255"),
+                ("mean level", lambda s: f"gt {_level(s['gt_level'])}, input {_level(s['input_level'])} of 255"),
             )
         ]
         screen.table("data", rows, ("", *names))
@@ -194,7 +211,15 @@ def _show(report: dict[str, Any], screen: Screen) -> None:
             screen.say(f"warning ({kind}): {text}")
         if len(texts) > _SHOWN:
             screen.say(f"warning ({kind}): ... and {len(texts) - _SHOWN} more; --json FILE lists all")
-    screen.say(f"{len(report['errors'])} errors, {len(report['warnings'])} warnings")
+    screen.say(", ".join(_number(report[what], what) for what in ("errors", "warnings")))
+
+
+def _number(found: list, what: str) -> str:
+    return f"{len(found)} {what if len(found) != 1 else what.removesuffix('s')}"
+
+
+def _level(level: float) -> str:
+    return "-" if np.isnan(level) else f"{level:.0f}"
 
 
 def _span(ends: list[int]) -> str:

@@ -86,7 +86,8 @@ class _Build:
         self.images, self.channels = images, channels
         self.sizes: list[Size | None] = []
         self.problems: list[str] = []
-        identity = json.dumps([_VERSION, channels, list(map(_identity, images))])
+        resolved = cache_results(Path.resolve)  # of folders: a look-up per image would take a network disk minutes
+        identity = json.dumps([_VERSION, channels, [_identity(image, resolved) for image in images]])
         self.path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
         self.refusal = self.path.with_suffix(".problems")
 
@@ -163,19 +164,14 @@ class _Build:
         return Opened(store, [tuple(size) for size in store.sizes.tolist()], [])
 
 
-def _identity(image: ImageSource) -> list | None:
+def _identity(image: ImageSource, resolved: Callable[[Path], Path]) -> list | None:
     if not isinstance(image, Path):
         return [image.identity]
     try:
         stat = image.stat()
     except OSError:
         return None  # reading it says why
-    return [str(_resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns]
-
-
-@cache_results
-def _resolved(folder: Path) -> Path:
-    return folder.resolve()
+    return [str(resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns]
 
 
 def _build_missing(

@@ -123,7 +123,7 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
             raise Unusable("is empty (0 bytes); replace or remove it")
         image = Image.open(content)
     except UnidentifiedImageError:
-        raise Unusable("is no image; replace or remove it") from None
+        raise Unusable("is no image that can be read; replace, convert or remove it") from None
     except Image.DecompressionBombError as error:
         raise Unusable(f"is too large for data.max_image_pixels ({error}); cut it into pieces") from None
     except _DAMAGE as error:

@@ -148,7 +148,9 @@ def _by_name(files: list[_File], problems: list[str]) -> dict[str, _File]:
     named: dict[str, _File] = {}
     for file in sorted(files, key=lambda file: (file.name, file.path)):
         if file.name in named:
-            problems.append(f"{file.path}: has the same name '{file.name}' as {named[file.name].path.name}; rename one")
+            twin = named[file.name].path
+            twin = twin if twin.name == file.path.name else twin.name  # of another folder
+            problems.append(f"{file.path}: has the same name '{file.name}' as {twin}; rename one")
         else:
             named[file.name] = file
     return named

@@ -209,12 +209,22 @@ def _unequal(images: Images, scale: int) -> list[str]:
     """A sentence for each pair whose sizes do not fit."""
     if images.input is None:
         return []
+    ratios = {_ratio(size, small) for size, small in zip(images.gt.sizes, images.input.sizes, strict=True)} - {None}
+    if len(ratios) == 1 and scale not in ratios and (ratio := ratios.pop()) > 0:
+        return [f"data.scale: is {scale}, but each gt is exactly {ratio} times as large as its input: set {ratio}"]
     relation = f"gt must be {scale} times as large" if scale > 1 else "they must be equal"
     return [
         f"{pair.input}: is {_size(input_size)}, its gt {pair.gt} is {_size(size)}; {relation}"
         for pair, size, input_size in zip(images.pairs, images.gt.sizes, images.input.sizes, strict=True)
         if size and input_size and size != (input_size[0] * scale, input_size[1] * scale)
     ]
+
+
+def _ratio(size: Size | None, input_size: Size | None) -> int | None:
+    """How many times larger gt is, 0 where it is no scale, None where it is not known."""
+    if size is None or input_size is None:
+        return None
+    return next((n for n in (1, 2, 3, 4) if size == (n * input_size[0], n * input_size[1])), 0)
 
 
 def _too_small(images: Images | None, pairs: list[Pair], scale: int, least: int, what: str) -> list[str]:
