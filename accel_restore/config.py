@@ -1,62 +1,18 @@
 """The configuration: every key with its type, default and unit. Imports nothing heavy, so that mistakes show at once.
 
-`parsing.py` fills these models from YAML and command-line overrides and words the errors.
+`parsing.py` fills these models from YAML and command-line overrides and words the errors; `config_data.py` holds the
+section `data`.
 """
 
-import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainSerializer,
-    Strict,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.data.degrade import DEGRADATIONS
-from accel_restore.data.images import MAX_PIXELS
+from accel_restore.config_data import Data
 from accel_restore.losses import LOSSES
 from accel_restore.models import MODELS
-from accel_restore.naming import unknown_choice
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Paths = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, "3" is not a number, infinities are not rates."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
-
-
-class OpenSection(Section):
-    """A part whose further keys are the keyword arguments of what `name` stands for, checked when that is built."""
-
-    model_config = ConfigDict(extra="allow")
-    name: str
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-def one_of(table: dict) -> BeforeValidator:
-    """A validator that accepts the names of `table` and import paths such as `mypackage.nets:MyNet`."""
-
-    def check(name: Any) -> Any:
-        if isinstance(name, str) and name not in table and ":" not in name:
-            raise PydanticCustomError("unknown_choice", "{message}", {"message": unknown_choice(name, table)})
-        return name
-
-    return BeforeValidator(check)
+from accel_restore.sections import Fraction, OpenSection, PositiveInt, Section, one_of
 
 
 class Run(Section):
@@ -66,138 +22,6 @@ class Run(Section):
     dir: str = Field("runs", description="where runs are written")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="decides every random draw of the run")
     resume: str = Field("auto", description="auto | never (refuses a folder that holds a run) | path of a checkpoint")
-
-
-_GIVEN_IN_PYTHON = "<Dataset of "  # begins what stands in config.yaml for a data set object
-
-
-def _check_dataset(value: Any) -> Any:
-    """A name or a `datasets.Dataset`. Who holds one has imported that library, so it need not be imported here."""
-    library, kind = sys.modules.get("datasets"), type(value).__name__
-    if value is None or (library is not None and isinstance(value, library.Dataset)):
-        return value
-    if isinstance(value, str) and value.startswith(_GIVEN_IN_PYTHON):
-        message = f"{value} was an object given in Python; give it there again, or name a folder made by save_to_disk"
-    elif isinstance(value, str) and value:
-        return value
-    elif isinstance(value, dict):
-        message = (
-            f"must be one dataset; of a DatasetDict choose a split, such as dataset[{next(iter(value), 'train')!r}]"
-        )
-    elif kind.startswith("Iterable"):
-        message = f"must give its rows in any order, which an {kind} does not; load it without streaming"
-    else:
-        message = f"must be the name of a data set, or in Python a datasets.Dataset, not {value!r:.60}"
-    raise PydanticCustomError("dataset", "{message}", {"message": message})
-
-
-def _dataset_in_words(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return f"{_GIVEN_IN_PYTHON}{len(value)} rows, fingerprint {value._fingerprint}>"
-
-
-DatasetOrName = Annotated[
-    Any,
-    AfterValidator(_check_dataset),
-    PlainSerializer(_dataset_in_words, when_used="json"),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "null"}]}),
-]
-
-
-class Source(Section):
-    """Images on disk, or rows of a data set. `package:skimage/data/x.png` lies inside an installed Python package."""
-
-    input: Paths | None = Field(None, description="degraded images, given as gt is; equal names make a pair")
-    gt: Paths | None = Field(
-        None,
-        description="clean images: a folder, a pattern with {}, or a list of those or of files; a dataset's column",
-    )
-    dataset: DatasetOrName = Field(
-        None, description="for Hugging Face `datasets`: a file, a folder or a Hub id; in Python an object too"
-    )
-    split: str | None = Field(None, description="of the dataset; null: train")
-    subset: str | None = Field(None, description="of a dataset that has several configurations: one's name")
-    recursive: bool = Field(False, description="take the images of sub-folders too")
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Source":
-        problems = self._wrong_for_files() if self.dataset is None else self._wrong_for_dataset()
-        if problems:
-            raise PydanticCustomError("source", "{text}", {"text": "\n".join(problems)})
-        return self
-
-    def _wrong_for_files(self) -> list[str]:
-        """Problems, each beginning with what follows the section's own key."""
-        problems = [f".{key}: needs a dataset; remove it" for key in ("split", "subset") if getattr(self, key)]
-        if self.gt is None:
-            problems.append(": 'gt' is missing: name the folder or pattern of the clean images, or a dataset")
-        places = [
-            place for side in (self.gt, self.input) for place in ([side] if isinstance(side, str) else side or [])
-        ]
-        if self.recursive and places and all("{}" in place for place in places):
-            problems.append(".recursive: is for folders; in a pattern, write **/ for folders of any depth")
-        return problems
-
-    def _wrong_for_dataset(self) -> list[str]:
-        problems = [
-            f".{key}: must be the name of one column of the dataset, not a list"
-            for key in ("input", "gt")
-            if isinstance(getattr(self, key), list)
-        ]
-        if self.recursive:
-            problems.append(".recursive: is for folders of images; remove it, or the dataset")
-        if not isinstance(self.dataset, str):
-            problems += [
-                f".{key}: chooses from a dataset's files, but this dataset is an object; remove it"
-                for key in ("split", "subset")
-                if getattr(self, key) is not None
-            ]
-        return problems
-
-
-class Degradation(OpenSection):
-    name: Annotated[str, one_of(DEGRADATIONS)]
-
-
-DEFAULT_DEGRADATIONS = {
-    False: [Degradation(name="gaussian_noise", sigma=25)],
-    True: [Degradation(name="downscale"), Degradation(name="quantize")],
-}
-
-
-class Data(Section):
-    train: Source = Field(description="training images; without `input` it is made by `degradation`")
-    val: Source | None = Field(None, description="validation images; null: `val_fraction` of the training images")
-    scale: Literal[1, 2, 3, 4] = Field(1, description="gt is `scale` times larger than input (super-resolution)")
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of training images held out")
-    degradation: Annotated[list[Degradation], Field(min_length=1)] = Field(
-        default_factory=lambda data: DEFAULT_DEGRADATIONS[data.get("scale", 1) > 1],
-        description="makes the input of sources without one, applied in order; "
-        "default: gaussian_noise of sigma 25, or with a scale above 1 bicubic downscale, rounded to 8 bits",
-    )
-    channels: Literal[1, 3] = Field(3, description="3: colour, 1: gray (BT.601 luma of colour images)")
-    patch_size: PositiveInt = Field(256, description="side of a training crop of gt, pixels; a multiple of scale")
-    crops_per_image: PositiveInt = Field(1, description="samples per image per epoch")
-    augment: list[Literal["hflip", "vflip", "rot90"]] = Field(
-        ["hflip", "vflip", "rot90"], description="each done to half of the samples"
-    )
-    batch_size: PositiveInt = Field(8, description="pairs per device per forward pass")
-    num_threads: Annotated[int, Field(ge=0, le=64)] = Field(
-        1, description="threads that read batches ahead; 0: in the training loop; the run is the same with any number"
-    )
-    cache_dir: str | None = Field(None, description="decoded images; null: ~/.cache/accel_restore")
-    max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="larger images are refused as decompression bombs")
-
-    @model_validator(mode="after")
-    def _multiple_of_scale(self) -> "Data":
-        if self.patch_size % self.scale:
-            raise PydanticCustomError(
-                "patch_size",
-                "patch_size is {size}, which is no multiple of scale {scale}",
-                {"size": self.patch_size, "scale": self.scale},
-            )
-        return self
 
 
 class Model(OpenSection):
@@ -341,7 +165,7 @@ class Train(Section):
 
 class Validation(Section):
     every_epochs: PositiveInt = 1
-    metrics: list[Literal["psnr", "ssim"]] = ["psnr", "ssim"]
+    metrics: list[Literal["psnr", "ssim"]] = Field(["psnr", "ssim"], description="of whole images")
     monitor: Literal["loss", "psnr", "ssim"] = Field("loss", description="decides which weights are best")
     crop_border: Annotated[int, Field(ge=0)] = Field(0, description="pixels left out at each side")
     y_channel: bool = Field(False, description="score the luma of BT.601 (16–235) instead of RGB")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from accel_restore.config import Data
+from accel_restore.config_data import Data
 from accel_restore.data.cache import Opened, Track, each_ahead
 from accel_restore.data.images import Header, ImageSource, Unusable, read_header, read_image
 from accel_restore.data.pairs import Pair

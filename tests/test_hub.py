@@ -15,7 +15,8 @@ from runs import clean_environment
 
 datasets = pytest.importorskip("datasets")
 
-from accel_restore.config import Config, Source  # noqa: E402
+from accel_restore.config import Config  # noqa: E402
+from accel_restore.config_data import Source  # noqa: E402
 from accel_restore.data.hub import find_rows  # noqa: E402
 from accel_restore.data.images import Cell, Unusable, read_image  # noqa: E402
 from accel_restore.data.pairs import find_pairs  # noqa: E402
@@ -240,7 +241,7 @@ def test_the_identity_of_an_object_is_that_of_its_content():
 
 PROCESS = """
 import sys
-from accel_restore.config import Source
+from accel_restore.config_data import Source
 from accel_restore.data.hub import find_rows
 assert "datasets" not in sys.modules
 pairs, problems = find_rows(Source(dataset=sys.argv[1], gt="clean", input="noisy"), "data.train")

@@ -13,7 +13,7 @@ from PIL import Image
 from runs import clean_environment, last_weights, launch, make_photos, run_folder, small_config, succeed
 from test_images import make_unusable, photo, save
 
-from accel_restore.config import Data
+from accel_restore.config_data import Data
 from accel_restore.data import sources
 from accel_restore.data.order import Sample
 from accel_restore.data.sources import DataSets, find_data, memory_bytes, open_data

@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_restore.config import Source
+from accel_restore.config_data import Source
 from accel_restore.data.pairs import Pair
 from accel_restore.data.rows import choose_columns, images_of, names_of
 from accel_restore.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from accel_restore.config import Data, Source
+from accel_restore.config_data import Data, Source
 from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
 from accel_restore.data.crops import CropDataset
 from accel_restore.data.degrade import Degrade, build_degradation
