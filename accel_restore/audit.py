@@ -39,7 +39,7 @@ class Audit(Hook):
     def __init__(self, folder: Path, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
         self.folder, self.state, self.accelerator = folder, state, accelerator
         self.rank = accelerator.process_index
-        self.lines = Lines(folder / "audit" / f"rank{self.rank}.jsonl", state.step)
+        self.lines = Lines(folder / "audit" / f"rank{self.rank}.jsonl", self._is_before)
         self.calls, self.changed_weights, self.changed_lr = Counter(), Counter(), Counter()
         self.schedule_steps: Counter = Counter()  # per epoch
         self.epoch_hash = defaultdict(hashlib.sha256)  # per epoch, of all that must be equal on all ranks
@@ -47,6 +47,11 @@ class Audit(Hook):
         self.samples: list[int] = []
         self.weights, self.lr = hash_weights(state.model), state.lr
         self._attach(loader)
+
+    def _is_before(self, event: dict[str, Any]) -> bool:
+        """Whether an event of the file is older than the commit that this run continues from."""
+        ends_epoch = event["op"] in ("validate", "scheduler_step")
+        return event["step"] <= self.state.step and (not ends_epoch or event["epoch"] < self.state.epoch)
 
     def _attach(self, loader: TrainLoader) -> None:
         optimizer, scheduler = self.state.optimizer, self.state.scheduler

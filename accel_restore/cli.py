@@ -12,6 +12,10 @@ COMMANDS = {  # name: (what it does, the function that does it)
     "train": ("train a model (also: accelerate launch accel_restore/train.py)", "accel_restore.train:main"),
     "config": ("print the resolved configuration, or its JSON schema", "accel_restore.commands.config:main"),
     "check": ("examine the data before spending GPU hours", "accel_restore.commands.check:main"),
+    "verify-resume": (
+        "prove on a short run of your configuration that resuming is exact",
+        "accel_restore.commands.verify_resume:main",
+    ),
     "bench": ("measure where the time goes on this machine", "accel_restore.commands.bench:main"),
     "cache": ("list or delete decoded images", "accel_restore.commands.cache:main"),
 }
@@ -20,7 +24,7 @@ COMMANDS = {  # name: (what it does, the function that does it)
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    lines = "\n".join(f"  {name:8} {what}" for name, (what, _) in COMMANDS.items())
+    lines = "\n".join(f"  {name:13} {what}" for name, (what, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="accel-restore",
         description=f"Paired image restoration.\n\ncommands:\n{lines}\n\naccel-restore COMMAND --help tells more.",

@@ -6,22 +6,32 @@ section `data`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.config_data import Data
+from accel_restore.config_data import Data, PathText
 from accel_restore.losses import LOSSES
 from accel_restore.models import MODELS
 from accel_restore.sections import Fraction, OpenSection, PositiveInt, Section, one_of
 
 
+def _one_folder(name: str) -> str:
+    """A name that stays inside `dir` on every system, and that a terminal shows as it is."""
+    if name.strip(" .") == "" or set(name) & set("/\\") or not name.isprintable() or len(name.encode()) > 200:
+        raise PydanticCustomError(
+            "run_name",
+            "must name one folder: letters, digits and signs but / and \\, at most 200 bytes, no . or .. alone",
+        )
+    return name
+
+
 class Run(Section):
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")] = Field(
-        "demo", description="the run's folder inside `dir`"
-    )
-    dir: str = Field("runs", description="where runs are written")
+    name: Annotated[str, AfterValidator(_one_folder)] = Field("demo", description="the run's folder inside `dir`")
+    dir: PathText = Field("runs", description="where runs are written")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="decides every random draw of the run")
-    resume: str = Field("auto", description="auto | never (refuses a folder that holds a run) | path of a checkpoint")
+    resume: PathText = Field(
+        "auto", description="auto | never (refuses a folder that holds a run) | path of a checkpoint"
+    )
 
 
 class Model(OpenSection):
@@ -141,6 +151,13 @@ class Train(Section):
     ] = "no"
     deterministic: bool = Field(False, description="bit-identical runs on CUDA too, slower")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="clip the gradient's L2 norm")
+    max_skipped_steps: PositiveInt = Field(
+        10, description="end as diverged after so many steps in a row whose gradient is no number; each is skipped"
+    )
+    check_ranks_every_steps: PositiveInt = Field(100, description="compare the ranks' weights; before commits too")
+    rank_timeout: Annotated[float, Field(gt=0)] = Field(
+        1800.0, description="seconds without a sign of life of another rank after which the run ends"
+    )
     ema_decay: Fraction | None = Field(None, description="validate and save an exponential moving average")
     channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions")
     compile: bool = False

@@ -1,6 +1,7 @@
 """The configuration's `data` section: sources of images, degradations, crops. Imports nothing heavy."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, model_validator
@@ -10,7 +11,19 @@ from accel_restore.data.degrade import DEGRADATIONS
 from accel_restore.data.images import MAX_PIXELS
 from accel_restore.sections import OpenSection, PositiveInt, Section, one_of
 
-Paths = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+
+def _check_home(path: str) -> str:
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        raise PydanticCustomError(
+            "home", "{path} begins in a home folder that is not known here; write the folder out", {"path": path}
+        ) from None
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_check_home)]
+Paths = Annotated[PathText, Field(min_length=1)] | Annotated[list[PathText], Field(min_length=1)]
 _GIVEN_IN_PYTHON = "<Dataset of "  # begins what stands in config.yaml for a data set object
 
 
@@ -22,7 +35,7 @@ def _check_dataset(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_GIVEN_IN_PYTHON):
         message = f"{value} was an object given in Python; give it there again, or name a folder made by save_to_disk"
     elif isinstance(value, str) and value:
-        return value
+        return _check_home(value)
     elif isinstance(value, dict):
         message = (
             f"must be one dataset; of a DatasetDict choose a split, such as dataset[{next(iter(value), 'train')!r}]"
@@ -61,6 +74,9 @@ class Source(Section):
     )
     split: str | None = Field(None, description="of the dataset; null: train")
     subset: str | None = Field(None, description="of a dataset that has several configurations: one's name")
+    root: PathText | None = Field(
+        None, description="where paths in a dataset's rows begin and must lie; null: the folder of the dataset"
+    )
     recursive: bool = Field(False, description="take the images of sub-folders too")
 
     @model_validator(mode="after")
@@ -72,7 +88,7 @@ class Source(Section):
 
     def _wrong_for_files(self) -> list[str]:
         """Problems, each beginning with what follows the section's own key."""
-        problems = [f".{key}: needs a dataset; remove it" for key in ("split", "subset") if getattr(self, key)]
+        problems = [f".{key}: needs a dataset; remove it" for key in ("split", "subset", "root") if getattr(self, key)]
         if self.gt is None:
             problems.append(": 'gt' is missing: name the folder or pattern of the clean images, or a dataset")
         places = [
@@ -92,8 +108,8 @@ class Source(Section):
             problems.append(".recursive: is for folders of images; remove it, or the dataset")
         if not isinstance(self.dataset, str):
             problems += [
-                f".{key}: chooses from a dataset's files, but this dataset is an object; remove it"
-                for key in ("split", "subset")
+                f".{key}: is for a dataset's files, but this dataset is an object; remove it"
+                for key in ("split", "subset", "root")
                 if getattr(self, key) is not None
             ]
         return problems
@@ -121,6 +137,9 @@ class Data(Section):
     )
     channels: Literal[1, 3] = Field(3, description="3: colour, 1: gray (BT.601 luma of colour images)")
     patch_size: PositiveInt = Field(256, description="side of a training crop of gt, pixels; a multiple of scale")
+    max_images: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="use only so many images of each source, the first by name: to try things out"
+    )
     crops_per_image: PositiveInt = Field(1, description="samples per image per epoch")
     augment: list[Literal["hflip", "vflip", "rot90"]] = Field(
         ["hflip", "vflip", "rot90"], description="each done to half of the samples"
@@ -129,7 +148,7 @@ class Data(Section):
     num_threads: Annotated[int, Field(ge=0, le=64)] = Field(
         1, description="threads that read batches ahead; 0: in the training loop; the run is the same with any number"
     )
-    cache_dir: str | None = Field(None, description="decoded images; null: ~/.cache/accel_restore")
+    cache_dir: PathText | None = Field(None, description="decoded images; null: ~/.cache/accel_restore")
     max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="larger images are refused as decompression bombs")
 
     @model_validator(mode="after")

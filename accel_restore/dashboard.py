@@ -1,15 +1,42 @@
-"""W&B: one run, written by the main process from values gathered of all ranks; it cannot stop training."""
+"""W&B: one run, written by the main process from metrics.jsonl; it can neither stop nor delay training.
+
+A thread of its own reads metrics.jsonl as it grows and talks to W&B, so whatever hangs (the server, W&B's background
+process, its disk) holds up nobody for longer than this:
+
+| training waits | at most |
+|---|---|
+| to begin the run: the server has `SERVER_SECONDS` to answer, then the run is begun offline | `INIT_SECONDS` |
+| to log a row | never |
+| to end the run: uploads have `UPLOAD_SECONDS`, then the rest is left to `wandb sync` | `FINISH_SECONDS` |
+
+metrics.jsonl is the record of truth. Every W&B run begins with its first line, so the newest folder below `wandb/` has
+the whole run, also after a resumption, and after W&B's background process was lost. The folders before it are set
+aside in `wandb/former/`: `wandb sync` of an older one would replace the rows of the newer, as the server keeps what
+comes last.
+"""
 
 import os
+import secrets
+import shlex
+import string
+import threading
+import time
 from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
 from accel_restore.config import Tracking
+from accel_restore.redaction import redacted
+from accel_restore.wandb_rows import Rows
+from accel_restore.wandb_service import begin_run, drop_service, end_run, kill_service, open_image
 
-_INIT_SECONDS = 15
-_FINISH_SECONDS = 20
+SERVER_SECONDS = 8.0
+INIT_SECONDS = 15.0
+UPLOAD_SECONDS = 5.0
+FINISH_SECONDS = 10.0  # a launcher grants about 30 between SIGTERM and SIGKILL
+_AGAIN_SECONDS = 4.0  # of these, to write the run anew where W&B's process hangs and was killed
+_STARTS = 4  # of W&B's background process
 
 
 class Dashboard:
@@ -25,97 +52,178 @@ class Dashboard:
         id: str | None,
         notice: Callable[[str], None],
     ):
-        self.run, self.id, self.notice = None, id, notice
-        if tracking.wandb == "disabled":
+        """`id` is that of the run in `folder` so far, None for a new one; every step has a line of each of `ranks`."""
+        self.id, self.sender = id, None
+        mode = tracking.wandb if tracking.wandb != "auto" else chosen_mode()
+        if mode == "disabled":
             return
-        self.mode = tracking.wandb if tracking.wandb != "auto" else chosen_mode()
-        if self.mode == "disabled":
-            return
-        if self.mode == "online" and not has_key():  # W&B would ask for one, and the other ranks would wait
+        if mode == "online" and not has_key():  # W&B would ask for one
             notice("W&B has no key (wandb login, or WANDB_API_KEY); this run is kept offline, to be synced later")
-            self.mode = "offline"
-        arguments = (tracking.project, name, folder, config)
-        if self.mode == "online":
-            try:
-                self._init(*arguments)
-            except Exception as error:  # whatever W&B raises: training matters more
-                self.notice(
-                    f"W&B cannot be reached ({_first_line(error)}); this run is kept offline, to be synced later"
-                )
-                self.mode = "offline"
-        if self.run is None:
-            self._guard(lambda: self._init(*arguments))
-        self._send(lambda run: self._define(run, ranks))
+            mode = "offline"
+        self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        settings = {"project": tracking.project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
+        self.sender = _Sender(settings, mode, folder, ranks, notice)
+        self.sender.start()
 
-    def _init(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
-        import wandb
+    @property
+    def unsynced(self) -> Path | None:
+        """The folder of a run of which the server lacks something, None where it has everything; once finished."""
+        return self.sender.unsynced if self.sender else None
 
-        settings = wandb.Settings(
-            init_timeout=_INIT_SECONDS,
-            finish_timeout=_FINISH_SECONDS,
-            silent=True,
-            console="off",
-            x_disable_stats=False,
-        )
-        self.run = wandb.init(
-            project=project,
-            name=name,
-            dir=folder,
-            config=config,
-            mode=self.mode,
-            id=self.id,
-            settings=settings,
-            resume="allow" if self.id and self.mode == "online" else None,
-        )
-        self.id = self.run.id
-
-    @staticmethod
-    def _define(run: Any, ranks: int) -> None:
-        per_rank = [f"train/{key}/rank_{rank}" for key in ("loss", "lr") for rank in range(ranks)]
-        for key in ["train/loss", "train/lr", *per_rank]:
-            run.define_metric(key, step_metric="train/step")
-        for key in ("val/loss", "val/psnr", "val/ssim", "val/images"):
-            run.define_metric(key, step_metric="epoch")
-
-    def log(self, values: dict[str, Any]) -> None:
-        """Send one row of values."""
-        self._send(lambda run: run.log(values))
-
-    def log_picture(self, path: Path, epoch: int) -> None:
-        """Send the validation picture of an epoch."""
-
-        def send(run: Any) -> None:
-            import wandb
-
-            run.log({"val/images": wandb.Image(str(path)), "epoch": epoch})
-
-        self._send(send)
+    def update(self) -> None:
+        """Have the lines sent that metrics.jsonl has now."""
+        if self.sender:
+            self.sender.wake.set()
 
     def finish(self, failed: bool) -> None:
-        """End the run; waits for the server for a bounded time."""
-        self._send(lambda run: run.finish(exit_code=int(failed)))
-        self.run = None
+        """End the run, and say how to complete it where the server lacks something."""
+        if self.sender:
+            self.sender.finish(failed)
 
-    def _send(self, action: Callable[[Any], None]) -> None:
-        if self.run is not None:
-            self._guard(lambda: action(self.run))
 
-    def _guard(self, action: Callable[[], None]) -> None:
+class _Sender:
+    """Takes rows from metrics.jsonl to W&B; a run that is lost is begun anew, offline, with the first of them."""
+
+    def __init__(
+        self, settings: dict[str, Any], mode: str, folder: Path, ranks: int, notice: Callable[[str], None]
+    ) -> None:
+        self.settings, self.mode, self.folder, self.ranks, self.notice = settings, mode, folder, ranks, notice
+        self.thread = threading.Thread(target=self._work, name="accel-restore-wandb", daemon=True)
+        self.ready = threading.Event()  # begun, or given up
+        self.wake = threading.Event()  # there are new lines, or the run ends
+        self.run: Any = None
+        self.unsynced: Path | None = None  # the folder of the run, as long as the server may lack something
+        self.starts = 0
+        self.finishing = self.failed = self.abandoned = False
+        self.written = False  # to the end
+
+    # What the training thread calls: nothing here waits for W&B without a limit.
+
+    def start(self) -> None:
+        self.thread.start()
         try:
-            action()
-        except Exception as error:
-            self.notice(f"W&B stopped ({_first_line(error)}); training and metrics.jsonl go on")
-            self.run = None
+            self.ready.wait(INIT_SECONDS)
+        except BaseException:  # a signal: nobody will finish the run
+            self._abandon()
+            raise
+
+    def finish(self, failed: bool) -> None:
+        deadline = time.monotonic() + FINISH_SECONDS
+        self.failed, self.finishing = failed, True
+        self.wake.set()
+        self.thread.join(FINISH_SECONDS - _AGAIN_SECONDS)
+        if self.thread.is_alive():  # what waits for W&B's process fails with it, and the run is written anew, offline
+            kill_service()
+            self.thread.join(max(0.0, deadline - time.monotonic()))
+        if self.thread.is_alive():
+            self._abandon()
+        if self.unsynced is not None:
+            self.notice(self._what_is_left(self.unsynced))
+        elif self.abandoned:
+            self.notice("W&B does not answer and has nothing of this run; metrics.jsonl has everything")
+
+    def _abandon(self) -> None:
+        """Leave W&B as it is, so that the end of this process does not wait for it."""
+        self.abandoned = True
+        kill_service()
+
+    def _what_is_left(self, path: Path) -> str:
+        offline = path.name.startswith("offline-")
+        # without the flag it does nothing, silently
+        command = f"wandb sync {'' if offline else '--include-online '}{shlex.quote(str(path))}"
+        if not self.written:
+            return f"W&B's copy of the run ends early (metrics.jsonl does not); upload what there is with: {command}"
+        if offline:
+            return f"W&B      kept offline, upload with: {command}"
+        return f"W&B has not received everything; it is kept here, complete it with: {command}"
+
+    # What runs in the thread.
+
+    def _work(self) -> None:
+        try:
+            self._persist(lambda: None)
+            self.ready.set()
+            while not self.finishing:
+                self.wake.wait()
+                self.wake.clear()
+                self._persist(self._send)
+            self._persist(self._end)
+        except _GaveUp as error:
+            if not self.abandoned:
+                self.notice(f"W&B stopped ({error}); training and metrics.jsonl go on")
+        finally:
+            self.ready.set()
+
+    def _persist(self, action: Callable[[], None]) -> None:
+        """Act in a run that has begun; again after every loss of W&B's process, in a run that begins anew, offline."""
+        while True:
+            try:
+                if self.run is None:
+                    self._begin()
+                action()
+                return
+            except Exception as error:  # whatever W&B raises: training matters more
+                self._prepare_again(error)
+
+    def _begin(self) -> None:
+        """Begin a run without rows."""
+        self.starts += 1
+        self.rows, self.is_whole, self.is_uploading = Rows(self.folder, self.ranks), False, self.mode == "online"
+        self.run = begin_run(self.mode, self.settings, SERVER_SECONDS, UPLOAD_SECONDS, self._hear)
+        path = Path(self.run.settings.sync_dir)
+        self.unsynced = self.folder / path.parent.name / path.name
+
+    def _prepare_again(self, error: Exception) -> None:
+        lost, self.run = self.run is not None, None
+        drop_service()
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if self.abandoned or self.starts >= _STARTS or (self.mode != "online" and not lost):
+            raise _GaveUp(reason) from error
+        self.mode = "offline"
+        if lost:
+            self.notice(f"W&B's process was lost ({reason}); the run goes on offline, from metrics.jsonl")
+        else:
+            self.notice(f"W&B cannot be reached ({reason}); this run is kept offline, to be synced later")
+
+    def _hear(self, text: str) -> None:
+        """A warning of W&B's, by which alone one learns that it uploads no more."""
+        if "wandb sync" in text:
+            self.is_uploading = False
+        elif "Timed out" not in text:
+            self.notice(f"W&B: {text.removeprefix('wandb: ')}")
+
+    def _send(self) -> None:
+        """Log the lines that have come; from then on the run is the one that has them all."""
+        for row in self.rows.read(rest=self.finishing):
+            if "val/images" in row:
+                try:
+                    row = {**row, "val/images": open_image(row["val/images"])}
+                except OSError:  # a full disk may have cut it off
+                    continue
+            self.run.log(row)
+        if not self.is_whole:
+            self.is_whole = True
+            for path in self.folder.glob(f"wandb/*run-*-{self.settings['id']}"):
+                if path.name != self.unsynced.name:
+                    (path.parent / "former").mkdir(exist_ok=True)
+                    path.rename(path.parent / "former" / path.name)
+
+    def _end(self) -> None:
+        self._send()
+        in_time = end_run(self.run, exit_code=int(self.failed))
+        self.written = True
+        if in_time and self.is_uploading:
+            self.unsynced = None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+class _GaveUp(Exception):
+    """W&B cannot be had."""
 
 
 def chosen_mode() -> str:
     """What `wandb: auto` means here: WANDB_MODE where it is set, online with a key, else offline."""
     if mode := os.environ.get("WANDB_MODE"):
-        return mode
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
     return "online" if has_key() else "offline"
 
 

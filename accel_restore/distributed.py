@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, DynamoBackend
+from torch import distributed
 
 from accel_restore.config import Config
 from accel_restore.errors import UserError
@@ -28,6 +29,7 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    join_anew(cpu, config.train.rank_timeout)
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -36,7 +38,7 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.rank_timeout)),
             ],
         )
     except ValueError as error:
@@ -60,6 +62,28 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
         )
     torch.backends.cudnn.benchmark = not config.train.deterministic
     return accelerator
+
+
+def join_anew(cpu: bool, timeout: float) -> None:
+    """Join the process group of a restarted attempt under keys of its own; else, do nothing: Accelerate joins it.
+
+    torchrun keeps one store for all attempts, where a rank would find the addresses of the one that has died (with
+    gloo and 2 ranks, more often than not). On several hosts the attempts are not counted alike, see launch/.
+    """
+    env = os.environ
+    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+    on_one_host = env.get("LOCAL_WORLD_SIZE") == env.get("WORLD_SIZE")
+    if attempt == "0" or not on_one_host or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    limit = timedelta(seconds=timeout)
+    store = distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=limit)
+    distributed.init_process_group(
+        "gloo" if cpu or not torch.cuda.is_available() else "nccl",
+        store=distributed.PrefixStore(f"attempt-{attempt}", store),
+        rank=int(env["RANK"]),
+        world_size=int(env["WORLD_SIZE"]),
+        timeout=limit,
+    )
 
 
 def keep_freed_memory() -> None:

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from accel_restore.config import Config
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.whole import WholeImages
-from accel_restore.errors import Diverged
+from accel_restore.errors import Preempted
 from accel_restore.losses import LossFunction
 from accel_restore.models import build_model
 from accel_restore.models.blocks import upscale
@@ -34,7 +34,7 @@ class Hook:
     """What observes the loop; every method is called on every rank."""
 
     def after_step(self, state: "TrainState") -> None:
-        """After an optimizer step; gradients are still there."""
+        """After an optimizer step, or one that was skipped; gradients are still there."""
 
     def after_validate(self, state: "TrainState") -> None:
         """After a validation, before `scheduler.step()`."""
@@ -56,7 +56,9 @@ class TrainState:
     step: int = 0  # optimizer steps completed
     best_val_loss: float = math.inf  # the monitored value, lower is better (PSNR and SSIM: negated)
     best: dict[str, Any] | None = None  # epoch, step and scores of the best weights
-    grad_norm: Tensor | None = None  # before clipping, of the last step, where it was clipped
+    skipped_in_row: int = 0  # the last steps that were skipped, as their gradients were no numbers
+    grad_norm: Tensor | None = None  # of the last step, before clipping
+    losses: list[tuple[Any, Tensor]] = field(default_factory=list)  # of the last step's micro-batches: ids, losses (B,)
     # This rank's (sum of losses, number of samples): of the epoch, and since the last logged line.
     epoch_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
@@ -65,11 +67,13 @@ class TrainState:
     def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def count(self, losses: Tensor, weights: Tensor) -> None:
+    def count(self, losses: Tensor, batch: dict) -> None:
         """Add the losses (B,) of real samples to the running sums; stays on the device, no synchronisation."""
-        real = weights > 0
-        losses = torch.where(real, losses.detach(), 0.0).sum(dtype=torch.float64)
-        sums = torch.stack([losses, real.sum(dtype=torch.float64)])
+        losses = losses.detach()
+        self.losses.append((batch.get("id"), losses))
+        counted = (batch["weight"] > 0) & losses.isfinite()
+        sums = torch.where(counted, losses, 0.0).sum(dtype=torch.float64)
+        sums = torch.stack([sums, counted.sum(dtype=torch.float64)])
         self.epoch_sums += sums
         self.window_sums += sums
 
@@ -128,8 +132,12 @@ def train(
     metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
     save_best: Callable[[TrainState], None],
     look: Callable | None = None,
+    stop: Callable[[], bool] = bool,
 ) -> None:
-    """Train until `epochs` epochs are complete, from wherever `state` stands."""
+    """Train until `epochs` epochs are complete, from wherever `state` stands.
+
+    Raises: Preempted where `stop` says so during validation; what else ends a run early, hooks raise.
+    """
     while state.epoch < epochs:
         epoch, lr = state.epoch, state.lr
         steps = loader.steps(epoch, state.epoch_step)
@@ -139,7 +147,7 @@ def train(
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == epochs:
             model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
             share_buffers(model, accelerator)
-            scores = validate(model, images, loss_fn, metrics, accelerator, look)
+            scores = validate(model, images, loss_fn, metrics, accelerator, look, stop)
             for hook in hooks:
                 hook.after_validate(state)
         val_loss = monitored_value(scores, config.validation.monitor)
@@ -178,32 +186,46 @@ def train_epoch(
 
     The gradient of a step is that of the mean loss over the step's real samples, whatever the ranks, the accumulation
     and the padding: a sample's weight is ranks / real samples (0: padding), and the ranks' gradients are averaged.
-
-    Raises: Diverged.
+    A step whose gradient is no number is skipped, by all ranks alike; losses that are none do not count in the mean.
     """
     state.model.train()
     for micro_batches in steps:  # one optimizer step each
         state.optimizer.zero_grad()
+        state.losses.clear()
         for batch in micro_batches:
             # Ranks exchange gradients once a step, with the last micro-batch.
             with nullcontext() if batch["is_last"] else accelerator.no_sync(state.model):
                 output = state.model(batch["input"])
                 losses = loss_fn(output, batch["gt"])  # (B,)
-                accelerator.backward((losses * batch["weight"]).sum())
-            state.count(losses, batch["weight"])
-        if max_grad_norm is not None:
-            state.grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), max_grad_norm)
-        state.optimizer.step()  # the only place where weights change
-        if state.ema is not None:
+                loss = (losses * batch["weight"]).sum()
+                accelerator.backward(spread_nan(loss))
+            state.count(losses, batch)
+        state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
+        is_number = bool(state.grad_norm.isfinite())  # equal on all ranks, as gradients are; waits for the device
+        state.skipped_in_row = 0 if is_number else state.skipped_in_row + 1
+        if is_number or accelerator.scaler is not None:  # which skips such a step itself, and lowers its scale
+            state.optimizer.step()  # the only place where weights change
+        if state.ema is not None and is_number:
             state.ema.update_parameters(accelerator.unwrap_model(state.model))
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
         for hook in hooks:
             hook.after_step(state)
 
     loss_sum, num_samples = accelerator.reduce(state.epoch_sums, reduction="sum").tolist()
-    if not math.isfinite(loss_sum):
-        raise Diverged(state.epoch)
-    return loss_sum / num_samples
+    return loss_sum / num_samples if num_samples else math.nan
+
+
+def spread_nan(loss: Tensor) -> Tensor:
+    """The loss; where it is no number all its gradients are none, and so, once exchanged, those of every rank."""
+    return loss * (1 + 0 * loss.detach())
+
+
+def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
+    """The L2 norm of all gradients together, which are then clipped to `max_norm`."""
+    if max_norm is not None:
+        return accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    accelerator.unscale_gradients()
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
@@ -221,20 +243,26 @@ def validate(
     metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
     accelerator: Accelerator,
     look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+    stop: Callable[[], bool] = bool,
 ) -> dict[str, float]:
     """The mean scores over whole images, each counted once: `loss`, those of `metrics`, and `input_…` of the input.
 
     For super-resolution the input is scored after bicubic enlarging.
 
     Image i is scored by rank i mod ranks, alone, so that a score does not depend on the number of ranks. The weights
-    are not changed. `look(index, input, output, gt)` is shown every image that this rank scores.
+    are not changed. `look(index, input, output, gt)` is shown every image that this rank scores; `stop` is asked before
+    each.
+
+    Raises: Preempted on all ranks, where `stop` was true on one.
     """
     model.eval()
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    names = ["loss", *metrics, *(f"input_{name}" for name in metrics)]
+    names = ["loss", *metrics, *(f"input_{name}" for name in metrics), "scored"]
     rows = -(-len(images) // world_size)
     table = torch.zeros(rows, len(names), dtype=torch.float64, device=accelerator.device)
     for row, index in enumerate(range(rank, len(images), world_size)):
+        if stop():
+            break
         image = images[index]
         with accelerator.autocast():
             output = model.forward(image["input"])  # where compiled, not anew for the size of every image
@@ -243,12 +271,15 @@ def validate(
         scores += [metric(output, gt) for metric in metrics.values()]
         before = upscale(image["input"], images.scale)
         scores += [metric(before, gt) for metric in metrics.values()]
-        table[row] = torch.cat([score.double().to(table.device) for score in scores])
+        table[row] = torch.cat([*(score.double().to(table.device) for score in scores), table.new_ones(1)])
         if look is not None:
             look(index, before, output, gt)
     ranks = accelerator.gather(table).view(world_size, rows, len(names))
     means = ranks.transpose(0, 1).reshape(-1, len(names))[: len(images)].mean(0)  # in image order, padding cut off
-    return dict(zip(names, means.tolist(), strict=True))
+    *means, scored = means.tolist()
+    if scored < 1:
+        raise Preempted("stopped during validation")
+    return dict(zip(names[:-1], means, strict=True))
 
 
 def monitored_value(scores: dict[str, float], monitor: str) -> float:

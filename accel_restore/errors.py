@@ -9,13 +9,28 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """The loss is no longer a number: exit 3."""
+    """Losses or gradients are no longer numbers: exit 3."""
 
-    def __init__(self, epoch: int):
+    def __init__(self, place: str, reason: str, what: str = "the training loss is"):
         super().__init__(
-            f"epoch {epoch}: the training loss is no longer a number; lower optimizer.lr, set train.max_grad_norm, or "
-            "use train.mixed_precision=bf16 in place of fp16"
+            f"{place}: {what} no longer a number ({reason}); lower optimizer.lr, set train.max_grad_norm, or use "
+            "train.mixed_precision=bf16 in place of fp16"
         )
+
+
+class Preempted(BaseException):
+    """The run was asked to stop: exit 143. No `Exception`, so that no library's handler takes it for an error."""
+
+    recorded = False  # in status.json
+
+
+class Lost(Exception):
+    """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1."""
+
+    def __init__(self, message: str, teller: bool | None = None):
+        """`teller`: whether this rank is to tell the user; None: the main process is."""
+        super().__init__(message)
+        self.teller = teller
 
 
 class AuditFailed(Exception):

@@ -1,10 +1,24 @@
 """Files that are whole or absent: write beside, fsync, rename, fsync the folder."""
 
+import errno
 import json
 import math
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
+
+REMOVING = ".removing-"  # how the name of a folder begins that is being removed
+_TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, and force their names to the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -20,6 +34,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing as a folder's fsync
+            raise
     finally:
         os.close(descriptor)
 
@@ -33,6 +50,28 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         staging.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; a folder at once, so that a crash leaves no half of it under its name."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f"{REMOVING}{path.name}")
+        if doomed.exists():  # left by a crash
+            shutil.rmtree(doomed)
+        path.rename(doomed)
+        sync_folder(path.parent)  # else the machine may lose the new name and not what comes next
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that died in `replace_file` or `discard` have left in a folder."""
+    for path in list(folder.iterdir()):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
+        elif path.name.startswith(REMOVING):
+            shutil.rmtree(path)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -40,8 +40,8 @@ def charbonnier(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
 LOSSES = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
 
 
-def build_loss(terms: dict[str, float | dict[str, Any]]) -> LossFunction:
-    """A function (output, gt) → (B,): the weighted sum of the configured terms.
+def build_loss(terms: dict[str, float | dict[str, Any]]) -> Loss:
+    """The weighted sum of the configured terms.
 
     Raises: UserError for arguments that a term does not have.
     """
@@ -59,9 +59,20 @@ def build_loss(terms: dict[str, float | dict[str, Any]]) -> LossFunction:
             function(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), **arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"loss.{name}: cannot work with {arguments}: {error}") from error
-        parts.append((float(weight), function, arguments))
+        parts.append((name, float(weight), function, arguments))
 
-    def loss(output: Tensor, gt: Tensor) -> Tensor:
-        return sum(weight * function(output, gt, **arguments) for weight, function, arguments in parts)
+    return Loss(parts)
 
-    return loss
+
+class Loss:
+    """(output, gt) → (B,): the weighted sum of named terms."""
+
+    def __init__(self, parts: list[tuple[str, float, Callable, dict[str, Any]]]):
+        self.parts = parts
+
+    def __call__(self, output: Tensor, gt: Tensor) -> Tensor:
+        return sum(self.terms(output, gt).values())
+
+    def terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """The weighted value (B,) of each term."""
+        return {name: weight * function(output, gt, **given) for name, weight, function, given in self.parts}

@@ -11,43 +11,10 @@ from pydantic import BaseModel, ValidationError
 from accel_restore.config import DEFAULT_NAMES, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.naming import did_you_mean, unknown_choice
+from accel_restore.redaction import redacted
+from accel_restore.yaml_text import MOST_BYTES, Dumper, parse_yaml, plain_copy
 
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `5e-4` is a number, as in YAML 1.2, and a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes what `_Loader` would read as a number."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value that YAML `text` stands for; `where` names it in the error."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML ({error})") from None
+_LONGEST_PROBLEM = 500  # characters: a value may be as long as its file
 
 
 def shipped(folder: str, name: str) -> Path:
@@ -62,11 +29,15 @@ def shipped(folder: str, name: str) -> Path:
 def read_mapping(path: Path) -> dict:
     """The top-level mapping of a YAML file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)  # a device or a pipe may have no end
+        text = data.decode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path}: has more than {MOST_BYTES // 2**20} MB; name folders or patterns instead of files")
     tree = parse_yaml(text, str(path))
     if tree is None:
         return {}
@@ -78,7 +49,7 @@ def read_mapping(path: Path) -> dict:
 def apply_override(tree: dict, override: str) -> None:
     """Set one dotted key of `tree`; a mapping replaces the whole subtree. Elements of lists go by number."""
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or not key.isprintable():
         raise UserError(f"'{override}': not an override; write key=value, such as data.batch_size=4")
     value = parse_yaml(text, key)
     *parents, last = key.split(".")
@@ -100,7 +71,7 @@ def apply_override(tree: dict, override: str) -> None:
 
 
 def _index(items: list, name: str, key: str) -> int:
-    if not name.isdecimal() or int(name) >= len(items):
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(items):
         raise UserError(f"{key}: '{name}' is not one of the elements 0 to {len(items) - 1}")
     return int(name)
 
@@ -129,7 +100,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple = (
 
 def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "configuration") -> Config:
     """The checked configuration of a mapping and overrides; see `load_config`."""
-    tree = _own_copy(tree)
+    tree = plain_copy(tree, where)
     problems: list[str] = []
     with suppress(UserError):  # an override that is no YAML is reported when it is applied
         _forget_former_choice(tree, list(overrides))
@@ -142,26 +113,24 @@ def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "con
         config = Config.model_validate(tree)
     except ValidationError as error:
         problems += dict.fromkeys(line for detail in error.errors() for line in _explain(detail))
+    problems = [p if len(p) <= _LONGEST_PROBLEM else f"{p[:_LONGEST_PROBLEM]}..." for p in problems]
     raise_problems(f"{where}: {len(problems)} error{'s' * (len(problems) != 1)} in the configuration", problems)
     return config
 
 
-def _own_copy(tree: Any) -> Any:
-    """A copy in which no part stands in two places, as YAML aliases do: an override changes one of them."""
-    if isinstance(tree, dict):
-        return {key: _own_copy(value) for key, value in tree.items()}
-    return [_own_copy(value) for value in tree] if isinstance(tree, list) else tree
-
-
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `--config` reads back to the same run."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """The resolved configuration as YAML that `--config` reads back to the same run; secrets are hidden in it."""
+    tree = redacted(config.model_dump(mode="json"))
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _explain(detail: dict) -> list[str]:
     """One pydantic error as lines of `dotted.key: what is wrong; remedy`."""
     section, path = _locate(detail["loc"])
-    key, kind, given = ".".join(path), detail["type"], detail.get("input")
+    kind, given = detail["type"], detail.get("input")
+    if kind == "extra_forbidden" and path[-1:] != [str(detail["loc"][-1])]:
+        path.append(str(detail["loc"][-1]) or "''")  # a key that looks like nothing that a section has
+    key = ".".join(path)
     if kind == "extra_forbidden":
         hint = _key_hint(path[-1], section)
         if f"'{key}'" in hint:  # it belongs to another choice of the section's name
@@ -191,7 +160,7 @@ def _explain(detail: dict) -> list[str]:
         return [f"{key}: missing; give it in the file or as {key}=..."]
     if kind == "model_type" or kind == "model_attributes_type":
         return [f"{key}: must be a section of keys such as {{key: value}}, not {given!r}"]
-    if kind in ("unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size"):
+    if kind in ("unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size", "home"):
         return [f"{key}: {detail['msg']}"]
     return [f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}"]
 
@@ -207,7 +176,7 @@ def _locate(location: tuple) -> tuple[type[BaseModel] | None, list[str]]:
         elif isinstance(part, int) or (isinstance(part, str) and re.fullmatch(r"\w[\w:.-]*", part)):
             if path and path[0] == "loss" and len(path) == 2:
                 continue  # which member of the union was tried
-            if part in ("str", "float") or (isinstance(part, str) and part.startswith(("list[", "dict["))):
+            if part in ("str", "float") or str(part).startswith(("list[", "dict[", "constrained-")):
                 continue
             path.append(str(part))
             field = section.model_fields.get(part) if isinstance(section, type) else None

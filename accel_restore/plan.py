@@ -59,6 +59,8 @@ def plan_rows(
         ("model", f"{config.model.name}, {parameters:,} parameters"),
         ("written to", str(folder)),
     ]
+    if plan.batch_size != config.data.batch_size:
+        rows.append(("note", f"data.batch_size is {config.data.batch_size}; fewer per device keep the global batch"))
     if (data.train.input is None) != (data.val.input is None):
         rows.append(("note", "validation inputs are made by degradation, training's are given, or the reverse"))
     if start.commit is not None:

@@ -2,31 +2,62 @@
 
 import json
 import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from accel_restore.files import replace_file, to_json
+from accel_restore.redaction import redacted
 
 
 class Lines:
-    """A file of one JSON object per line; opened at a commit, it first loses the lines that come after it."""
+    """A file of one JSON object per line; opened at a commit, it first loses the lines that come after it.
 
-    def __init__(self, path: Path, step: int):
-        self.path = path
+    What cannot be written (a full disk) is kept and written with a later line.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]):
+        """`keep` tells the lines that the commit has seen."""
+        self.path, self.unwritten = path, b""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_lines(path) if line["step"] <= step]
+        kept = [line for line in read_lines(path) if keep(line)]
         replace_file(path, "".join(to_json(line) + "\n" for line in kept).encode())
-        self.file = path.open("a", encoding="utf-8")
+        self.file = path.open("ab", buffering=0)
+        self.size = path.stat().st_size
 
-    def write(self, line: dict[str, Any]) -> None:
-        self.file.write(to_json(line) + "\n")
-        self.file.flush()
+    def write(self, line: dict[str, Any]) -> OSError | None:
+        """Append a line; the error where it could not be written yet."""
+        self.unwritten += (to_json(line) + "\n").encode()
+        try:
+            self._write_all()
+        except OSError as error:
+            return error
+        return None
+
+    def _write_all(self) -> None:
+        try:
+            rest = memoryview(self.unwritten)
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self.file.fileno(), self.size)  # no half a line
+            raise
+        self.size, self.unwritten = self.size + len(self.unwritten), b""
 
     def sync(self) -> None:
-        """Force what was written to the disk."""
+        """Force what was written to the disk.
+
+        Raises: OSError where that, or a line before, cannot be written.
+        """
+        self._write_all()
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._write_all()
         self.file.close()
 
 
@@ -34,7 +65,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line that a crash has cut off is left out."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_bytes().splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -43,13 +74,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_status(folder: Path, state: str, **fields: Any) -> None:
-    """Replace status.json: `state` is running, finished, preempted, failed or diverged."""
-    replace_file(folder / "status.json", (to_json({"state": state, **fields}, indent=1) + "\n").encode())
+    """Replace status.json: `state` is running, finished, preempted, failed or diverged; and which process says so."""
+    owner = {"host": socket.gethostname(), "pid": os.getpid()}
+    status = redacted({"state": state, **fields, **owner})  # an error may name what a secret stands in
+    replace_file(folder / "status.json", (to_json(status, indent=1) + "\n").encode())
 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The content of status.json, empty where there is none."""
     try:
-        return json.loads((folder / "status.json").read_bytes())
+        status = json.loads((folder / "status.json").read_bytes())
     except (OSError, ValueError):
         return {}
+    return status if isinstance(status, dict) else {}

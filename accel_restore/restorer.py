@@ -2,6 +2,13 @@
 
 import hashlib
 import json
+import math
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +18,14 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from accel_restore.errors import UserError
-from accel_restore.models import build_model
+from accel_restore.models import MODELS, build_model
 
 
 class Restorer:
@@ -75,40 +87,133 @@ class Restorer:
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
     """The restorer in a best.safetensors file.
 
+    The file is taken for a stranger's. It may name any model class that can be imported here, as it must for models of
+    your own, but nothing other than a `torch.nn.Module` class is called, and none larger than the file's tensors.
+
     Raises: UserError where the file is missing, damaged, or was not written by accel_restore.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder; name the best.safetensors in it" if path.is_dir() else "does not exist"
-        raise UserError(f"{path}: {what}")
     try:
-        with safe_open(path, "pt") as file:
-            stored = file.metadata() or {}
-        weights = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
-    try:
-        model_info, data_info = json.loads(stored["model"]), json.loads(stored["data"])
-        scores = json.loads(stored.get("metrics", "{}"))
-        name, arguments, channels = str(model_info["name"]), dict(model_info["arguments"]), data_info["channels"]
-        scale = data_info.get("scale", 1)
-        if channels not in (1, 3) or scale not in (1, 2, 3, 4):
-            raise ValueError(channels, scale)
-    except (KeyError, ValueError, TypeError):
-        raise UserError(f"{path}: holds no accel_restore model; use the best.safetensors of a run") from None
-    if stored.get("sha256") not in (None, digest(weights)):
-        raise UserError(f"{path}: is damaged (sha256 of the weights differs); copy it again")
-    try:
-        model = build_model(name, arguments, channels, scale)
+        return _load(Path(path), torch.device(device))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path!s:.500}: {error}") from error.__cause__
+
+
+def _load(path: Path, device: torch.device) -> Restorer:
+    stored, header = _read_header(path)
+    info = _read_metadata(stored)
+    name, data = info["model"]["name"], info["data"]
+    given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
+    if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
+        raise UserError(f"names '{name}' as its model, but Python's own library holds no torch.nn.Module class")
     try:
+        with _limited(header):
+            _check_skeleton(name, given, header)
+            weights = safetensors.torch.load_file(path)
+            if digest(weights) != stored["sha256"]:
+                raise UserError("is damaged (sha256 of the weights differs); copy it again")
+            model = build_model(name, *given)
+        _compare(name, model, header)
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit the model '{name}' ({error})") from None
-    device = torch.device(device)
-    metadata = {**stored, "model": model_info, "data": data_info, "metrics": scores}
-    return Restorer(model.float().eval().to(device), metadata, device)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a class raises, or its module when it is imported
+        said = (str(error).splitlines() or [""])[0]
+        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
+    return Restorer(model.float().eval().to(device), {**stored, **info}, device)
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
+    """The metadata of a safetensors file, and of each tensor its shape and whether it holds floats."""
+    try:
+        if path.is_dir():
+            raise UserError("is a folder; name the best.safetensors in it")
+        if not path.is_file():  # a pipe would be waited for, a device read without end
+            raise UserError("is no file of weights" if path.exists() else "does not exist")
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            tensors = {
+                name: (part.get_shape(), part.get_dtype().startswith(("F", "BF"))) for name, part in slices.items()
+            }
+            return file.metadata() or {}, tensors
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"cannot be read as safetensors ({error})") from None
+
+
+def _read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the metadata say of model, data and metrics."""
+    try:
+        model, data, metrics = (
+            json.loads(text, parse_constant=_refuse_constant)
+            for text in (stored["model"], stored["data"], stored.get("metrics", "{}"))
+        )
+        found = model["name"], model["arguments"], metrics, data["channels"], data.get("scale", 1)
+        if [type(value) for value in found] != [str, dict, dict, int, int] or not model["name"].isprintable():
+            raise TypeError(found)
+        if data["channels"] not in (1, 3) or data.get("scale", 1) not in (1, 2, 3, 4):
+            raise ValueError(data)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        raise UserError("holds no accel_restore model; use the best.safetensors of a run") from None
+    if "sha256" not in stored:
+        raise UserError("has lost the sha256 of its weights, without which damage does not show; copy it again")
+    return {"model": model, "data": data, "metrics": metrics}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
+    """Compare the model with the header before it takes memory: absurd arguments must cost none."""
+    try:
+        with torch.device("meta"):
+            skeleton = build_model(name, *given)
+    except _Absurd:
+        raise
+    except Exception:  # it needs numbers while it is built; what else is wrong shows when it is built with memory
+        return
+    _compare(name, skeleton, header)
+
+
+def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], bool]]) -> None:
+    """Raise `UserError` where the model's tensors are not those that the header lists."""
+    wanted = {key: (list(tensor.shape), tensor.is_floating_point()) for key, tensor in model.state_dict().items()}
+    for key in (*header, *wanted):
+        if header.get(key) != wanted.get(key):
+            here, there = (
+                f"{'floats' if entry[1] else 'no floats'} of shape {entry[0]}" if entry else "nothing"
+                for entry in (header.get(key), wanted.get(key))
+            )
+            raise UserError(f"the weights do not fit the model '{name}': '{key:.100}' is {here}, the model has {there}")
+
+
+class _Absurd(UserError):
+    """A model is being built that is much larger than the weights for it."""
+
+
+@contextmanager
+def _limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
+    """Within it, this thread builds no model of many times more parts or values than the header's tensors.
+
+    The margins leave room for what a class makes and throws away, such as a head of 1000 classes.
+    """
+    thread, parts, values = threading.get_ident(), count(), 0
+    most_parts = 1000 + 100 * len(header)
+    most_values = 2**24 + 4 * sum(math.prod(shape) for shape, _ in header.values())
+
+    def registered(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+        nonlocal values
+        if threading.get_ident() != thread:
+            return
+        if isinstance(part, Tensor) and not isinstance(part, nn.parameter.UninitializedTensorMixin):
+            values += part.numel()
+        if next(parts) > most_parts or values > most_values:
+            raise _Absurd("its arguments ask for a model much larger than the weights in it; it is damaged or hostile")
+
+    with ExitStack() as hooks:
+        for register in (register_module_module_registration_hook, register_module_parameter_registration_hook,
+                         register_module_buffer_registration_hook):  # fmt: skip
+            hooks.callback(register(registered).remove)
+        yield
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -2,27 +2,31 @@
 
 import hashlib
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_restore.checkpoint import find_commits, read_counters
+from accel_restore.checkpoint import BEST, read_counters
+from accel_restore.commits import find_commits, is_commit, read_file, read_manifest, same_content, step_of
 from accel_restore.config import Config
 from accel_restore.errors import UserError, raise_problems
+from accel_restore.files import discard, replace_file
 from accel_restore.optim import OPEN_ENDED
 from accel_restore.records import read_status
+from accel_restore.redaction import HIDDEN, redacted
 
 # What a run leaves; --overwrite removes these and nothing else, and only where status.json says that it was a run.
 MARKER = "status.json"
 RUN_FILES = (
-    "config.yaml", "metrics.jsonl", "best.safetensors", "checkpoints", "samples", "curves.png", "report.html", "wandb",
-    "audit", "audit.json", MARKER,
+    "checkpoints", "config.yaml", "metrics.jsonl", BEST, "samples", "curves.png", "report.html", "wandb", "audit",
+    "audit.json", MARKER,
 )  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
 _FREE = (
     "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir",
-    "data.num_threads", "data.max_image_pixels",
+    "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps", "train.check_ranks_every_steps",
+    "train.rank_timeout",
 )  # fmt: skip
 _BATCH = ("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size")
 _LENGTH = ("train.epochs", "train.max_steps")
@@ -40,6 +44,10 @@ class Start:
     def global_batch(self) -> int | None:
         return self.counters["global_batch"] if self.counters else None
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether the commit is one of the run in `folder`, not of another run."""
+        return self.commit.resolve().is_relative_to(folder.resolve())
+
 
 def find_start(
     folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, notice=print
@@ -52,7 +60,7 @@ def find_start(
     if overwrite:
         return Start()
     if config.run.resume == "never":
-        if (folder / MARKER).exists():
+        if any((folder / name).exists() for name in RUN_FILES if name != MARKER):
             raise UserError(
                 f"{folder}: holds a run, and run.resume is 'never'; choose another run.name, or use --overwrite"
             )
@@ -63,7 +71,7 @@ def find_start(
     if config.run.resume != "auto" and not (candidates and not _inside(config.run.resume, folder)):
         # A commit of another run is where this one begins; once it has commits of its own, those go on.
         path = Path(config.run.resume).expanduser()
-        candidates = [path] if (path / "COMMIT.json").is_file() else find_commits(path / "checkpoints")[::-1]
+        candidates = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
         if not candidates:
             raise UserError(f"run.resume: {path} is no checkpoint (a folder step-… with COMMIT.json), auto or never")
     damages = []
@@ -100,15 +108,33 @@ def clear(folder: Path, start: Start) -> None:
     """Remove what a fresh start would overwrite, or the commits that come after the one to continue from."""
     if start.commit is None:
         for name in RUN_FILES:
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            discard(folder / name)
         return
     for commit in find_commits(folder / "checkpoints"):
-        if int(commit.name.removeprefix("step-")) > start.counters["step"]:
-            shutil.rmtree(commit)
+        if step_of(commit) > start.counters["step"]:
+            discard(commit)
+
+
+def rewind_best(folder: Path, start: Start, notice: Callable[[str], None]) -> bytes | None:
+    """The content of best.safetensors at the commit to continue from; the file is made equal to it.
+
+    Raises: UserError where something else lies in its place.
+    """
+    if start.commit is None or not start.is_in(folder):
+        return None  # of another run: its best weights lie in its folder
+    path = folder / BEST
+    if start.counters["best"] is None:
+        discard(path)  # found after the commit
+    if BEST not in read_manifest(start.commit)["files"]:
+        return None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; move it away, and the same command continues")
+    data = read_file(start.commit, BEST)
+    if not same_content(start.commit, BEST, path):
+        what = "is damaged, or later than the commit" if path.exists() else "is missing"
+        notice(f"{path}: {what}; it is written again from {start.commit.name}")
+        replace_file(path, data)
+    return data
 
 
 def identity_digest(identity: dict[str, list[str]]) -> dict[str, Any]:
@@ -134,13 +160,15 @@ def check_same_data(start: Start, identity: dict[str, Any]) -> None:
 
 def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
     """Compare with the commit's configuration; what matters must be equal."""
-    then, now = _flat(counters["config"]), _flat(config.model_dump(mode="json"))
+    then, now = _flat(counters["config"]), _flat(redacted(config.model_dump(mode="json")))
     missing = object()
     changed = [key for key in dict.fromkeys([*then, *now]) if then.get(key, missing) != now.get(key, missing)]
     refused = []
     for key in changed:
         if key in _BATCH or key.startswith(_FREE):
             continue
+        if str(then.get(key)).count(HIDDEN) != str(now.get(key)).count(HIDDEN):
+            continue  # the environment has changed, whose secret it holds: the rest cannot be compared
         if key in _LENGTH and _may_lengthen(config, overrides, then.get(key), now.get(key)):
             continue
         refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
@@ -156,9 +184,9 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
     )
 
 
-def _may_lengthen(config: Config, overrides: list[str], then: int | None, now: int | None) -> bool:
+def _may_lengthen(config: Config, overrides: list[str], then: Any, now: int | None) -> bool:
     explicit = any(override.startswith(tuple(f"{key}=" for key in _LENGTH)) for override in overrides)
-    longer = then is None or now is None or now > then
+    longer = then is None or now is None or (isinstance(then, int) and now > then)  # a file may hold anything
     return longer and (explicit or config.scheduler.name in OPEN_ENDED)
 
 

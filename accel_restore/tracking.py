@@ -1,7 +1,8 @@
-"""Hooks that record a run: metrics.jsonl and W&B from values gathered of all ranks, pictures, progress; commits."""
+"""The hook that records a run: metrics.jsonl and W&B from values gathered of all ranks, pictures, progress."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accel_restore.checkpoint import save_commit
-from accel_restore.config import Checkpoint
 from accel_restore.console import Screen
 from accel_restore.dashboard import Dashboard
 from accel_restore.data.loader import TrainLoader
@@ -42,7 +41,8 @@ class Tracker(Hook):
         self.epochs, self.log_every_steps = epochs, log_every_steps
         self.screen, self.samples, self.dashboard = screen, samples, dashboard
         self.main = accelerator.is_main_process
-        self.lines = Lines(folder / "metrics.jsonl", state.step) if self.main else None
+        self.lines = Lines(folder / "metrics.jsonl", lambda line: is_before(line, state)) if self.main else None
+        self.unwritten = False  # whether the user has been told so
         self.schedule_position = state.scheduler.scheduler.last_epoch
         self.last_curves = time.monotonic()
         self.epoch_began = time.perf_counter()
@@ -61,10 +61,8 @@ class Tracker(Hook):
         steps = max(1, state.step - first_step)
         seconds = (time.perf_counter() - began) / steps
         times = [state.lr, seconds, (self.loader.wait_seconds - waited) / steps]
-        norm = state.grad_norm if state.grad_norm is not None else _grad_norm(state)
-        mine = torch.cat(
-            [state.window_sums, norm.double().reshape(1), torch.tensor(times, dtype=torch.float64).to(norm.device)]
-        )
+        norm = state.grad_norm.double().reshape(1)
+        mine = torch.cat([state.window_sums, norm, torch.tensor(times, dtype=torch.float64).to(norm.device)])
         ranks = self.accelerator.gather(mine[None]).tolist()
         state.window_sums.zero_()
         self._begin_window(state)
@@ -72,10 +70,9 @@ class Tracker(Hook):
             self._write_step(state, ranks)
 
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
-        row: dict[str, Any] = {"train/step": state.step}
         for rank, (loss_sum, samples, norm, lr, seconds, waited) in enumerate(ranks):
             loss = loss_sum / samples if samples else None
-            self.lines.write(
+            self.record(
                 {
                     "event": "train",
                     "epoch": state.epoch,
@@ -89,15 +86,12 @@ class Tracker(Hook):
                     "wait_s": round(waited, 6),
                 }
             )
-            row[f"train/lr/rank_{rank}"] = lr
-            if loss is not None:
-                row[f"train/loss/rank_{rank}"] = loss
         samples = sum(rank[1] for rank in ranks)
-        row["train/loss"], row["train/lr"] = sum(rank[0] for rank in ranks) / samples, ranks[0][3]
+        loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
         if self.dashboard is not None:
-            self.dashboard.log(row)
+            self.dashboard.update()
         speed = self.loader.plan.global_batch / max(rank[4] for rank in ranks)
-        self.screen.update(state.epoch, state.step, row["train/loss"], row["train/lr"], speed)
+        self.screen.update(state.epoch, state.step, loss, ranks[0][3], speed)
 
     def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         position = state.scheduler.scheduler.last_epoch
@@ -109,7 +103,7 @@ class Tracker(Hook):
             self._write_pictures(epoch)
         if not self.main:
             return
-        self.lines.write(
+        self.record(
             {
                 "event": "epoch",
                 "epoch": epoch,
@@ -127,17 +121,18 @@ class Tracker(Hook):
                 "seconds": round(seconds, 3),
             }
         )
-        self.lines.sync()
-        write_status(
-            self.folder,
-            "running",
-            epoch=state.epoch,
-            step=state.step,
-            world_size=self.accelerator.num_processes,
-            best=state.best,
-        )
+        with self._tolerating_full_disks():
+            self.lines.sync()
+            write_status(
+                self.folder,
+                "running",
+                epoch=state.epoch,
+                step=state.step,
+                world_size=self.accelerator.num_processes,
+                best=state.best,
+            )
         if self.dashboard is not None:
-            self.dashboard.log({"epoch": epoch, **{f"val/{name}": value for name, value in scores.items()}})
+            self.dashboard.update()
         if scores:
             figures = " · ".join(f"{name} {scores[name]:.4f}" for name in scores if not name.startswith("input_"))
             mark = "  ← best" if record["is_best"] else ""
@@ -147,19 +142,37 @@ class Tracker(Hook):
             )
         if last or time.monotonic() - self.last_curves >= _CURVES_SECONDS:
             self.last_curves = time.monotonic()
-            draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+            with self._tolerating_full_disks():
+                draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
 
     def _write_pictures(self, epoch: int) -> None:
         """Gather the tiles of all ranks and draw them."""
         rows = {index: row for mine in gather_object([self.samples.tiles]) for index, row in mine.items()}
         if self.main and rows:
             path = self.folder / "samples" / f"epoch-{epoch:04d}.png"
-            draw_samples(path, [rows[index] for index in sorted(rows)])
-            if self.dashboard is not None:
-                self.dashboard.log_picture(path, epoch)
+            with self._tolerating_full_disks():
+                draw_samples(path, [rows[index] for index in sorted(rows)])
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl; on the main process."""
+        error = self.lines.write(line)
+        if error is not None and not self.unwritten:
+            self.screen.say(f"{self.lines.path}: cannot be written ({error.strerror}); its lines are kept in memory")
+        self.unwritten = error is not None
+
+    @contextmanager
+    def _tolerating_full_disks(self) -> Iterator[None]:
+        """Training goes on without what can be written again later."""
+        try:
+            yield
+        except OSError as error:
+            self.screen.say(f"{error.filename or self.folder}: cannot be written ({error.strerror}); training goes on")
 
     def sync(self) -> None:
-        """Force the lines written so far to the disk."""
+        """Force the lines written so far to the disk.
+
+        Raises: OSError.
+        """
         if self.lines is not None:
             self.lines.sync()
 
@@ -172,36 +185,6 @@ class Tracker(Hook):
             self.dashboard.finish(failed)
 
 
-def _grad_norm(state: TrainState) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
-
-
-class Saver(Hook):
-    """Commits at the end of epochs and, where asked for, within them; runs after the Tracker."""
-
-    def __init__(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        schedule: Checkpoint,
-        loader: TrainLoader,
-        epochs: int,
-        tracker: Tracker,
-        extra: Callable[[], dict[str, Any]],
-    ):
-        self.folder, self.accelerator, self.schedule, self.epochs = folder, accelerator, schedule, epochs
-        self.steps_per_epoch, self.tracker, self.extra = loader.plan.steps_per_epoch, tracker, extra
-
-    def after_step(self, state: TrainState) -> None:
-        every = self.schedule.every_steps
-        if every and state.step % every == 0 and state.epoch_step < self.steps_per_epoch:
-            self._commit(state)
-
-    def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
-        due = self.schedule.every_steps and state.step % self.schedule.every_steps == 0
-        if due or state.epoch % self.schedule.every_epochs == 0 or state.epoch == self.epochs:
-            self._commit(state)
-
-    def _commit(self, state: TrainState) -> None:
-        self.tracker.sync()  # a commit is never newer than the lines before it
-        save_commit(self.folder / "checkpoints", state, self.accelerator, self.extra(), self.schedule.keep)
+def is_before(line: dict[str, Any], state: TrainState) -> bool:
+    """Whether a line of metrics.jsonl was written before the commit that `state` was read from."""
+    return line["step"] <= state.step and (line["event"] != "epoch" or line["epoch"] < state.epoch)

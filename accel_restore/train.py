@@ -10,8 +10,11 @@ if not __package__:
 
 import argparse
 
-from accel_restore.errors import AuditFailed, Diverged, UserError
+from accel_restore.errors import AuditFailed, Diverged, Lost, Preempted, UserError
 from accel_restore.parsing import load_config
+from accel_restore.preemption import EXIT_CODE, StopRequest, listening
+from accel_restore.redaction import redacted
+from accel_restore.run_lock import note_preempted, run_folder
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,37 +28,65 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--audit", action="store_true", help="record and prove what changed weights and learning rate")
     parser.add_argument("--overwrite", action="store_true", help="start the run again, removing what it has left")
     parser.add_argument(
+        "--stop-after", type=int, metavar="STEP", help="save and end after this step, as a signal would (exit 143)"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as data.batch_size=4 scheduler.name=constant"
     )
     return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train; the exit code: 0 done, 2 wrong input, 1 a failed audit (or a crash), 3 diverged."""
+    """Train; the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 else (a failed audit, a lost rank)."""
     options = parse_arguments(arguments)
-    code = 0
+    with listening() as stop:  # first of all: what follows imports torch, which takes seconds
+        code = _train(options, stop)
+        if code != 1:  # a group that has lost a rank may not let go
+            _leave_group()
+    return code
+
+
+def _train(options: argparse.Namespace, stop: StopRequest) -> int:
+    config = None
     try:
         config = load_config(options.config, options.overrides)  # mistakes show before torch is imported
         from accel_restore.session import run_training
 
         run_training(
-            config, cpu=options.cpu, audit=options.audit, overwrite=options.overwrite, overrides=options.overrides
+            config,
+            cpu=options.cpu,
+            audit=options.audit,
+            overwrite=options.overwrite and not _is_restarted(),
+            overrides=options.overrides,
+            stop=stop,
+            stop_after=options.stop_after,
         )
     except UserError as error:
-        code = _say(error, 2)
-    except KeyboardInterrupt:
-        code = _say("interrupted; the same command continues from the last commit", 130)
-    except AuditFailed as error:
-        code = _say(error, 1)
+        return _say(error, 2)
+    except Preempted as error:
+        if config is not None and not error.recorded and _is_main():
+            note_preempted(run_folder(config))
+        return _say(f"{error}; the same command continues from there", EXIT_CODE)
+    except (AuditFailed, Lost) as error:
+        return _say(error, 1, getattr(error, "teller", None))
     except Diverged as error:
-        code = _say(error, 3)
-    _leave_group()
-    return code
+        return _say(error, 3)
+    return 0
 
 
-def _say(error: Exception | str, code: int) -> int:
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"accel-restore: {error}", file=sys.stderr, flush=True)
+def _is_restarted() -> bool:
+    """Whether torchrun or Slurm has started this command again: it is to go on, not to remove what it has reached."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _say(error: Exception | str, code: int, teller: bool | None = None) -> int:
+    """Print a message from one rank: the main process, unless it is said whether this one is to tell it."""
+    if _is_main() if teller is None else teller:
+        print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
     return code
 
 

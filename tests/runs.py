@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,19 @@ def small_config(photos: Path, val: Path, out: Path, **sections: dict) -> dict:
 
 
 def launch(
-    config: dict, *arguments: str, ranks: int = 1, script: Path = TRAIN, env: dict | None = None, timeout: int = 300
+    config: dict,
+    *arguments: str,
+    ranks: int = 1,
+    script: Path = TRAIN,
+    env: dict | None = None,
+    timeout: int = 300,
+    launcher_options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess:
     """Train in real processes, `ranks` of them under torchrun; the finished launcher."""
     file = Path(config["run"]["dir"]) / f"{config['run']['name']}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config))
-    command = command_line(ranks, script)
+    command = command_line(ranks, script, launcher_options)
     return subprocess.run(
         [*command, "--config", str(file), "--cpu", *arguments],
         capture_output=True,
@@ -71,14 +78,14 @@ def launch(
     )
 
 
-def command_line(ranks: int, script: Path) -> list[str]:
+def command_line(ranks: int, script: Path, options: Sequence[str] = ()) -> list[str]:
     if ranks == 1:
         return [sys.executable, str(script)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return [*torchrun, "--nproc_per_node", str(ranks), str(script)]
+    return [*torchrun, *options, "--nproc_per_node", str(ranks), str(script)]
 
 
 def clean_environment() -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 import json
 
+import forked
 import pytest
-from runs import DRIVER, audit_events, launch, make_photos, run_folder, small_config, succeed
+from runs import audit_events, launch, make_photos, run_folder, small_config, succeed
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_table_of_two_ranks_with_accumulation(photos, tmp_path):
 )
 def test_a_violation_makes_the_audit_fail(photos, tmp_path, mode, ranks, said):
     config = small_config(*photos, tmp_path, data={"batch_size": 4}, train={"epochs": 1})
-    process = launch(config, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": mode})
+    process = forked.launch(config, "--audit", ranks=ranks, mode=mode)
     assert process.returncode == 1
     assert said in process.stderr
     audit = json.loads((run_folder(config) / "audit.json").read_text())

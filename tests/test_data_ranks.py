@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import launch
 from PIL import Image
-from runs import DRIVER, last_weights, launch, make_photos, samples_per_step, small_config, succeed
+from runs import last_weights, make_photos, samples_per_step, small_config, succeed
 from test_images import make_unusable, save_deep_png
 
 from accel_restore.data.cache import list_stores
@@ -36,7 +37,7 @@ def test_super_resolution_pairs_give_the_same_run_on_two_ranks(tmp_path):
                   "num_threads": ranks},
             train={"global_batch_size": 4},
         )  # fmt: skip
-        succeed(launch(config, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": "float64"}))
+        succeed(launch(config, "--audit", ranks=ranks, mode="float64"))
         runs[ranks] = samples_per_step(config), last_weights(config)
     assert runs[1][0] == runs[2][0] and len(runs[1][0]) == 10
     for name, tensor in runs[1][1].items():
@@ -53,9 +54,9 @@ def test_data_that_cannot_be_used_stop_two_ranks_with_one_message(problem, tmp_p
         make_unusable("truncated", photos / "photo002.png")
         process = launch(config, ranks=2)
         assert "photo002.png: is damaged" in process.stderr
-        assert (process.stdout + process.stderr).count("decoding 5 images, once") == 1
+        assert process.stdout.count("decoding 5 images, once") == 1
     else:
-        process = launch(config, ranks=2, script=DRIVER, env={"RUN_TEST_MODE": "blind:1"})
+        process = launch(config, ranks=2, mode="blind:1")
         assert "rank 1 sees other images than rank 0" in process.stderr
     assert process.returncode != 0 and process.stderr.count("accel-restore: ") == 1
     assert not (tmp_path / "out" / "small").exists()

@@ -4,17 +4,9 @@ import json
 import shutil
 
 import pytest
-from runs import (
-    DRIVER,
-    audit_events,
-    json_lines,
-    launch,
-    make_photos,
-    run_folder,
-    samples_per_step,
-    small_config,
-    succeed,
-)
+import runs
+from forked import launch
+from runs import audit_events, json_lines, make_photos, run_folder, samples_per_step, small_config, succeed
 
 TIMES = ("seconds", "step_s", "wait_s")
 
@@ -60,7 +52,7 @@ def test_killed_in_mid_epoch_ends_bit_identical(
         config["validation"]["monitor"] = "psnr"
         config["tracking"]["log_every_steps"] = 5  # a logged line spans the commit
     succeed(launch(whole, "--audit", ranks=ranks))
-    first = launch(killed, "--audit", ranks=ranks, script=DRIVER, env={"RUN_TEST_MODE": f"kill:{killed_after}"})
+    first = launch(killed, "--audit", ranks=ranks, mode=f"kill:{killed_after}")
     assert first.returncode != 0
     assert newest(killed).name == f"step-{commit:08d}"
     assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # within an epoch
@@ -100,6 +92,10 @@ def test_a_finished_run_says_so_and_overwrite_starts_again(photos, tmp_path):
     content, written = best.read_bytes(), best.stat().st_mtime_ns
     again = succeed(launch(config))
     assert "finished" in again.stdout and best.stat().st_mtime_ns == written
+
+    # torchrun and Slurm repeat the whole command, to go on
+    repeated = succeed(runs.launch(config, "--overwrite", env={"TORCHELASTIC_RESTART_COUNT": "1"}))
+    assert "finished" in repeated.stdout and best.stat().st_mtime_ns == written
 
     own = run_folder(config) / "notes.txt"
     own.write_text("mine")

@@ -2,18 +2,8 @@
 
 import pytest
 import torch
-from runs import (
-    DRIVER,
-    audit_events,
-    epochs_of,
-    last_weights,
-    launch,
-    make_photos,
-    run_folder,
-    samples_per_step,
-    small_config,
-    succeed,
-)
+from forked import launch
+from runs import audit_events, epochs_of, last_weights, make_photos, run_folder, samples_per_step, small_config, succeed
 
 SAMPLES = 61
 LAYOUTS = {  # ranks, batch per rank, accumulation: a global batch of 8
@@ -45,8 +35,8 @@ def runs(request, photos, tmp_path_factory):
             train={"epochs": 2, "gradient_accumulation_steps": accumulation, "ema_decay": 0.9},
             validation={"metrics": ["psnr", "ssim"]},
         )
-        script = {"script": DRIVER, "env": {"RUN_TEST_MODE": "float64"}} if request.param == "float64" else {}
-        succeed(launch(config, "--audit", ranks=ranks, **script))
+        mode = "float64" if request.param == "float64" else ""
+        succeed(launch(config, "--audit", ranks=ranks, mode=mode))
         configs[name] = config
     return request.param, configs
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from runs import epochs_of, json_lines, launch, make_photos, run_folder, small_config, succeed
+from forked import launch
+from runs import epochs_of, json_lines, make_photos, run_folder, small_config, succeed
 
 EPOCHS = 4
 

@@ -25,6 +25,7 @@ from accel_restore.data.images import MAX_PIXELS, Header, ImageSource, Unusable,
 from accel_restore.data.store import Store, write_store
 from accel_restore.errors import UserError
 from accel_restore.files import replace_file, sync_folder
+from accel_restore.redaction import redacted
 
 _VERSION = 2  # of the stored layout
 _DECODED_AHEAD = 2**30  # bytes of decoded images that wait to be written
@@ -124,7 +125,7 @@ class _Build:
         try:
             write_store(staging, self._usable(decoded))
             if self.problems:
-                self.refusal.write_text(json.dumps({"sizes": self.sizes, "problems": self.problems}))
+                self.refusal.write_text(json.dumps({"sizes": self.sizes, "problems": redacted(self.problems)}))
             else:
                 replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging)).encode())
                 staging.replace(self.path)
@@ -142,7 +143,7 @@ class _Build:
     def _description(self, staging: Path) -> dict[str, Any]:
         return {
             "images": len(self.images),
-            "first": str(self.images[0]),
+            "first": redacted(str(self.images[0])),
             "channels": self.channels,
             "bits": self.bits,
             "bytes": staging.stat().st_size,

@@ -1,15 +1,17 @@
 """Find and match images in a data set of Hugging Face `datasets`: rows of files, of a saved folder, or of the Hub."""
 
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from accel_restore.config_data import Source
 from accel_restore.data.pairs import Pair
-from accel_restore.data.rows import choose_columns, images_of, names_of
+from accel_restore.data.rows import Reach, choose_columns, images_of, names_of
 from accel_restore.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _BUILDERS = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset",
 }  # fmt: skip
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -35,9 +38,9 @@ def find_rows(source: Source, key: str) -> tuple[list[Pair], list[str]]:
     columns, problems = choose_columns(dataset, source.gt, source.input, key, label)
     if problems:
         return [], problems
-    images = {}
+    images, reach = {}, _reach(source, key)
     for side, column in columns.items():
-        images[side], more = images_of(dataset, column, label, _folder(source.dataset))
+        images[side], more = images_of(dataset, column, label, reach)
         problems += more
     rows = zip(names_of(dataset, columns["gt"]), *images.values(), strict=True)
     pairs = [Pair(name, *those) for name, *those in rows if None not in those]
@@ -73,6 +76,7 @@ def _load_named(source: Source, key: str) -> "Dataset":
             raise UserError(f"{key}.subset: {name} has no subsets; remove it")
         return _load_files(files, split, key) if files else _load_saved(path, source, key)
     if path.is_dir():  # resolved: a relative name may be that of one of the library's builders
+        _check_archives((file for file in path.rglob("*.tar") if file.is_file()), key)
         return load_dataset(str(path.resolve()), source.subset, split=split)
     if not _HUB_ID.fullmatch(name) or path.suffix in _BUILDERS:
         raise UserError(
@@ -91,6 +95,7 @@ def _load_files(files: list[Path], split: str, key: str) -> "Dataset":
             f"{key}.dataset: {files[0]} is no file of a data set (those end in {' '.join(_BUILDERS)}); images go into "
             "gt and input without `dataset`"
         )
+    _check_archives((file for file in files if suffix == ".tar"), key)
     names = [str(file.resolve()) for file in files]
     return load_dataset(_BUILDERS[suffix], data_files={"train": names}, split=split)
 
@@ -162,7 +167,33 @@ def _unquoted(names: str) -> str:
     return re.sub(r"[\[\]'\"]", "", names)
 
 
-def _folder(dataset: Any) -> Path:
-    """Where the paths in a data set begin: beside its files."""
-    path = Path(dataset).expanduser() if isinstance(dataset, str) else Path()
-    return path if path.is_dir() else path.parent
+def _reach(source: Source, key: str) -> Reach:
+    """Where the paths in a data set begin: beside its files; and where they may end: there too, or in the libraries'
+    caches, in which downloaded and unpacked images lie.
+    """
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not isinstance(source.dataset, str):
+        return Reach(Path())
+    path = Path(source.root or source.dataset).expanduser()
+    if source.root is None and not path.is_dir():
+        parts = path.parts[:-1]
+        path = Path(*takewhile(lambda part: "*" not in part, parts))
+    places = (path, config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    remedy = f"if you trust the data set, set {key}.root to the folder that holds its images"
+    return Reach(path, tuple(Path(place).resolve() for place in places), remedy)
+
+
+def _check_archives(files: Iterable[Path], key: str) -> None:
+    """Raise `UserError` for archives of which a few bytes can stand for many: each member is read as a whole."""
+    for file in files:
+        try:
+            with tarfile.open(file, "r:") as archive:  # of uncompressed ones alone, which are no larger than they look
+                bad = next((m for m in archive if m.issparse() or m.name.lower().endswith(_PACKED)), None)
+        except tarfile.TarError as error:
+            raise UserError(
+                f"{key}.dataset: {file} is no plain tar archive ({error}); unpack and pack it again"
+            ) from None
+        if bad is not None:
+            raise UserError(f"{key}.dataset: {file} holds '{bad.name:.100}', packed once more; pack the plain files")

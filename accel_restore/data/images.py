@@ -7,9 +7,11 @@ there is no one right way to RGB. A file is decoded by its content, whatever its
 """
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` refuses in its place
 MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decompression bomb
+# Pillow reads some forty formats, by content, one of them (EPS) by running a program on it.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
 _ORIENTATION = 0x0112  # EXIF's tag
+_TIFF_CODECS = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, Deflate, PackBits, Deflate, LZMA, Zstandard
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
@@ -72,7 +77,7 @@ def read_header(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Header:
     """
     content = _content(source)
     if isinstance(content, np.ndarray):
-        pixels = _checked_array(content)
+        pixels = _checked_array(content, max_pixels)
         mode = "gray" if pixels.shape[2] == 1 else "RGB"
         return Header(*pixels.shape[:2], 8 * pixels.itemsize, mode, "array")
     with _opened(content, max_pixels) as image:
@@ -87,7 +92,7 @@ def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: in
     """
     content = _content(source)
     if isinstance(content, np.ndarray):
-        pixels = _checked_array(content)
+        pixels = _checked_array(content, max_pixels)
     else:
         with _opened(content, max_pixels) as image:
             pixels = _decoded(image, content)
@@ -107,12 +112,21 @@ def _content(source: ImageSource) -> Path | io.BytesIO | np.ndarray:
     return source
 
 
-def _checked_array(pixels: np.ndarray) -> np.ndarray:
+def _checked_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
     """(H, W, 1 or 3) of uint8 or uint16."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size or pixels.dtype not in ("uint8", "uint16"):
         raise Unusable(f"is an array of {pixels.dtype} {pixels.shape}; give uint8 or uint16 of (H, W), (H, W, 1 or 3)")
+    _check_size(*pixels.shape[1::-1], max_pixels)
     return pixels
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unusable(
+            f"has {width}x{height} = {width * height / 1e6:.0f} million pixels, more than data.max_image_pixels "
+            f"({max_pixels / 1e6:.0f} million) allows: cut it into pieces, or raise that if you trust it"
+        )
 
 
 def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
@@ -121,20 +135,15 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
     try:
         if (content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes) == 0:
             raise Unusable("is empty (0 bytes); replace or remove it")
-        image = Image.open(content)
+        image = Image.open(content, formats=_known_formats())
     except UnidentifiedImageError:
-        raise Unusable("is no image that can be read; replace, convert or remove it") from None
+        raise Unusable(f"is no image that can be read ({', '.join(FORMATS)}); convert, replace or remove it") from None
     except Image.DecompressionBombError as error:
         raise Unusable(f"is too large for data.max_image_pixels ({error}); cut it into pieces") from None
     except _DAMAGE as error:
         raise Unusable(f"cannot be read ({error}); replace or remove it") from None
     try:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise Unusable(
-                f"has {width}x{height} = {width * height / 1e6:.0f} million pixels, more than data.max_image_pixels "
-                f"({max_pixels / 1e6:.0f} million) allows: cut it into pieces, or raise that if you trust it"
-            )
+        _check_size(*image.size, max_pixels)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # of which a camera's first picture is the photograph
             raise Unusable(f"holds {frames} images: save the one that is meant in a file of its own")
@@ -150,6 +159,13 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         image.close()
         raise
     return image
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow has; AVIF needs a library."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -227,17 +243,30 @@ def _deep_pixels(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
     elif _is_deep_gray(image):
         pixels = np.asarray(image)
     else:
-        import tifffile
-
-        if not isinstance(content, Path):
-            content.seek(0)
-        pixels = tifffile.imread(content, key=0)
-        if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
-            pixels = np.moveaxis(pixels, 0, -1)  # planes stored apart
+        pixels = _tiff_pixels(content, image.size)
     if image.mode == "RGB" and "transparency" in image.info and pixels.shape[2] == 3:
         raise Unusable("names a transparent colour: flatten it onto a background")
     if pixels.dtype != np.uint16 or pixels.shape[1::-1] != image.size:
         raise Unusable(f"holds {pixels.dtype} values of shape {pixels.shape}: convert it to gray or RGB of 16 bits")
+    return pixels
+
+
+def _tiff_pixels(content: Path | io.BytesIO, size: tuple[int, int]) -> np.ndarray:
+    """The first page of a TIFF; `size` is Pillow's width and height of it, which was found small enough."""
+    import tifffile
+
+    if not isinstance(content, Path):
+        content.seek(0)
+    with tifffile.TiffFile(content) as file:
+        page = file.pages.first
+        values = math.prod(page.shape)  # as many are allocated, and for each tile as many as it claims
+        if (page.imagewidth, page.imagelength) != size or values > 4 * math.prod(size):
+            raise Unusable("is a TIFF whose tags contradict each other; save it anew")
+        if math.prod(page.chunks) > max(2**26, 4 * values) or page.compression not in _TIFF_CODECS:
+            raise Unusable("is a TIFF of an unusual compression or tile size; save it anew, plain or with LZW")
+        pixels = page.asarray()
+    if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
+        pixels = np.moveaxis(pixels, 0, -1)  # planes stored apart
     return pixels
 
 

@@ -58,6 +58,7 @@ class TrainLoader:
         self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
         if self.device.type == "cuda" and self.device.index is None:  # as it is with one process
             self.device = torch.device("cuda", torch.cuda.current_device())
+        self.dataset, self.rank = dataset, accelerator.process_index
         self.readers, self.sampler = dataset.readers, StepSampler(plan)
         loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=_as_it_is)
         self.loader = accelerator.prepare_data_loader(loader, device_placement=False)
@@ -78,6 +79,14 @@ class TrainLoader:
         finally:
             if self.ahead:
                 batches.close()
+
+    def again(self, epoch: int, step: int) -> Iterator[dict]:
+        """The micro-batches of one step (of the epoch, from 0) once more, as this rank has seen them."""
+        batches = self.plan.micro_batches(epoch, step)
+        first = self.rank * self.plan.batch_size
+        mine = (samples[first : first + self.plan.batch_size] for samples in batches)
+        read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
+        yield from self._micro_batches(read, self.plan.num_micro_batches(step))
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""

@@ -138,24 +138,37 @@ class Plan:
 
 
 def make_plan(
-    num_samples: int, batch_size: int, accumulation: int | None, global_batch: int | None, world_size: int, seed: int
+    num_samples: int,
+    batch_size: int,
+    accumulation: int | None,
+    global_batch: int | None,
+    world_size: int,
+    seed: int,
+    *,
+    may_shrink: bool = False,
 ) -> Plan:
     """The plan of a run; `global_batch`, where given, decides the accumulation.
+
+    Where `may_shrink` the batch per rank is lowered to the next size that fits, as for a run that continues on another
+    number of ranks.
 
     Raises: UserError where the global batch is no multiple of what the ranks take at once.
     """
     if global_batch is not None:
         at_once = batch_size * world_size
-        if global_batch % at_once:
-            fitting = [b for b in range(1, global_batch + 1) if global_batch % (b * world_size) == 0]
+        fitting = [size for size in range(1, global_batch + 1) if global_batch % (size * world_size) == 0]
+        if global_batch % at_once and may_shrink and fitting:
+            batch_size = max(size for size in fitting if size <= batch_size)
+        elif global_batch % at_once:
+            worlds = ", ".join(str(ranks) for ranks in range(1, global_batch + 1) if global_batch % ranks == 0)
             remedy = (
                 f"with {world_size} processes set data.batch_size to one of {', '.join(map(str, fitting))}"
                 if fitting
-                else f"it is no multiple of {world_size} processes; change either"
+                else f"it is no multiple of {world_size} processes; these numbers of processes can keep it: {worlds}"
             )
             raise UserError(
                 f"train.global_batch_size: {global_batch} cannot be made of micro-batches of {batch_size} pairs on "
                 f"{world_size} processes ({at_once} at once); {remedy}"
             )
-        accumulation = global_batch // at_once
+        accumulation = global_batch // (batch_size * world_size)
     return Plan(num_samples, batch_size, accumulation or 1, world_size, seed)

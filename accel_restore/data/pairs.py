@@ -5,13 +5,16 @@ import importlib.util
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from glob import escape, glob
+from glob import escape
+from itertools import islice
 from pathlib import Path, PurePath
 
+from accel_restore.data.folders import matches
 from accel_restore.data.images import Cell
 from accel_restore.errors import UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
+_MOST_READINGS = 10_000  # of one name by one pattern: {}*{}*{}.png reads a name of 200 letters in 60 million ways
 PATTERNS = "such as gt: shots/{}_mean.png with input: shots/{}_real.png, where {} stands for what both share"
 
 
@@ -47,8 +50,17 @@ def find_pairs(
     names the image, `*` stands for anything and `**` for folders of any depth; where an input pattern holds `*`, every
     input makes a pair with its one gt. Lists of folders or patterns pair element by element ("0/0001").
 
-    Raises: UserError where a package that is named is not installed.
+    Raises: UserError where a package that is named is not installed, or links make folders without end.
     """
+    try:
+        return _find_all(gt, input, key, recursive)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return [], [f"{key}: cannot be searched: {error.strerror}: {error.filename!s:.200}"]
+
+
+def _find_all(
+    gt: str | list[str], input: str | list[str] | None, key: str, recursive: bool
+) -> tuple[list[Pair], list[str]]:
     gts, problems = _elements(gt, f"{key}.gt")
     inputs, more = _elements(input, f"{key}.input") if input is not None else ([None] * len(gts), [])
     problems += more
@@ -170,7 +182,7 @@ def _in_folder(folder: Path, key: str, recursive: bool) -> Files:
         return [], [f"{key}: {folder} {what}"]
     found = [
         _File(folder / name, PurePath(name).with_suffix("").as_posix())
-        for name in glob("**/*" if recursive else "*", root_dir=folder, recursive=True)  # hidden ones are left out
+        for name in matches("**/*" if recursive else "*", folder)  # hidden ones are left out
         if PurePath(name).suffix.lower() in EXTENSIONS and (folder / name).is_file()
     ]
     if found:
@@ -201,7 +213,7 @@ def _matching(pattern: str, key: str, gt_names: Container[str]) -> Files:
     tokens = re.split(r"(\{\}|(?<![^/])\*\*/|\*)", inside)
     found = [
         _File(root / name, *reading)
-        for name in set(glob(_as_glob(inside), root_dir=root, recursive=True))
+        for name in set(matches(_as_glob(inside), root))
         if (root / name).is_file() and (reading := _reading(tokens, PurePath(name).as_posix(), gt_names))
     ]
     first = root / inside.partition("/")[0]
@@ -218,7 +230,7 @@ def _reading(tokens: list[str], text: str, gt_names: Container[str]) -> tuple[st
     """What stands for {} and for * in `text`: the longest {} that names a gt, else the first to be found."""
     kinds = [token for token in tokens if token in ("{}", "*")]
     first = best = None
-    for parts in _divisions(tokens, text):
+    for parts in islice(_divisions(tokens, text), _MOST_READINGS):
         named = list(zip(kinds, parts, strict=True))
         name, variant = ("/".join(part for kind, part in named if kind == k and part) for k in ("{}", "*"))
         first = first or (name, variant)

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -75,28 +76,50 @@ def _in_words(feature: Any) -> str:
     return re.sub(r"Value\('(\w+)'\)", r"\1", str(feature).replace("(mode=None, decode=True)", ""))
 
 
-def images_of(dataset: "Dataset", column: str, label: str, folder: Path) -> tuple[list[Path | Cell | None], list[str]]:
-    """The image of each row, None where it has none; and a problem for each of those. Paths begin at `folder`."""
+@dataclass(frozen=True)
+class Reach:
+    """Where the paths in rows begin, and the folders that they may lie in."""
+
+    start: Path
+    within: tuple[Path, ...] | None = None  # resolved; None: anywhere, as for rows that the user has made in Python
+    remedy: str = ""  # for paths that lie elsewhere
+
+
+def images_of(dataset: "Dataset", column: str, label: str, reach: Reach) -> tuple[list[Path | Cell | None], list[str]]:
+    """The image of each row, None where it has none; and a problem for each of those."""
     images: list[Path | Cell | None] = []
     problems: list[str] = []
     table, kind, version = dataset.data, _kind(dataset.features[column]), _version(dataset)
+    resolved = cache(Path.resolve)  # of folders: one look-up for each image would take a network disk minutes
     for row, (place, path, held) in enumerate(_contents(dataset, column)):
         where = f"{label} row {row}, column {column}"
         if held:
             fetch = partial(_fetch, table, column, place, kind)
             images.append(Cell(where, f"{version} {column} {row}", fetch))
-        else:
-            images.append(_existing(path, folder) if path else None)
-            if images[-1] is None:
-                what = f"names the file {path:.200}, which does not exist" if path else "is empty (null)"
-                problems.append(f"{where}: {what}; give the image, or remove the row")
+            continue
+        empty = None, "is empty (null); give the image, or remove the row"
+        image, problem = _existing(path, reach, resolved) if path else empty
+        images.append(image)
+        if image is None:
+            problems.append(f"{where}: {problem}")
     return images, problems
 
 
-def _existing(path: str, folder: Path) -> Path | None:
-    with suppress(OSError, ValueError):  # of what is no path at all
-        return next((file for file in (folder / path, Path(path).expanduser()) if file.is_file()), None)
-    return None
+def _existing(path: str, reach: Reach, resolved: Callable[[Path], Path]) -> tuple[Path | None, str]:
+    """The file of a row's path, or None and what is wrong. A stranger's rows must not reach into other folders."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in path[:200])
+    file = None
+    with suppress(OSError, ValueError, RuntimeError):  # of what is no path at all
+        if reach.within is None:
+            places = reach.start / path, Path(path).expanduser()
+            file = next((place for place in places if place.is_file()), None)
+        else:
+            place = reach.start / path
+            real = place.resolve() if place.is_symlink() else resolved(place.parent) / place.name
+            if not any(real.is_relative_to(folder) for folder in reach.within):
+                return None, f"names the file {shown}, which lies outside {reach.start}; {reach.remedy}"
+            file = place if place.is_file() else None
+    return file, f"names the file {shown}, which does not exist; give the image, or remove the row"
 
 
 def _contents(dataset: "Dataset", column: str) -> Iterator[tuple[int, str | None, bool]]:

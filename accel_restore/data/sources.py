@@ -29,6 +29,7 @@ class DataSets:
     train: CropDataset
     val: WholeImages
     degrade: Degrade
+    train_files: list[str]  # of each training image: its input, or its gt where the input is made
     identity: dict  # what a resumed run's data must equal: names of training and validation images
     nbytes: int  # decoded images
     fits_in_memory: bool
@@ -158,6 +159,7 @@ def build_sets(found: Found, data: Data, seed: int, degrade: Degrade, device: to
             data.scale,
         ),
         degrade,
+        [str(pair.input or pair.gt) for pair in found.train_pairs],
         {"train": [pair.name for pair in found.train_pairs], "val": [pair.name for pair in found.val_pairs]},
         nbytes,
         fits,
@@ -189,6 +191,7 @@ def _open_all(
             pairs[key], found = find_rows(source, key)
         else:
             pairs[key], found = find_pairs(source.gt, source.input, key, source.recursive)
+        pairs[key] = pairs[key][: data.max_images]
         problems += found
     wanted = [[pair.gt for pair in those] for those in pairs.values() if those]
     wanted += [[pair.input for pair in those] for those in pairs.values() if those and those[0].input is not None]

@@ -1,0 +1,157 @@
+"""`accel-restore verify-resume`: a short run of a configuration ends in the same state, interrupted or not."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+
+from accel_restore.commands.config import add_configuration
+from accel_restore.commits import find_commits, read_commit
+from accel_restore.config import Config
+from accel_restore.console import Screen
+from accel_restore.errors import UserError
+from accel_restore.parsing import load_config
+from accel_restore.records import read_lines
+
+_STEPS = 3.5  # per epoch, so that the last step of an epoch is ragged
+_IMAGES = 4
+_TIMES = ("seconds", "step_s", "wait_s")
+_OWN = ("wandb_id", "config")  # what may differ in state.json: the runs have names of their own
+
+
+def main(arguments: list[str]) -> int:
+    """Compare an interrupted run with one that was not; the exit code: 0 where they are equal, else 1.
+
+    Raises: UserError for a configuration that cannot be used, or that does not train.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore verify-resume", description=__doc__)
+    add_configuration(parser)
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="started by torchrun; default: 1")
+    options = parser.parse_intermixed_args(arguments)
+    if options.processes < 1:
+        raise UserError("verify-resume: --processes must be above 0")
+    config = load_config(options.config, options.overrides)
+    screen = Screen(True)
+    with tempfile.TemporaryDirectory(prefix="accel-restore-verify-") as folder:
+        launcher = _Launcher(Path(folder), short(config, options.processes), options.cpu, options.processes)
+        screen.say("a short run as it is: 2 epochs of a few steps, on the first images")
+        launcher.train("whole")
+        points = interruptions(launcher.folder / "whole")
+        screen.say(f"the same, ended after step {', '.join(map(str, points))} and continued each time")
+        for point in points:
+            launcher.train("interrupted", "--stop-after", str(point))
+        launcher.train("interrupted")
+        rows = compare(launcher.folder / "whole", launcher.folder / "interrupted")
+    screen.table(
+        "continued, against not interrupted",
+        [(what, difference or "equal") for what, difference in rows],
+        ("what", "result"),
+    )
+    if any(difference for _, difference in rows):
+        screen.say(
+            "resuming this configuration is not exact: on CUDA set train.deterministic=true; a model with dropout, or "
+            "with batch statistics of its own, cannot be resumed exactly"
+        )
+        return 1
+    plural = "es" * (options.processes > 1)
+    screen.say(f"resuming is exact, to the bit, with {options.processes} process{plural}, on this machine")
+    return 0
+
+
+def short(config: Config, processes: int) -> dict[str, Any]:
+    """The configuration of a run of two short epochs that keeps what matters of `config`."""
+    tree = config.model_dump(mode="json")
+    train, data = tree["train"], tree["data"]
+    global_batch = train["global_batch_size"] or (
+        data["batch_size"] * (train["gradient_accumulation_steps"] or 1) * processes
+    )
+    samples = int(_STEPS * global_batch) + 1
+    data["crops_per_image"] = min(data["crops_per_image"], -(-samples // _IMAGES))
+    images = -(-samples // data["crops_per_image"])
+    data["max_images"] = max(2, int(images / (1 - data["val_fraction"])) + 1 if data["val"] is None else images)
+    train["epochs"], train["max_steps"] = 2, None
+    tree["validation"]["num_samples"], tree["validation"]["every_epochs"] = 0, 1
+    tree["checkpoint"] = {"every_epochs": 1, "every_steps": None, "keep": 2}
+    tree["tracking"] = {"wandb": "disabled", "project": "verify", "log_every_steps": 3}  # a line spans a commit
+    return tree
+
+
+class _Launcher:
+    """Trains in processes of their own, below a temporary folder."""
+
+    def __init__(self, folder: Path, tree: dict[str, Any], cpu: bool, processes: int):
+        self.folder = folder
+        tree["data"]["cache_dir"] = str(folder / "cache")
+        self.tree, self.arguments = tree, ["--cpu"] if cpu else []
+        self.command = [sys.executable, "-m"]
+        if processes > 1:
+            torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+            self.command += torchrun
+
+    def train(self, name: str, *arguments: str) -> None:
+        """Train until the end, or until what the arguments say."""
+        file = self.folder / f"{name}.yaml"
+        self.tree["run"] = {**self.tree["run"], "name": name, "dir": str(self.folder), "resume": "auto"}
+        file.write_text(yaml.safe_dump(self.tree))
+        command = [*self.command, "accel_restore.train", "--config", str(file), *self.arguments, *arguments]
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+        status = self.folder / name / "status.json"
+        state = json.loads(status.read_bytes())["state"] if status.exists() else "failed"
+        if state != ("preempted" if arguments else "finished"):
+            messages = [line for line in done.stderr.splitlines() if line.startswith(("accel-restore:", "  - "))]
+            raise UserError("\n".join(["verify-resume: the short run failed", *(messages or [done.stderr[-2000:]])]))
+
+
+def interruptions(folder: Path) -> list[int]:
+    """Steps to interrupt a run of two epochs after: the first, in mid-epoch, at an epoch's end, in the second."""
+    epochs = [line for line in read_lines(folder / "metrics.jsonl") if line["event"] == "epoch"]
+    per_epoch, last = epochs[0]["optimizer_steps"], epochs[-1]["step"]
+    return sorted({1, max(1, per_epoch // 2), per_epoch, min(per_epoch + 1, last - 1)} - {0})
+
+
+def compare(whole: Path, other: Path) -> list[tuple[str, str]]:
+    """For each thing that a run leaves: how it differs in the two runs, empty where it does not."""
+    commits = [find_commits(folder / "checkpoints")[-1] for folder in (whole, other)]
+    files = [read_commit(commit) for commit in commits]
+    rows = [("last step", "" if commits[0].name == commits[1].name else f"{commits[0].name}, {commits[1].name}")]
+    tensors = [name for name in sorted(files[0]) if name.endswith(".safetensors")]
+    rows += [(name, _tensors_differ(files[0][name], files[1].get(name, b""))) for name in tensors]
+    states = [json.loads(those["state.json"]) for those in files]
+    changed = [key for key in states[0] if key not in _OWN and states[0][key] != states[1].get(key)]
+    rows.append(("counters, best value, sums", ", ".join(changed)))
+    bests = [(folder / "best.safetensors") for folder in (whole, other)]
+    contents = [best.read_bytes() if best.exists() else b"" for best in bests]
+    rows.append(("best.safetensors of the run", _tensors_differ(*contents)))
+    lines = [
+        [{key: value for key, value in line.items() if key not in _TIMES} for line in read_lines(f / "metrics.jsonl")]
+        for f in (whole, other)
+    ]
+    wrong = sum(a != b for a, b in zip(*lines, strict=False)) + abs(len(lines[0]) - len(lines[1]))
+    rows.append(("metrics.jsonl, but for times", f"{wrong} lines differ" if wrong else ""))
+    return rows
+
+
+def _tensors_differ(first: bytes, second: bytes) -> str:
+    if first == second:
+        return ""
+    if not first or not second:
+        return "is missing in one"
+    one, two = (safetensors.torch.load(data) for data in (first, second))
+    if one.keys() != two.keys():
+        return "holds other tensors"
+    largest = max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
+    return f"differs by up to {largest:.2g}" if largest else "equal values, other metadata"

@@ -1,0 +1,53 @@
+"""What is said and written when a run ends, however it ends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from accel_restore.checkpoint import BEST
+from accel_restore.console import Screen
+from accel_restore.engine import TrainState
+from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
+from accel_restore.records import read_status, write_status
+from accel_restore.resume import Start
+
+
+def state_of(error: BaseException) -> str:
+    """What status.json says of a run that ended by `error`."""
+    return {Preempted: "preempted", Diverged: "diverged"}.get(type(error), "failed")
+
+
+def progress(state: TrainState, world_size: int) -> dict[str, Any]:
+    """How far a run has come, as status.json tells it."""
+    return {"epoch": state.epoch, "step": state.step, "world_size": world_size, "best": state.best}
+
+
+def say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Screen, audit: bool) -> None:
+    """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
+    audited = folder / "audit.json"
+    if audited.exists() and not json.loads(audited.read_bytes())["ok"]:
+        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {audited}")
+    if audit and not audited.exists():
+        raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
+    if accelerator.is_main_process and read_status(folder).get("state") != "finished":
+        counters = {key: start.counters[key] for key in ("epoch", "step", "best")}
+        write_status(folder, "finished", **counters, world_size=accelerator.num_processes)
+    screen.say(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
+
+
+def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
+    """Tell what a run has reached and where that lies."""
+    best = state.best
+    if best is None:
+        screen.say(f"finished: no validation gave a number, so there is no {folder / BEST}")
+        return
+    shown = [("psnr", "{:.2f} dB (input {:.2f})"), ("ssim", "{:.4f} (input {:.4f})")]
+    gains = [f"{n} {text.format(best[n], best[f'input_{n}'])}" for n, text in shown if n in best]
+    screen.say(f"finished: best epoch {best['epoch']}: {', '.join(gains) or 'loss {:.4g}'.format(best['loss'])}")
+    screen.say(f"weights  {folder / BEST}")
+    if (folder / "samples").is_dir():
+        screen.say(f"look at  {folder / 'samples'}, {folder / 'curves.png'}")
+    if (folder / "wandb").is_dir():
+        screen.say(f"W&B      wandb leet {folder / 'wandb'}")

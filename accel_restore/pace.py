@@ -1,0 +1,74 @@
+"""The pace of each rank: a rank that is slower than the others, which all wait for it, is named."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from accel_restore.data.loader import TrainLoader
+from accel_restore.engine import Hook, TrainState
+
+_WINDOW_STEPS = 20
+_WINDOWS = 3  # in a row, before a rank is called slow
+_SLOW = 1.5  # times the others' median
+
+
+class Pace(Hook):
+    """Compares the time that each rank takes for its own part of a step: until its last gradient is ready.
+
+    What follows is the exchange, in which the others wait; all ranks' whole steps take equally long. On a GPU it is the
+    device's time. The first hook after a step, so that the time of the others counts.
+    """
+
+    def __init__(self, accelerator: Accelerator, loader: TrainLoader, state: TrainState, warn: Callable[[str], None]):
+        self.accelerator, self.loader, self.warn = accelerator, loader, warn
+        self.on_cuda = accelerator.device.type == "cuda"
+        self.began = self.ready = self._now()
+        self.own, self.steps, self.waited = 0.0, 0, loader.wait_seconds
+        self.slow: list[int | None] = []  # the slow rank of each window
+        self.warned: int | None = None
+        if accelerator.num_processes > 1:
+            first = next(parameter for parameter in state.model.parameters() if parameter.requires_grad)
+            first.register_post_accumulate_grad_hook(self._mark)  # next to the input: its gradient is the last
+
+    def _now(self) -> Any:
+        if not self.on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _mark(self, _: torch.Tensor) -> None:
+        self.ready = self._now()
+
+    def after_step(self, state: TrainState) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        took = self.began.elapsed_time(self.ready) / 1000 if self.on_cuda else self.ready - self.began
+        self.own, self.steps = self.own + max(0.0, took), self.steps + 1
+        self.began = self._now()
+        if self.steps == _WINDOW_STEPS:
+            waited, self.waited = self.loader.wait_seconds - self.waited, self.loader.wait_seconds
+            mine = torch.tensor([[self.own, waited]], dtype=torch.float64, device=self.accelerator.device)
+            self._compare((self.accelerator.gather(mine) / self.steps).tolist(), state.step)
+            self.own, self.steps = 0.0, 0
+
+    def after_epoch(self, state: TrainState, record: dict) -> None:
+        self.began = self._now()  # validation is not a part of the next step
+
+    def _compare(self, ranks: list[list[float]], step: int) -> None:
+        slowest = max(range(len(ranks)), key=lambda rank: ranks[rank][0])
+        others = [rank for position, rank in enumerate(ranks) if position != slowest]
+        own, waited = (statistics.median(values) for values in zip(*others, strict=True))
+        is_slow = ranks[slowest][0] > _SLOW * own
+        self.slow = [*self.slow, slowest if is_slow else None][-_WINDOWS:]
+        if is_slow and self.slow == [slowest] * _WINDOWS and self.warned != slowest:
+            self.warned = slowest
+            self.warn(
+                f"step {step}: rank {slowest} is slow: its own part of a step takes {ranks[slowest][0]:.3f} s, "
+                f"{ranks[slowest][1]:.3f} s of that waiting for data; the others' {own:.3f} s and {waited:.3f} s, and "
+                "they wait for it"
+            )

@@ -1,0 +1,163 @@
+"""All that a run needs, built and checked in one place: nothing is written before everything has been found good."""
+
+import math
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from accel_restore.checkpoint import load_commit
+from accel_restore.commits import put_back, remove_leftovers
+from accel_restore.config import Config
+from accel_restore.console import Screen
+from accel_restore.data.loader import TrainLoader
+from accel_restore.data.order import make_plan
+from accel_restore.data.sources import DataSets, open_data
+from accel_restore.engine import TrainState, setup_model_and_optimizer
+from accel_restore.errors import UserError
+from accel_restore.files import replace_file
+from accel_restore.losses import Loss, build_loss
+from accel_restore.models import build_model
+from accel_restore.outcome import progress, say_finished
+from accel_restore.parsing import to_yaml
+from accel_restore.plan import plan_rows
+from accel_restore.quality import Protocol
+from accel_restore.records import write_status
+from accel_restore.resume import Start, check_same_data, clear, find_start, identity_digest, rewind_best
+from accel_restore.run_lock import RunLock
+from accel_restore.tracking import Tracker
+
+
+@dataclass
+class Run:
+    """A run that is ready to train: its folder is locked and prepared."""
+
+    config: Config
+    accelerator: Accelerator
+    screen: Screen
+    folder: Path
+    start: Start
+    data: DataSets
+    state: TrainState
+    loader: TrainLoader
+    loss_fn: Loss
+    epochs: int
+    protocol: Protocol
+    best: bytes | None = None  # content of best.safetensors at the commit to continue from
+    tracker: Tracker | None = None  # as long as it is open
+
+    def write_status(self, state: str, **more: Any) -> None:
+        write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
+
+
+def prepare(
+    config: Config,
+    accelerator: Accelerator,
+    screen: Screen,
+    lock: RunLock,
+    audit: bool,
+    overwrite: bool,
+    overrides: list[str],
+) -> Run | None:
+    """All that a run needs, checked before anything is written; None where the run is finished already."""
+    folder = lock.folder
+
+    def find() -> Start:
+        if lock.acquire_existing():
+            put_back(folder / "checkpoints")
+        return find_start(folder, config, overwrite, overrides, accelerator.mixed_precision, screen.say)
+
+    start = _together(accelerator, find, only_main=True)
+    if start.finished:
+        if not start.is_in(folder):
+            raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
+        _together(accelerator, lambda: rewind_best(folder, start, screen.say), only_main=True)
+        say_finished(folder, start, accelerator, screen, audit)
+        return None
+
+    loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
+    build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
+    protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
+    data = _open_data(config, accelerator, screen, start, protocol.smallest_side(config.validation.metrics))
+    plan = make_plan(
+        len(data.train),
+        config.data.batch_size,
+        config.train.gradient_accumulation_steps,
+        start.global_batch or config.train.global_batch_size,
+        accelerator.num_processes,
+        config.run.seed,
+        may_shrink=start.counters is not None and start.counters["world_size"] != accelerator.num_processes,
+    )
+    epochs = config.train.epochs
+    if config.train.max_steps is not None:
+        epochs = -(-config.train.max_steps // plan.steps_per_epoch)
+    state = setup_model_and_optimizer(config, accelerator, epochs)
+    loader = TrainLoader(
+        data.train, plan, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
+    )
+    if start.commit is not None:
+        if epochs < (done := start.counters["epoch"]):
+            raise UserError(f"train.epochs: {epochs}, but {start.commit} has completed {done}; raise it")
+
+        def load() -> None:
+            if not start.commit.exists():  # the main process has found it
+                raise UserError(
+                    f"{start.commit}: is not there on {socket.gethostname()} (rank {accelerator.process_index}); set "
+                    "run.dir to a folder that all machines share"
+                )
+            load_commit(start.commit, state, accelerator)
+
+        _together(accelerator, load)
+        if not start.is_in(folder):
+            state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
+
+    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol)
+    run.best = _together(accelerator, lambda: _prepare_folder(run, lock), only_main=True)
+    screen.table("plan", plan_rows(config, accelerator, plan, data, state, epochs, folder, start))
+    return run
+
+
+def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:
+    builder = Screen(True)  # whichever rank decodes the images shows it
+    data = _together(
+        accelerator,
+        lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, screen.say),
+    )
+    seen = gather_object([identity_digest(data.identity)])
+    if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
+        raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must hold the same")
+    check_same_data(start, identity_digest(data.identity))
+    return data
+
+
+def _prepare_folder(run: Run, lock: RunLock) -> bytes | None:
+    folder = run.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        clear(folder, run.start)
+        remove_leftovers(folder / "checkpoints")
+        best = rewind_best(folder, run.start, run.screen.say)
+        run.write_status("running")
+        replace_file(folder / "config.yaml", to_yaml(run.config).encode())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
+    return best
+
+
+def _together(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
+    """The result of an action on every rank, or the main process's; a UserError of one rank is raised on all."""
+    result, error = None, None
+    if accelerator.is_main_process or not only_main:
+        try:
+            result = action()
+        except UserError as raised:
+            error = raised
+    ranks = gather_object([(error, result if only_main else None)])
+    if errors := [raised for raised, _ in ranks if raised is not None]:
+        raise errors[0]
+    return ranks[0][1] if only_main else result

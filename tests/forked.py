@@ -1,0 +1,98 @@
+"""Training in real processes that are forked from one which has imported everything: they start in a tenth of a second.
+
+For tests that start many. A process is an ordinary one otherwise: its own rank, signals, memory and exit code.
+"""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import datasets  # noqa: F401  (imported once, here)
+import driver
+import torchmetrics  # noqa: F401
+import yaml
+
+import accel_restore.session  # noqa: F401
+from accel_restore import train
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come, as in `runs.launch`: else sums round otherwise
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["forked"])
+
+
+def start(config: dict, *arguments: str, ranks: int = 1, mode: str = "", log: Path | None = None) -> list[BaseProcess]:
+    """The running processes, one a rank, of a training; what they print goes to `log`."""
+    folder = Path(config["run"]["dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{config['run']['name']}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    log = log or folder / f"{config['run']['name']}.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["--config", str(file), "--cpu", *arguments]
+    _start_server()
+    processes = []
+    for rank in range(ranks):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        process = CONTEXT.Process(target=_train, args=(command, env if ranks > 1 else {}, mode, str(log)))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def run(config: dict, *arguments: str, timeout: float = 120, **options) -> list[int]:
+    """The exit codes of a training that is waited for."""
+    processes = start(config, *arguments, **options)
+    for process in processes:
+        process.join(timeout)
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+    assert not alive, f"still running after {timeout} s"
+    return [process.exitcode for process in processes]
+
+
+def launch(config: dict, *arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+    """As `runs.launch`, without a launcher: the exit code is the first that is not 0, the output is both streams'."""
+    log = Path(config["run"]["dir"]) / f"{config['run']['name']}.launch.log"
+    log.unlink(missing_ok=True)
+    codes = run(config, *arguments, timeout=timeout, log=log, **options)
+    code = next((code for code in codes if code != 0), 0)
+    return subprocess.CompletedProcess(arguments, code, stdout=log.read_text(), stderr=log.read_text())
+
+
+def printed(config: dict) -> str:
+    """What the last trainings of a configuration have printed."""
+    return (Path(config["run"]["dir"]) / f"{config['run']['name']}.log").read_text()
+
+
+def _start_server() -> None:
+    """Start the process to fork from, unless it runs; it looks for this module, to import it, in PYTHONPATH alone.
+
+    Where it does not find it, it says nothing, and each forked process imports everything anew.
+    """
+    former = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([former] if former else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if former is not None:
+            os.environ["PYTHONPATH"] = former
+
+
+def _train(arguments: list[str], env: dict, mode: str, log: str) -> None:
+    os.environ.update({name: str(value) for name, value in env.items()})
+    for name in ("WANDB_API_KEY", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        os.environ.pop(name, None)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    driver.install(mode)
+    sys.exit(train.main(arguments))

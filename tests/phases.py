@@ -1,0 +1,119 @@
+"""Where a training stands, told to a test through a file, and pauses there; modes of the driver, see `install`."""
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from accel_restore import commits, engine, preemption, preparation, tracking, train
+from accel_restore.data import cache
+from accel_restore.data.whole import WholeImages
+
+NAMES = ("main", "listens", "decode", "model", "folder", "micro", "step", "image", "commit", "exit")
+MODES = ("phases=", "pause=", "await=", "linger=", "deaf", "no_curves", "no_death_signal", "every_signal_counts")
+
+
+class Teller:
+    """Appends `rank phase value` to a file whenever a phase is reached; waits there where it is told to."""
+
+    def __init__(self) -> None:
+        self.file: Path | None = None
+        # Phase and how many-th time (0: every time) → seconds, and whether a signal ends the pause.
+        self.pauses: dict[tuple[str, int], tuple[float, bool]] = {}
+        self.count = dict.fromkeys(NAMES, 0)
+        self.asked = False  # to stop
+
+    def reach(self, phase: str, value: object = "") -> None:
+        self.count[phase] += 1
+        if self.file is not None:
+            with self.file.open("a") as out:
+                out.write(f"{os.environ.get('RANK', '0')} {phase} {value}\n")
+        seconds, until_asked = self.pauses.get((phase, self.count[phase])) or self.pauses.get((phase, 0), (0.0, False))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not (until_asked and self.asked):
+            time.sleep(0.01)
+
+    def before(self, phase: str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def wrapped(*arguments, **named):
+            self.reach(phase)
+            return function(*arguments, **named)
+
+        return wrapped
+
+
+class Steps(engine.Hook):
+    def after_step(self, state: engine.TrainState) -> None:
+        TELLER.reach("step", state.step)
+
+
+TELLER = Teller()
+
+
+def install(mode: str) -> None:
+    """One of the modes below.
+
+    phases=FILE: tell. pause=PHASE:SECONDS: wait in each such phase. await=PHASE:N:SECONDS: wait in the N-th until a
+    signal comes, or for so long; linger=PHASE:N:SECONDS: whatever comes. Without a protection: deaf (to signals),
+    no_death_signal, every_signal_counts. no_curves: do not draw them, which takes longer than the training.
+    """
+    name, _, value = mode.partition("=")
+    if name in ("pause", "linger", "await"):
+        phase, *number, seconds = value.split(":")
+        assert phase in NAMES
+        TELLER.pauses[phase, int(*number)] = float(seconds), name == "await"
+    elif name == "deaf":
+        train.listening = lambda: nullcontext(preemption.StopRequest())
+    elif name == "no_curves":
+        tracking.draw_curves = lambda *_: None
+    elif name == "no_death_signal":
+        preemption.die_with_launcher = lambda: None
+    elif name == "every_signal_counts":
+        preemption.StopRequest._is_copy = lambda _: False
+    else:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        TELLER.file = Path(value)
+        _wrap_all()
+
+
+def _wrap_all() -> None:
+    from driver import add_hook
+
+    cache.read_image = TELLER.before("decode", cache.read_image)
+    preparation.setup_model_and_optimizer = TELLER.before("model", preparation.setup_model_and_optimizer)
+    preparation.clear = TELLER.before("folder", preparation.clear)
+    train.load_config = TELLER.before("listens", train.load_config)  # the first that is done with handlers in place
+    WholeImages.__getitem__ = TELLER.before("image", WholeImages.__getitem__)
+    add_hook(Steps())
+    backward, write, main, leave = engine.Accelerator.backward, commits.write_durably, train.main, os._exit
+    handle = preemption.StopRequest._handle
+
+    def note_and_handle(*arguments):
+        TELLER.asked = True
+        handle(*arguments)
+
+    def backward_and_tell(*arguments, **named):
+        backward(*arguments, **named)
+        TELLER.reach("micro")
+
+    def tell_and_write(path, data):
+        if path.name == "COMMIT.json":
+            TELLER.reach("commit", path.parent.name)
+        write(path, data)
+
+    def main_and_tell(*arguments):
+        TELLER.reach("main", os.getpid())
+        code = main(*arguments)
+        TELLER.reach("exit", code)
+        return code
+
+    def tell_and_leave(code):
+        TELLER.reach("exit", code)
+        leave(code)
+
+    preemption.StopRequest._handle = note_and_handle
+    engine.Accelerator.backward, commits.write_durably = backward_and_tell, tell_and_write
+    train.main, os._exit = main_and_tell, tell_and_leave

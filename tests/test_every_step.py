@@ -1,0 +1,162 @@
+"""A run that is interrupted after every step ends as one that never was, to the bit; on other ranks, to rounding."""
+
+import json
+import subprocess
+import sys
+
+import forked
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from runs import (
+    clean_environment,
+    json_lines,
+    last_weights,
+    make_photos,
+    run_folder,
+    samples_per_step,
+    small_config,
+    succeed,
+)
+
+from accel_restore.commands.verify_resume import compare, short
+from accel_restore.parsing import config_from
+
+STEPS = 8  # of two epochs of four, the last of an epoch ragged
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
+
+
+def configuration(photos, out, name, **sections):
+    return small_config(
+        *photos,
+        out,
+        run={"name": name},
+        data={"batch_size": sections.pop("batch_size", 4)},
+        checkpoint={"every_steps": 3},
+        train={"epochs": 2, "gradient_accumulation_steps": 2, "ema_decay": 0.9, **sections.pop("train", {})},
+        tracking={"wandb": "disabled", "log_every_steps": 3},  # a line spans several interruptions
+        **sections,
+    )
+
+
+def differences(first, second):
+    """What differs in two runs, in words."""
+    return {what: how for what, how in compare(run_folder(first), run_folder(second)) if how}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sections"),
+    [
+        (
+            1,
+            {
+                "train": {"mixed_precision": "bf16", "max_grad_norm": 0.5},
+                "optimizer": {"name": "sgd", "momentum": 0.9, "lr": 0.01},
+                "scheduler": {"name": "plateau", "patience": 0},
+                "validation": {"metrics": ["psnr"], "monitor": "psnr"},
+            },
+        ),
+        (2, {"batch_size": 2, "scheduler": {"name": "cosine", "warmup_epochs": 1}}),
+    ],
+    ids=["1 rank, plateau, bf16", "2 ranks, cosine"],
+)
+def test_interrupted_after_every_step_it_ends_bit_identical(photos, tmp_path, ranks, sections):
+    whole = configuration(photos, tmp_path, "whole", **json.loads(json.dumps(sections)))
+    broken = configuration(photos, tmp_path, "broken", **json.loads(json.dumps(sections)))
+    assert forked.run(whole, "--audit", ranks=ranks) == [0] * ranks
+    for step in range(1, STEPS + 1):  # the last step of an epoch: before its validation
+        assert forked.run(broken, "--audit", "--stop-after", str(step), ranks=ranks) == [143] * ranks
+        status = json.loads((run_folder(broken) / "status.json").read_text())
+        assert (status["state"], status["step"]) == ("preempted", step)
+    assert forked.run(broken, "--audit", ranks=ranks) == [0] * ranks
+    assert differences(whole, broken) == {}
+    assert samples_per_step(whole) == samples_per_step(broken)
+    epochs = [line["epoch"] for line in json_lines(run_folder(broken) / "metrics.jsonl") if line["event"] == "epoch"]
+    assert epochs == [0, 1]
+
+
+@pytest.mark.parametrize("forgotten", ["optimizer", "ema", "sums", "scheduler", "place"])
+def test_control_a_resumption_that_forgets_a_part_ends_otherwise(photos, tmp_path, forgotten):
+    sections = {"scheduler": {"name": "plateau", "patience": 0, "factor": 0.1}, "optimizer": {"lr": 0.05}}
+    whole, broken = (configuration(photos, tmp_path, name, **sections) for name in ("whole", "broken"))
+    assert forked.run(whole) == [0]
+    assert forked.run(broken, "--stop-after", "5") == [143]
+    assert forked.run(broken, mode=f"forget={forgotten}") == [0]
+    assert differences(whole, broken)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float64", 1e-9), ("float32", 1e-3)])
+def test_a_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, precision, bound):
+    mode = "float64" if precision == "float64" else ""
+    runs = {}
+    for name in ("two", "one", "three"):
+        runs[name] = config = configuration(photos, tmp_path, name, batch_size=6)
+        config["train"]["gradient_accumulation_steps"] = 1
+        if name != "two":
+            assert forked.run(config, "--audit", "--stop-after", "2", ranks=2, mode=mode) == [143, 143]
+    assert forked.run(runs["two"], "--audit", ranks=2, mode=mode) == [0, 0]
+    assert forked.run(runs["one"], "--audit", mode=mode) == [0]
+    assert forked.run(runs["three"], "--audit", ranks=3, mode=mode) == [0, 0, 0]
+    assert "12 = 6 per device × 2 accumulated × 1 ranks" in forked.printed(runs["one"])
+    assert "12 = 4 per device × 1 accumulated × 3 ranks" in forked.printed(runs["three"])
+    for name in ("one", "three"):
+        assert samples_per_step(runs[name]) == samples_per_step(runs["two"])
+        for file in ("model.safetensors", "ema.safetensors"):
+            expected = last_weights(runs["two"], file)
+            for key, value in last_weights(runs[name], file).items():
+                assert value.dtype == getattr(torch, precision)
+                assert (value - expected[key]).norm() <= bound * expected[key].norm(), (name, key)
+
+
+def test_a_number_of_ranks_that_cannot_keep_the_batch_is_told_which_can(photos, tmp_path):
+    config = configuration(photos, tmp_path, "odd", batch_size=2)
+    assert forked.run(config, "--stop-after", "2", ranks=2) == [143, 143]
+    assert forked.run(config, ranks=3) == [2, 2, 2]
+    said = "it is no multiple of 3 processes; these numbers of processes can keep it: 1, 2, 4, 8"
+    assert said in " ".join(forked.printed(config).split())
+
+
+def test_verify_resume_proves_it_for_a_configuration(photos, tmp_path):
+    config = configuration(photos, tmp_path, "mine")
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(config))
+    process = subprocess.run(
+        [sys.executable, "-m", "accel_restore.cli", "verify-resume", "--config", str(file), "--cpu"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+    )
+    succeed(process)
+    assert "resuming is exact, to the bit" in process.stdout and "differ" not in process.stdout
+    assert not run_folder(config).exists()
+
+
+def test_verify_resume_keeps_what_matters_and_shortens_the_rest(photos, tmp_path):
+    config = config_from(configuration(photos, tmp_path, "mine", scheduler={"name": "step", "step_size": 7}))
+    tree = short(config, processes=2)
+    assert tree["train"]["epochs"] == 2 and tree["data"]["max_images"] * tree["data"]["crops_per_image"] >= 3.5 * 16
+    same = ("model", "loss", "optimizer", "scheduler")
+    assert {key: tree[key] for key in same} == {key: config.model_dump(mode="json")[key] for key in same}
+
+
+def test_compare_names_what_differs(photos, tmp_path):
+    first, second = (configuration(photos, tmp_path, name) for name in ("first", "second"))
+    for config in (first, second):
+        assert forked.run(config, "train.epochs=1") == [0]
+    assert differences(first, second) == {}
+    best = run_folder(second) / "best.safetensors"
+    weights = safetensors.torch.load_file(best)
+    next(iter(weights.values())).view(-1)[0] += 0.5
+    best.write_bytes(safetensors.torch.save(weights))
+    lines = (run_folder(second) / "metrics.jsonl").read_text().splitlines()
+    (run_folder(second) / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    assert differences(first, second) == {
+        "best.safetensors of the run": "differs by up to 0.5",
+        "metrics.jsonl, but for times": "1 lines differ",
+    }

@@ -1,0 +1,158 @@
+"""Runs that are killed at random moments, again and again: the newest commit is whole, and none is lost."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import forked
+import pytest
+from runs import make_photos, run_folder, small_config
+
+from accel_restore.commands.verify_resume import compare
+from accel_restore.commits import find_commits, read_commit, step_of
+from accel_restore.errors import UserError
+
+GENEROUS = 90.0  # seconds, a guard against hanging
+LEFTOVERS = {".staging-": "saving", ".removing-": "pruning", ".replaced-": "replacing", ".best": "writing best"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 15), make_photos(root / "val", 2, seed=1)
+
+
+def configuration(photos, out, name, ranks, epochs):
+    """4 steps an epoch, and a commit after each."""
+    return small_config(
+        *photos,
+        out,
+        run={"name": name},
+        data={"batch_size": 4 // ranks},
+        checkpoint={"every_steps": 1, "keep": 2},
+        train={"epochs": epochs, "ema_decay": 0.9},
+        validation={"metrics": ["psnr"], "num_samples": 0},
+    )
+
+
+@dataclass
+class Sweep:
+    """Kills of one run after the other, and what came of them."""
+
+    photos: tuple
+    out: object
+    ranks: int
+    epochs: int
+    modes: str = ""
+    hits: Counter = field(default_factory=Counter)  # what was going on, as far as a kill leaves traces of it
+    found: list[str] = field(default_factory=list)  # what was lost
+    runs: int = 0
+
+    def start(self):
+        self.runs += 1
+        self.config = configuration(self.photos, self.out, f"run{self.runs}", self.ranks, self.epochs)
+        self.told = self.out / f"told{self.runs}"
+
+    def acknowledged(self):
+        return [int(step) for step in self.told.read_text().split()] if self.told.exists() else []
+
+    def kill(self, draw):
+        """Start the run, or let it go on, and kill it at a random moment; False where it ended before."""
+        before = len(self.acknowledged())
+        processes = forked.start(self.config, ranks=self.ranks, mode=f"{self.modes}acknowledge={self.told}")
+        in_training = draw.random() < 0.75
+        deadline = time.monotonic() + GENEROUS
+        while in_training and len(self.acknowledged()) == before and any(p.is_alive() for p in processes):
+            assert time.monotonic() < deadline, forked.printed(self.config)
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.2 if in_training else 1.5))
+        if asked := draw.random() < 0.25:  # a host that goes down: asked first, killed while it saves
+            for process in processes:
+                signal_if_alive(process, signal.SIGTERM)
+            time.sleep(draw.uniform(0, 0.1))
+        for process in draw.sample(processes, len(processes)):
+            signal_if_alive(process, signal.SIGKILL)
+        for process in processes:
+            process.join(GENEROUS)
+        if not any(process.exitcode == -signal.SIGKILL for process in processes):
+            assert all(process.exitcode in (0, 143, -signal.SIGTERM) for process in processes), forked.printed(
+                self.config
+            )
+            return False
+        self.hits["after SIGTERM" if asked else "in training" if in_training else "at any time from the start"] += 1
+        self.look()
+        return True
+
+    def look(self):
+        """What the kill has left."""
+        folder = run_folder(self.config) / "checkpoints"
+        steps = {step_of(commit): commit for commit in find_commits(folder)}
+        for path in [*folder.glob(".*"), *folder.parent.glob(".*")]:
+            self.hits.update(what for prefix, what in LEFTOVERS.items() if path.name.startswith(prefix))
+            if path.name.startswith(".replaced-"):  # steps back when the run goes on
+                steps.setdefault(int(path.name.rpartition("-")[2]), path)
+        last = max(self.acknowledged(), default=0)
+        if max(steps, default=0) < last:
+            self.found.append(f"lost: step {last} was told, the newest is {max(steps, default=None)}")
+        if steps:
+            try:
+                read_commit(steps[max(steps)])
+            except UserError as error:
+                self.found.append(f"unreadable: {error}")
+
+    def finish(self, whole):
+        """Let the run end, and compare it with one that was never killed."""
+        assert forked.run(self.config, ranks=self.ranks) == [0] * self.ranks, forked.printed(self.config)
+        differences = [row for row in compare(run_folder(whole), run_folder(self.config)) if row[1]]
+        assert differences == []
+        left = list(run_folder(self.config).rglob(".*"))
+        assert left == [], left
+        shutil.rmtree(run_folder(self.config))
+
+
+def signal_if_alive(process, number):
+    if process.is_alive():
+        os.kill(process.pid, number)
+
+
+def killed_so_often(photos, out, ranks, kills, epochs, seed):
+    whole = configuration(photos, out, "whole", ranks, epochs)
+    assert forked.run(whole, ranks=ranks) == [0] * ranks
+    sweep, draw = Sweep(photos, out, ranks, epochs), random.Random(seed)
+    sweep.start()
+    done = 0
+    while done < kills:
+        if sweep.kill(draw):
+            done += 1
+        elif max(sweep.acknowledged(), default=0) == 4 * epochs:
+            sweep.finish(whole)
+            sweep.start()
+    sweep.finish(whole)
+    print(f"{ranks} ranks, {done} kills, {sweep.runs} runs: {dict(sweep.hits)}, lost or unreadable: {sweep.found}")
+    assert sweep.found == []
+
+
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 5), (2, 3)])
+def test_a_run_that_is_killed_a_few_times(photos, tmp_path, ranks, kills):
+    killed_so_often(photos, tmp_path, ranks, kills, epochs=10, seed=ranks)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 80), (2, 40)])
+def test_a_run_that_is_killed_very_often(photos, tmp_path, ranks, kills):
+    killed_so_often(photos, tmp_path, ranks, kills, epochs=40, seed=10 + ranks)
+
+
+def test_control_commits_that_are_written_in_place_are_found_unreadable(photos, tmp_path):
+    sweep = Sweep(photos, tmp_path, 1, 40, "without=staging,")
+    draw = random.Random(3)
+    sweep.start()
+    for _ in range(30):
+        sweep.kill(draw)
+        if sweep.found:
+            break
+    assert "COMMIT.json: is missing" in sweep.found[0]

@@ -1,0 +1,107 @@
+"""Real launchers that are stopped or killed: their workers save and end, and leave nothing behind."""
+
+import os
+import signal
+import sys
+
+import forked
+import pytest
+from runs import DRIVER, ROOT, command_line, last_weights, make_photos, small_config
+from watched import GENEROUS, commits, kill_all, processes_of, said, same, start_launcher, status, wait_until_gone
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; a parent's death signal is Linux's")
+
+STEPS = 8  # of an epoch; there are two
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+ONE = [*ACCELERATE, "--num_processes", "1", "--cpu"]
+TWO = [*ACCELERATE, "--config_file", str(ROOT / "launch" / "cpu_2proc.yaml")]
+
+
+def torchrun(*options):
+    return command_line(2, DRIVER, options)[:-1]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 32), make_photos(root / "val", 4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The weights at the end of a run that nothing interrupts, by the number of ranks."""
+    weights = {}
+    for ranks in (1, 2):
+        config = configuration(photos, tmp_path_factory.mktemp("whole"), ranks)
+        assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks
+        weights[ranks] = last_weights(config)
+    return weights
+
+
+def configuration(photos, out, ranks):
+    return small_config(*photos, out, data={"batch_size": 4 // ranks}, checkpoint={"keep": 100})
+
+
+def to_launcher(training, number):
+    training.signal(number)
+
+
+def to_group(training, number):
+    """To the launcher and all that it has started, as a terminal's Ctrl-C and Slurm do."""
+    os.killpg(training.processes[0].pid, number)
+
+
+# Launcher, ranks, the signal, whom it is sent to, and the one that the workers hear of.
+CASES = {
+    "accelerate, one process, TERM": (lambda: ONE, 1, signal.SIGTERM, to_launcher, "SIGTERM"),
+    "accelerate, one process, Ctrl-C": (lambda: ONE, 1, signal.SIGINT, to_group, "SIGINT"),
+    "accelerate, one process, killed": (lambda: ONE, 1, signal.SIGKILL, to_launcher, "SIGTERM"),
+    "accelerate, two processes, TERM": (lambda: TWO, 2, signal.SIGTERM, to_launcher, "SIGTERM"),
+    "torchrun, TERM": (torchrun, 2, signal.SIGTERM, to_launcher, "SIGTERM"),
+    "torchrun, INT": (torchrun, 2, signal.SIGINT, to_launcher, "SIGINT"),
+    "torchrun, killed": (torchrun, 2, signal.SIGKILL, to_launcher, "SIGTERM"),
+    "torchrun, USR1": (
+        lambda: torchrun("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"),
+        2,
+        signal.SIGUSR1,
+        to_launcher,
+        "SIGUSR1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "ranks", "number", "send", "heard"), CASES.values(), ids=CASES)
+def test_a_launcher_that_is_stopped(photos, whole, tmp_path, command, ranks, number, send, heard):
+    config = configuration(photos, tmp_path, ranks)
+    training = start_launcher(command(), config, f"await=step:3:{GENEROUS}", start_new_session=True)
+    try:
+        for rank in range(ranks):
+            training.wait_for("step", "3", rank)
+        send(training, number)
+        (code,) = training.exit_codes()
+        assert code != 0
+        wait_until_gone(config)
+    finally:
+        kill_all(config)
+    assert training.codes() == ["143"] * ranks, forked.printed(config)
+    step = 3 + ranks  # with two, the answer to the question after step 3 is heard after the next
+    assert commits(config) == [step]
+    assert status(config)["state"] == "preempted" and status(config)["step"] == step
+    stopped = f"stopped by {heard} after step {step}"
+    assert f"accel-restore: {stopped}; the same command continues from there" in said(config)
+    assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks
+    assert same(last_weights(config), whole[ranks])
+
+
+def test_control_without_the_death_signal_an_orphan_trains_on(photos, tmp_path):
+    config = configuration(photos, tmp_path, 1)
+    training = start_launcher(ONE, config, f"await=step:3:{GENEROUS}", "no_death_signal")
+    try:
+        training.wait_for("step", "3")
+        (orphan,) = [int(value) for _, phase, value in training.lines() if phase == "main"]
+        training.signal(signal.SIGTERM)
+        training.exit_codes()
+        assert processes_of(config) == [orphan]
+        assert commits(config) == [] and said(config) == []
+    finally:
+        kill_all(config)

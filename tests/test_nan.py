@@ -1,0 +1,147 @@
+"""Losses and gradients that are no numbers, on one rank: all skip the step, and a run that is lost ends before its good
+weights are. Ranks whose weights drift apart are found."""
+
+import json
+import math
+
+import forked
+import pytest
+import torch
+from runs import audit_events, json_lines, last_weights, make_photos, run_folder, small_config
+
+from accel_restore import engine
+from accel_restore.commits import find_commits, read_commit
+
+RANKS, STEPS = 2, 4  # of an epoch; there are two
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 32), make_photos(root / "val", 3, seed=1)
+
+
+def configuration(photos, out, name="small", **train):
+    return small_config(
+        *photos, out, run={"name": name}, data={"batch_size": 4}, checkpoint={"every_steps": 1, "keep": 2}, train=train
+    )
+
+
+def train(photos, out, mode, *arguments, **settings):
+    """Exit codes and configuration of a training of two ranks."""
+    config = configuration(photos, out, **settings)
+    return forked.run(config, *arguments, ranks=RANKS, mode=mode), config
+
+
+def lines(config, event):
+    return [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == event]
+
+
+def status(config):
+    return json.loads((run_folder(config) / "status.json").read_text())
+
+
+def is_finite(weights):
+    return all(value.isfinite().all() for value in weights.values())
+
+
+def are_equal(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_all_ranks_skip_a_step_that_is_no_number_on_one(photos, tmp_path):
+    ends = {}
+    for mode in ("nan@1:3", "inf@0:3", "gradient@1:3"):
+        codes, config = train(photos, tmp_path, mode, "--audit", name=mode)
+        assert codes == [0, 0], forked.printed(config)
+        ends[mode] = last_weights(config)
+        assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(3, 1)]
+        assert all(math.isfinite(line["train_loss"]) for line in lines(config, "epoch"))
+        assert "epoch 0, step 3: not a number" in forked.printed(config)
+    # Whatever spoils it, and where: the same step is not made.
+    assert is_finite(ends["nan@1:3"])
+    assert are_equal(ends["nan@1:3"], ends["inf@0:3"]) and are_equal(ends["nan@1:3"], ends["gradient@1:3"])
+    codes, config = train(photos, tmp_path, "", name="whole")
+    assert codes == [0, 0] and not are_equal(last_weights(config), ends["nan@1:3"])
+
+
+def test_the_file_and_the_term_of_the_loss_are_named(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    config["loss"] = {"l1": 1.0, "mse": 0.5}
+    assert forked.run(config, "--audit", ranks=RANKS, mode="nan@1:6") == [0, 0]
+    (samples,) = (
+        event["samples"] for event in audit_events(config)[1] if (event["op"], event["step"]) == ("backward", 6)
+    )
+    file = str(photos[0] / f"photo{samples[0]:03d}.png")
+    (line,) = lines(config, "skip")
+    assert line["of"] == [{"rank": 1, "files": [file], "terms": ["l1", "mse"]}]
+    assert f"epoch 1, step 6: not a number: loss l1, mse on rank 1 of {file}" in forked.printed(config)
+
+
+@pytest.mark.parametrize("guard", ["gradient", "loss"])
+def test_control_without_the_guard_the_step_is_made(photos, tmp_path, guard):
+    codes, config = train(photos, tmp_path, f"nan@1:3,without={guard}")
+    assert not lines(config, "skip")
+    if guard == "gradient":
+        assert codes == [3, 3]  # when the weights are to be committed, a step later
+        assert "cannot be committed" in forked.printed(config)
+    else:
+        assert codes == [0, 0]
+
+
+def test_after_n_such_steps_in_a_row_the_run_ends_and_its_good_commit_is_intact(photos, tmp_path):
+    codes, config = train(photos, tmp_path, "nan@1:6:99", max_skipped_steps=3)
+    assert codes == [3, 3], forked.printed(config)
+    assert status(config)["state"] == "diverged"
+    printed = forked.printed(config)
+    assert "Traceback" not in printed and printed.count("no longer a number") == 1
+    assert "3 steps in a row" in printed and "photo" in printed
+
+    # The last good one, and those since, which hold the same weights.
+    commits = {int(path.name[5:]): read_commit(path) for path in find_commits(run_folder(config) / "checkpoints")}
+    assert 5 in commits and max(commits) == 7
+    assert len({commits[step]["model.safetensors"] for step in (5, 6, 7)}) == 1
+    assert is_finite(last_weights(config)) and is_finite(last_weights(config, "best.safetensors"))
+
+    # Without what spoilt it, the same command goes on.
+    assert forked.run(config, ranks=RANKS) == [0, 0]
+    assert status(config)["state"] == "finished" and status(config)["step"] == 2 * STEPS
+
+
+def test_fewer_in_a_row_do_not_end_it(photos, tmp_path):
+    codes, config = train(photos, tmp_path, "nan@0:2:3,inf@1:5:6", max_skipped_steps=3)
+    assert codes == [0, 0], forked.printed(config)
+    assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(2, 1), (3, 2), (5, 1), (6, 2)]
+
+
+def test_the_count_goes_on_after_a_resumption(photos, tmp_path):
+    codes, config = train(photos, tmp_path, "nan@0:2:99", "--stop-after", "3", max_skipped_steps=3)
+    assert codes == [143, 143]
+    assert forked.run(config, ranks=RANKS, mode="nan@0:2:99") == [3, 3]
+    assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(2, 1), (3, 2), (4, 3)]
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    for score in (math.nan, math.inf):
+        assert not engine.monitored_value({"loss": score}, "loss") < math.inf
+    assert not engine.monitored_value({"loss": 1.0, "psnr": math.nan}, "psnr") < math.inf
+    assert engine.monitored_value({"loss": 1.0, "psnr": 20.0}, "psnr") < math.inf  # control
+
+
+def test_ranks_whose_weights_differ_are_named_before_that_is_committed(photos, tmp_path):
+    for check_every, ranks in ((2, 3), (1000, 2)):
+        config = configuration(photos, tmp_path, f"every{check_every}", check_ranks_every_steps=check_every)
+        config["data"]["batch_size"], config["checkpoint"] = 12 // ranks, {"every_steps": 2}
+        codes = forked.run(config, ranks=ranks, mode="flip@1:3")
+        printed = " ".join(forked.printed(config).split())
+        assert codes == [1] * ranks, printed
+        assert "ranks 0 and 1 hold different weights (first in " in printed and "Traceback" not in printed
+        assert ("rank 1 differs from the most" in printed) == (ranks == 3)
+        assert status(config)["state"] == "failed" and "different weights" in status(config)["error"]
+        assert find_commits(run_folder(config) / "checkpoints")[-1].name == "step-00000002"
+        assert forked.run(config, ranks=ranks) == [0] * ranks
+
+
+def test_control_unchecked_the_ranks_part_and_nobody_knows(photos, tmp_path):
+    codes, config = train(photos, tmp_path, "flip@1:3,without=weights")
+    assert codes == [0, 0] and status(config)["state"] == "finished"

@@ -1,0 +1,138 @@
+"""A rank that fails, dies, hangs or is slow is named and ends the job in time; what comes after is as if it had not."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import forked
+import pytest
+import torch
+from runs import DRIVER, last_weights, launch, make_photos, run_folder, small_config, succeed
+
+from accel_restore.pace import Pace
+
+FAULT_STEP, LAST_STEP = 6, 8  # of two epochs of four
+TIMEOUT = 8.0  # seconds, train.rank_timeout
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 32), make_photos(root / "val", 3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The weights at the end of a run in which nothing happens."""
+    config = configuration(photos, tmp_path_factory.mktemp("whole"))
+    assert forked.run(config, ranks=2) == [0, 0]
+    return last_weights(config)
+
+
+def configuration(photos, out, **sections):
+    return small_config(
+        *photos,
+        out,
+        data={"batch_size": 4, **sections.pop("data", {})},
+        checkpoint={"every_steps": 2},
+        train={"rank_timeout": sections.pop("rank_timeout", TIMEOUT)},
+    )
+
+
+def assert_equal(weights, expected):
+    assert list(weights) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+def said(config):
+    """What was printed for the user, without the traceback of the rank that failed."""
+    return [line for line in forked.printed(config).splitlines() if line.startswith("accel-restore: ")]
+
+
+FAULTS = {
+    "raises": ("raise@1", "rank 1 failed: ValueError: a fault that the test has made"),
+    "the main process raises": ("raise@0", "rank 0 failed: ValueError: a fault that the test has made"),
+    "is killed": ("kill@1", "rank 1 has died (killed, or out of memory), or is cut off"),
+    "the main process is killed": ("kill@0", "rank 0 has died, or the network to it is cut"),
+    "hangs": ("hang@1", "has given no sign of life for"),
+    "the main process hangs": ("hang@0", "rank 0, or the network to it, has been out of reach for"),
+}
+
+
+@pytest.mark.parametrize(("mode", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_rank_that_is_lost_ends_the_job_and_is_named(photos, whole, tmp_path, mode, message):
+    config = configuration(photos, tmp_path)
+    codes = forked.run(config, ranks=2, mode=f"{mode}:{FAULT_STEP}")
+    fault, rank = mode[:-2], int(mode[-1])
+    assert codes[1 - rank] == 1, forked.printed(config)
+    assert codes[rank] == (1 if fault == "raise" else -9)  # one that hangs is killed by the other
+    (line,) = said(config)
+    assert message in line and f"rank {rank}" in line
+    assert line.endswith("the same command continues from the last commit")
+    if fault != "raise":
+        assert "Traceback" not in forked.printed(config)
+    status = json.loads((run_folder(config) / "status.json").read_text())
+    assert status["state"] == "failed" and (f"rank {rank}" in status["error"] or "the test has made" in status["error"])
+
+    assert forked.run(config, ranks=2) == [0, 0]
+    assert_equal(last_weights(config), whole)
+
+
+def test_a_rank_that_stands_still_alive_is_named_with_where_it_stands(photos, whole, tmp_path):
+    config = configuration(photos, tmp_path)
+    assert forked.run(config, ranks=2, mode=f"stall@1:{FAULT_STEP}") == [1, -9]
+    (line,) = said(config)
+    assert f"rank 1 has stood in step {FAULT_STEP + 1}, waiting for data, for" in line
+    assert forked.run(config, ranks=2) == [0, 0]
+    assert_equal(last_weights(config), whole)
+
+
+def test_control_unwatched_the_job_hangs_with_the_rank(photos, tmp_path):
+    config = configuration(photos, tmp_path, rank_timeout=1800.0)  # torch's own, which is for a collective, too
+    processes = forked.start(config, ranks=2, mode=f"hang@1:{FAULT_STEP},without=watch")
+    deadline = time.monotonic() + 60
+    while not (run_folder(config) / "checkpoints" / f"step-{FAULT_STEP:08d}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    processes[0].join(2 * TIMEOUT)
+    assert processes[0].is_alive()
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def test_a_rank_that_is_slow_is_named_with_its_times(photos, tmp_path):
+    config = configuration(photos, tmp_path, data={"batch_size": 1, "crops_per_image": 4}, rank_timeout=60.0)
+    assert forked.run(config, "train.epochs=1", ranks=2, mode="slow@1:0") == [0, 0]
+    (line,) = (line for line in forked.printed(config).splitlines() if "is slow" in line)
+    assert line.startswith("step 60: rank 1 is slow: its own part of a step takes 0.")
+    assert "waiting for data; the others' 0." in line
+
+
+def test_only_a_rank_that_stays_slow_is_named_and_once():
+    said = []
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    pace = Pace(alone, SimpleNamespace(wait_seconds=0.0), None, said.append)
+
+    def compare(windows):  # of (own part of a step, of that waiting), seconds, of three ranks
+        for step, window in enumerate(windows):
+            pace._compare(window, step)
+
+    slow, even = [[0.1, 0.0], [0.2, 0.1], [0.1, 0.0]], [[0.1, 0.0], [0.14, 0.0], [0.1, 0.0]]
+    another = [[0.2, 0.0], [0.1, 0.0], [0.1, 0.0]]
+    compare([even] * 9 + [slow, slow, even] * 3 + [slow, slow, another] * 3)
+    assert said == []
+    compare([slow] * 9)
+    (line,) = said
+    assert line.startswith("step 2: rank 1 is slow: its own part of a step takes 0.200 s, 0.100 s of that waiting")
+
+
+@pytest.mark.parametrize("fault", ["kill@1", pytest.param("raise@0", marks=pytest.mark.sweep)])
+def test_torchrun_restarts_it_to_the_same_result(photos, whole, tmp_path, fault):
+    config = configuration(photos, tmp_path, rank_timeout=60.0)
+    options = ("--max-restarts", "3", "--monitor-interval", "1")
+    env = {"RUN_TEST_MODE": f"{fault}:{FAULT_STEP}"}
+    succeed(launch(config, ranks=2, script=DRIVER, env=env, launcher_options=options))
+    assert_equal(last_weights(config), whole)
+    without = launch(config, "--overwrite", ranks=2, script=DRIVER, env=env)
+    assert without.returncode != 0  # control: the fault did happen

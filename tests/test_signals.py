@@ -1,0 +1,232 @@
+"""A run that is asked to stop, at whatever moment, saves, says so, ends and can go on."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import forked
+import pytest
+from runs import last_weights, make_photos, run_folder, small_config
+from watched import GENEROUS, commits, said, same, start_forked, status
+
+from accel_restore import preemption
+from accel_restore.commits import find_commits, read_commit
+from accel_restore.preemption import StopRequest
+
+STEPS = 8  # of an epoch; there are two
+COPIES_SECONDS = 2.0  # within which a second signal is taken for a copy of the first
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 30), make_photos(root / "val", 4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The weights at the end of a run that nothing interrupts, by the number of ranks."""
+    weights = {}
+    for ranks in (1, 2):
+        config = configuration(photos, tmp_path_factory.mktemp("whole"), ranks)
+        assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks
+        weights[ranks] = last_weights(config)
+    return weights
+
+
+def configuration(photos, out, ranks=1):
+    """Two micro-batches a step, the last step of an epoch is ragged; commits at the ends of epochs."""
+    return small_config(
+        *photos,
+        out,
+        data={"batch_size": 2 // ranks},
+        train={"gradient_accumulation_steps": 2},
+        checkpoint={"keep": 100},
+    )
+
+
+def assert_continues(config, whole, ranks=1):
+    assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks, forked.printed(config)
+    assert status(config)["state"] == "finished"
+    assert same(last_weights(config), whole[ranks])
+
+
+# Phase, how many-th time, and the step that is committed with one rank and with two (None: the run has not begun).
+# With two, a step's answers are heard after the next.
+PHASES = {
+    "images are decoded": ("decode", 2, None, None),
+    "the model is built": ("model", 1, None, None),
+    "its folder is prepared": ("folder", 1, None, None),
+    "between two micro-batches of step 3": ("micro", 5, 3, 4),
+    "in the last step of an epoch": ("micro", 2 * STEPS - 1, STEPS, STEPS),
+    "in a validation": ("image", 1, STEPS, STEPS),
+    "in a save": ("commit", 1, STEPS, STEPS),
+    "at the end of step 11": ("step", 11, 12, 13),
+}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Slurm sends to all processes
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("number", range(len(PHASES)), ids=PHASES)
+def test_a_signal_in_any_phase(photos, whole, tmp_path, number, ranks):
+    phase, count, *steps = list(PHASES.values())[number]
+    config, asked, step = configuration(photos, tmp_path, ranks), SIGNALS[number % 3], steps[ranks - 1]
+    training = start_forked(config, f"await={phase}:{count}:{GENEROUS}", ranks=ranks)
+    reaching = range(ranks) if phase in ("micro", "step", "image") else [None]  # one rank alone decodes and saves
+    for rank in reaching:
+        training.wait_for(phase, rank=rank, count=count)
+    best = run_folder(config) / "best.safetensors"
+    former = best.read_bytes() if best.exists() else None
+    training.signal(asked)
+    assert training.exit_codes() == [143] * ranks, forked.printed(config)
+
+    where = "before the first step" if step is None else f"after step {step}"
+    assert said(config)[-1] == f"accel-restore: stopped by {asked.name} {where}; the same command continues from there"
+    assert len(said(config)) == (1 if step is None else 2)  # the other: that it is saving
+    assert "Traceback" not in forked.printed(config)
+    assert (status(config)["state"], status(config)["step"]) == ("preempted", step or 0)
+    assert (commits(config) or [0])[-1] == (step or 0)
+    if former is not None:
+        assert best.read_bytes() == former
+        assert status(config)["best"]["epoch"] == 0
+    assert_continues(config, whole, ranks)
+
+
+def test_control_a_run_that_does_not_listen_loses_its_steps(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    training = start_forked(config, "linger=step:3:1", "deaf")
+    training.wait_for("step", "3")
+    training.signal(signal.SIGTERM)
+    assert training.exit_codes() == [-signal.SIGTERM]
+    assert commits(config) == [] and status(config)["state"] == "running"
+
+
+# A second signal ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_signal_ends_the_run_at_once(photos, whole, tmp_path, ranks):
+    config = configuration(photos, tmp_path, ranks)
+    training = start_forked(config, f"linger=step:11:{GENEROUS}", ranks=ranks)  # a step that takes for ever
+    for rank in range(ranks):
+        training.wait_for("step", "11", rank)
+    training.signal(signal.SIGTERM)
+    training.wait_until_said("SIGTERM: saving after this step; a second signal ends the run without")
+    time.sleep(1.2 * COPIES_SECONDS)
+    assert all(process.is_alive() for process in training.processes)  # control: one signal does not
+    training.signal(signal.SIGINT)
+    assert training.exit_codes() == [143] * ranks
+    assert said(config)[-1] == "accel-restore: SIGINT: ended at once; the same command continues from the last commit"
+    assert "Traceback" not in forked.printed(config)
+    assert commits(config) == [STEPS]
+    assert_continues(config, whole, ranks)
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "control"])
+def test_a_copy_of_the_signal_is_not_a_second_one(photos, whole, tmp_path, protected):
+    config = configuration(photos, tmp_path)
+    training = start_forked(config, "linger=step:11:1", *([] if protected else ["every_signal_counts"]))
+    training.wait_for("step", "11")
+    training.signal(signal.SIGTERM)
+    training.wait_until_said("SIGTERM: saving after this step")
+    training.signal(signal.SIGINT)
+    assert training.exit_codes() == [143]
+    assert commits(config) == ([STEPS, 12] if protected else [STEPS])
+    assert status(config)["state"] == ("preempted" if protected else "running")
+    assert_continues(config, whole)
+
+
+def test_the_death_of_the_launcher_is_no_second_signal_however_late(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    stop, ended = StopRequest(), []
+    monkeypatch.setattr(preemption.os, "_exit", ended.append)
+    stop.may_save = True
+    stop._hear(signal.SIGTERM)
+    stop._heard_first -= 10 * COPIES_SECONDS
+    monkeypatch.setattr(preemption.os, "getppid", lambda: 1)  # an orphan, whom the kernel sends SIGTERM
+    stop._hear(signal.SIGTERM)
+    assert ended == []
+    stop._hear(signal.SIGTERM)  # control: it dies once
+    assert ended == [143]
+
+
+# Long -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sweep_of_signals_at_random_moments(photos, whole, tmp_path, ranks):
+    cases, draw, ends = 50, random.Random(ranks), Counter()
+    for name in ("first", "timed"):  # the first may have to wait for modules to be imported
+        began = time.monotonic()
+        assert forked.run(configuration(photos, tmp_path / name, ranks), ranks=ranks, mode="no_curves") == [0] * ranks
+    longest = time.monotonic() - began
+    for case in range(cases):
+        config, asked = configuration(photos, tmp_path / str(case), ranks), draw.choice(SIGNALS)
+        training = start_forked(config, ranks=ranks)
+        for rank in range(ranks):
+            training.wait_for("listens", rank=rank)
+        time.sleep(draw.uniform(0, 0.8 * longest))
+        training.signal(asked)
+        codes = training.exit_codes()
+        told = f"case {case}, {asked.name}: {codes}\n{forked.printed(config)}"
+        if not run_folder(config).exists():  # where it trains was not known yet
+            assert codes == [143] * ranks, told
+            ends["stopped before"] += 1
+            assert_continues(config, whole, ranks)
+            continue
+        finished = status(config)["state"] == "finished"
+        # A signal that comes when a process has finished, and listens no more, may still end it.
+        assert all(code == 143 or (finished and code in (0, -asked)) for code in codes), told
+        assert "Traceback" not in forked.printed(config), told
+        for commit in find_commits(run_folder(config) / "checkpoints"):
+            read_commit(commit)
+        assert (commits(config) or [0])[-1] == status(config)["step"], told
+        ends["finished" if finished else "stopped in training" if commits(config) else "stopped before"] += 1
+        assert_continues(config, whole, ranks)
+    print(f"{ranks} ranks: {dict(ends)}")
+
+
+@pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
+def test_an_interruption_that_a_destructor_throws_away_comes_again(is_guarded):
+    program = f"""
+import os, signal, time
+from accel_restore import preemption
+if not {is_guarded}:
+    preemption.StopRequest._raise_again = lambda _: None
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+with preemption.listening():
+    Dying()
+    time.sleep(2)
+    print("went on")
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ("went on" in process.stdout) == (not is_guarded), process.stderr
+    assert ("Preempted: stopped by SIGTERM before the first step" in process.stderr) == is_guarded
+    assert "Exception ignored" not in process.stderr
+
+
+@pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
+def test_who_catches_the_interruption_of_a_start_lives_on(is_guarded):
+    """`fit` in a notebook, where Ctrl-C during its start must not end Python seconds later."""
+    program = f"""
+import os, signal, time
+from accel_restore import preemption
+preemption._START_SECONDS = 0.5
+if not {is_guarded}:
+    preemption.StopRequest._leave = lambda _: os._exit(143)
+    preemption.StopRequest._close = lambda _: None
+try:
+    with preemption.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+except preemption.Preempted:
+    time.sleep(1.5)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == (0 if is_guarded else 143)
