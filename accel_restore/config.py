@@ -145,7 +145,9 @@ class Train(Section):
     gradient_accumulation_steps: PositiveInt | None = Field(
         1, description="micro-batches per optimizer step; null: derived from global_batch_size"
     )
-    global_batch_size: PositiveInt | None = Field(None, description="pairs per optimizer step over all devices")
+    global_batch_size: PositiveInt | None = Field(
+        None, lt=2**24, description="pairs per optimizer step over all devices"
+    )
     mixed_precision: Annotated[
         Literal["no", "bf16", "fp16", "auto"], BeforeValidator(lambda value: "no" if value is False else value)
     ] = "no"

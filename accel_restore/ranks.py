@@ -165,11 +165,12 @@ class Watch(Hook):
         now = time.monotonic()
         if self.failure is not None and now - self.failed_at > _LEAVE_SECONDS:
             return self.failure
-        if now - self.contact > self.limit:
-            return f"rank 0, or the network to it, has been out of reach for {now - self.contact:.0f} s"
         rank, peer = min(self.peers.items(), key=lambda item: item[1].heard)
-        if now - peer.heard > self.limit:
-            return f"rank {rank} on {peer.host} has given no sign of life for {now - peer.heard:.0f} s"
+        silence = now - peer.heard  # no shorter than the store's, through which a rank is heard
+        if silence > self.limit:
+            if now - self.contact > 3 * self.interval:
+                return f"rank 0, or the network to it, has been out of reach for {now - self.contact:.0f} s"
+            return f"rank {rank} on {peer.host} has given no sign of life for {silence:.0f} s"
         if self.rank == 0 and self.training:
             return self._stuck(now)
         return None

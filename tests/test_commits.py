@@ -14,7 +14,7 @@ from accel_restore import commits, files, saving
 from accel_restore.commits import find_commits, put_back, read_commit, remove_leftovers, step_of, write_commit
 from accel_restore.config import Checkpoint
 from accel_restore.errors import UserError
-from accel_restore.files import discard, replace_file
+from accel_restore.files import REMOVING, discard, replace_file
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -268,6 +268,24 @@ def test_a_rename_that_fails_puts_the_replaced_commit_back(tmp_path, monkeypatch
         write_commit(tmp_path, 1, 0, content(1, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert same(read_commit(tmp_path / "step-00000001"), 1, 0)
+
+
+def test_older_commits_that_cannot_be_removed_do_not_fail_a_save(recorder, monkeypatch, capsys):
+    rename = os.rename
+
+    def failing(path, target):
+        if REMOVING in str(target):
+            raise OSError(1, "Operation not permitted")
+        rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", failing)
+        save(recorder, [(1, 0), (2, 0), (3, 0)], keep=1)
+    folder = recorder.root / "checkpoints"
+    assert [step_of(commit) for commit in find_commits(folder)] == [1, 2, 3]
+    assert capsys.readouterr().out.count("older checkpoints cannot be removed (Operation not permitted)") == 2
+    save(recorder, [(4, 0)], keep=1)
+    assert [step_of(commit) for commit in find_commits(folder)] == [4]
 
 
 def test_replace_file_leaves_the_old_file_where_the_new_cannot_be_written(tmp_path, monkeypatch):

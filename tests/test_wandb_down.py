@@ -252,6 +252,7 @@ class Scale(torch.nn.Module):
 
 def _train(arguments: list[str], environment: dict[str, str], bounds: dict[str, float], gate: str, log: str) -> None:
     """Training in a process of its own, online."""
+    os.environ.clear()
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -117,16 +117,16 @@ def _checked_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size or pixels.dtype not in ("uint8", "uint16"):
         raise Unusable(f"is an array of {pixels.dtype} {pixels.shape}; give uint8 or uint16 of (H, W), (H, W, 1 or 3)")
-    _check_size(*pixels.shape[1::-1], max_pixels)
+    if pixels.shape[0] * pixels.shape[1] > max_pixels:
+        raise _too_large(max_pixels)
     return pixels
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Unusable(
-            f"has {width}x{height} = {width * height / 1e6:.0f} million pixels, more than data.max_image_pixels "
-            f"({max_pixels / 1e6:.0f} million) allows: cut it into pieces, or raise that if you trust it"
-        )
+def _too_large(max_pixels: int) -> Unusable:
+    return Unusable(
+        f"has more pixels than data.max_image_pixels ({max_pixels:,}) allows: "
+        "cut it into pieces, or raise that if you trust it"
+    )
 
 
 def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
@@ -138,12 +138,13 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         image = Image.open(content, formats=_known_formats())
     except UnidentifiedImageError:
         raise Unusable(f"is no image that can be read ({', '.join(FORMATS)}); convert, replace or remove it") from None
-    except Image.DecompressionBombError as error:
-        raise Unusable(f"is too large for data.max_image_pixels ({error}); cut it into pieces") from None
+    except Image.DecompressionBombError:  # more than twice Pillow's own limit, which is at least ours
+        raise _too_large(max_pixels) from None
     except _DAMAGE as error:
         raise Unusable(f"cannot be read ({error}); replace or remove it") from None
     try:
-        _check_size(*image.size, max_pixels)
+        if image.width * image.height > max_pixels:
+            raise _too_large(max_pixels)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # of which a camera's first picture is the photograph
             raise Unusable(f"holds {frames} images: save the one that is meant in a file of its own")
