@@ -39,7 +39,7 @@ class _Counters(BaseModel):
     step: _Count
     epochs: _Count
     world_size: Annotated[int, Field(ge=1, lt=2**20)]
-    global_batch: Annotated[int, Field(ge=1, lt=2**24)]
+    global_batches: Annotated[list[Annotated[int, Field(ge=1, lt=2**24)]], Field(min_length=1)]  # of each stage
     best_val_loss: float
     best: dict[str, float | None] | None
     sums: list[list[list[float]]]

@@ -125,6 +125,22 @@ DEFAULT_DEGRADATIONS = {
 }
 
 
+class Stage(Section):
+    """Epochs that differ from the rest of the training; what is null is as without stages."""
+
+    until_epoch: PositiveInt = Field(description="the stage is over when so many epochs of the run are complete")
+    patch_size: PositiveInt | None = Field(None, description="side of a training crop of gt, pixels")
+    batch_size: PositiveInt | None = Field(None, description="pairs per device per forward pass")
+    global_batch_size: PositiveInt | None = Field(None, lt=2**24, description="pairs per optimizer step")
+
+
+class Mixup(Section):
+    """A second sample is mixed into some: both images of a pair, with one share, drawn from Beta(alpha, alpha)."""
+
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the samples that are mixed")
+    alpha: Annotated[float, Field(gt=0)] = Field(1.2, description="larger: shares nearer to one half")
+
+
 class Data(Section):
     train: Source = Field(description="training images; without `input` it is made by `degradation`")
     val: Source | None = Field(None, description="validation images; null: `val_fraction` of the training images")
@@ -144,19 +160,39 @@ class Data(Section):
     augment: list[Literal["hflip", "vflip", "rot90"]] = Field(
         ["hflip", "vflip", "rot90"], description="each done to half of the samples"
     )
+    mixup: Mixup | None = None
     batch_size: PositiveInt = Field(8, description="pairs per device per forward pass")
+    stages: list[Stage] = Field(
+        [], description="progressive training: crops and batches of the first epochs, in order; then those above hold"
+    )
     num_threads: Annotated[int, Field(ge=0, le=64)] = Field(
         1, description="threads that read batches ahead; 0: in the training loop; the run is the same with any number"
     )
     cache_dir: PathText | None = Field(None, description="decoded images; null: ~/.cache/accel_restore")
     max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="larger images are refused as decompression bombs")
 
+    @property
+    def patch_sizes(self) -> dict[str, int]:
+        """The sides of training crops of all stages, by their keys."""
+        stages = {f"data.stages.{i}.patch_size": stage.patch_size for i, stage in enumerate(self.stages)}
+        return {key: size for key, size in stages.items() if size} | {"data.patch_size": self.patch_size}
+
     @model_validator(mode="after")
     def _multiple_of_scale(self) -> "Data":
-        if self.patch_size % self.scale:
+        for key, size in self.patch_sizes.items():
+            if size % self.scale:
+                raise PydanticCustomError(
+                    "patch_size",
+                    "{key} is {size}, which is no multiple of scale {scale}",
+                    {"key": key.removeprefix("data."), "size": size, "scale": self.scale},
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "Data":
+        ends = [stage.until_epoch for stage in self.stages]
+        if ends != sorted(set(ends)):
             raise PydanticCustomError(
-                "patch_size",
-                "patch_size is {size}, which is no multiple of scale {scale}",
-                {"size": self.patch_size, "scale": self.scale},
+                "stages", "stages end at the epochs {ends}; give them in order", {"ends": ", ".join(map(str, ends))}
             )
         return self

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -65,7 +66,9 @@ class SkippedSteps(Hook):
     def _find(self, state: TrainState) -> dict[str, Any]:
         """The files of this rank whose loss is no number, and which terms of the loss are none."""
         bad = [ids[(~losses.isfinite()).cpu().numpy()] for ids, losses in state.losses]
-        ids = [int(i) for those in bad for i in those if i >= 0]
+        own = np.array([i for those in bad for i in those if i >= 0], np.int64)
+        partners = self.loader.stages.plan(state.epoch).partners(state.epoch, own)
+        ids = [*own.tolist(), *partners[partners >= 0].tolist()]
         files = list(dict.fromkeys(self.files[i // self.loader.dataset.crops_per_image] for i in ids))
         more = [f"{len(files) - _FILES} more"] if len(files) > _FILES else []
         terms = self._terms(state) if files else []

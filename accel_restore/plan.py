@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_restore.config import Config
-from accel_restore.data.order import Plan
+from accel_restore.data.order import Plan, Stages
 from accel_restore.data.sources import DataSets
 from accel_restore.engine import TrainState
 from accel_restore.optim import preview_rates
@@ -17,7 +17,7 @@ from accel_restore.resume import Start
 def plan_rows(
     config: Config,
     accelerator: Accelerator,
-    plan: Plan,
+    stages: Stages,
     data: DataSets,
     state: TrainState,
     epochs: int,
@@ -25,19 +25,23 @@ def plan_rows(
     start: Start,
 ) -> list[tuple[str, str]]:
     """The resolved plan, as (what, value)."""
+    plan = stages.plans[-1]
     at = sorted({0, epochs // 2, epochs - 1})
     rates = preview_rates(config.scheduler, config.optimizer.lr, epochs, at)
     if rates is None:
         rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
     else:
         rate = " · ".join(f"epoch {epoch}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
-    crop = f"{config.data.patch_size}x{config.data.patch_size}x{config.data.channels}"
+    crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
     crop += f" of gt, input {config.data.scale} times smaller," if config.data.scale > 1 else ""
     made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
     source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
     precision = accelerator.mixed_precision
     if config.train.mixed_precision == "auto":
         precision += " (chosen by auto)"
+    steps = " + ".join(
+        f"{early.steps_per_epoch} per epoch × {last - first} epochs" for early, first, last in stages.spans(epochs)
+    )
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     rows = [
         ("devices", f"{plan.world_size} × {accelerator.device.type}"),
@@ -48,16 +52,16 @@ def plan_rows(
         ),
         ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
         ("samples per epoch", str(plan.num_samples)),
-        (
-            "global batch",
-            f"{plan.global_batch} = {plan.batch_size} per device × {plan.accumulation} accumulated"
-            f" × {plan.world_size} ranks",
-        ),
-        ("steps", f"{plan.steps_per_epoch} per epoch × {epochs} epochs = {plan.steps_per_epoch * epochs}"),
+        ("global batch", _batch_in_words(plan)),
+        ("steps", f"{steps} = {stages.num_steps(epochs)}"),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
         ("model", f"{config.model.name}, {parameters:,} parameters"),
         ("written to", str(folder)),
+    ]
+    rows += [
+        (f"until epoch {end}", f"crops of {early.patch_size}, global batch {_batch_in_words(early)}")
+        for end, early in zip(stages.ends, stages.plans, strict=False)
     ]
     if plan.batch_size != config.data.batch_size:
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; fewer per device keep the global batch"))
@@ -69,6 +73,11 @@ def plan_rows(
     if any(isinstance(module, kinds) for module in state.model.modules()):
         rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
     return rows
+
+
+def _batch_in_words(plan: Plan) -> str:
+    parts = f"{plan.batch_size} per device × {plan.accumulation} accumulated × {plan.world_size} ranks"
+    return f"{plan.global_batch} = {parts}"
 
 
 def _in_words(name: str, arguments: dict[str, Any]) -> str:

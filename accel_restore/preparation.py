@@ -13,9 +13,10 @@ from accelerate.utils import gather_object
 from accel_restore.checkpoint import load_commit
 from accel_restore.commits import put_back, remove_leftovers
 from accel_restore.config import Config
+from accel_restore.config_data import Stage
 from accel_restore.console import Screen
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.order import make_plan
+from accel_restore.data.order import Stages, make_plan
 from accel_restore.data.sources import DataSets, open_data
 from accel_restore.engine import TrainState, setup_model_and_optimizer
 from accel_restore.errors import UserError
@@ -83,21 +84,13 @@ def prepare(
     build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
     protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
     data = _open_data(config, accelerator, screen, start, protocol.smallest_side(config.validation.metrics))
-    plan = make_plan(
-        len(data.train),
-        config.data.batch_size,
-        config.train.gradient_accumulation_steps,
-        start.global_batch or config.train.global_batch_size,
-        accelerator.num_processes,
-        config.run.seed,
-        may_shrink=start.counters is not None and start.counters["world_size"] != accelerator.num_processes,
-    )
+    stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
     if config.train.max_steps is not None:
-        epochs = -(-config.train.max_steps // plan.steps_per_epoch)
+        epochs = stages.num_epochs(config.train.max_steps)
     state = setup_model_and_optimizer(config, accelerator, epochs)
     loader = TrainLoader(
-        data.train, plan, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
+        data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
     )
     if start.commit is not None:
         if epochs < (done := start.counters["epoch"]):
@@ -117,8 +110,35 @@ def prepare(
 
     run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol)
     run.best = _together(accelerator, lambda: _prepare_folder(run, lock), only_main=True)
-    screen.table("plan", plan_rows(config, accelerator, plan, data, state, epochs, folder, start))
+    screen.table("plan", plan_rows(config, accelerator, stages, data, state, epochs, folder, start))
     return run
+
+
+def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> Stages:
+    """The plan of each stage; a run that continues keeps the global batches of its commit."""
+    data, train = config.data, config.train
+    stages = [*data.stages, Stage(until_epoch=2**31)]  # the last one: as without stages
+    if start.counters is not None:
+        global_batches = start.counters["global_batches"]
+        may_shrink = start.counters["world_size"] != world_size
+    else:
+        global_batches = [stage.global_batch_size or train.global_batch_size for stage in stages]
+        may_shrink = False
+    plans = [
+        make_plan(
+            num_samples,
+            stage.batch_size or data.batch_size,
+            train.gradient_accumulation_steps,
+            global_batch,
+            world_size,
+            config.run.seed,
+            stage.patch_size or data.patch_size,
+            data.mixup.probability if data.mixup else 0.0,
+            may_shrink=may_shrink,
+        )
+        for stage, global_batch in zip(stages, global_batches, strict=True)
+    ]
+    return Stages(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
 
 
 def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:

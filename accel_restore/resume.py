@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ _FREE = (
     "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps", "train.check_ranks_every_steps",
     "train.rank_timeout",
 )  # fmt: skip
-_BATCH = ("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size")
+_BATCH = re.compile(
+    r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
+)
 _LENGTH = ("train.epochs", "train.max_steps")
 
 
@@ -39,10 +42,6 @@ class Start:
     commit: Path | None = None
     counters: dict[str, Any] | None = None
     finished: bool = False
-
-    @property
-    def global_batch(self) -> int | None:
-        return self.counters["global_batch"] if self.counters else None
 
     def is_in(self, folder: Path) -> bool:
         """Whether the commit is one of the run in `folder`, not of another run."""
@@ -165,7 +164,7 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
     changed = [key for key in dict.fromkeys([*then, *now]) if then.get(key, missing) != now.get(key, missing)]
     refused = []
     for key in changed:
-        if key in _BATCH or key.startswith(_FREE):
+        if _BATCH.fullmatch(key) or key.startswith(_FREE):
             continue
         if str(then.get(key)).count(HIDDEN) != str(now.get(key)).count(HIDDEN):
             continue  # the environment has changed, whose secret it holds: the rest cannot be compared
@@ -174,9 +173,10 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
         refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
     if counters["precision"] != precision:
         refused.append(f"mixed precision in use: {counters['precision']} in the commit, {precision} now")
-    wanted = config.train.global_batch_size
-    if wanted is not None and wanted != counters["global_batch"]:
-        refused.append(f"global batch: {counters['global_batch']} in the commit, {wanted} now")
+    wanted = [stage.global_batch_size or config.train.global_batch_size for stage in config.data.stages]
+    for held, asked in zip(counters["global_batches"], [*wanted, config.train.global_batch_size], strict=False):
+        if asked is not None and asked != held:
+            refused.append(f"global batch: {held} in the commit, {asked} now")
     raise_problems(
         f"{folder}: was begun with another configuration; set these back, choose another run.name, or start again "
         "with --overwrite",
@@ -195,6 +195,8 @@ def _length(config: dict[str, Any]) -> tuple:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
+        tree = {str(place): item for place, item in enumerate(tree)}
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {

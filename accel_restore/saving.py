@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from accel_restore.checkpoint import BEST, best_weights, collect
 from accel_restore.commits import find_commits, prune, write_commit
 from accel_restore.config import Checkpoint
+from accel_restore.data.order import Stages
 from accel_restore.engine import Hook, TrainState
 from accel_restore.errors import Lost
 from accel_restore.files import replace_file
@@ -31,7 +32,7 @@ class Saver(Hook):
         schedule: Checkpoint,
         *,
         epochs: int,
-        steps_per_epoch: int,
+        stages: Stages,
         tracker: Tracker,
         same_weights: SameWeights,
         extra: Callable[[], dict[str, Any]],
@@ -40,7 +41,7 @@ class Saver(Hook):
     ):
         """`best` is the content of best.safetensors at the commit that the run continues from."""
         self.folder, self.accelerator, self.schedule = folder, accelerator, schedule
-        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.epochs, self.stages = epochs, stages
         self.tracker, self.same_weights, self.say = tracker, same_weights, tracker.screen.say
         self.extra, self.metadata = extra, metadata
         self.best, self.best_is_written = best, True
@@ -49,7 +50,7 @@ class Saver(Hook):
 
     def after_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
-        if every and state.step % every == 0 and state.epoch_step < self.steps_per_epoch:
+        if every and state.step % every == 0 and state.epoch_step < self.stages.plan(state.epoch).steps_per_epoch:
             self.commit(state)
 
     def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     if accelerator.is_main_process:
         wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
         dashboard = Dashboard(
-            config.tracking, config.run.name, run.folder, resolved, loader.plan.world_size, wandb_id, run.screen.say
+            config.tracking, config.run.name, run.folder, resolved, accelerator.num_processes, wandb_id, run.screen.say
         )
     tracker = run.tracker = Tracker(
         run.folder,
@@ -139,7 +139,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         return {
             "config": resolved,
             "epochs": run.epochs,
-            "global_batch": loader.plan.global_batch,
+            "global_batches": [plan.global_batch for plan in loader.stages.plans],
             "precision": accelerator.mixed_precision,
             "data": identity_digest(run.data.identity),
             "wandb_id": dashboard.id if dashboard else None,
@@ -151,7 +151,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         accelerator,
         config.checkpoint,
         epochs=run.epochs,
-        steps_per_epoch=loader.plan.steps_per_epoch,
+        stages=loader.stages,
         tracker=tracker,
         same_weights=same_weights,
         extra=beside_counters,

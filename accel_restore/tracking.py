@@ -48,7 +48,7 @@ class Tracker(Hook):
         self.epoch_began = time.perf_counter()
         self.last_pictures = -epochs
         self._begin_window(state)  # its sums go on from the commit
-        screen.start(epochs * loader.plan.steps_per_epoch, state.step)
+        screen.start(loader.stages.num_steps(epochs), state.step)
 
     def _begin_window(self, state: TrainState) -> None:
         self.window = (state.step, time.perf_counter(), self.loader.wait_seconds)
@@ -90,7 +90,7 @@ class Tracker(Hook):
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
         if self.dashboard is not None:
             self.dashboard.update()
-        speed = self.loader.plan.global_batch / max(rank[4] for rank in ranks)
+        speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[4] for rank in ranks)
         self.screen.update(state.epoch, state.step, loss, ranks[0][3], speed)
 
     def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:

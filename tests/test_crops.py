@@ -17,7 +17,7 @@ from accel_restore.data.cache import open_stores
 from accel_restore.data.crops import FLIPS, CropDataset, finish_batch, to_float
 from accel_restore.data.degrade import build_degradation
 from accel_restore.data.loader import StepSampler, TrainLoader, in_background
-from accel_restore.data.order import Plan, Sample
+from accel_restore.data.order import Plan, Sample, Stages
 from accel_restore.data.store import Store
 from accel_restore.data.whole import WholeImages
 from accel_restore.errors import UserError
@@ -43,12 +43,12 @@ def stores(tmp_path_factory) -> tuple[Store, Store]:
 
 def dataset(stores: tuple[Store, Store], augment: list[str] | None = None, **options) -> CropDataset:
     augment = list(FLIPS) if augment is None else augment
-    settings = {"patch_size": PATCH, "crops_per_image": 50, "seed": 11, **options}
+    settings = {"crops_per_image": 50, "seed": 11, **options}
     return CropDataset(*stores, list(range(len(SIZES))), augment=augment, **settings)
 
 
-def samples(ids, epoch: int = 0) -> list[Sample]:
-    return [Sample(epoch, int(i), 1.0) for i in ids]
+def samples(ids, epoch: int = 0, size: int = PATCH) -> list[Sample]:
+    return [Sample(epoch, int(i), 1.0, size) for i in ids]
 
 
 def test_crops_of_input_and_gt_lie_in_the_same_place_anywhere_in_the_image(stores):
@@ -98,8 +98,28 @@ def test_values_are_exact_and_padding_is_marked(stores):
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     assert to_float(levels).flatten().tolist() == (torch.arange(256) / 255).tolist()
     assert to_float(levels.expand(1, 16, 16, 3), channels_last=True).is_contiguous(memory_format=torch.channels_last)
-    batch = dataset(stores).__getitems__([Sample(0, 5, 2.0), Sample(0, 5, 0.0)])
+    batch = dataset(stores).__getitems__([Sample(0, 5, 2.0, PATCH), Sample(0, 5, 0.0, PATCH)])
     assert batch["id"].tolist() == [5, -1] and batch["weight"].tolist() == [2.0, 0.0]
+
+
+def test_partners_are_mixed_into_both_images_of_a_pair(stores):
+    data = dataset(stores, mixup_alpha=1.2)
+    mixed = [sample._replace(partner=partner) for sample, partner in zip(samples(range(4)), (9, -1, 7, 0), strict=True)]
+    batch = data.__getitems__(mixed)
+    assert batch["gt"].shape[0] == len(batch["flips"]) == 7 and len(batch["weight"]) == len(batch["id"]) == 4
+    assert batch["partner"].tolist() == [4, 1, 5, 6] and batch["share"][1] == 1
+    assert all(0 < share < 1 for share in batch["share"][[0, 2, 3]]) and len(set(batch["share"].tolist())) == 4
+    finished, alone = (
+        finish_batch(dict(b), None, channels_last=False)
+        for b in (batch, data.__getitems__(samples([0, 1, 2, 3, 9, 7, 0])))
+    )
+    for name in ("gt", "input"):
+        own, others = alone[name][:4], alone[name][[4, 1, 5, 6]]  # a partner is cut out as it is in its own place
+        share = batch["share"].view(4, 1, 1, 1)
+        torch.testing.assert_close(finished[name], share * own + (1 - share) * others)
+        assert not torch.equal(finished[name][0], own[0]) and torch.equal(finished[name][1], own[1])
+    again = data.__getitems__([*mixed[2:], *samples([5])])
+    assert again["share"][:2].tolist() == batch["share"][2:].tolist()  # whatever batch a sample is in
 
 
 def test_clean_images_are_degraded_after_their_flips(stores):
@@ -124,10 +144,8 @@ def test_crops_of_super_resolution_are_aligned_to_the_pixel(scale, tmp_path):
             files[kind].append(tmp_path / f"{kind}{number}.png")
             Image.fromarray(image).save(files[kind][-1])
     pair = tuple(opened.store for opened in open_stores(files, 3, tmp_path / "cache"))
-    data = CropDataset(
-        *pair, [0, 1, 2], patch_size=4 * scale, crops_per_image=200, augment=list(FLIPS), seed=1, scale=scale
-    )
-    batch = data.__getitems__(samples(range(600)))
+    data = CropDataset(*pair, [0, 1, 2], crops_per_image=200, augment=list(FLIPS), seed=1, scale=scale)
+    batch = data.__getitems__(samples(range(600), size=4 * scale))
     assert batch["input"].shape == (600, 4, 4, 3) and batch["gt"].shape == (600, 4 * scale, 4 * scale, 3)
     finished = finish_batch(batch, None, channels_last=False)
     enlarged = finished["input"].repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -159,7 +177,7 @@ def loader_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("steps", [NOISE, [("jpeg", {"quality": [10, 90]})]], ids=["device", "host"])
 def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelerator):
-    plan, seen = Plan(61, 8, 1, 1, seed=0), []
+    plan, seen = Plan(61, 8, 1, 1, 0, PATCH), []
     for num_threads in (0, 1, 2, 5):
         readers = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
         data, where = dataset((stores[0], None), crops_per_image=16, readers=readers), set()
@@ -169,7 +187,7 @@ def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelera
             return read(given)
 
         data.__getitems__ = read
-        loader = TrainLoader(data, plan, accelerator, build_degradation(steps), True, num_threads)
+        loader = TrainLoader(data, Stages((plan,)), accelerator, build_degradation(steps), True, num_threads)
         assert loader.degrade.on_host == (steps[0][0] == "jpeg")
         batches = []
         for epoch in (0, 1):
@@ -222,8 +240,10 @@ def accelerator():
 
 
 def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
-    plan = Plan(20, 3, 2, 1, seed=0)
-    loader = TrainLoader(dataset(stores, crops_per_image=5), plan, accelerator, build_degradation(NOISE), False)
+    plan = Plan(20, 3, 2, 1, 0, PATCH)
+    loader = TrainLoader(
+        dataset(stores, crops_per_image=5), Stages((plan,)), accelerator, build_degradation(NOISE), False
+    )
 
     def steps(first: int) -> list[list[tuple]]:
         return [

@@ -24,6 +24,8 @@ from accel_restore.commands.verify_resume import compare, short
 from accel_restore.parsing import config_from
 
 STEPS = 8  # of two epochs of four, the last of an epoch ragged
+STAGES = [{"until_epoch": 1, "patch_size": 8, "batch_size": 4}]
+STAGED_STEPS = 2 + 4
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def configuration(photos, out, name, **sections):
         *photos,
         out,
         run={"name": name},
-        data={"batch_size": sections.pop("batch_size", 4)},
+        data={"batch_size": 4, **sections.pop("data", {})},
         checkpoint={"every_steps": 3},
         train={"epochs": 2, "gradient_accumulation_steps": 2, "ema_decay": 0.9, **sections.pop("train", {})},
         tracking={"wandb": "disabled", "log_every_steps": 3},  # a line spans several interruptions
@@ -62,15 +64,18 @@ def differences(first, second):
                 "validation": {"metrics": ["psnr"], "monitor": "psnr"},
             },
         ),
-        (2, {"batch_size": 2, "scheduler": {"name": "cosine", "warmup_epochs": 1}}),
+        (2, {"data": {"batch_size": 2}, "scheduler": {"name": "cosine", "warmup_epochs": 1}}),
+        (2, {"data": {"batch_size": 2, "stages": STAGES, "mixup": {"probability": 0.5}}}),
     ],
-    ids=["1 rank, plateau, bf16", "2 ranks, cosine"],
+    ids=["1 rank, plateau, bf16", "2 ranks, cosine", "2 ranks, stages, mixup"],
 )
 def test_interrupted_after_every_step_it_ends_bit_identical(photos, tmp_path, ranks, sections):
     whole = configuration(photos, tmp_path, "whole", **json.loads(json.dumps(sections)))
     broken = configuration(photos, tmp_path, "broken", **json.loads(json.dumps(sections)))
     assert forked.run(whole, "--audit", ranks=ranks) == [0] * ranks
-    for step in range(1, STEPS + 1):  # the last step of an epoch: before its validation
+    steps = json_lines(run_folder(whole) / "metrics.jsonl")[-1]["step"]
+    assert steps == (STAGED_STEPS if "stages" in sections.get("data", {}) else STEPS)
+    for step in range(1, steps + 1):  # the last step of an epoch: before its validation
         assert forked.run(broken, "--audit", "--stop-after", str(step), ranks=ranks) == [143] * ranks
         status = json.loads((run_folder(broken) / "status.json").read_text())
         assert (status["state"], status["step"]) == ("preempted", step)
@@ -94,17 +99,21 @@ def test_control_a_resumption_that_forgets_a_part_ends_otherwise(photos, tmp_pat
 @pytest.mark.parametrize(("precision", "bound"), [("float64", 1e-9), ("float32", 1e-3)])
 def test_a_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, precision, bound):
     mode = "float64" if precision == "float64" else ""
+    data = {"batch_size": 6, "stages": [{"until_epoch": 1, "patch_size": 8, "batch_size": 12}], "mixup": {}}
     runs = {}
     for name in ("two", "one", "three"):
-        runs[name] = config = configuration(photos, tmp_path, name, batch_size=6)
+        runs[name] = config = configuration(photos, tmp_path, name, data=data)
         config["train"]["gradient_accumulation_steps"] = 1
         if name != "two":
-            assert forked.run(config, "--audit", "--stop-after", "2", ranks=2, mode=mode) == [143, 143]
+            assert forked.run(config, "--audit", "--stop-after", "1", ranks=2, mode=mode) == [143, 143]
     assert forked.run(runs["two"], "--audit", ranks=2, mode=mode) == [0, 0]
     assert forked.run(runs["one"], "--audit", mode=mode) == [0]
     assert forked.run(runs["three"], "--audit", ranks=3, mode=mode) == [0, 0, 0]
-    assert "12 = 6 per device × 2 accumulated × 1 ranks" in forked.printed(runs["one"])
-    assert "12 = 4 per device × 1 accumulated × 3 ranks" in forked.printed(runs["three"])
+    said = {name: forked.printed(runs[name]) for name in ("one", "three")}
+    assert "24 = 12 per device × 2 accumulated × 1 ranks" in said["one"]
+    assert "12 = 6 per device × 2 accumulated × 1 ranks" in said["one"]
+    assert "24 = 8 per device × 1 accumulated × 3 ranks" in said["three"]
+    assert "12 = 4 per device × 1 accumulated × 3 ranks" in said["three"]
     for name in ("one", "three"):
         assert samples_per_step(runs[name]) == samples_per_step(runs["two"])
         for file in ("model.safetensors", "ema.safetensors"):
@@ -115,7 +124,7 @@ def test_a_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, p
 
 
 def test_a_number_of_ranks_that_cannot_keep_the_batch_is_told_which_can(photos, tmp_path):
-    config = configuration(photos, tmp_path, "odd", batch_size=2)
+    config = configuration(photos, tmp_path, "odd", data={"batch_size": 2})
     assert forked.run(config, "--stop-after", "2", ranks=2) == [143, 143]
     assert forked.run(config, ranks=3) == [2, 2, 2]
     said = "it is no multiple of 3 processes; these numbers of processes can keep it: 1, 2, 4, 8"

@@ -31,7 +31,7 @@ def runs(request, photos, tmp_path_factory):
             *photos,
             out,
             run={"name": name},
-            data={"batch_size": batch_size},
+            data={"batch_size": batch_size, "mixup": {"probability": 0.3}},
             train={"epochs": 2, "gradient_accumulation_steps": accumulation, "ema_decay": 0.9},
             validation={"metrics": ["psnr", "ssim"]},
         )

@@ -117,7 +117,7 @@ def test_the_way_of_reading_is_chosen_by_size(tmp_path, monkeypatch):
         data = open_sources(tmp_path, train={"gt": gt})
         assert data.nbytes == nbytes and data.fits_in_memory is fits
         assert data.train.gt.read_ahead is not fits and (data.train.readers is None) is fits
-        batches.append(data.train.__getitems__([Sample(0, number, 1.0) for number in range(3)])["gt"])
+        batches.append(data.train.__getitems__([Sample(0, number, 1.0, 16) for number in range(3)])["gt"])
     assert batches[0].shape == (3, 16, 16, 3) and batches[0].equal(batches[1])
     monkeypatch.undo()
     assert 0 < memory_bytes() < 2**50

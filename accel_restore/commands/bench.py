@@ -22,7 +22,7 @@ from accel_restore.console import Screen
 from accel_restore.data.crops import finish_batch, turned
 from accel_restore.data.images import read_image
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.order import Sample, make_plan
+from accel_restore.data.order import Sample, Stages, make_plan
 from accel_restore.data.sources import DataSets, Found, build_sets, degradation_of, find_data, raise_found
 from accel_restore.data.store import Store
 from accel_restore.errors import UserError
@@ -81,7 +81,7 @@ def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str
     cpu, data = torch.device("cpu"), config.data
     sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)
     train, stores = sets.train, [store for store in (sets.train.gt, sets.train.input) if store is not None]
-    plan = make_plan(len(train), data.batch_size, 1, None, 1, config.run.seed)
+    plan = make_plan(len(train), data.batch_size, 1, None, 1, config.run.seed, data.patch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -129,9 +129,9 @@ def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str
 
 def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
     """Pairs per second that training gets on a CPU when it does nothing else."""
-    plan = make_plan(len(sets.train), config.data.batch_size, 1, None, 1, config.run.seed)
+    plan = make_plan(len(sets.train), config.data.batch_size, 1, None, 1, config.run.seed, config.data.patch_size)
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    loader = TrainLoader(sets.train, plan, accelerator, sets.degrade, True, config.data.num_threads)
+    loader = TrainLoader(sets.train, Stages((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
     micro_batches = (batch for epoch in count() for step in loader.steps(epoch) for batch in step)
     rate = _rate(lambda _: next(micro_batches), count(), config.data.batch_size, seconds)
     micro_batches.close()

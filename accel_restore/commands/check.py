@@ -137,7 +137,7 @@ def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
     sets = build_sets(found, config.data, config.run.seed, degrade, torch.device("cpu"))
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
-    plan = make_plan(len(sets.train), batch, 1, None, 1, 0)
+    plan = make_plan(len(sets.train), batch, 1, None, 1, 0, config.data.patch_size)
     rate = loading_rate(sets, config, 1.0)
     return {
         "samples": plan.num_samples,

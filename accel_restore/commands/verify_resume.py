@@ -77,6 +77,7 @@ def short(config: Config, processes: int) -> dict[str, Any]:
     data["crops_per_image"] = min(data["crops_per_image"], -(-samples // _IMAGES))
     images = -(-samples // data["crops_per_image"])
     data["max_images"] = max(2, int(images / (1 - data["val_fraction"])) + 1 if data["val"] is None else images)
+    data["stages"] = [{**stage, "until_epoch": 1} for stage in data["stages"][:1]]  # the change of stages is tested too
     train["epochs"], train["max_steps"] = 2, None
     tree["validation"]["num_samples"], tree["validation"]["every_epochs"] = 0, 1
     tree["checkpoint"] = {"every_epochs": 1, "every_steps": None, "keep": 2}

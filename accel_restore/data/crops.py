@@ -15,7 +15,7 @@ from accel_restore.data.degrade import Degrade
 from accel_restore.data.order import Sample, hashes, key, uniform
 from accel_restore.data.store import Store
 
-_TOP, _LEFT, _FLIP, _DEGRADE = range(4)  # what a hash is drawn for
+_TOP, _LEFT, _FLIP, _DEGRADE, _SHARE = 0, 1, 2, 3, 18  # what a hash is drawn for; order.py has others
 FLIPS = {"hflip": 1, "vflip": 2, "rot90": 4}  # bits of a sample's code
 
 
@@ -25,6 +25,9 @@ class CropDataset(Dataset):
     The batch: `gt` and, of paired sources, `input` as uint8 or uint16 (B, H, W, C); `weight` (B,); and on the host, as
     numpy arrays, `id`, `flips` (codes) and `seeds` of the degradation. With `scale` s a crop of gt begins at a multiple
     of s and the crop of input, s times smaller, at the same place.
+
+    Where samples have partners, the partners' crops follow those of the batch, as they are drawn for themselves, and
+    `partner` (B,) is the place of each sample's, `share` (B,) how much of the sample is kept.
     """
 
     def __init__(
@@ -33,43 +36,59 @@ class CropDataset(Dataset):
         input: Store | None,
         images: list[int],
         *,
-        patch_size: int,
         crops_per_image: int,
         augment: list[str],
         seed: int,
         scale: int = 1,
+        mixup_alpha: float = 1.0,
         readers: Executor | None = None,
     ):
         """`readers` copy the crops of a batch in parallel; without them it is done in turn."""
         self.gt, self.input, self.readers = gt, input, readers
         self.images = np.asarray(images, np.int64)  # the stores' images that belong to this set
-        self.patch_size, self.crops_per_image, self.seed, self.scale = patch_size, crops_per_image, seed, scale
+        self.crops_per_image, self.seed, self.scale, self.mixup_alpha = crops_per_image, seed, scale, mixup_alpha
         self.flip_bits = sum(FLIPS[name] for name in set(augment))
 
     def __len__(self) -> int:
         return len(self.images) * self.crops_per_image
 
     def __getitems__(self, samples: list[Sample]) -> dict[str, Tensor | np.ndarray]:
-        ids = np.array([sample.id for sample in samples], np.int64)
+        epoch, size, scale = samples[0].epoch, samples[0].patch_size, self.scale
         weights = np.array([sample.weight for sample in samples])
+        own = np.array([sample.id for sample in samples], np.int64)
+        partners = np.array([sample.partner for sample in samples], np.int64)
+        ids = np.concatenate([own, partners[partners >= 0]])
 
         def draw(purpose: int) -> np.ndarray:
-            return hashes(ids, key(self.seed, samples[0].epoch, purpose))
+            return hashes(ids, key(self.seed, epoch, purpose))
 
-        images, scale = self.images[ids // self.crops_per_image], self.scale
-        room = (self.gt.sizes[images] - self.patch_size) // scale + 1  # (B, 2): places for a crop's corner
+        images = self.images[ids // self.crops_per_image]
+        room = (self.gt.sizes[images] - size) // scale + 1  # (B, 2): places for a crop's corner
         tops = (uniform(draw(_TOP)) * room[:, 0]).astype(np.int64)  # in pixels of input
         lefts = (uniform(draw(_LEFT)) * room[:, 1]).astype(np.int64)
         batch = {
-            "gt": self._crops(self.gt, self.patch_size, images, scale * tops, scale * lefts),
+            "gt": self._crops(self.gt, size, images, scale * tops, scale * lefts),
             "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
-            "id": np.where(weights > 0, ids, -1),
+            "id": np.where(weights > 0, own, -1),
             "flips": draw(_FLIP).astype(np.int64) & self.flip_bits,
             "seeds": draw(_DEGRADE),
         }
         if self.input is not None:
-            batch["input"] = self._crops(self.input, self.patch_size // scale, images, tops, lefts)
+            batch["input"] = self._crops(self.input, size // scale, images, tops, lefts)
+        if len(ids) > len(own):
+            batch |= self._shares(partners, draw(_SHARE))
         return batch
+
+    def _shares(self, partners: np.ndarray, hashes: np.ndarray) -> dict[str, Tensor]:
+        """Where each sample's partner lies in the batch (its own place without one), and how much of it is kept."""
+        is_mixed = partners >= 0
+        places = np.arange(len(partners))
+        places[is_mixed] = len(partners) + np.arange(is_mixed.sum())
+        drawn = [
+            np.random.default_rng(int(h)).beta(self.mixup_alpha, self.mixup_alpha) for h in hashes[: len(partners)]
+        ]
+        shares = torch.from_numpy(np.where(is_mixed, drawn, 1.0)).to(torch.get_default_dtype())
+        return {"partner": torch.from_numpy(places), "share": shares}
 
     def _crops(self, store: Store, size: int, images: np.ndarray, tops: np.ndarray, lefts: np.ndarray) -> Tensor:
         crops = np.empty((len(images), size, size, store.channels), store.dtype)
@@ -92,7 +111,18 @@ def finish_batch(
         degraded = degrade(gt, batch["seeds"]) if readers is None else degrade(gt, batch["seeds"], readers.map)
         if channels_last:
             degraded = degraded.contiguous(memory_format=torch.channels_last)
+    if "partner" in batch:
+        degraded, gt = (mixed(images, batch["partner"], batch["share"]) for images in (degraded, gt))
     return {"input": degraded, "gt": gt, "weight": batch["weight"], "id": batch["id"]}
+
+
+def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """The first B images, each mixed with the one at its `partner` (B,) of all: share * image + (1 - share) * partner.
+
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; for pairs, both sides with one share, as in
+    the training of Restormer and MIRNet (Zamir et al. 2020).
+    """
+    return torch.lerp(images[partner], images[: len(partner)], share.view(-1, 1, 1, 1))
 
 
 def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False) -> Tensor:

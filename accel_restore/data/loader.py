@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from accel_restore.data.crops import CropDataset, finish_batch
 from accel_restore.data.degrade import Degrade
-from accel_restore.data.order import Plan
+from accel_restore.data.order import Plan, Stages
 
 _AHEAD = 3  # batches kept ready
 
@@ -47,21 +47,23 @@ class TrainLoader:
     def __init__(
         self,
         dataset: CropDataset,
-        plan: Plan,
+        stages: Stages,
         accelerator: Accelerator,
         degrade: Degrade,
         channels_last: bool,
         num_threads: int = 1,
     ):
         """With `num_threads` 0 batches are read in the training loop, otherwise ahead of it."""
-        self.plan, self.degrade, self.channels_last = plan, degrade, channels_last
+        self.stages, self.degrade, self.channels_last = stages, degrade, channels_last
         self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
         if self.device.type == "cuda" and self.device.index is None:  # as it is with one process
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.dataset, self.rank = dataset, accelerator.process_index
-        self.readers, self.sampler = dataset.readers, StepSampler(plan)
-        loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=_as_it_is)
-        self.loader = accelerator.prepare_data_loader(loader, device_placement=False)
+        self.dataset, self.readers, self.rank = dataset, dataset.readers, accelerator.process_index
+        self.loaders = {}  # one a plan: Accelerate keeps the batch size that it has seen first
+        for plan in stages.plans:
+            sampler = StepSampler(plan)
+            loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is)
+            self.loaders[plan] = sampler, accelerator.prepare_data_loader(loader, device_placement=False)
         self.wait_seconds = 0.0
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[dict]]:
@@ -69,12 +71,14 @@ class TrainLoader:
 
         A micro-batch is what `finish_batch` returns and `is_last`: whether it ends its step.
         """
-        self.sampler.begin_at(epoch, first_step)
-        batches = map(self._to_device, self.loader)
+        plan = self.stages.plan(epoch)
+        sampler, loader = self.loaders[plan]
+        sampler.begin_at(epoch, first_step)
+        batches = map(self._to_device, loader)
         batches = in_background(batches, self.ahead) if self.ahead else batches
         try:
-            for step in range(first_step, self.plan.steps_per_epoch):
-                yield self._micro_batches(batches, self.plan.num_micro_batches(step))
+            for step in range(first_step, plan.steps_per_epoch):
+                yield self._micro_batches(batches, plan.num_micro_batches(step))
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
         finally:
             if self.ahead:
@@ -82,11 +86,11 @@ class TrainLoader:
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
         """The micro-batches of one step (of the epoch, from 0) once more, as this rank has seen them."""
-        batches = self.plan.micro_batches(epoch, step)
-        first = self.rank * self.plan.batch_size
-        mine = (samples[first : first + self.plan.batch_size] for samples in batches)
+        plan = self.stages.plan(epoch)
+        first = self.rank * plan.batch_size
+        mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
         read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        yield from self._micro_batches(read, self.plan.num_micro_batches(step))
+        yield from self._micro_batches(read, plan.num_micro_batches(step))
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""

@@ -4,6 +4,7 @@ The sample ids of an epoch are 0 … images × crops_per_image − 1. Their orde
 step k of an epoch holds the same set of samples on any number of ranks and for any accumulation.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ _MASK = 2**64 - 1
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
 _ROUNDS = 6
 _BLOCK = 4096  # samples whose places are computed at once
+_MIXED, _PARTNER = 16, 17  # what a hash is drawn for; crops.py has others
 
 
 def key(*parts: int) -> int:
@@ -76,6 +78,8 @@ class Sample(NamedTuple):
     epoch: int
     id: int
     weight: float  # ranks / real samples of the step: the mean over the ranks' weighted sums is the step's mean loss
+    patch_size: int  # side of the crop of gt
+    partner: int = -1  # id of the sample that is mixed into it
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Plan:
     accumulation: int  # micro-batches per optimizer step
     world_size: int
     seed: int
+    patch_size: int  # side of a crop of gt
+    mixup: float = 0.0  # share of samples into which a second one is mixed
 
     @property
     def micro_batch(self) -> int:
@@ -118,23 +124,57 @@ class Plan:
     def _ids(self, epoch: int, first: int, end: int) -> np.ndarray:
         return shuffled(np.arange(first, end), self.num_samples, self.seed, epoch)
 
+    def partners(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """For each sample the id of that which is mixed into it, -1 for none: a hash of the same counters."""
+        if not self.mixup:
+            return np.full(len(ids), -1)
+        drawn = uniform(hashes(ids, key(self.seed, epoch, _PARTNER)))
+        is_mixed = uniform(hashes(ids, key(self.seed, epoch, _MIXED))) < self.mixup
+        return np.where(is_mixed, (drawn * self.num_samples).astype(np.int64), -1)
+
     def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Sample]]:
         """The global micro-batches of an epoch from a step on, each full: rank r takes the r-th `batch_size` places."""
         at_once = max(1, _BLOCK // self.global_batch)
         for block in range(first_step, self.steps_per_epoch, at_once):
             start = block * self.global_batch
             end = min(start + at_once * self.global_batch, self.num_samples)
-            ids = self._ids(epoch, start, end).tolist()
-            for first in range(0, len(ids), self.global_batch):
-                yield from self._deal(epoch, ids[first : first + self.global_batch])
+            ids = self._ids(epoch, start, end)
+            samples = list(zip(ids.tolist(), self.partners(epoch, ids).tolist(), strict=True))
+            for first in range(0, len(samples), self.global_batch):
+                yield from self._deal(epoch, samples[first : first + self.global_batch])
 
-    def _deal(self, epoch: int, ids: list[int]) -> Iterator[list[Sample]]:
-        """The micro-batches of the step that consumes `ids`."""
-        weight = self.world_size / len(ids)
-        places = [Sample(epoch, i, weight) for i in ids]
-        places += [Sample(epoch, ids[0], 0.0)] * (-len(ids) % self.micro_batch)
+    def _deal(self, epoch: int, samples: list[tuple[int, int]]) -> Iterator[list[Sample]]:
+        """The micro-batches of the step that consumes samples (id, partner)."""
+        weight = self.world_size / len(samples)
+        places = [Sample(epoch, i, weight, self.patch_size, partner) for i, partner in samples]
+        places += [Sample(epoch, samples[0][0], 0.0, self.patch_size)] * (-len(samples) % self.micro_batch)
         for first in range(0, len(places), self.micro_batch):
             yield places[first : first + self.micro_batch]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The plan of each epoch: one for all of them, or one a stage of training with growing crops."""
+
+    plans: tuple[Plan, ...]  # of equal seeds, samples and ranks
+    ends: tuple[int, ...] = ()  # the epoch before which each plan but the last ends, ascending
+
+    def plan(self, epoch: int) -> Plan:
+        return self.plans[bisect_right(self.ends, epoch)]
+
+    def spans(self, epochs: int) -> Iterator[tuple[Plan, int, int]]:
+        """The plans of the first `epochs` epochs, each with its first epoch and the one before which it ends."""
+        for plan, first, end in zip(self.plans, (0, *self.ends), (*self.ends, epochs), strict=True):
+            if first < epochs:
+                yield plan, first, min(end, epochs)
+
+    def num_steps(self, epochs: int) -> int:
+        """Optimizer steps of the first `epochs` epochs."""
+        return sum(plan.steps_per_epoch * (end - first) for plan, first, end in self.spans(epochs))
+
+    def num_epochs(self, steps: int) -> int:
+        """The fewest epochs of at least `steps` optimizer steps together."""
+        return bisect_left(range(steps + 1), steps, key=self.num_steps)
 
 
 def make_plan(
@@ -144,6 +184,8 @@ def make_plan(
     global_batch: int | None,
     world_size: int,
     seed: int,
+    patch_size: int,
+    mixup: float = 0.0,
     *,
     may_shrink: bool = False,
 ) -> Plan:
@@ -171,4 +213,4 @@ def make_plan(
                 f"{world_size} processes ({at_once} at once); {remedy}"
             )
         accumulation = global_batch // (batch_size * world_size)
-    return Plan(num_samples, batch_size, accumulation or 1, world_size, seed)
+    return Plan(num_samples, batch_size, accumulation or 1, world_size, seed, patch_size, mixup)

@@ -80,7 +80,8 @@ def find_data(
         train_pairs, val_pairs = held_out(train_pairs, data.val_fraction) if train_pairs else ([], [])
         if val_pairs and not train_pairs:
             problems.append(f"data.val_fraction: {data.val_fraction} leaves nothing to train on; lower it")
-    problems += _too_small(train, train_pairs, data.scale, data.patch_size, "data.patch_size; lower it")
+    key, largest = max(data.patch_sizes.items(), key=lambda item: item[1])
+    problems += _too_small(train, train_pairs, data.scale, largest, f"{key}; lower it")
     problems += _too_small(val, val_pairs, data.scale, smallest_val_side, "what validation needs to score; remove it")
     return Found(train, val, train_pairs, val_pairs, problems)
 
@@ -142,11 +143,11 @@ def build_sets(found: Found, data: Data, seed: int, degrade: Degrade, device: to
             train.gt.store,
             train.input and train.input.store,
             _positions(train, found.train_pairs),
-            patch_size=data.patch_size,
             crops_per_image=data.crops_per_image,
             augment=data.augment,
             seed=seed,
             scale=data.scale,
+            mixup_alpha=data.mixup.alpha if data.mixup else 1.0,
             readers=ThreadPoolExecutor(readers, "accel-restore-reader") if readers > 1 else None,
         ),
         WholeImages(
