@@ -258,3 +258,14 @@ def test_a_loss_may_be_given_by_its_name_alone():
     assert config_from(tree, ["loss=mse"]).loss == {"mse": 1.0}
     with pytest.raises(UserError, match="unknown choice 'l3'; choose one of: l1, mse, charbonnier"):
         config_from(tree, ["loss=l3"])
+
+
+def test_stages_must_come_in_order_and_fit_the_scale():
+    (line,) = problems("data.stages=[{until_epoch: 5, patch_size: 32}, {until_epoch: 5}]")
+    assert line == "data: stages end at the epochs 5, 5; give them in order"
+    (line,) = problems("data.stages=[{until_epoch: 5, patch_size: 31}]", "data.scale=2")
+    assert line == "data: stages.0.patch_size is 31, which is no multiple of scale 2"
+    lines = problems("data.stages=[{until_epochs: 5}]")
+    assert "data.stages.0.until_epochs: unknown key; did you mean 'until_epoch'?" in lines
+    data = config_from(LEAST, ["data.stages=[{until_epoch: 5, patch_size: 64}, {until_epoch: 9}]"]).data
+    assert data.patch_sizes == {"data.stages.0.patch_size": 64, "data.patch_size": 256}
