@@ -179,6 +179,8 @@ def _locate(location: tuple) -> tuple[type[BaseModel] | None, list[str]]:
             if part in ("str", "float") or str(part).startswith(("list[", "dict[", "constrained-")):
                 continue
             path.append(str(part))
+            if isinstance(part, int):  # the sections of a list are of one kind
+                continue
             field = section.model_fields.get(part) if isinstance(section, type) else None
             inner = _section_of(field.annotation) if field else None
             section = inner if inner is not None else (section if position == len(location) - 1 else None)
