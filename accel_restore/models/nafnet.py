@@ -81,7 +81,8 @@ class NAFNet(nn.Module):
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
-        require(is_counts(encoder_blocks), "encoder_blocks", encoder_blocks, "a list of whole numbers, one a level")
+        few = is_counts(encoder_blocks) and len(encoder_blocks) <= 8
+        require(few, "encoder_blocks", encoder_blocks, "a list of 1 to 8 whole numbers, one a level")
         require(is_count(middle_blocks), "middle_blocks", middle_blocks, "a whole number of at least 1")
         levels = len(encoder_blocks)
         as_many = is_counts(decoder_blocks) and len(decoder_blocks) == levels
