@@ -1,28 +1,72 @@
 """The contract of every model in MODELS: sizes, dtypes, gradients, determinism. A new one is tested by being added."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from accel_restore import restorer
+from accel_restore.checkpoint import serialize
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
 from accel_restore.models.blocks import upscale
+from accel_restore.models.nafnet import NAFBlock
+from accel_restore.models.restormer import TransformerBlock
+from accel_restore.models.unet import Block
 
-SMALL = {"unet": {"width": 8}, "dncnn": {"width": 8, "depth": 5}}
+SMALL = {
+    "unet": {"width": 8},
+    "dncnn": {"width": 8, "depth": 5},
+    "nafnet": {"width": 8, "encoder_blocks": [1, 2], "middle_blocks": 1, "decoder_blocks": [1, 1]},
+    "restormer": {"width": 8, "blocks": [1, 1, 1, 2], "refinement_blocks": 1},
+}
+
+
+class Keeps(torch.nn.Module):
+    """A user's model that cannot enlarge."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + self.layer(input).to(input.dtype)
+
+
+NAMES = [*MODELS, "test_models:Keeps"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, waiting for a second one costs seconds
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn.Module:
+    """The fresh model, as training begins with it."""
     torch.manual_seed(0)
     return build_model(name, {**SMALL.get(name, {}), **arguments}, channels, scale)
 
 
+def awake(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn.Module:
+    """The model in which no parameter is zero any more: a fresh NAFNet multiplies all its branches by zero."""
+    model = build(name, channels, scale, **arguments).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (16, 16), (37, 50)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_any_size_is_kept(name, size, channels):
     images = torch.rand(2, channels, *size)
-    output = build(name, channels)(images)
+    output = awake(name, channels)(images)
     assert output.shape == images.shape and output.dtype == images.dtype
     assert output.isfinite().all()
 
@@ -37,8 +81,6 @@ def test_super_resolution_begins_near_bicubic_enlarging(name, scale):
     assert 0 < (output - upscale(images, scale)).abs().mean() < 0.1
     with torch.autocast("cpu", torch.bfloat16):
         assert model(images).dtype == torch.float32
-    output.sum().backward()
-    assert all(parameter.grad.any() for parameter in model.parameters())
 
 
 def test_bicubic_enlarging_is_that_of_matlab_and_pillow():
@@ -46,10 +88,6 @@ def test_bicubic_enlarging_is_that_of_matlab_and_pillow():
     expected = Image.fromarray(image[0, 0].numpy()).resize((27, 33), Image.Resampling.BICUBIC)  # Keys' a = -0.5
     assert np.abs(upscale(image, 3)[0, 0].numpy() - np.asarray(expected)).max() < 1e-6
     assert upscale(image, 1) is image
-
-
-class Keeps(torch.nn.Module):
-    """A user's model that cannot enlarge."""
 
 
 def test_a_model_that_cannot_enlarge_is_refused_for_super_resolution():
@@ -60,16 +98,29 @@ def test_a_model_that_cannot_enlarge_is_refused_for_super_resolution():
         build_model("unet", {"scale": 2}, 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_reach_every_parameter(name):
-    model = build(name)
-    images = torch.rand(2, 3, 24, 24)
-    (model(images) - torch.rand_like(images)).abs().mean().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
+def without_gradient(model: torch.nn.Module, scale: int) -> set[str]:
+    """The names of the parameters whose gradient is zero everywhere, after one backward pass."""
+    images = torch.rand(2, 3, 24 // scale, 24 // scale)
+    model.zero_grad()
+    (model(images) - torch.rand(2, 3, 24, 24)).abs().mean().backward()
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    return {key for key, gradient in gradients.items() if not gradient.any()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "scale"), [(name, 1) for name in NAMES] + [(name, 2) for name in MODELS])
+def test_gradients_reach_every_parameter(name, scale):
+    model = build(name, scale=scale)
+    if name == "nafnet":  # the factors of the branches are zero at first, as published: the branches follow at step 2
+        parts = {key: key.split(".") for key, _ in model.named_parameters()}
+        levels = {"encoders", "middle_blks", "decoders"}
+        branches = {key for key, part in parts.items() if part[0] in levels and part[-1] not in ("beta", "gamma")}
+        assert without_gradient(model, scale) == branches
+        torch.optim.AdamW(model.parameters(), lr=1e-3).step()
+    assert not without_gradient(model, scale)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_training_helps(name):
     model, images = build(name), torch.rand(4, 3, 24, 24)
     noisy = images + 0.1 * torch.randn_like(images)
@@ -84,25 +135,49 @@ def test_a_step_of_training_helps(name):
     assert losses[-1] < 0.95 * losses[0]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_calls_and_two_builds_agree(name):
     images = torch.rand(1, 3, 24, 24)
-    first, second = build(name).eval(), build(name).eval()
+    first, second = awake(name), awake(name)
     assert torch.equal(first(images), first(images)) and torch.equal(first(images), second(images))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_memory_formats_and_precisions_agree(name):
-    model, images = build(name).eval(), torch.rand(1, 3, 24, 24)
+    model, images = awake(name), torch.rand(1, 3, 24, 24)
     expected = model(images)
-    last = build(name).eval().to(memory_format=torch.channels_last)
+    last = awake(name).to(memory_format=torch.channels_last)
     assert torch.allclose(last(images.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
-    double = build(name).eval().double()(images.double())
+    double = awake(name).double()(images.double())
     assert double.dtype == torch.float64 and torch.allclose(double.float(), expected, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images)
-    assert output.dtype == torch.float32  # the residual stream is not rounded
+    assert output.dtype == torch.float32
     assert torch.allclose(output, expected, atol=2e-2)
+
+
+@pytest.mark.parametrize(("name", "block"), [("unet", Block), ("nafnet", NAFBlock), ("restormer", TransformerBlock)])
+def test_the_residual_stream_is_not_rounded_under_autocast(name, block):
+    model, stream, inside = awake(name), set(), set()
+    for module in model.modules():
+        if isinstance(module, block):
+            module.register_forward_hook(lambda _, given, made: stream.update({given[0].dtype, made.dtype}))
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, given, made: inside.add(made.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.rand(1, 3, 24, 24))
+    assert stream == {torch.float32} and inside == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_survive_their_file(name, scale, tmp_path):
+    model, images = awake(name, scale=scale), torch.rand(1, 3, 17, 20)
+    described = {"name": name, "arguments": SMALL[name]}, {"channels": 3, "scale": scale}
+    metadata = dict(zip(("model", "data"), map(json.dumps, described), strict=True))
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(serialize(model.state_dict(), {"sha256": restorer.digest(model.state_dict()), **metadata}))
+    assert torch.equal(restorer.load(path).model(images), model(images))
 
 
 def test_unet_is_near_the_identity_at_first_and_scales_with_its_input():
@@ -119,3 +194,72 @@ def test_dncnn_is_the_network_of_the_paper():
     assert [m.out_channels for m in convolutions] == [64] * 16 + [1]
     assert len(norms) == 15
     assert not [m for m in build_model("dncnn", {}, 1).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nafnet", {"encoder_blocks": []}, r"encoder_blocks=\[\] is not allowed: it must be a list of 1 to 8"),
+        ("nafnet", {"encoder_blocks": [1] * 9}, r"encoder_blocks=.* a list of 1 to 8"),
+        ("nafnet", {"middle_blocks": 0}, "middle_blocks=0 is not allowed"),
+        (
+            "nafnet",
+            {"decoder_blocks": [2]},
+            r"decoder_blocks=\[2\] is not allowed: it must be a list of 2 whole numbers",
+        ),
+        ("restormer", {"width": 7}, "width=7 is not allowed: it must be an even"),
+        ("restormer", {"blocks": [4, 6, 6]}, r"blocks=\[4, 6, 6\] is not allowed: it must be a list of 4"),
+        ("restormer", {"refinement_blocks": True}, "refinement_blocks=True is not allowed"),
+        ("restormer", {"heads": [1, 2, 4]}, r"heads=.* a list of 4"),
+        ("restormer", {"heads": [1, 2, 4, 7]}, r"divisors of the features of the levels, \[8, 16, 32, 64\]"),
+        ("restormer", {"ffn_expansion": float("inf")}, "ffn_expansion=inf is not allowed"),
+        ("restormer", {"bias": 1}, "bias=1 is not allowed: it must be true or false"),
+        ("restormer", {"layer_norm": "rms"}, "layer_norm='rms' is not allowed: it must be 'with_bias' or 'bias_free'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_name(name, arguments, message):
+    with pytest.raises(UserError, match=message):
+        build(name, **arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_model_is_one_graph(name):
+    model, images = awake(name), torch.rand(1, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # raises where the graph would break
+    assert torch.equal(compiled(images), model(images))
+
+
+@pytest.fixture(scope="module")
+def inductor():
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.rand(3))
+    except Exception as error:  # without a compiler of C++, Python's headers, or room for its cache
+        pytest.skip(f"torch.compile cannot compile even x.sin() + 1 here: {error}")
+
+
+# A part of each that has all that is special in it: every kernel costs the C++ compiler a second or more.
+PARTS = {"unet": "encoder.0.0", "dncnn": "body", "nafnet": "encoders.0", "restormer": "encoder_level1"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_parts_agree(name, inductor):
+    model, images = awake(name), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(images)
+        model.get_submodule(PARTS.get(name, "")).compile()  # in place, as training does it
+        assert torch.allclose(model(images), expected, atol=1e-5)
+
+
+@pytest.mark.sweep  # minutes
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_models_and_their_gradients_agree(name, inductor):
+    model, images = awake(name), torch.rand(1, 3, 16, 16)
+    runs = []
+    for _ in range(2):
+        model.zero_grad()
+        output = model(images)
+        output.square().mean().backward()
+        runs.append([output.detach(), *(parameter.grad for parameter in model.parameters())])
+        model.compile()
+    for eager, compiled in zip(*runs, strict=True):
+        assert torch.allclose(compiled, eager, rtol=1e-3, atol=1e-5)

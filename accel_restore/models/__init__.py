@@ -7,7 +7,12 @@ from accel_restore.errors import UserError
 from accel_restore.naming import check_arguments, resolve
 
 # Import paths, so that names are checked without importing torch.
-MODELS = {"unet": "accel_restore.models.unet:UNet", "dncnn": "accel_restore.models.dncnn:DnCNN"}
+MODELS = {
+    "unet": "accel_restore.models.unet:UNet",
+    "dncnn": "accel_restore.models.dncnn:DnCNN",
+    "nafnet": "accel_restore.models.nafnet:NAFNet",
+    "restormer": "accel_restore.models.restormer:Restormer",
+}
 
 
 def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int = 1):

@@ -1,8 +1,11 @@
-"""What the models share: one check of constructor arguments, one initialised convolution, bicubic enlarging.
+"""What the models share: checks of constructor arguments, padding, bicubic enlarging, a convolution and a norm.
 
 Shapes: (B, F, H, W) features in, (B, F', H', W') out.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +19,21 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 def is_count(value: object, least: int = 1) -> bool:
     """True for a whole number of at least `least`; True and False are no numbers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_counts(value: object) -> bool:
+    """True for a list of at least one whole number, each at least 1."""
+    return isinstance(value, Sequence) and len(value) > 0 and all(map(is_count, value))
+
+
+def pad_to_multiple(x: Tensor, multiple: int, zeros: bool = False) -> Tensor:
+    """`x` (B, C, H, W) padded below and to the right to multiples: by reflection where it is large enough, or zeros."""
+    height, width = x.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return x
+    mode = "constant" if zeros else "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(x, (0, right, 0, bottom), mode=mode)
 
 
 def upscale(images: Tensor, scale: int) -> Tensor:
@@ -39,3 +57,23 @@ def conv(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def tail(features: int, channels: int, scale: int, bias: bool) -> nn.Conv2d:
+    """The last convolution of a published network: `channels` features for each of the scale x scale output pixels.
+
+    It starts as published, but a tenth of that for super-resolution, so that training starts near bicubic enlarging.
+    """
+    layer = nn.Conv2d(features, channels * scale**2, 3, padding=1, bias=bias)
+    if scale > 1:
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(0.1)
+    return layer
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation of the features of every pixel, (B, F, H, W) to the same; without a copy if channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)

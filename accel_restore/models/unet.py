@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .blocks import conv, is_count, require, upscale
+from .blocks import conv, is_count, is_counts, pad_to_multiple, require, upscale
 
 LINEAR = 0.5**0.5  # the gain of a convolution without a relu around it, relative to He's
 
@@ -102,18 +101,3 @@ class UNet(nn.Module):
         for level, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
             x = level(skips.pop() + up(x).to(dtype))
         return upscale(input, self.scale) + self.shuffle(self.tail(x))[..., :height, :width].to(dtype)
-
-
-def is_counts(value: object) -> bool:
-    """True for a list of at least one whole number, each at least 1."""
-    return isinstance(value, Sequence) and len(value) > 0 and all(map(is_count, value))
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """`x` (B, C, H, W) padded below and to the right to multiples, by reflection where it is large enough for that."""
-    height, width = x.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    if not bottom and not right:
-        return x
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(x, (0, right, 0, bottom), mode=mode)
