@@ -61,8 +61,9 @@ def ms_ssim(output: Tensor, gt: Tensor) -> Tensor:
     """1 - MS-SSIM of each sample, over five scales: needs images of 176 pixels, so that the coarsest holds a window.
 
     Source: Wang et al., "Multiscale structural similarity for image quality assessment", 2003. As there, windows lie
-    inside of the image at every scale. Scales are means of 2×2 pixels; an odd last row or column is left out. A scale whose factor falls below 1e-4, which may be negative and has
-    no real power, counts as 1e-4 and has no gradient.
+    inside of the image at every scale (torchmetrics pads the coarsest). Scales are means of 2×2 pixels; an odd last row
+    or column is left out. A scale whose factor falls below 1e-4, which may be negative and has no real power, counts as
+    1e-4 and has no gradient.
     """
     product = torch.ones((), dtype=output.dtype, device=output.device)
     for scale, exponent in enumerate(_SCALE_EXPONENTS, 1):
