@@ -2,8 +2,9 @@
 
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
 the first image. outputs=FOLDER: what losses are given is kept there. acknowledge=FILE: the steps of commits that are
-made. gate=FOLDER: see `Gate`. without=PART: without a protection. FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes
-violate the flow of weights on purpose, for the audit to notice. Several are divided by commas.
+made. gate=FOLDER: see `Gate`. without=PART: without a protection. FAULT@R:N, for the faults below: on rank R at step N,
+in the first of a launcher's attempts. The other modes violate the flow of weights on purpose, for the audit to notice.
+Several are divided by commas.
 """
 
 import hashlib
