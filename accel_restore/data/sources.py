@@ -82,7 +82,8 @@ def find_data(
             problems.append(f"data.val_fraction: {data.val_fraction} leaves nothing to train on; lower it")
     key, largest = max(data.patch_sizes.items(), key=lambda item: item[1])
     problems += _too_small(train, train_pairs, data.scale, largest, f"{key}; lower it")
-    problems += _too_small(val, val_pairs, data.scale, smallest_val_side, "what validation needs to score; remove it")
+    needed = "what validation needs to score (its metrics and the loss); remove it"
+    problems += _too_small(val, val_pairs, data.scale, smallest_val_side, needed)
     return Found(train, val, train_pairs, val_pairs, problems)
 
 
