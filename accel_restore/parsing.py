@@ -160,7 +160,7 @@ def _explain(detail: dict) -> list[str]:
         return [f"{key}: missing; give it in the file or as {key}=..."]
     if kind == "model_type" or kind == "model_attributes_type":
         return [f"{key}: must be a section of keys such as {{key: value}}, not {given!r}"]
-    if kind in ("unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size", "home"):
+    if kind in ("unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size", "tile", "home"):
         return [f"{key}: {detail['msg']}"]
     return [f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}"]
 

@@ -81,8 +81,8 @@ def prepare(
 
     loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
     build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
-    protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
-    data = _open_data(config, accelerator, screen, start, protocol.smallest_side(config.validation.metrics))
+    protocol = Protocol.of(config)
+    data = _open_data(config, accelerator, screen, start, protocol.smallest_side)
     plan = make_plan(
         len(data.train),
         config.data.batch_size,

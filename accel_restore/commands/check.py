@@ -81,8 +81,7 @@ def check(
     Raises: UserError for degradations that cannot be used.
     """
     degrade = degradation_of(config.data)
-    protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
-    found = find_data(config.data, protocol.smallest_side(config.validation.metrics), screen.track)
+    found = find_data(config.data, Protocol.of(config).smallest_side, screen.track)
     parts = {
         "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
         "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),
