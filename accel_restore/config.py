@@ -182,10 +182,16 @@ class Train(Section):
         return self
 
 
+MetricName = Literal["psnr", "ssim", "lpips", "dists"]
+
+
 class Validation(Section):
     every_epochs: PositiveInt = 1
-    metrics: list[Literal["psnr", "ssim"]] = Field(["psnr", "ssim"], description="of whole images")
-    monitor: Literal["loss", "psnr", "ssim"] = Field("loss", description="decides which weights are best")
+    metrics: list[MetricName] = Field(["psnr", "ssim"], description="of whole images")
+    weights: dict[Literal["lpips", "dists"], PathText] = Field(
+        {}, description="files of the networks that metrics look with, torchvision's: {lpips: AlexNet, dists: VGG16}"
+    )
+    monitor: Literal["loss", MetricName] = Field("loss", description="decides which weights are best")
     crop_border: Annotated[int, Field(ge=0)] = Field(0, description="pixels left out at each side")
     y_channel: bool = Field(False, description="score the luma of BT.601 (16–235) instead of RGB")
     quantize: bool = Field(False, description="round output and gt to 8 bits before they are scored")

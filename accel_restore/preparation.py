@@ -82,6 +82,7 @@ def prepare(
     loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
     build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
     protocol = Protocol.of(config)
+    _together(accelerator, lambda: protocol.scores)  # a file of weights may be there on one machine only
     data = _open_data(config, accelerator, screen, start, protocol.smallest_side)
     plan = make_plan(
         len(data.train),

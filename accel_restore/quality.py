@@ -1,8 +1,8 @@
-"""PSNR and SSIM of each image, and the protocol they are measured by: a score without its protocol means nothing."""
+"""Scores of each image, and the protocol they are measured by: a score without its protocol means nothing."""
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,14 +16,18 @@ WINDOW = [math.exp(-((place - 5) ** 2) / (2 * 1.5**2)) for place in range(11)]  
 WINDOW = [weight / sum(WINDOW) for weight in WINDOW]
 
 
+Measure = Callable[[Tensor, Tensor], Tensor]  # (output, gt), each (B, C, H, W) in [0, 1] → one value per image (B,)
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score of images: `measure(output, gt)` gives one value per image, (B, C, H, W) in [0, 1] twice to (B,)."""
+    """A score of images."""
 
-    measure: Callable[[Tensor, Tensor], Tensor]
+    build: Callable[[str | None], Measure]  # of a file of weights; UserError where it needs one and cannot use that
     text: str  # how it measures, as the protocol tells it
     smallest_side: int = 1  # pixels of an image that can be scored
     higher_is_better: bool = True
+    of_luma: bool = True  # scores the luma where the protocol says so; else always the colours
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Protocol:
     channels: int = 3
     synthetic: bool = False  # the input is made by data.degradation
     metrics: tuple[str, ...] = ("psnr", "ssim")
+    weights: dict[str, str] = field(default_factory=dict)
     crop_border: int = 0
     y_channel: bool = False
     quantize: bool = False
@@ -55,7 +60,8 @@ class Protocol:
         luma = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds that of 8-bit images"
         noise = "made by data.degradation; its draws are keyed by the image's name alone, whatever run.seed and epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
-        settings = {key: value for key, value in asdict(self).items() if key not in ("metrics", "synthetic")}
+        hidden = ("metrics", "synthetic", "weights")  # are told otherwise
+        settings = {key: value for key, value in asdict(self).items() if key not in hidden}
         return {
             **settings,
             "channels": luma if self.y_channel else colours,
@@ -77,23 +83,27 @@ class Protocol:
             model = partial(tiled, model, tile=self.tile, overlap=self.tile_overlap, scale=scale)
         return self_ensemble(model, images) if self.self_ensemble else model(images)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """The part of images (B, C, H, W) that is scored, in float64."""
+    def prepare(self, images: Tensor, of_luma: bool = True) -> Tensor:
+        """The part of images (B, C, H, W) that is scored, in float64; of the luma, unless colours are wanted."""
         border = self.crop_border
         images = images.clamp(0, 1)[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
         images = images.double()
         if self.quantize:
             images = (images * 255).round() / 255
-        return luma(images) if self.y_channel else images
+        return luma(images) if self.y_channel and of_luma else images
 
     @cached_property
-    def scores(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """For each metric the function (output, gt) → (B,) that scores images by this protocol."""
+    def scores(self) -> dict[str, Measure]:
+        """For each metric the function (output, gt) → (B,) that scores images by this protocol.
 
-        def score(metric: Metric, output: Tensor, gt: Tensor) -> Tensor:
-            return metric.measure(self.prepare(output), self.prepare(gt))
+        Raises: UserError where a metric's file of weights is missing or wrong.
+        """
 
-        return {name: partial(score, METRICS[name]) for name in self.metrics}
+        def score(measure: Measure, of_luma: bool, output: Tensor, gt: Tensor) -> Tensor:
+            return measure(*(self.prepare(images, of_luma) for images in (output, gt)))
+
+        metrics = {name: METRICS[name] for name in self.metrics}
+        return {name: partial(score, m.build(self.weights.get(name)), m.of_luma) for name, m in metrics.items()}
 
 
 def luma(images: Tensor) -> Tensor:
@@ -134,11 +144,27 @@ def blur(images: Tensor) -> Tensor:
     return images
 
 
+def lpips(weights: str | None) -> Measure:
+    from accel_restore.perceptual_scores import Lpips  # imports torchvision
+
+    return Lpips(weights)
+
+
+def dists(weights: str | None) -> Measure:
+    from accel_restore.perceptual_scores import Dists
+
+    return Dists(weights)
+
+
 METRICS = {
-    "psnr": Metric(psnr, "dB, peak 1, of the mean squared error over pixels and channels"),
+    "psnr": Metric(lambda _: psnr, "dB, peak 1, of the mean squared error over pixels and channels"),
     "ssim": Metric(
-        ssim,
+        lambda _: ssim,
         "Gaussian window 11, sigma 1.5, K1 0.01, K2 0.03, population variance, valid region, mean over channels",
         smallest_side=len(WINDOW),
     ),
+    "lpips": Metric(
+        lpips, "version 0.1, AlexNet, of RGB, not resized", smallest_side=31, higher_is_better=False, of_luma=False
+    ),
+    "dists": Metric(dists, "VGG16, of RGB, not resized", smallest_side=16, higher_is_better=False, of_luma=False),
 }

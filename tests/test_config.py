@@ -18,6 +18,7 @@ from accel_restore.train import parse_arguments
 
 LEAST = {"data": {"train": {"gt": "photos"}}}
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+from accel_restore.quality import METRICS
 
 
 def problems(*overrides: str, **sections: dict) -> list[str]:
@@ -52,7 +53,7 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
         ("model.name=unett", MODELS), ("loss.l2=1", LOSSES), ("data.degradation=[{name: blur}]", DEGRADATIONS),
         ("optimizer.name=adamm", OPTIMIZER_SECTIONS), ("scheduler.name=cosin", SCHEDULE_SECTIONS),
         ("train.mixed_precision=fp8", ["no", "bf16", "fp16", "auto"]),
-        ("validation.monitor=lpips", ["loss", "psnr", "ssim"]),
+        ("validation.monitor=lpip", ["loss", *METRICS]),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_lists_all_choices(override, choices):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES, build_loss
-from accel_restore.quality import METRICS, Protocol, luma, psnr, ssim
+from accel_restore.quality import Protocol, luma, psnr, ssim
 
 PLAIN = {
     "l1": lambda output, gt: F.l1_loss(output, gt),
@@ -128,7 +128,7 @@ def test_ssim_equals_that_of_skimage(name):
 def test_scores_are_per_image():
     batch = [tensor(image)[:, :, :20, :20] for image in (*PHOTOS["photo"], *PHOTOS["flat"])]
     output, gt = torch.cat(batch[::2]), torch.cat(batch[1::2])
-    for metric in (METRICS["psnr"].measure, METRICS["ssim"].measure):
+    for metric in (psnr, ssim):
         values = metric(output, gt)
         assert values.shape == (2,)
         single = torch.cat([metric(output[i : i + 1], gt[i : i + 1]) for i in range(2)])

@@ -1,4 +1,4 @@
-"""Validation in real runs: images of odd sizes, every setting of the protocol, the same scores on any number of ranks."""
+"""Validation in real runs: images of odd sizes, every setting, and the same scores on any number of ranks."""
 
 import json
 
