@@ -74,7 +74,7 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
     Raises: Diverged rather than let weights be committed that are lost; on every rank, as all hold the same.
     """
     sums = torch.stack([state.epoch_sums, state.window_sums])[None]
-    sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples] of the epoch, of the log window]
+    sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model = accelerator.unwrap_model(state.model)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
@@ -210,7 +210,7 @@ def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
 
 
 def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
-    sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, 2)
+    sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, sums)
     if len(sums) == accelerator.num_processes:
         return sums[accelerator.process_index]
     whole = sums.sum(0)  # another number of ranks: the main process carries the totals on

@@ -24,7 +24,7 @@ from accel_restore.config import Config
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.whole import WholeImages
 from accel_restore.errors import Preempted
-from accel_restore.losses import LossFunction
+from accel_restore.losses import Loss
 from accel_restore.models import build_model
 from accel_restore.models.blocks import upscale
 from accel_restore.optim import advance, get_optimizer, get_scheduler
@@ -60,7 +60,8 @@ class TrainState:
     skipped_in_row: int = 0  # the last steps that were skipped, as their gradients were no numbers
     grad_norm: Tensor | None = None  # of the last step, before clipping
     losses: list[tuple[Any, Tensor]] = field(default_factory=list)  # of the last step's micro-batches: ids, losses (B,)
-    # This rank's (sum of losses, number of samples): of the epoch, and since the last logged line.
+    terms: tuple[str, ...] = ()  # of the loss, where it has several: those that are logged by name
+    # This rank's (sum of losses, number of samples, sum of each of `terms`): of the epoch, since the last logged line.
     epoch_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
 
@@ -68,13 +69,13 @@ class TrainState:
     def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def count(self, losses: Tensor, batch: dict) -> None:
+    def count(self, losses: Tensor, terms: dict[str, Tensor], batch: dict) -> None:
         """Add the losses (B,) of real samples to the running sums; stays on the device, no synchronisation."""
         losses = losses.detach()
         self.losses.append((batch.get("id"), losses))
         counted = (batch["weight"] > 0) & losses.isfinite()
-        sums = torch.where(counted, losses, 0.0).sum(dtype=torch.float64)
-        sums = torch.stack([sums, counted.sum(dtype=torch.float64)])
+        columns = [losses, torch.ones_like(losses), *(terms[name].detach() for name in self.terms)]
+        sums = torch.stack([torch.where(counted, column, 0.0).sum(dtype=torch.float64) for column in columns])
         self.epoch_sums += sums
         self.window_sums += sums
 
@@ -99,10 +100,9 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settle_buckets(model, config, accelerator)
-    state = TrainState(model, optimizer, scheduler, ema)
-    state.epoch_sums = state.epoch_sums.to(accelerator.device)
-    state.window_sums = state.window_sums.to(accelerator.device)
-    return state
+    terms = tuple(config.loss) if len(config.loss) > 1 else ()
+    sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
+    return TrainState(model, optimizer, scheduler, ema, terms=terms, epoch_sums=sums, window_sums=sums.clone())
 
 
 def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -> None:
@@ -125,7 +125,7 @@ def train(
     state: TrainState,
     loader: TrainLoader,
     images: WholeImages,
-    loss_fn: LossFunction,
+    loss_fn: Loss,
     accelerator: Accelerator,
     config: Config,
     epochs: int,
@@ -178,7 +178,7 @@ def train(
 def train_epoch(
     state: TrainState,
     steps: Iterable[Iterable[dict]],
-    loss_fn: LossFunction,
+    loss_fn: Loss,
     accelerator: Accelerator,
     hooks: Sequence[Hook] = (),
     max_grad_norm: float | None = None,
@@ -197,10 +197,11 @@ def train_epoch(
             # Ranks exchange gradients once a step, with the last micro-batch.
             with nullcontext() if batch["is_last"] else accelerator.no_sync(state.model):
                 output = state.model(batch["input"])
-                losses = loss_fn(output, batch["gt"])  # (B,)
+                terms = loss_fn.terms(output, batch["gt"])  # name → (B,), weighted
+                losses = sum(terms.values())
                 loss = (losses * batch["weight"]).sum()
                 accelerator.backward(spread_nan(loss))
-            state.count(losses, batch)
+            state.count(losses, terms, batch)
         state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
         is_number = bool(state.grad_norm.isfinite())  # equal on all ranks, as gradients are; waits for the device
         state.skipped_in_row = 0 if is_number else state.skipped_in_row + 1
@@ -212,7 +213,7 @@ def train_epoch(
         for hook in hooks:
             hook.after_step(state)
 
-    loss_sum, num_samples = accelerator.reduce(state.epoch_sums, reduction="sum").tolist()
+    loss_sum, num_samples, *_ = accelerator.reduce(state.epoch_sums, reduction="sum").tolist()
     return loss_sum / num_samples if num_samples else math.nan
 
 
@@ -240,7 +241,7 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 def validate(
     model: nn.Module,
     images: WholeImages,
-    loss_fn: LossFunction,
+    loss_fn: Loss,
     protocol: Protocol,
     accelerator: Accelerator,
     look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
@@ -248,7 +249,7 @@ def validate(
 ) -> dict[str, float]:
     """The mean scores over whole images, each counted once: `loss`, the protocol's, and `input_…` of the input.
 
-    For super-resolution the input is scored after bicubic enlarging.
+    For super-resolution the input is scored after bicubic enlarging. A loss of several terms adds `term_…` of each.
 
     Image i is scored by rank i mod ranks, alone, so that a score does not depend on the number of ranks. The weights
     are not changed. `look(index, input, output, gt)` is shown every image that this rank scores; `stop` is asked before
@@ -258,7 +259,8 @@ def validate(
     """
     model.eval()
     rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
-    names = ["loss", *metrics, *(f"input_{name}" for name in metrics), "scored"]
+    terms = loss_fn.names if len(loss_fn.names) > 1 else ()
+    names = ["loss", *metrics, *(f"input_{name}" for name in metrics), *(f"term_{name}" for name in terms), "scored"]
     rows = -(-len(images) // world_size)
     table = torch.zeros(rows, len(names), dtype=torch.float64, device=accelerator.device)
     for row, index in enumerate(range(rank, len(images), world_size)):
@@ -269,10 +271,12 @@ def validate(
             # `forward`: where the model is compiled, not anew for the size of every image.
             output = protocol.output(model.forward, image["input"], images.scale)
         output, gt = output.to(image["gt"].dtype), image["gt"]
-        scores = [loss_fn(output, gt)]
+        values = loss_fn.terms(output, gt)
+        scores = [sum(values.values())]
         scores += [metric(output, gt) for metric in metrics.values()]
         before = upscale(image["input"], images.scale)
         scores += [metric(before, gt) for metric in metrics.values()]
+        scores += [values[name] for name in terms]
         table[row] = torch.cat([*(score.double().to(table.device) for score in scores), table.new_ones(1)])
         if look is not None:
             look(index, before, output, gt)

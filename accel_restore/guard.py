@@ -11,7 +11,7 @@ from torch import nn
 from accel_restore.data.loader import TrainLoader
 from accel_restore.engine import Hook, TrainState
 from accel_restore.errors import Diverged, Lost
-from accel_restore.losses import LossFunction
+from accel_restore.losses import Loss
 from accel_restore.redaction import redacted
 
 _TOLD = 20  # skipped steps that are told about on the screen; metrics.jsonl holds all
@@ -25,7 +25,7 @@ class SkippedSteps(Hook):
         self,
         accelerator: Accelerator,
         loader: TrainLoader,
-        loss_fn: LossFunction,
+        loss_fn: Loss,
         files: Sequence[str],
         limit: int,
         record: Callable[[dict[str, Any]], None],
@@ -77,8 +77,6 @@ class SkippedSteps(Hook):
 
         A model's own buffers (batch statistics) and torch's random state stay as they are.
         """
-        if not hasattr(self.loss_fn, "terms"):
-            return ["of the step"]
         model, names = self.accelerator.unwrap_model(state.model), []
         buffers = [buffer.clone() for buffer in model.buffers()]
         with torch.random.fork_rng():

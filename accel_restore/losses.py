@@ -1,12 +1,17 @@
-"""Losses: each takes output and gt of shape (B, C, H, W) and returns one value per sample, shape (B,).
+"""Losses by name: each takes output and gt of shape (B, C, H, W) in [0, 1] and returns one value per sample, (B,).
 
 Keyword parameters are configuration: `loss: {charbonnier: {weight: 1.0, eps: 0.001}}`. Values per sample, not a mean of
 the batch, are what lets the engine average exactly over ranks, micro-batches and a ragged last batch.
+
+A loss is a function of (output, gt, its parameters), or a class whose objects, made of the parameters, are called with
+(output, gt). Where one needs images of some size, its attribute `smallest_side` says so, in pixels.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
@@ -15,64 +20,88 @@ from accel_restore.naming import check_arguments, resolve
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
 
-LossFunction = Callable[["Tensor", "Tensor"], "Tensor"]  # (output, gt) → (B,)
+# Import paths, so that names are checked without importing torch.
+LOSSES = {
+    "l1": "accel_restore.loss_terms:l1",
+    "mse": "accel_restore.loss_terms:mse",
+    "charbonnier": "accel_restore.loss_terms:charbonnier",
+    "psnr": "accel_restore.loss_terms:psnr",
+    "ssim": "accel_restore.loss_terms:ssim",
+    "ms_ssim": "accel_restore.loss_terms:ms_ssim",
+    "fft": "accel_restore.loss_terms:fft",
+    "gradient": "accel_restore.loss_terms:gradient",
+    "edge": "accel_restore.loss_terms:edge",
+    "perceptual": "accel_restore.perceptual:Perceptual",
+    "lpips": "accel_restore.perceptual:LPIPS",
+}
 
 
-def l1(output: Tensor, gt: Tensor) -> Tensor:
-    """The mean absolute error of each sample."""
-    return (output - gt).abs().flatten(1).mean(1)
+def build_loss(terms: dict[str, float | dict[str, Any]], channels: int = 3, patch_size: int | None = None) -> Loss:
+    """The weighted sum of the configured terms, for images of so many channels and training crops of that size.
 
-
-def mse(output: Tensor, gt: Tensor) -> Tensor:
-    """The mean squared error of each sample."""
-    return (output - gt).square().flatten(1).mean(1)
-
-
-def charbonnier(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
-    """The mean of sqrt(error² + eps²) of each sample: l1 that is smooth around zero.
-
-    Source: Charbonnier et al., "Two deterministic half-quadratic regularization algorithms for computed imaging", 1994;
-    eps = 1e-3 as in Lai et al., LapSRN, 2017.
+    Raises: UserError for arguments that a term does not have or cannot work with, and for crops that are too small.
     """
-    return ((output - gt).square() + eps**2).sqrt().flatten(1).mean(1)
-
-
-LOSSES = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
-
-
-def build_loss(terms: dict[str, float | dict[str, Any]]) -> Loss:
-    """The weighted sum of the configured terms.
-
-    Raises: UserError for arguments that a term does not have.
-    """
-    import torch
-
     parts = []
     for name, setting in terms.items():
         arguments = dict(setting) if isinstance(setting, dict) else {"weight": setting}
         weight = arguments.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise UserError(f"loss.{name}.weight: must be a number above 0, not {weight!r}")
-        function = resolve(name, LOSSES, "loss")
-        check_arguments(function, arguments, f"loss.{name}", skip=("output", "gt"))
-        try:  # on a small image, for the arguments' values
-            function(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), **arguments)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"loss.{name}: cannot work with {arguments}: {error}") from error
-        parts.append((name, float(weight), function, arguments))
-
+        target = resolve(name, LOSSES, "loss")
+        check_arguments(target, arguments, f"loss.{name}", skip=("output", "gt"))
+        term = _build_term(name, target, arguments, channels)
+        if patch_size is not None and patch_size < _smallest_side(term):
+            raise UserError(
+                f"loss.{name}: needs images of at least {_smallest_side(term)} pixels a side, and data.patch_size is "
+                f"{patch_size}: raise data.patch_size, or leave loss.{name} out"
+            )
+        parts.append((name, float(weight), term))
     return Loss(parts)
+
+
+def _build_term(name: str, target: Callable, arguments: dict[str, Any], channels: int) -> Callable:
+    """(output, gt) → (B,); it has been tried on a small image."""
+    import torch
+
+    try:
+        if inspect.isclass(target):
+            term = target(**arguments)
+        else:
+            term = partial(target, **arguments)
+            term.smallest_side = _smallest_side(target)
+        side = max(8, _smallest_side(term))
+        term(torch.zeros(1, channels, side, side), torch.zeros(1, channels, side, side))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"loss.{name}: cannot work with {arguments}: {error}") from error
+    return term
+
+
+def _smallest_side(term: Callable) -> int:
+    return getattr(term, "smallest_side", 1)
 
 
 class Loss:
     """(output, gt) → (B,): the weighted sum of named terms."""
 
-    def __init__(self, parts: list[tuple[str, float, Callable, dict[str, Any]]]):
+    def __init__(self, parts: list[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]):
         self.parts = parts
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.parts]
+
+    @property
+    def smallest_side(self) -> int:
+        """The least height and width, in pixels, of an image that all terms can judge."""
+        return max(_smallest_side(term) for _, _, term in self.parts)
 
     def __call__(self, output: Tensor, gt: Tensor) -> Tensor:
         return sum(self.terms(output, gt).values())
 
     def terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        """The weighted value (B,) of each term."""
-        return {name: weight * function(output, gt, **given) for name, weight, function, given in self.parts}
+        """The weighted value (B,) of each term; in gt's precision also where the output's is lower, or autocast is on."""
+        import torch
+
+        output = output.to(torch.promote_types(output.dtype, gt.dtype))
+        with torch.autocast(gt.device.type, enabled=False):
+            return {name: weight * term(output, gt) for name, weight, term in self.parts}

@@ -79,11 +79,12 @@ def prepare(
         say_finished(folder, start, accelerator, screen, audit)
         return None
 
-    loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
+    # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
+    loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_size))
     build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
     protocol = Protocol.of(config)
-    _together(accelerator, lambda: protocol.scores)  # a file of weights may be there on one machine only
-    data = _open_data(config, accelerator, screen, start, protocol.smallest_side)
+    _together(accelerator, lambda: protocol.scores)
+    data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
     plan = make_plan(
         len(data.train),
         config.data.batch_size,

@@ -18,7 +18,7 @@ from accel_restore.pictures import Samples, draw_curves, draw_samples
 from accel_restore.records import Lines, write_status
 
 _CURVES_SECONDS = 60.0
-_OPTIONAL = ("lpips", "dists")  # scores whose keys are in metrics.jsonl only where they are measured
+_OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl only where they are measured
 _PICTURE_SETS = 20  # about so many sets of validation pictures a run
 
 
@@ -71,8 +71,8 @@ class Tracker(Hook):
             self._write_step(state, ranks)
 
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
-        for rank, (loss_sum, samples, norm, lr, seconds, waited) in enumerate(ranks):
-            loss = loss_sum / samples if samples else None
+        for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited) in enumerate(ranks):
+            loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
             self.record(
                 {
                     "event": "train",
@@ -80,6 +80,7 @@ class Tracker(Hook):
                     "step": state.step,
                     "rank": rank,
                     "loss": loss,
+                    **({"terms": dict(zip(state.terms, terms, strict=True))} if terms else {}),
                     "lr": lr,
                     "grad_norm": norm,
                     "samples": int(samples),
@@ -91,8 +92,8 @@ class Tracker(Hook):
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
         if self.dashboard is not None:
             self.dashboard.update()
-        speed = self.loader.plan.global_batch / max(rank[4] for rank in ranks)
-        self.screen.update(state.epoch, state.step, loss, ranks[0][3], speed)
+        speed = self.loader.plan.global_batch / max(rank[-2] for rank in ranks)
+        self.screen.update(state.epoch, state.step, loss, ranks[0][-3], speed)
 
     def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         position = state.scheduler.scheduler.last_epoch
@@ -112,11 +113,12 @@ class Tracker(Hook):
                 "train_loss": record["train_loss"],
                 "lr": record["lr"],
                 "val_loss": scores.get("loss"),
+                **({"val_terms": {name: scores.get(f"term_{name}") for name in state.terms}} if state.terms else {}),
                 "val_psnr": scores.get("psnr"),
                 "val_ssim": scores.get("ssim"),
                 "val_input_psnr": scores.get("input_psnr"),
                 "val_input_ssim": scores.get("input_ssim"),
-                **{f"val_{name}": scores[name] for name in scores if name.endswith(_OPTIONAL)},
+                **{f"val_{name}": scores[name] for name in _OPTIONAL if name in scores},
                 "is_best": record["is_best"],
                 "optimizer_steps": record["optimizer_steps"],
                 "scheduler_steps": scheduler_steps,
@@ -136,7 +138,9 @@ class Tracker(Hook):
         if self.dashboard is not None:
             self.dashboard.update()
         if scores:
-            figures = " · ".join(f"{name} {scores[name]:.4f}" for name in scores if not name.startswith("input_"))
+            figures = " · ".join(
+                f"{name} {scores[name]:.4f}" for name in scores if not name.startswith(("input_", "term_"))
+            )
             mark = "  ← best" if record["is_best"] else ""
             self.screen.scores(
                 f"epoch {epoch} · train {record['train_loss']:.4f} · val {figures}{mark}",

@@ -40,6 +40,7 @@ class Rows:
         if picture.exists():
             yield {"epoch": epoch, "val/images": picture}
         scores = {f"val/{key[4:]}": value for key, value in lines[0].items() if key.startswith("val_")}
+        scores |= {f"val/terms/{name}": value for name, value in scores.pop("val/terms", {}).items()}
         yield {"epoch": epoch, **{key: value for key, value in scores.items() if value is not None}}
 
 
@@ -56,4 +57,6 @@ def _train_row(lines: list[dict[str, Any]]) -> dict[str, Any]:
     known = [line for line in lines if line["loss"] is not None]
     if samples := sum(line["samples"] for line in known):
         row["train/loss"] = sum(line["loss"] * line["samples"] for line in known) / samples
+        for name in known[0].get("terms", ()):
+            row[f"train/terms/{name}"] = sum(line["terms"][name] * line["samples"] for line in known) / samples
     return row

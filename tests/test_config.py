@@ -14,11 +14,11 @@ from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES
 from accel_restore.models import MODELS
 from accel_restore.parsing import config_from, load_config, to_yaml
+from accel_restore.quality import METRICS
 from accel_restore.train import parse_arguments
 
 LEAST = {"data": {"train": {"gt": "photos"}}}
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
-from accel_restore.quality import METRICS
 
 
 def problems(*overrides: str, **sections: dict) -> list[str]:

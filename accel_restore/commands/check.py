@@ -23,6 +23,7 @@ from accel_restore.data.sources import Found, build_sets, degradation_of, find_d
 from accel_restore.errors import UserError
 from accel_restore.files import to_json
 from accel_restore.findings import Finding, find_in_set, find_leaks
+from accel_restore.losses import build_loss
 from accel_restore.parsing import load_config
 from accel_restore.quality import Protocol
 from accel_restore.sheet import SheetRow, contact_sheet
@@ -78,10 +79,12 @@ def check(
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
     """The report, and what draws a contact sheet, None where no pair could be examined.
 
-    Raises: UserError for degradations that cannot be used.
+    Raises: UserError for degradations or losses that cannot be used.
     """
     degrade = degradation_of(config.data)
-    found = find_data(config.data, Protocol.of(config).smallest_side, screen.track)
+    loss = build_loss(config.loss, config.data.channels, config.data.patch_size)
+    smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
+    found = find_data(config.data, smallest_side, screen.track)
     parts = {
         "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
         "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),
