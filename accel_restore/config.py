@@ -197,7 +197,7 @@ class Validation(Section):
     quantize: bool = Field(False, description="round output and gt to 8 bits before they are scored")
     self_ensemble: bool = Field(False, description="the mean of the outputs for 8 flips and rotations, turned back")
     tile: PositiveInt | None = Field(None, description="pixels of input that the network sees at once; null: the image")
-    tile_overlap: Annotated[int, Field(ge=0)] = Field(32, description="pixels of input that neighbouring tiles share")
+    tile_overlap: Annotated[int, Field(ge=0)] = Field(64, description="pixels of input that neighbouring tiles share")
     num_samples: Annotated[int, Field(ge=0)] = Field(4, description="validation pictures; about 20 sets a run")
 
     @model_validator(mode="after")

@@ -29,8 +29,9 @@ def tiled(model: Callable[[Tensor], Tensor], images: Tensor, tile: int, overlap:
         return model(images)
     rows, columns = cuts(height, tile, overlap), cuts(width, tile, overlap)
     total = images.new_zeros(*images.shape[:2], height * scale, width * scale)
+    across_weights = fades(columns, scale, total)
     for (top, bottom), down in zip(rows, fades(rows, scale, total), strict=True):
-        for (left, right), across in zip(columns, fades(columns, scale, total), strict=True):
+        for (left, right), across in zip(columns, across_weights, strict=True):
             output = model(images[..., top:bottom, left:right])
             part = total[..., top * scale : bottom * scale, left * scale : right * scale]
             part += output * (down[:, None] * across)

@@ -43,7 +43,7 @@ class Protocol:
     quantize: bool = False
     self_ensemble: bool = False
     tile: int | None = None
-    tile_overlap: int = 32
+    tile_overlap: int = 64
 
     @classmethod
     def of(cls, config: Config) -> "Protocol":

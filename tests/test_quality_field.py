@@ -148,7 +148,7 @@ def test_the_protocol_is_described_in_full():
         ("y_channel", True, "channels", "BT.601"),
         ("quantize", True, "range", "8 bits"),
         ("self_ensemble", True, "network", "8 flips"),
-        ("tile", 64, "network", "tiles of 64"),
+        ("tile", 96, "network", "tiles of 96"),
         ("crop_border", 3, "crop_border", "3"),
     ],
 )

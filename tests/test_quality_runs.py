@@ -68,7 +68,7 @@ def test_scores_are_equal_on_one_and_two_ranks_and_carry_their_protocol(photos, 
 def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
     config = configuration(photos, tmp_path, "kept", {})
     succeed(launch(config))
-    changes = ["validation.quantize=true", "validation.self_ensemble=true", "validation.tile=64",
+    changes = ["validation.quantize=true", "validation.self_ensemble=true", "validation.tile=96",
                "validation.tile_overlap=16", "validation.crop_border=1", "validation.y_channel=true"]  # fmt: skip
     refused = launch(config, *changes)
     assert refused.returncode == 2
@@ -81,7 +81,7 @@ def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("validation.tile=40", "validation: tile is 40, which must be at least 16 above tile_overlap, 32"),
+        ("validation.tile=40", "validation: tile is 40, which must be at least 16 above tile_overlap, 64"),
         ("validation.tile=0", "validation.tile"),
         ("validation.tile_overlap=-1", "validation.tile_overlap"),
         ("validation.quantize=8", "validation.quantize"),
