@@ -100,7 +100,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settle_buckets(model, config, accelerator)
-    terms = tuple(config.loss) if len(config.loss) > 1 else ()
+    terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # a resumed run may name them in another order
     sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
     return TrainState(model, optimizer, scheduler, ema, terms=terms, epoch_sums=sums, window_sums=sums.clone())
 

@@ -3,11 +3,11 @@
 They take images of any size unless `smallest_side` says how many pixels they need.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from accel_restore.quality import luma
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the finest scale to the coarsest
@@ -38,11 +38,13 @@ def psnr(output: Tensor, gt: Tensor, *, to_y: bool = False) -> Tensor:
     Source: Chen et al., "Simple baselines for image restoration" (NAFNet), 2022; HINet, 2021. 1e-8 is added to the
     squared error, as there.
     """
+    error = output - gt
     if to_y:
         if output.shape[1] != 3:
             raise ValueError("to_y needs colour images (data.channels=3); gray ones are luma already")
-        output, gt = luma(output), luma(gt)
-    return 10 * torch.log10(mse(output, gt) + 1e-8)
+        weights = _constant((65.481 / 255, 128.553 / 255, 24.966 / 255), error.dtype, error.device)  # BT.601, 16–235
+        error = (error * weights.view(3, 1, 1)).sum(1)
+    return 10 * torch.log10(error.square().flatten(1).mean(1) + 1e-8)
 
 
 def ssim(output: Tensor, gt: Tensor) -> Tensor:
@@ -61,8 +63,9 @@ def ms_ssim(output: Tensor, gt: Tensor) -> Tensor:
     """1 - MS-SSIM of each sample, over five scales: needs images of 176 pixels, so that the coarsest holds a window.
 
     Source: Wang et al., "Multiscale structural similarity for image quality assessment", 2003. As there, windows lie
-    inside of the image at every scale. Scales are means of 2×2 pixels; an odd last row or column is left out. A scale whose factor falls below 1e-4, which may be negative and has
-    no real power, counts as 1e-4 and has no gradient.
+    inside of the image at every scale (torchmetrics pads the coarsest). Scales are means of 2×2 pixels; an odd last row
+    or column is left out. A scale whose factor falls below 1e-4, which may be negative and has no real power, counts as
+    1e-4 and has no gradient.
     """
     product = torch.ones((), dtype=output.dtype, device=output.device)
     for scale, exponent in enumerate(_SCALE_EXPONENTS, 1):
@@ -114,8 +117,14 @@ def edge(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
 
 def _blur(images: Tensor) -> Tensor:
     """The images under Burt and Adelson's window of 5, their borders repeated outwards."""
-    window = images.new_tensor([0.05, 0.25, 0.4, 0.25, 0.05])
+    window = _constant((0.05, 0.25, 0.4, 0.25, 0.05), images.dtype, images.device)
     return _windowed(F.pad(images, (2, 2, 2, 2), mode="replicate"), window)
+
+
+@lru_cache
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector that is made once: to copy it to a GPU means to wait for all that the GPU has to do."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _windowed(images: Tensor, window: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Loss:
         return sum(self.terms(output, gt).values())
 
     def terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        """The weighted value (B,) of each term; in gt's precision also where the output's is lower, or autocast is on."""
+        """The weighted value (B,) of each term; in gt's precision where the output's is lower, also under autocast."""
         import torch
 
         output = output.to(torch.promote_types(output.dtype, gt.dtype))

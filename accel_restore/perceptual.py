@@ -1,7 +1,7 @@
 """Losses on the features of a network that has learnt to recognise objects; its weights come from a local file.
 
-Nothing is ever downloaded. The network is frozen, follows the images to their device and precision, and is part of neither
-the model nor its checkpoints.
+Nothing is ever downloaded. The network is frozen, follows the images to their device and precision, and is part of
+neither the model nor its checkpoints.
 """
 
 import zipfile
@@ -105,8 +105,8 @@ class Perceptual(FeatureLoss):
 class LPIPS(FeatureLoss):
     """The LPIPS distance (version 0.1, VGG16) of each sample.
 
-    `weights` is the file of torchvision's VGG16, `linear` that of the five learnt weightings of its channels, by default
-    the copy that torchmetrics ships.
+    `weights` is the file of torchvision's VGG16, `linear` that of the five learnt weightings of its channels, for which
+    the default is the copy that torchmetrics ships.
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018. Features are
     divided by sqrt(norm² + 1e-10), which has a gradient at zero, rather than by norm + 1e-10.
     """

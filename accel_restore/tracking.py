@@ -138,9 +138,8 @@ class Tracker(Hook):
         if self.dashboard is not None:
             self.dashboard.update()
         if scores:
-            figures = " · ".join(
-                f"{name} {scores[name]:.4f}" for name in scores if not name.startswith(("input_", "term_"))
-            )
+            shown = (name for name in scores if not name.startswith(("input_", "term_")))
+            figures = " · ".join(f"{name} {scores[name]:.4f}" for name in shown)
             mark = "  ← best" if record["is_best"] else ""
             self.screen.scores(
                 f"epoch {epoch} · train {record['train_loss']:.4f} · val {figures}{mark}",

@@ -1,12 +1,14 @@
 """Starts training as train.py does, with what the environment variable RUN_TEST_MODE asks for added.
 
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
-the first image. acknowledge=FILE: the steps of commits that are made. gate=FOLDER: see `Gate`. without=PART: without a
-protection. FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes
-violate the flow of weights on purpose, for the audit to notice. Several are divided by commas.
+the first image. outputs=FOLDER: what losses are given is kept there. acknowledge=FILE: the steps of commits that are
+made. gate=FOLDER: see `Gate`. without=PART: without a protection. FAULT@R:N, for the faults below: on rank R at step N,
+in the first of a launcher's attempts. The other modes violate the flow of weights on purpose, for the audit to notice.
+Several are divided by commas.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -23,7 +25,7 @@ import hosts
 import phases
 import torch
 
-from accel_restore import commits, engine, guard, losses, preparation, ranks, run_lock, saving, train
+from accel_restore import commits, engine, guard, losses, perceptual, preparation, ranks, run_lock, saving, train
 from accel_restore.data import sources
 
 
@@ -140,6 +142,31 @@ def spoil_gradients(step: int) -> None:
     engine.Accelerator.backward = spoiled
 
 
+def keep_outputs(folder: Path) -> None:
+    """Save what the losses see of each micro-batch and each validation image, with the number of the step."""
+    seen, terms, count = [], losses.Loss.terms, engine.TrainState.count
+    files = (folder / f"{os.environ.get('RANK', '0')}-{number:04d}.pt" for number in itertools.count())
+
+    def looking(self, output, gt):
+        seen[:] = output.detach().clone(), gt.clone()
+        if not torch.is_grad_enabled():
+            torch.save({"output": seen[0], "gt": seen[1], "step": None}, next(files))
+        return terms(self, output, gt)
+
+    def saving(state, *arguments):
+        real = arguments[-1]["weight"] > 0
+        torch.save({"output": seen[0][real], "gt": seen[1][real], "step": state.step + 1}, next(files))
+        return count(state, *arguments)
+
+    losses.Loss.terms, engine.TrainState.count = looking, saving
+
+
+def hide_weights() -> None:
+    """This rank's machine has no file of weights for a loss."""
+    read = perceptual.read_tensors
+    perceptual.read_tensors = lambda path, *named: read(None, *named)
+
+
 def acknowledge(file: str) -> None:
     """Append the step of each commit to `file`, once it is written."""
     write = commits.write_commit
@@ -210,6 +237,8 @@ def forget(part: str) -> None:
             state.ema.module.load_state_dict(state.model.state_dict())
         elif part == "sums":
             state.epoch_sums.zero_()
+        elif part == "window":
+            state.window_sums.zero_()
         elif part == "scheduler":
             state.scheduler.scheduler.load_state_dict(schedule)
         elif part == "place":  # which samples come next
@@ -228,6 +257,8 @@ def install(modes: str) -> None:
             acknowledge(mode.partition("=")[2])
         elif mode.startswith("gate="):
             add_hook(Gate(mode.partition("=")[2]))
+        elif mode.startswith("outputs="):
+            keep_outputs(Path(mode.partition("=")[2]))
         elif mode.startswith("forget="):
             forget(mode.partition("=")[2])
         elif mode.startswith("without="):
@@ -253,6 +284,8 @@ def install(modes: str) -> None:
                 spoil_losses(steps[0], steps[-1], float(fault))
             elif fault == "gradient":
                 spoil_gradients(steps[0])
+            elif fault == "unseen":
+                hide_weights()
             else:
                 add_hook(Fault(fault, steps[0] if steps else 0))
         else:

@@ -81,13 +81,8 @@ def find_data(
         if val_pairs and not train_pairs:
             problems.append(f"data.val_fraction: {data.val_fraction} leaves nothing to train on; lower it")
     problems += _too_small(train, train_pairs, data.scale, data.patch_size, "data.patch_size; lower it")
-    problems += _too_small(
-        val,
-        val_pairs,
-        data.scale,
-        smallest_val_side,
-        "what validation needs to score (its metrics and the loss); remove it",
-    )
+    needed = "what validation needs to score (its metrics and the loss); remove it"
+    problems += _too_small(val, val_pairs, data.scale, smallest_val_side, needed)
     return Found(train, val, train_pairs, val_pairs, problems)
 
 
