@@ -182,12 +182,22 @@ class Train(Section):
         return self
 
 
+MetricName = Literal["psnr", "ssim", "lpips", "dists"]
+
+
 class Validation(Section):
     every_epochs: PositiveInt = 1
-    metrics: list[Literal["psnr", "ssim"]] = Field(["psnr", "ssim"], description="of whole images")
-    monitor: Literal["loss", "psnr", "ssim"] = Field("loss", description="decides which weights are best")
+    metrics: list[MetricName] = Field(["psnr", "ssim"], description="of whole images")
+    weights: dict[Literal["lpips", "dists"], PathText] = Field(
+        {}, description="files of the networks that metrics look with, torchvision's: {lpips: AlexNet, dists: VGG16}"
+    )
+    monitor: Literal["loss", MetricName] = Field("loss", description="decides which weights are best")
     crop_border: Annotated[int, Field(ge=0)] = Field(0, description="pixels left out at each side")
     y_channel: bool = Field(False, description="score the luma of BT.601 (16–235) instead of RGB")
+    quantize: bool = Field(False, description="round output and gt to 8 bits before they are scored")
+    self_ensemble: bool = Field(False, description="the mean of the outputs for 8 flips and rotations, turned back")
+    tile: PositiveInt | None = Field(None, description="pixels of input that the network sees at once; null: the image")
+    tile_overlap: Annotated[int, Field(ge=0)] = Field(64, description="pixels of input that neighbouring tiles share")
     num_samples: Annotated[int, Field(ge=0)] = Field(4, description="validation pictures; about 20 sets a run")
 
     @model_validator(mode="after")
@@ -197,6 +207,16 @@ class Validation(Section):
                 "monitor",
                 "monitor is '{monitor}', which is not among the metrics; add it there",
                 {"monitor": self.monitor},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tiles(self) -> "Validation":
+        if self.tile is not None and self.tile < self.tile_overlap + 16:
+            raise PydanticCustomError(
+                "tile",
+                "tile is {tile}, which must be at least 16 above tile_overlap, {overlap}",
+                {"tile": self.tile, "overlap": self.tile_overlap},
             )
         return self
 

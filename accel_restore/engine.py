@@ -28,6 +28,7 @@ from accel_restore.losses import Loss
 from accel_restore.models import build_model
 from accel_restore.models.blocks import upscale
 from accel_restore.optim import advance, get_optimizer, get_scheduler
+from accel_restore.quality import METRICS, Protocol
 
 
 class Hook:
@@ -54,7 +55,7 @@ class TrainState:
     epoch: int = 0  # epochs completed
     epoch_step: int = 0  # optimizer steps completed in the current epoch
     step: int = 0  # optimizer steps completed
-    best_val_loss: float = math.inf  # the monitored value, lower is better (PSNR and SSIM: negated)
+    best_val_loss: float = math.inf  # the monitored value, lower is better (where a higher score is better: negated)
     best: dict[str, Any] | None = None  # epoch, step and scores of the best weights
     skipped_in_row: int = 0  # the last steps that were skipped, as their gradients were no numbers
     grad_norm: Tensor | None = None  # of the last step, before clipping
@@ -129,7 +130,7 @@ def train(
     config: Config,
     epochs: int,
     hooks: Sequence[Hook],
-    metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
+    protocol: Protocol,
     save_best: Callable[[TrainState], None],
     look: Callable | None = None,
     stop: Callable[[], bool] = bool,
@@ -147,7 +148,7 @@ def train(
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == epochs:
             model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
             share_buffers(model, accelerator)
-            scores = validate(model, images, loss_fn, metrics, accelerator, look, stop)
+            scores = validate(model, images, loss_fn, protocol, accelerator, look, stop)
             for hook in hooks:
                 hook.after_validate(state)
         val_loss = monitored_value(scores, config.validation.monitor)
@@ -241,12 +242,12 @@ def validate(
     model: nn.Module,
     images: WholeImages,
     loss_fn: Loss,
-    metrics: dict[str, Callable[[Tensor, Tensor], Tensor]],
+    protocol: Protocol,
     accelerator: Accelerator,
     look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     stop: Callable[[], bool] = bool,
 ) -> dict[str, float]:
-    """The mean scores over whole images, each counted once: `loss`, those of `metrics`, and `input_…` of the input.
+    """The mean scores over whole images, each counted once: `loss`, the protocol's, and `input_…` of the input.
 
     For super-resolution the input is scored after bicubic enlarging. A loss of several terms adds `term_…` of each.
 
@@ -257,7 +258,7 @@ def validate(
     Raises: Preempted on all ranks, where `stop` was true on one.
     """
     model.eval()
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
     terms = loss_fn.names if len(loss_fn.names) > 1 else ()
     names = ["loss", *metrics, *(f"input_{name}" for name in metrics), *(f"term_{name}" for name in terms), "scored"]
     rows = -(-len(images) // world_size)
@@ -267,7 +268,8 @@ def validate(
             break
         image = images[index]
         with accelerator.autocast():
-            output = model.forward(image["input"])  # where compiled, not anew for the size of every image
+            # `forward`: where the model is compiled, not anew for the size of every image.
+            output = protocol.output(model.forward, image["input"], images.scale)
         output, gt = output.to(image["gt"].dtype), image["gt"]
         values = loss_fn.terms(output, gt)
         scores = [sum(values.values())]
@@ -290,4 +292,4 @@ def monitored_value(scores: dict[str, float], monitor: str) -> float:
     """The value that decides which weights are best, lower is better; infinite without scores, never best if NaN."""
     if not scores:
         return math.inf
-    return scores["loss"] if monitor == "loss" else -scores[monitor]
+    return -scores[monitor] if monitor != "loss" and METRICS[monitor].higher_is_better else scores[monitor]

@@ -15,6 +15,10 @@ from accel_restore.redaction import redacted
 from accel_restore.yaml_text import MOST_BYTES, Dumper, parse_yaml, plain_copy
 
 _LONGEST_PROBLEM = 500  # characters: a value may be as long as its file
+# Kinds of errors of our own validators, which need no more words.
+_WORDED = {
+    "unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size", "stages", "tile", "home",
+}  # fmt: skip
 
 
 def shipped(folder: str, name: str) -> Path:
@@ -160,7 +164,7 @@ def _explain(detail: dict) -> list[str]:
         return [f"{key}: missing; give it in the file or as {key}=..."]
     if kind == "model_type" or kind == "model_attributes_type":
         return [f"{key}: must be a section of keys such as {{key: value}}, not {given!r}"]
-    if kind in ("unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size", "stages", "home"):
+    if kind in _WORDED:
         return [f"{key}: {detail['msg']}"]
     return [f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from accel_restore.quality import psnr
+from accel_restore.quality import Protocol, psnr
 from accel_restore.records import read_lines
 
 _LARGEST = 400  # pixels of a tile's side
@@ -16,15 +16,16 @@ _CAPTION = 22
 class Samples:
     """Collects the first validation images as this rank sees them: input, output and gt, cut to their centre."""
 
-    def __init__(self, count: int, names: list[str]):
-        self.count, self.names = count, names
+    def __init__(self, count: int, names: list[str], protocol: Protocol):
+        self.count, self.names, self.protocol = count, names, protocol
         self.tiles: dict[int, list[tuple[str, np.ndarray]]] = {}
 
     def look(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
         """Shapes: (1, C, H, W) in [0, 1]."""
         if index >= self.count:
             return
-        before, after = (float(psnr(image.clamp(0, 1), gt)) for image in (input, output))
+        before, after, clean = (self.protocol.prepare(image) for image in (input, output, gt))
+        before, after = (float(psnr(image, clean)) for image in (before, after))
         captions = (f"{self.names[index]}: input {before:.2f} dB", f"output {after:.2f} dB", "gt")
         self.tiles[index] = [
             (caption, _tile(image)) for caption, image in zip(captions, (input, output, gt), strict=True)

@@ -84,9 +84,9 @@ def prepare(
     # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
     loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, smallest_crop))
     build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
-    protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
-    smallest_side = max(protocol.smallest_side(config.validation.metrics), loss_fn.smallest_side)
-    data = _open_data(config, accelerator, screen, start, smallest_side)
+    protocol = Protocol.of(config)
+    _together(accelerator, lambda: protocol.scores)
+    data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
     if config.train.max_steps is not None:

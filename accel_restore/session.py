@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from accel_restore.parsing import config_from, load_config
 from accel_restore.pictures import Samples
 from accel_restore.preemption import EXIT_CODE, StopRequest, listening
 from accel_restore.preparation import Run, prepare
-from accel_restore.quality import METRICS, Protocol
+from accel_restore.quality import Protocol
 from accel_restore.ranks import Watch, tells
 from accel_restore.redaction import redacted
 from accel_restore.resume import identity_digest
@@ -116,7 +115,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     """Attach what observes the loop, train, and write what a finished run leaves."""
     config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
     resolved = redacted(config.model_dump(mode="json"))
-    samples = Samples(config.validation.num_samples, run.data.val.names)
+    samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
     dashboard = None
     if accelerator.is_main_process:
         wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
@@ -172,11 +171,6 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     pace = Pace(accelerator, loader, state, run.screen.say)
     watch.observe(loader, state)
     hooks = [pace, watch, tracker, skipped, same_weights, saver, *([audit_hook] if audit_hook else []), stopping]
-
-    def scored(metric: Callable) -> Callable:
-        return lambda output, gt: metric(run.protocol.prepare(output), run.protocol.prepare(gt))
-
-    metrics = {name: scored(METRICS[name]) for name in config.validation.metrics}
     stop.may_save = True
     try:
         train(
@@ -188,7 +182,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
             config,
             run.epochs,
             hooks,
-            metrics,
+            run.protocol,
             saver.save_best,
             samples.look,
             stop.__bool__,

@@ -18,6 +18,7 @@ from accel_restore.pictures import Samples, draw_curves, draw_samples
 from accel_restore.records import Lines, write_status
 
 _CURVES_SECONDS = 60.0
+_OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl only where they are measured
 _PICTURE_SETS = 20  # about so many sets of validation pictures a run
 
 
@@ -117,6 +118,7 @@ class Tracker(Hook):
                 "val_ssim": scores.get("ssim"),
                 "val_input_psnr": scores.get("input_psnr"),
                 "val_input_ssim": scores.get("input_ssim"),
+                **{f"val_{name}": scores[name] for name in _OPTIONAL if name in scores},
                 "is_best": record["is_best"],
                 "optimizer_steps": record["optimizer_steps"],
                 "scheduler_steps": scheduler_steps,

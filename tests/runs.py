@@ -47,7 +47,7 @@ def small_config(photos: Path, val: Path, out: Path, **sections: dict) -> dict:
         },
         "model": {"name": "unet", "width": 8},
         "train": {"epochs": 2},
-        "validation": {"metrics": ["psnr"]},  # SSIM's library takes seconds to import
+        "validation": {"metrics": ["psnr"]},
         "tracking": {"wandb": "disabled", "log_every_steps": 1},
     }
     for name, section in sections.items():

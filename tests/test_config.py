@@ -14,6 +14,7 @@ from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES
 from accel_restore.models import MODELS
 from accel_restore.parsing import config_from, load_config, to_yaml
+from accel_restore.quality import METRICS
 from accel_restore.train import parse_arguments
 
 LEAST = {"data": {"train": {"gt": "photos"}}}
@@ -52,7 +53,7 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
         ("model.name=unett", MODELS), ("loss.l2=1", LOSSES), ("data.degradation=[{name: blur}]", DEGRADATIONS),
         ("optimizer.name=adamm", OPTIMIZER_SECTIONS), ("scheduler.name=cosin", SCHEDULE_SECTIONS),
         ("train.mixed_precision=fp8", ["no", "bf16", "fp16", "auto"]),
-        ("validation.monitor=lpips", ["loss", "psnr", "ssim"]),
+        ("validation.monitor=lpip", ["loss", *METRICS]),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_lists_all_choices(override, choices):

@@ -7,7 +7,7 @@ import skimage.data
 import skimage.metrics
 import torch
 
-from accel_restore.quality import METRICS, Protocol, luma, psnr, ssim
+from accel_restore.quality import Protocol, luma, psnr, ssim
 
 
 def random_pair(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,14 +60,14 @@ def test_ssim_equals_that_of_skimage(name):
 def test_scores_are_per_image():
     batch = [tensor(image)[:, :, :20, :20] for image in (*PHOTOS["photo"], *PHOTOS["flat"])]
     output, gt = torch.cat(batch[::2]), torch.cat(batch[1::2])
-    for metric in METRICS.values():
+    for metric in (psnr, ssim):
         values = metric(output, gt)
         assert values.shape == (2,)
         single = torch.cat([metric(output[i : i + 1], gt[i : i + 1]) for i in range(2)])
         torch.testing.assert_close(values, single, rtol=1e-5, atol=1e-5)
         assert abs(values[0] - values[1]) > 1e-3
     assert psnr(gt, gt).isinf().all()
-    torch.testing.assert_close(ssim(gt, gt), torch.ones(2))
+    torch.testing.assert_close(ssim(gt, gt), torch.ones(2).double())
 
 
 def test_luma_is_that_of_bt601():
@@ -95,10 +95,3 @@ def test_the_protocol_decides_what_is_scored(border, y_channel):
 def test_images_are_clamped_before_they_are_scored():
     images = torch.tensor([-0.5, 0.25, 1.5]).view(1, 1, 1, 3)
     assert Protocol().prepare(images).flatten().tolist() == [0, 0.25, 1]
-
-
-def test_the_smallest_image_that_can_be_scored():
-    protocol = Protocol(crop_border=2)
-    assert (protocol.smallest_side(["psnr"]), protocol.smallest_side(["psnr", "ssim"])) == (5, 15)
-    output, gt = (protocol.prepare(image) for image in random_pair(1, 3, 15, 15))
-    assert ssim(output, gt).isfinite().all() and psnr(output, gt).isfinite().all()

@@ -82,9 +82,8 @@ def check(
     Raises: UserError for degradations or losses that cannot be used.
     """
     degrade = degradation_of(config.data)
-    protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
     loss = build_loss(config.loss, config.data.channels, config.data.patch_size)
-    smallest_side = max(protocol.smallest_side(config.validation.metrics), loss.smallest_side)
+    smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
     found = find_data(config.data, smallest_side, screen.track)
     parts = {
         "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),

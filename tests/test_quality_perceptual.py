@@ -1,0 +1,136 @@
+"""LPIPS and DISTS against torchmetrics' with the same network, whose weights are drawn here; nothing is downloaded."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from forked import launch
+from runs import epochs_of, make_photos, run_folder, small_config, succeed
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torchmetrics.functional.image import dists as reference_dists
+from torchmetrics.functional.image import lpips as reference_lpips
+from torchvision import models
+
+from accel_restore.engine import monitored_value
+from accel_restore.errors import UserError
+from accel_restore.quality import METRICS, Protocol
+
+NETWORKS = {"lpips": "alexnet", "dists": "vgg16"}
+
+
+@functools.cache
+def features(network: str) -> nn.Sequential:
+    """The network's convolutional layers, with weights that keep a signal as large as it is."""
+    with torch.device("meta"):
+        layers = getattr(models, network)(weights=None).features
+    layers.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(3)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+    return layers.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The weights as torchvision's files hold them: a .pth and a .safetensors."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {"lpips": folder / "alexnet.pth", "dists": folder / "vgg16.safetensors"}
+    for name, network in NETWORKS.items():
+        tensors = {f"features.{key}": value for key, value in features(network).state_dict().items()}
+        tensors["classifier.6.bias"] = torch.zeros(1000)
+        (torch.save if paths[name].suffix == ".pth" else save_file)(tensors, paths[name])
+    return {name: str(path) for name, path in paths.items()}
+
+
+def reference(name: str, monkeypatch) -> nn.Module:
+    if name == "dists":
+        stub = type("Stub", (), {"features": features("vgg16")})
+        monkeypatch.setattr(reference_dists, "vgg16", lambda weights: stub)
+        return reference_dists.DISTSNetwork()
+    monkeypatch.setattr(reference_lpips, "_get_tv_model_features", lambda network, pretrained: features(network))
+    network = reference_lpips._LPIPS(pretrained=True, net="alex")
+    return lambda output, gt: network(output, gt, normalize=True).flatten()
+
+
+def pairs(side: int = 65) -> tuple[torch.Tensor, torch.Tensor]:
+    photo = skimage.data.astronaut()
+    gt = np.stack([photo[top : top + side, 90 : 90 + side + 4] for top in (0, 100, 200)]) / 255
+    output = gt + np.random.default_rng(0).normal(0, np.array([0.02, 0.1, 0.3]).reshape(3, 1, 1, 1), gt.shape)
+    return tuple(torch.from_numpy(images).permute(0, 3, 1, 2).clamp(0, 1) for images in (output, gt))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_distances_are_those_of_torchmetrics(name, files, monkeypatch):
+    measure, (output, gt) = METRICS[name].build(files[name]), pairs()
+    values = measure(output, gt)
+    assert values.shape == (3,) and values.max() - values.min() > 1e-3
+    torch.testing.assert_close(values, reference(name, monkeypatch)(output.float(), gt.float()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(measure(gt, gt), torch.zeros(3), rtol=0, atol=1e-5)
+    assert values[2] > values[0]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gray_is_seen_as_colour_and_colours_stay_where_other_scores_are_of_the_luma(name, files):
+    measure, (output, gt) = METRICS[name].build(files[name]), pairs()
+    gray = [images[:, :1] for images in (output, gt)]
+    torch.testing.assert_close(measure(*gray), measure(*(images.repeat(1, 3, 1, 1) for images in gray)))
+    score = {y: Protocol(metrics=(name,), weights=files, y_channel=y).scores[name](output, gt) for y in (True, False)}
+    assert score[True].equal(score[False])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_smallest_image_that_can_be_scored(name, files):
+    measure, side = METRICS[name].build(files[name]), METRICS[name].smallest_side
+    images = torch.rand(2, 1, 3, side, side)
+    assert measure(*images).isfinite().all()
+    assert Protocol(metrics=("psnr", name), crop_border=2).smallest_side == side + 4
+
+
+def test_of_a_distance_less_is_better():
+    assert monitored_value({"loss": 1.0, "lpips": 0.2}, "lpips") < monitored_value({"loss": 0.5, "lpips": 0.3}, "lpips")
+    assert monitored_value({"loss": 1.0, "psnr": 30.0}, "psnr") < monitored_value({"loss": 0.5, "psnr": 29.0}, "psnr")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, r"validation\.weights\.lpips: missing; get alexnet"),
+        ({"lpips": "nowhere.pth"}, r"validation\.weights\.lpips: nowhere\.pth is no file; get alexnet"),
+        ({"lpips": "dists"}, r"validation\.weights\.lpips: .* holds other weights"),
+        ({"lpips": __file__}, r"validation\.weights\.lpips: .* cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_by_its_key(weights, message, files):
+    weights = {name: files.get(path, path) for name, path in weights.items()}
+    with pytest.raises(UserError, match=message):
+        _ = Protocol(metrics=("lpips",), weights=weights).scores
+
+
+def test_a_run_is_validated_and_monitored_by_them(files, tmp_path):
+    photos = make_photos(tmp_path / "train", 8), make_photos(tmp_path / "val", 3, seed=1, least=33, most=45)
+    settings = {"metrics": ["psnr", "lpips"], "monitor": "lpips", "y_channel": True}
+    config = small_config(*photos, tmp_path, data={"batch_size": 4}, validation=settings)
+    missing = launch(config)
+    assert missing.returncode == 2 and "validation.weights.lpips" in missing.stderr
+    assert not run_folder(config).exists()
+    config["validation"]["weights"] = {"lpips": files["lpips"]}
+    lines = {}
+    for ranks in (1, 2):
+        config["run"]["name"], config["data"]["batch_size"] = f"ranks{ranks}", 4 // ranks
+        succeed(launch(config, ranks=ranks, mode="float64"))
+        lines[ranks] = epochs_of(config)
+    for one, two in zip(lines[1], lines[2], strict=True):
+        assert two["val_lpips"] == pytest.approx(one["val_lpips"], rel=1e-4)
+        assert one["val_lpips"] < one["val_input_lpips"] + 1 and "val_dists" not in one
+    best = min(lines[2], key=lambda line: line["val_lpips"])
+    with safe_open(run_folder(config) / "best.safetensors", "pt") as file:
+        stored = json.loads(file.metadata()["metrics"])
+    assert stored["lpips"] == best["val_lpips"]
+    assert "AlexNet" in stored["protocol"]["lpips"] and "RGB" in stored["protocol"]["lpips"]

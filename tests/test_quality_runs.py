@@ -1,0 +1,84 @@
+"""Validation in real runs: images of odd sizes, every setting, and the same scores on any number of ranks."""
+
+import json
+
+import pytest
+from forked import launch
+from runs import epochs_of, make_photos, run_folder, small_config, succeed
+from safetensors import safe_open
+
+LUMA = {"y_channel": True, "crop_border": 2, "quantize": True}
+TILES = {"tile": 24, "tile_overlap": 8}
+SETTINGS = {"plain": {}, "tiles": {**TILES, "crop_border": 1}, "all": {**LUMA, **TILES, "self_ensemble": True}}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 8), make_photos(root / "val", 5, seed=1, least=19, most=53)
+
+
+def configuration(photos, out, name, settings, scale=1):
+    config = small_config(
+        *photos,
+        out,
+        run={"name": name},
+        data={"batch_size": 4, "scale": scale},
+        train={"epochs": 1},
+        validation={"metrics": ["psnr", "ssim"], "monitor": "psnr", **settings},
+    )
+    if scale > 1:
+        del config["data"]["degradation"]
+    return config
+
+
+@pytest.mark.parametrize(("scale", "names"), [(1, ["plain", "tiles", "all"]), (2, ["all"])])
+def test_scores_are_equal_on_one_and_two_ranks_and_carry_their_protocol(photos, tmp_path, scale, names):
+    seen = set()
+    for name in names:
+        settings = SETTINGS[name]
+        lines = []
+        for ranks in (1, 2):
+            config = configuration(photos, tmp_path, f"{name}{ranks}", settings, scale)
+            config["data"]["batch_size"] = 4 // ranks
+            succeed(launch(config, ranks=ranks, mode="float64"))
+            lines.append(epochs_of(config)[0])
+        for key in ("val_loss", "val_psnr", "val_ssim", "val_input_psnr", "val_input_ssim"):
+            # As final weights do, which differ by the order of sums; rounding to 8 bits may turn over a pixel in ten
+            # thousand for that.
+            assert lines[1][key] == pytest.approx(lines[0][key], rel=1e-4 if settings.get("quantize") else 1e-9), key
+        with safe_open(run_folder(config) / "best.safetensors", "pt") as file:
+            stored = json.loads(file.metadata()["metrics"])
+        assert stored["psnr"] == lines[1]["val_psnr"]
+        assert {key: stored["protocol"][key] for key in settings} == settings
+        seen.add(round(stored["psnr"], 6))
+    assert len(seen) == len(names)  # the settings matter
+
+
+def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
+    config = configuration(photos, tmp_path, "kept", {})
+    succeed(launch(config))
+    changes = ["validation.quantize=true", "validation.self_ensemble=true", "validation.tile=96",
+               "validation.tile_overlap=16", "validation.crop_border=1", "validation.y_channel=true"]  # fmt: skip
+    refused = launch(config, *changes)
+    assert refused.returncode == 2
+    for change in changes:
+        key, _, value = change.partition("=")
+        assert f"{key}: " in refused.stderr and f"{value.title()} now" in refused.stderr
+    assert "is finished" in succeed(launch(config, "validation.num_samples=1")).stdout  # the control
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("validation.tile=40", "validation: tile is 40, which must be at least 16 above tile_overlap, 64"),
+        ("validation.tile=0", "validation.tile"),
+        ("validation.tile_overlap=-1", "validation.tile_overlap"),
+        ("validation.quantize=8", "validation.quantize"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(photos, tmp_path, change, message):
+    config = configuration(photos, tmp_path, "refused", {})
+    refused = launch(config, change)
+    assert refused.returncode == 2 and message in refused.stderr
+    assert not run_folder(config).exists()
