@@ -38,7 +38,6 @@ def plan_rows(
     precision = accelerator.mixed_precision
     if config.train.mixed_precision == "auto":
         precision += " (chosen by auto)"
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
     rows = [
         ("devices", f"{plan.world_size} × {accelerator.device.type}"),
         ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
@@ -56,7 +55,7 @@ def plan_rows(
         ("steps", f"{plan.steps_per_epoch} per epoch × {epochs} epochs = {plan.steps_per_epoch * epochs}"),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
-        ("model", f"{config.model.name}, {parameters:,} parameters"),
+        ("model", _model(config, accelerator.unwrap_model(state.model))),
         ("written to", str(folder)),
     ]
     if plan.batch_size != config.data.batch_size:
@@ -69,6 +68,14 @@ def plan_rows(
     if any(isinstance(module, kinds) for module in state.model.modules()):
         rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
     return rows
+
+
+def _model(config: Config, model: nn.Module) -> str:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    some = f"{trained:,} trained of " if trained < parameters else ""
+    source = f", from {config.model.checkpoint}" if config.model.checkpoint else ""
+    return f"{config.model.name or type(model).__name__}, {some}{parameters:,} parameters{source}"
 
 
 def _in_words(name: str, arguments: dict[str, Any]) -> str:

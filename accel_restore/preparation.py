@@ -21,8 +21,10 @@ from accel_restore.engine import TrainState, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.files import replace_file
 from accel_restore.losses import Loss, build_loss
-from accel_restore.models import build_model
+from accel_restore.models.pretrained import begin_model
+from accel_restore.optim import get_optimizer
 from accel_restore.outcome import progress, say_finished
+from accel_restore.parameters import freeze
 from accel_restore.parsing import to_yaml
 from accel_restore.plan import plan_rows
 from accel_restore.quality import Protocol
@@ -80,7 +82,7 @@ def prepare(
         return None
 
     loss_fn = build_loss(config.loss)  # wrong arguments show before images are decoded
-    build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
+    _together(accelerator, lambda: _try_model(config))
     protocol = Protocol(config.validation.crop_border, config.validation.y_channel)
     data = _open_data(config, accelerator, screen, start, protocol.smallest_side(config.validation.metrics))
     plan = make_plan(
@@ -119,6 +121,12 @@ def prepare(
     run.best = _together(accelerator, lambda: _prepare_folder(run, lock), only_main=True)
     screen.table("plan", plan_rows(config, accelerator, plan, data, state, epochs, folder, start))
     return run
+
+
+def _try_model(config: Config) -> None:
+    model = begin_model(config.model, config.data.channels, config.data.scale)
+    freeze(model, config.train.freeze)
+    get_optimizer(model, config.optimizer)
 
 
 def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:
