@@ -34,12 +34,17 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.modules.batchnorm._NormBase) and own and not any(p.requires_grad for p in own):
-            module.eval()
-            module.train = MethodType(_stay, module)  # a bound method, so that copies of the model have their own
+            keep_in_eval(module)
+
+
+def keep_in_eval(module: nn.Module) -> None:
+    """Make `train()` of the model pass this layer by, for good."""
+    module.eval()
+    module.train = MethodType(_stay, module)  # a bound method, so that copies of the model have their own
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    """What `train()` does to a frozen layer: nothing."""
+    """What `train()` does to such a layer: nothing."""
     return module
 
 

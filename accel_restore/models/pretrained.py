@@ -17,6 +17,7 @@ from accel_restore.config import Model
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.models.recognised import RECOGNISED, fits, probe_image, recognise
+from accel_restore.parameters import keep_in_eval
 
 # What trainers put around a model's weights in a file, the best first, and before each name.
 _WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
@@ -63,8 +64,11 @@ def _open(path: Path, config: Model, channels: int, scale: int) -> nn.Module:
     header = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
     with restorer.as_user_error(RECOGNISED), restorer.limited(header):
         model, *images = recognise(weights)
-    _check_images(*images, channels, scale)
-    _check_training(model, channels, scale)
+        _check_images(*images, channels, scale)
+        for module in model.modules():
+            if "drop" in type(module).__name__.lower():
+                keep_in_eval(module)  # its rate is not in the weights, and its draws would be no function of the step
+        _check_training(model, channels, scale)
     return model.float()
 
 
@@ -86,10 +90,22 @@ def _check_training(model: nn.Module, channels: int, scale: int) -> None:
     output.sum().backward()
     for own, parameter in zip(model.parameters(), tried.parameters(), strict=True):
         own.requires_grad_(own.requires_grad and parameter.grad is not None)
+    if _is_changed_by_evaluation(tried.eval(), image):
+        raise UserError("is a model that changes its own weights when it is not trained, so they cannot be kept equal")
     weights = model.state_dict()
     again, *images = recognise(weights)
     if list(again.state_dict()) != list(weights) or images != [channels, scale]:
         raise UserError("is a model that spandrel would not recognise again once it is saved")
+
+
+@torch.no_grad()
+def _is_changed_by_evaluation(model: nn.Module, image: Tensor) -> bool:
+    """Whether a model fuses convolutions in place after they were trained, as SPAN does; changes its weights."""
+    for parameter in model.parameters():
+        parameter.mul_(1.01)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(image)
+    return any(not tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
 def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
@@ -165,7 +181,7 @@ def _read_torch(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                     raise UserError("is packed to grow beyond its size; it is damaged or hostile")
-        # Mapped, a tensor cannot reach beyond the file; read, torch believes what size a tensor says that it has.
+        # Mapped, a tensor cannot reach beyond the file, whatever size it claims; nor is it read before it is used.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except UserError:
         raise

@@ -35,7 +35,7 @@ def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, int, int]:
         raise UserError(f"{what}, which does not make an image of equal channels from an image alone")
     _take_any_size(descriptor)
     if not _is_plain(descriptor):
-        raise UserError(f"{what}, which needs more than an image: a noise level, padding or a choice of its outputs")
+        raise UserError(f"{what}, which needs more than an image, such as a noise level, or gives more")
     return descriptor.model.eval(), channels, scale
 
 
@@ -76,7 +76,7 @@ def _is_plain(descriptor) -> bool:
 
 def probe_image(channels: int, batch: int = 1) -> Tensor:
     """Images (batch, channels, H, W) of odd sides to try a model with, always the same."""
-    return torch.rand(batch, channels, 37, 33, generator=torch.Generator().manual_seed(0))
+    return torch.rand(batch, channels, 17, 13, generator=torch.Generator().manual_seed(0))
 
 
 def fits(output: object, image: Tensor, scale: int) -> bool:
