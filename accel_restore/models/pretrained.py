@@ -62,8 +62,9 @@ def _open(path: Path, config: Model, channels: int, scale: int) -> nn.Module:
         _fill(model, config.name, weights)
         return model
     header = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
-    with restorer.as_user_error(RECOGNISED), restorer.limited(header):
-        model, *images = recognise(weights)
+    with restorer.as_user_error(RECOGNISED):
+        with restorer.limited(header):
+            model, *images = recognise(weights)
         _check_images(*images, channels, scale)
         for module in model.modules():
             if "drop" in type(module).__name__.lower():
