@@ -35,11 +35,29 @@ class Run(Section):
 
 
 class Model(OpenSection):
-    name: Annotated[str, one_of(MODELS)] = "unet"
+    name: Annotated[str | None, one_of(MODELS)] = Field(None, description="null: that of the checkpoint")
+    checkpoint: Annotated[PathText, Field(min_length=1)] | None = Field(
+        None, description="weights to begin with: a best.safetensors, or what spandrel recognises; .pth, .safetensors"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> "Model":
+        problems = [
+            f"model.{key}: unknown key beside a checkpoint that brings its own model; set model.name too, or remove it"
+            for key in (self.arguments if self.name is None else ())
+        ]
+        if self.name is None and self.checkpoint is None:
+            problems = [f"model.name: missing; choose one of: {', '.join(MODELS)}"]
+        if problems:
+            raise PydanticCustomError("inconsistent", "{text}", {"text": "\n".join(problems)})
+        return self
 
 
 class Optimizer(Section):
     lr: Annotated[float, Field(gt=0)] = Field(0.001, description="learning rate of epoch 0 (after warm-up)")
+    no_decay: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="parameters without weight decay: norms, biases, or patterns of names such as 'encoder.*'"
+    )
 
 
 Betas = Annotated[tuple[Fraction, Fraction], Strict(False)]
@@ -86,6 +104,7 @@ class Constant(Schedule):
 class Cosine(Schedule):
     name: Literal["cosine"] = "cosine"
     min_lr: Annotated[float, Field(ge=0)] = Field(1e-6, description="the rate the cosine ends at")
+    hold_epochs: Annotated[int, Field(ge=0)] = Field(0, description="epochs at the first rate before the cosine")
 
 
 class CosineRestarts(Schedule):
@@ -128,6 +147,13 @@ def named(default: str) -> BeforeValidator:
     return BeforeValidator(lambda section: {"name": default, **section} if isinstance(section, dict) else section)
 
 
+def _name_model(section: Any) -> Any:
+    """The section `model` with the default name, unless a checkpoint brings its own."""
+    if isinstance(section, dict) and section.get("checkpoint") is None:
+        return {"name": DEFAULT_NAMES["model"], **section}
+    return section
+
+
 OPTIMIZER_SECTIONS = {section.model_fields["name"].default: section for section in (AdamW, Adam, SGD)}
 SCHEDULE_SECTIONS = {
     section.model_fields["name"].default: section
@@ -161,8 +187,19 @@ class Train(Section):
         1800.0, description="seconds without a sign of life of another rank after which the run ends"
     )
     ema_decay: Fraction | None = Field(None, description="validate and save an exponential moving average")
+    ema_warmup: bool = Field(False, description="the decay of update t is at most (1 + t) / (10 + t)")
+    freeze: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="parameters that keep their values: patterns of names such as 'encoder.*'"
+    )
     channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions")
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _warms_up_an_average(self) -> "Train":
+        if self.ema_warmup and self.ema_decay is None:
+            text = "train.ema_warmup: has no average to warm up; set train.ema_decay, such as 0.999"
+            raise PydanticCustomError("inconsistent", "{text}", {"text": text})
+        return self
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> "Train":
@@ -240,7 +277,7 @@ class Config(Section):
 
     run: Run = Run()
     data: Data
-    model: Annotated[Model, named(DEFAULT_NAMES["model"])] = Model(name="unet")
+    model: Annotated[Model, BeforeValidator(_name_model)] = Model(name="unet")
     loss: Annotated[
         dict[Annotated[str, one_of(LOSSES)], Annotated[float, Field(gt=0)] | dict[str, Any]],
         BeforeValidator(lambda terms: {terms: 1.0} if isinstance(terms, str) else terms),

@@ -18,16 +18,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from accel_restore.config import Config
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.whole import WholeImages
 from accel_restore.errors import Preempted
 from accel_restore.losses import Loss
-from accel_restore.models import build_model
 from accel_restore.models.blocks import upscale
-from accel_restore.optim import advance, get_optimizer, get_scheduler
+from accel_restore.models.pretrained import begin_model
+from accel_restore.optim import advance, get_ema_function, get_optimizer, get_scheduler
+from accel_restore.parameters import freeze
 from accel_restore.quality import METRICS, Protocol
 
 
@@ -84,19 +85,21 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     """Model, optimizer and scheduler at epoch 0, prepared for this rank's device; the same weights on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
+        model = begin_model(config.model, config.data.channels, config.data.scale)
+    freeze(model, config.train.freeze)
     torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     ema = None
     if config.train.ema_decay is not None:
-        ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay))
+        update = get_ema_function(config.train.ema_decay, config.train.ema_warmup)
+        ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=update)
         ema = ema.to(accelerator.device)
     if config.train.compile:
         model.compile()  # in place: parameters keep their names
     # With fp16 a fused step would unscale gradients inside, where neither clipping nor a logged norm can see them.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
-    optimizer = get_optimizer(model.parameters(), config.optimizer, fused)
+    optimizer = get_optimizer(model, config.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settle_buckets(model, config, accelerator)

@@ -1,19 +1,53 @@
 """Optimizers and learning-rate schedules by name: torch's own. A schedule's unit is the epoch."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_restore.config import AnyOptimizer, AnySchedule
+from accel_restore.parameters import without_decay
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
-def get_optimizer(parameters: Iterable[torch.nn.Parameter], config: AnyOptimizer, fused: bool = False) -> Optimizer:
-    """The configured optimizer over `parameters`; `fused`: torch's kernels that update all of them at once."""
-    return OPTIMIZERS[config.name](parameters, **config.model_dump(exclude={"name"}), fused=fused or None)
+def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -> Optimizer:
+    """The configured optimizer over the model's trainable parameters; those of `no_decay` are a second group.
+
+    `fused`: torch's kernels that update all of them at once.
+
+    Raises: UserError for a pattern of `no_decay` that no parameter matches.
+    """
+    exempt = without_decay(model, config.no_decay)
+    groups: tuple[list, list] = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[name in exempt].append(parameter)
+    settings = ({}, {"weight_decay": 0.0})
+    filled = [{"params": group, **own} for group, own in zip(groups, settings, strict=True) if group]
+    return OPTIMIZERS[config.name](filled, **config.model_dump(exclude={"name", "no_decay"}), fused=fused or None)
+
+
+def get_ema_function(decay: float, warm_up: bool) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """What `AveragedModel` updates its averages with, as `multi_avg_fn`.
+
+    With `warm_up` the decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)), so that the first weights
+    are soon forgotten; t is the model's `n_averaged`, which commits hold.
+
+    Source: TensorFlow's ExponentialMovingAverage with `num_updates`. Deviation: torch copies the weights at t = 0.
+    """
+    if not warm_up:
+        return get_ema_multi_avg_fn(decay)
+
+    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+        t = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(averages, weights, num_averaged)
+
+    return update
 
 
 def _floored(optimizer: Optimizer, factor, min_lr: float) -> LRScheduler:
@@ -27,9 +61,17 @@ def constant(optimizer: Optimizer, epochs: int, *, min_lr: float) -> LRScheduler
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def cosine(optimizer: Optimizer, epochs: int, *, min_lr: float) -> LRScheduler:
-    """Half a cosine from the first rate to `min_lr`. Source: Loshchilov, Hutter, SGDR, 2017."""
-    return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=min_lr)
+def cosine(optimizer: Optimizer, epochs: int, *, min_lr: float, hold_epochs: int) -> LRScheduler:
+    """The first rate for `hold_epochs` epochs, then half a cosine to `min_lr`. Source: Loshchilov, Hutter, 2017."""
+    if hold_epochs == 0:
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=min_lr)
+    end, span = min_lr / optimizer.param_groups[0]["lr"], max(1, epochs - hold_epochs)
+
+    def factor(epoch: int) -> float:
+        part = min(1.0, max(0, epoch - hold_epochs) / span)
+        return end + (1 - end) * (1 + math.cos(math.pi * part)) / 2
+
+    return lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def cosine_restarts(

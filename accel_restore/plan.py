@@ -42,7 +42,6 @@ def plan_rows(
     steps = " + ".join(
         f"{early.steps_per_epoch} per epoch × {last - first} epochs" for early, first, last in stages.spans(epochs)
     )
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
     rows = [
         ("devices", f"{plan.world_size} × {accelerator.device.type}"),
         ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
@@ -56,7 +55,7 @@ def plan_rows(
         ("steps", f"{steps} = {stages.num_steps(epochs)}"),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
-        ("model", f"{config.model.name}, {parameters:,} parameters"),
+        ("model", _model(config, accelerator.unwrap_model(state.model))),
         ("written to", str(folder)),
     ]
     rows += [
@@ -78,6 +77,14 @@ def plan_rows(
 def _batch_in_words(plan: Plan) -> str:
     parts = f"{plan.batch_size} per device × {plan.accumulation} accumulated × {plan.world_size} ranks"
     return f"{plan.global_batch} = {parts}"
+
+
+def _model(config: Config, model: nn.Module) -> str:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    some = f"{trained:,} trained of " if trained < parameters else ""
+    source = f", from {config.model.checkpoint}" if config.model.checkpoint else ""
+    return f"{config.model.name or type(model).__name__}, {some}{parameters:,} parameters{source}"
 
 
 def _in_words(name: str, arguments: dict[str, Any]) -> str:

@@ -22,8 +22,10 @@ from accel_restore.engine import TrainState, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.files import replace_file
 from accel_restore.losses import Loss, build_loss
-from accel_restore.models import build_model
+from accel_restore.models.pretrained import begin_model
+from accel_restore.optim import get_optimizer
 from accel_restore.outcome import progress, say_finished
+from accel_restore.parameters import freeze
 from accel_restore.parsing import to_yaml
 from accel_restore.plan import plan_rows
 from accel_restore.quality import Protocol
@@ -83,7 +85,7 @@ def prepare(
     smallest_crop = min(config.data.patch_sizes.values())
     # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
     loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, smallest_crop))
-    build_model(config.model.name, config.model.arguments, config.data.channels, config.data.scale)
+    _together(accelerator, lambda: _try_model(config))
     protocol = Protocol.of(config)
     _together(accelerator, lambda: protocol.scores)
     data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
@@ -142,6 +144,12 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
         for stage, global_batch in zip(stages, global_batches, strict=True)
     ]
     return Stages(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
+
+
+def _try_model(config: Config) -> None:
+    model = begin_model(config.model, config.data.channels, config.data.scale)
+    freeze(model, config.train.freeze)
+    get_optimizer(model, config.optimizer)
 
 
 def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:

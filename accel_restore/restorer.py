@@ -26,6 +26,7 @@ from torch.nn.modules.module import (
 
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
+from accel_restore.models.recognised import RECOGNISED, recognise
 
 
 class Restorer:
@@ -93,42 +94,60 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
     Raises: UserError where the file is missing, damaged, or was not written by accel_restore.
     """
     try:
-        return _load(Path(path), torch.device(device))
+        return open_weights(Path(path), torch.device(device))
     except UserError as error:
         raise UserError(f"{path!s:.500}: {error}") from error.__cause__
 
 
-def _load(path: Path, device: torch.device) -> Restorer:
-    stored, header = _read_header(path)
-    info = _read_metadata(stored)
+def open_weights(path: Path, device: torch.device) -> Restorer:
+    """As `load`, with messages that do not name the file."""
+    stored, header = read_header(path)
+    info = read_metadata(stored)
     name, data = info["model"]["name"], info["data"]
     given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
     if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
         raise UserError(f"names '{name}' as its model, but Python's own library holds no torch.nn.Module class")
-    try:
-        with _limited(header):
+    with as_user_error(name), limited(header):
+        if name != RECOGNISED:
             _check_skeleton(name, given, header)
-            weights = safetensors.torch.load_file(path)
-            if digest(weights) != stored["sha256"]:
-                raise UserError("is damaged (sha256 of the weights differs); copy it again")
+        weights = safetensors.torch.load_file(path)
+        if digest(weights) != stored["sha256"]:
+            raise UserError("is damaged (sha256 of the weights differs); copy it again")
+        if name == RECOGNISED:
+            model, *images = recognise(weights)
+            if [info["model"]["arguments"], *images] != [{}, *given[1:]]:
+                raise UserError(f"says that it is of channels and scale {given[1:]}, but its weights are of {images}")
+        else:
             model = build_model(name, *given)
         _compare(name, model, header)
         model.load_state_dict(weights)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a class raises, or its module when it is imported
-        said = (str(error).splitlines() or [""])[0]
-        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
     return Restorer(model.float().eval().to(device), {**stored, **info}, device)
 
 
-def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
+@contextmanager
+def as_user_error(name: str) -> Iterator[None]:
+    """Within it, whatever a model's class raises, or its module when it is imported, becomes a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
+
+
+def require_file(path: Path) -> None:
+    """Raise `UserError` for what cannot be a file of weights."""
+    if path.is_dir():
+        raise UserError("is a folder; name the best.safetensors in it")
+    if not path.is_file():  # a pipe would be waited for, a device read without end
+        raise UserError("is no file of weights" if path.exists() else "does not exist")
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
     """The metadata of a safetensors file, and of each tensor its shape and whether it holds floats."""
     try:
-        if path.is_dir():
-            raise UserError("is a folder; name the best.safetensors in it")
-        if not path.is_file():  # a pipe would be waited for, a device read without end
-            raise UserError("is no file of weights" if path.exists() else "does not exist")
+        require_file(path)
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             tensors = {
@@ -139,7 +158,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int],
         raise UserError(f"cannot be read as safetensors ({error})") from None
 
 
-def _read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
+def read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What the metadata say of model, data and metrics."""
     try:
         model, data, metrics = (
@@ -191,7 +210,7 @@ class _Absurd(UserError):
 
 
 @contextmanager
-def _limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
+def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
     """Within it, this thread builds no model of many times more parts or values than the header's tensors.
 
     The margins leave room for what a class makes and throws away, such as a head of 1000 classes.

@@ -16,6 +16,7 @@ from accel_restore.engine import TrainState, train
 from accel_restore.errors import Lost, Preempted
 from accel_restore.files import to_json
 from accel_restore.guard import SameWeights, SkippedSteps
+from accel_restore.models.pretrained import describe
 from accel_restore.outcome import say_result, state_of
 from accel_restore.pace import Pace
 from accel_restore.parsing import config_from, load_config
@@ -115,6 +116,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     """Attach what observes the loop, train, and write what a finished run leaves."""
     config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
     resolved = redacted(config.model_dump(mode="json"))
+    model = redacted(describe(config.model))  # read now: a checkpoint may be gone when best weights are found
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
     dashboard = None
     if accelerator.is_main_process:
@@ -154,7 +156,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         tracker=tracker,
         same_weights=same_weights,
         extra=beside_counters,
-        metadata=lambda state: _metadata(config, state, run.protocol),
+        metadata=lambda state: _metadata(model, config, state, run.protocol),
         best=run.best,
     )
     stopping = StopTogether(accelerator, stop, run.epochs, stop_after, config.train.rank_timeout)
@@ -205,12 +207,12 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         say_result(run.screen, run.folder, state)
 
 
-def _metadata(config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:
+def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:
     """What best.safetensors holds beside the weights, enough to restore and to know what its scores mean."""
     best = dict(state.best)
     epoch, step = best.pop("epoch"), best.pop("step")
     return {
-        "model": json.dumps(redacted({"name": config.model.name, "arguments": config.model.arguments})),
+        "model": json.dumps(model),
         "data": json.dumps({"channels": config.data.channels, "scale": config.data.scale}),
         "epoch": str(epoch),
         "step": str(step),

@@ -4,10 +4,25 @@ import itertools
 
 import pytest
 import torch
+from forked import launch
+from runs import last_weights, make_photos, run_folder, small_config, succeed
+from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
 
-from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD
-from accel_restore.optim import OPTIMIZERS, SCHEDULES, advance, get_optimizer, get_scheduler, preview_rates
+from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
+from accel_restore.errors import UserError
+from accel_restore.models import MODELS, build_model
+from accel_restore.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    advance,
+    get_ema_function,
+    get_optimizer,
+    get_scheduler,
+    preview_rates,
+)
+from accel_restore.parsing import config_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no weights are trained here
 
@@ -82,6 +97,13 @@ def test_rates_equal_those_of_torch_to_the_bit(name):
     assert found == rates_by_hand(build)
     assert found[0] == LR
     assert (len(set(found)) > 1) == (name != "constant")  # the control: something has been compared
+
+
+def test_a_cosine_may_begin_after_some_epochs():
+    found = rates("cosine", min_lr=1e-5, hold_epochs=4)
+    assert found[:5] == [LR] * 5
+    assert found[4:] == pytest.approx(rates("cosine", epochs=EPOCHS - 4, min_lr=1e-5), rel=1e-12)
+    assert rates("cosine", epochs=3, hold_epochs=5) == [LR] * 3
 
 
 def test_cosine_ends_one_step_above_its_floor():
@@ -170,16 +192,17 @@ def test_plateau_cannot_be_previewed():
 @pytest.mark.parametrize("name", OPTIMIZER_SECTIONS)
 def test_an_optimizer_gets_all_its_arguments(name):
     config = OPTIMIZER_SECTIONS[name](lr=0.25, weight_decay=0.125)
-    made = get_optimizer([torch.nn.Parameter(torch.zeros(2))], config)
+    made = get_optimizer(nn.Linear(2, 1), config)
     assert type(made) is OPTIMIZERS[name]
-    for key, value in config.model_dump(exclude={"name"}).items():
-        assert made.defaults[key] == value
+    for key, value in config.model_dump(exclude={"name", "no_decay"}).items():
+        assert made.defaults[key] == value and made.param_groups[0][key] == value
 
 
 def test_the_worked_example():
     """Weights change in optimizer.step alone, the rate in scheduler.step alone."""
-    weight = torch.nn.Parameter(torch.tensor(0.523, dtype=torch.float64))
-    sgd = get_optimizer([weight], SGD(lr=0.001))
+    model = nn.ParameterList([torch.tensor(0.523, dtype=torch.float64)])
+    (weight,) = model.parameters()
+    sgd = get_optimizer(model, SGD(lr=0.001))
     scheduler = get_scheduler(sgd, section("cosine"), 2)
 
     def step(gradient: float) -> float:
@@ -207,3 +230,163 @@ def test_plateau_notices_a_falling_psnr_which_is_monitored_as_its_negative():
     assert rate_after(get_scheduler(made, section("plateau", patience=2, factor=0.5), 10), made) < LR
     made = optimizer()  # the control: torch's own threshold is relative, and takes slightly worse for better
     assert rate_after(lr_scheduler.ReduceLROnPlateau(made, patience=2, factor=0.5), made) == LR
+
+
+# Weight decay ---------------------------------------------------------------------------------------------------------
+
+
+def exempt(model: nn.Module, *no_decay: str) -> set[str]:
+    """The names of the parameters that the optimizer does not decay; all others it does."""
+    made = get_optimizer(model, AdamW(weight_decay=0.5, no_decay=list(no_decay)))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert sorted(id(p) for group in made.param_groups for p in group["params"]) == sorted(names)
+    assert {group["weight_decay"] for group in made.param_groups} <= {0.0, 0.5}
+    assert len({group["lr"] for group in made.param_groups}) == 1
+    return {names[id(p)] for group in made.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+
+
+class Scales(nn.Module):
+    """Scales as in NAFNet and Restormer, and convolutions with as few values."""
+
+    def __init__(self):
+        super().__init__()
+        self.beta = nn.Parameter(torch.zeros(1, 8, 1, 1))
+        self.temperature = nn.Parameter(torch.ones(4, 1, 1))
+        self.table = nn.Parameter(torch.ones(4, 4))
+        self.one_by_one = nn.Conv2d(8, 1, 1)
+        self.depthwise = nn.Conv2d(8, 8, 1, groups=8, bias=False)
+        self.norm = nn.LayerNorm((8, 5))
+        self.act = nn.PReLU()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+
+def test_norms_and_biases_are_told_apart():
+    norms = {"beta", "temperature", "norm.weight", "norm.bias", "act.weight"}
+    biases = {"one_by_one.bias", "norm.bias", "attention.in_proj_bias", "attention.out_proj.bias"}
+    assert exempt(Scales()) == set()  # the original recipe
+    assert exempt(Scales(), "norms") == norms
+    assert exempt(Scales(), "biases") == biases
+    assert exempt(Scales(), "norms", "biases") == norms | biases
+    assert exempt(Scales(), "biases", "depth*", "table") == biases | {"depthwise.weight", "table"}
+    batch = {"body.3.weight", "body.3.bias"}
+    dncnn = build_model("dncnn", {"width": 8, "depth": 3, "norm": "batch"}, 3)
+    assert exempt(dncnn, "norms") == batch
+    assert exempt(dncnn, "norms", "biases") == batch | {"body.0.bias", "body.5.bias"}
+    assert exempt(build_model("unet", {"width": 8}, 3), "norms", "biases") == set()  # which has none: no mistake
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_alone_are_decayed_in_every_model(name, channels):
+    model = build_model(name, {}, channels)
+    kernels = {f"{prefix}.weight" for prefix, module in model.named_modules() if hasattr(module, "kernel_size")}
+    names = {name for name, _ in model.named_parameters()}
+    assert exempt(model, "norms", "biases") == names - kernels
+    assert kernels <= names
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    for pattern, said in (("norm.weigth", r"did you mean 'norm\.weight'\?"), ("zzz*", "names begin with beta, ")):
+        with pytest.raises(
+            UserError, match=rf"^optimizer\.no_decay: no parameter matches '{pattern}'.*{said}".replace("*'", r"\*'")
+        ):
+            exempt(Scales(), pattern)
+    with pytest.raises(UserError, match=r"optimizer\.no_decay"):
+        config_from({"data": {"train": {"gt": "a"}}, "optimizer": {"no_decay": "norms"}})
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("warm_up", [0, 3])
+def test_all_groups_have_the_rate_of_one(name, warm_up):
+    arguments = {**BY_HAND[name][0], "warmup_epochs": warm_up}
+    made = get_optimizer(Scales(), SGD(lr=LR, weight_decay=0.1, no_decay=["norms"]))
+    scheduler = get_scheduler(made, section(name, **arguments), EPOCHS)
+    found = []
+    for epoch in range(EPOCHS):
+        assert len(made.param_groups) == 2
+        found.append({group["lr"] for group in made.param_groups})
+        advance(scheduler, MADE_UP[epoch])
+    assert found == [{rate} for rate in rates(name, **arguments)]
+
+
+def test_decay_shrinks_only_what_is_decayed():
+    model = Scales()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    made = get_optimizer(model, AdamW(lr=0.1, weight_decay=0.5, no_decay=["norms", "biases"]))
+    made.step()
+    for name, parameter in model.named_parameters():
+        kept = name in exempt(model, "norms", "biases")
+        assert (parameter == (1.0 if kept else 0.95)).all(), name
+
+
+# The average of the weights -------------------------------------------------------------------------------------------
+
+
+def average(decay: float, warm_up: bool, updates: int) -> tuple[list[float], list[float]]:
+    """The average after each update of a weight that wanders, by torch, and the weights."""
+    model = nn.ParameterList([torch.zeros(3, dtype=torch.float64)])
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_function(decay, warm_up))
+    averages, weights = [], []
+    for update in range(updates):
+        with torch.no_grad():
+            model[0].fill_(float(torch.tensor(1.7 * update).sin()) + update / 10)
+        averaged.update_parameters(model)
+        averages.append(averaged.module[0][1].item())
+        weights.append(model[0][1].item())
+    return averages, weights
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_the_average_is_that_of_a_plain_loop(decay):
+    found, weights = average(decay, True, 200)
+    expected = [weights[0]]  # torch copies the weights at the first update
+    for t, weight in enumerate(weights[1:], 1):
+        now = min(decay, (1 + t) / (10 + t))
+        expected.append(now * expected[-1] + (1 - now) * weight)
+    assert found == pytest.approx(expected, rel=1e-12)
+    constant, _ = average(decay, False, 200)  # the control
+    assert constant != pytest.approx(expected, rel=1e-3)
+    assert abs(found[20] - weights[20]) < abs(constant[20] - weights[20]) or decay == 0.5
+
+
+def test_a_warm_up_needs_an_average():
+    tree = {"data": {"train": {"gt": "a"}}, "train": {"ema_warmup": True}}
+    with pytest.raises(UserError, match=r"train\.ema_warmup: has no average to warm up; set train\.ema_decay"):
+        config_from(tree)
+    assert config_from(tree, ["train.ema_decay=0.9"]).train.ema_warmup
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ranks", "optimizer"), [(1, "sgd"), (2, "adamw")])
+def test_groups_and_warm_averages_continue_to_the_bit(tmp_path, ranks, optimizer):
+    photos = make_photos(tmp_path / "train", 13), make_photos(tmp_path / "val", 1, seed=1)
+
+    def configuration(name: str, **average: object) -> dict:
+        return small_config(
+            *photos,
+            tmp_path,
+            run={"name": name},
+            data={"batch_size": 4 // ranks},
+            model={"name": "dncnn", "width": 8, "depth": 3},
+            optimizer={"name": optimizer, "weight_decay": 0.3, "no_decay": ["biases"]},
+            train={"ema_decay": 0.95, "ema_warmup": True, **average},
+            checkpoint={"every_steps": 3, "keep": 9},
+        )
+
+    whole, killed, cold = configuration("whole"), configuration("killed"), configuration("cold", ema_warmup=False)
+    succeed(launch(whole, "--audit", ranks=ranks))
+    assert launch(killed, "--audit", ranks=ranks, mode="kill:5").returncode != 0
+    assert (run_folder(killed) / "checkpoints" / "step-00000004").is_dir()
+    succeed(launch(killed, "--audit", ranks=ranks))
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        one, other = (last_weights(config, file) for config in (whole, killed))
+        assert list(one) == list(other) and all(one[name].equal(other[name]) for name in one), file
+    succeed(launch(cold, ranks=ranks))  # the control
+    assert not last_weights(cold, "ema.safetensors")["body.0.weight"].equal(
+        last_weights(whole, "ema.safetensors")["body.0.weight"]
+    )
