@@ -125,6 +125,8 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
     stages = [*data.stages, Stage(until_epoch=2**31)]  # the last one: as without stages
     if start.counters is not None:
         global_batches = start.counters["global_batches"]
+        if len(global_batches) != len(stages):
+            raise UserError(f"{start.commit}: does not fit this run (its number of stages); resume from another commit")
         may_shrink = start.counters["world_size"] != world_size
     else:
         global_batches = [stage.global_batch_size or train.global_batch_size for stage in stages]

@@ -256,7 +256,8 @@ def commit(tmp_path_factory):
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
     extra = {
-        "config": config.model_dump(mode="json"), "epochs": 2, "global_batch": 8, "precision": "no", "wandb_id": None,
+        "config": config.model_dump(mode="json"), "epochs": 2, "global_batches": [8], "precision": "no",
+        "wandb_id": None,
         "data": {"train": {"images": 4, "names": "a"}, "val": {"images": 4, "names": "b"}},
     }  # fmt: skip
     return config, state, accelerator, collect(state, accelerator, extra)
