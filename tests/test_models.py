@@ -250,8 +250,8 @@ def test_compiled_parts_agree(name, inductor):
         assert torch.allclose(model(images), expected, atol=1e-5)
 
 
-@pytest.mark.sweep  # minutes
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.sweep  # minutes; a quarter of an hour for Restormer, whose parts above must do
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "restormer"])
 def test_compiled_models_and_their_gradients_agree(name, inductor):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     runs = []
