@@ -269,6 +269,6 @@ def test_control_without_the_digest_a_flipped_bit_restores_something_else(whole,
     shutil.copy(run_folder(whole) / "best.safetensors", path)
     sound = safetensors.torch.load(path.read_bytes())
     flip(path)
-    monkeypatch.setattr(restorer, "digest", lambda weights: restorer._read_header(path)[0]["sha256"])
+    monkeypatch.setattr(restorer, "digest", lambda weights: restorer.read_header(path)[0]["sha256"])
     weights = restorer.load(path).model.state_dict()
     assert any(not torch.equal(weights[name], value) for name, value in sound.items())

@@ -182,7 +182,7 @@ def test_control_without_the_limit_an_absurd_model_is_built(tmp_path, monkeypatc
     with pytest.raises(UserError, match="much larger than the weights"):
         restorer.load(path)
     limited = len(parts)
-    monkeypatch.setattr(restorer, "_limited", lambda header: nullcontext())
+    monkeypatch.setattr(restorer, "limited", lambda header: nullcontext())
     with pytest.raises(UserError, match="do not fit"):
         restorer.load(path)
     hook.remove()
