@@ -28,7 +28,7 @@ def saver(folder, keep=2):
     tracker = SimpleNamespace(sync=lambda: None, screen=SimpleNamespace(say=print))
     needless = dict.fromkeys(("accelerator", "same_weights", "extra", "metadata"))
     schedule = Checkpoint(keep=keep)
-    return saving.Saver(folder, schedule=schedule, epochs=1, steps_per_epoch=9, tracker=tracker, best=None, **needless)
+    return saving.Saver(folder, schedule=schedule, epochs=1, stages=None, tracker=tracker, best=None, **needless)
 
 
 def save(recorder, versions, keep=2):

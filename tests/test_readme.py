@@ -39,11 +39,13 @@ def test_files_and_arguments_of_every_command_exist(command):
 
 
 def test_the_example_configurations_are_valid():
-    whole, degradation, tuned = (
+    whole, staged, degradation, tuned = (
         parse_yaml(text, "README") for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     )
     config = config_from(whole)
     assert config.run.name == "mine" and config.data.patch_size == 128
+    data = {**whole["data"], **staged["data"]}
+    assert [stage.patch_size for stage in config_from({**whole, "data": data}).data.stages] == [128, 192]
     assert config_from({**whole, **tuned}).model.checkpoint == "runs/mine/best.safetensors"
     steps = config_from({"data": {"train": {"gt": "x"}, **degradation}}).data.degradation
     assert len(steps) == 3 and build_degradation([(step.name, step.arguments) for step in steps]).on_host
