@@ -16,6 +16,8 @@ from accel_restore.models.nafnet import NAFBlock
 from accel_restore.models.restormer import TransformerBlock
 from accel_restore.models.unet import Block
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "unet": {"width": 8},
     "dncnn": {"width": 8, "depth": 5},
@@ -36,14 +38,6 @@ class Keeps(torch.nn.Module):
 
 
 NAMES = [*MODELS, "test_models:Keeps"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine, waiting for a second one costs seconds
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn.Module:

@@ -19,6 +19,8 @@ from accel_restore.checkpoint import serialize
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PHOTO = skimage.data.astronaut()[100:125, 200:219].copy()  # odd sides
 
 
@@ -42,14 +44,6 @@ def write(path: Path, net: torch.nn.Module, channels: int = 3, **metadata: str |
     }  # fmt: skip
     path.write_bytes(serialize(weights, {name: value for name, value in stored.items() if value is not None}))
     return path
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine, waiting for a second one costs seconds
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
