@@ -20,7 +20,7 @@ from accel_restore.data.order import Stages, make_plan
 from accel_restore.data.sources import DataSets, open_data
 from accel_restore.engine import TrainState, setup_model_and_optimizer
 from accel_restore.errors import UserError
-from accel_restore.files import replace_file
+from accel_restore.files import remove_temporaries, replace_file
 from accel_restore.losses import Loss, build_loss
 from accel_restore.models.pretrained import begin_model
 from accel_restore.optim import get_optimizer
@@ -173,6 +173,7 @@ def _prepare_folder(run: Run, lock: RunLock) -> bytes | None:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         clear(folder, run.start)
+        remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")
         best = rewind_best(folder, run.start, run.screen.say)
         run.write_status("running")

@@ -57,7 +57,9 @@ def test_killed_in_mid_epoch_ends_bit_identical(
     assert newest(killed).name == f"step-{commit:08d}"
     assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # within an epoch
     assert json.loads((run_folder(killed) / "status.json").read_text())["state"] == "running"
+    (run_folder(killed) / ".best.safetensors.1234.tmp").write_bytes(b"half")  # as a kill in mid-write leaves it
     second = succeed(launch(killed, "--audit", ranks=ranks))
+    assert not list(run_folder(killed).rglob(".*"))
     assert "continues" in second.stdout and f"step {commit}" in second.stdout
 
     assert newest(killed).name == newest(whole).name
