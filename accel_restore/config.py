@@ -77,6 +77,14 @@ class Adam(Optimizer):
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
 
+class Muon(Optimizer):
+    name: Literal["muon"] = "muon"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Fraction = Field(0.95, description="of kernels between at least 16 channels, which take orthogonal steps")
+    betas: Betas = Field((0.9, 0.999), description="of everything else, which is AdamW's")
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+
 class SGD(Optimizer):
     name: Literal["sgd"] = "sgd"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -154,12 +162,12 @@ def _name_model(section: Any) -> Any:
     return section
 
 
-OPTIMIZER_SECTIONS = {section.model_fields["name"].default: section for section in (AdamW, Adam, SGD)}
+OPTIMIZER_SECTIONS = {section.model_fields["name"].default: section for section in (AdamW, Adam, Muon, SGD)}
 SCHEDULE_SECTIONS = {
     section.model_fields["name"].default: section
     for section in (Constant, Cosine, CosineRestarts, MultiStep, Step, Exponential, Plateau)
 }
-AnyOptimizer = Annotated[AdamW | Adam | SGD, Discriminator("name")]
+AnyOptimizer = Annotated[AdamW | Adam | Muon | SGD, Discriminator("name")]
 AnySchedule = Annotated[
     Constant | Cosine | CosineRestarts | MultiStep | Step | Exponential | Plateau, Discriminator("name")
 ]

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name: torch's own. A schedule's unit is the epoch."""
+"""Optimizers and learning-rate schedules by name: torch's own, and Muon. A schedule's unit is the epoch."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_restore.config import AnyOptimizer, AnySchedule
+from accel_restore.muon import Muon
 from accel_restore.parameters import without_decay
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "muon": Muon, "sgd": torch.optim.SGD}
 
 
 def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -> Optimizer:
@@ -29,7 +30,8 @@ def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -
             groups[name in exempt].append(parameter)
     settings = ({}, {"weight_decay": 0.0})
     filled = [{"params": group, **own} for group, own in zip(groups, settings, strict=True) if group]
-    return OPTIMIZERS[config.name](filled, **config.model_dump(exclude={"name", "no_decay"}), fused=fused or None)
+    kernels = {} if config.name == "muon" else {"fused": fused or None}
+    return OPTIMIZERS[config.name](filled, **config.model_dump(exclude={"name", "no_decay"}), **kernels)
 
 
 def get_ema_function(decay: float, warm_up: bool) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:

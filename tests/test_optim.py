@@ -362,7 +362,7 @@ def test_a_warm_up_needs_an_average():
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ranks", "optimizer"), [(1, "sgd"), (2, "adamw")])
+@pytest.mark.parametrize(("ranks", "optimizer"), [(1, "sgd"), (2, "muon")])
 def test_groups_and_warm_averages_continue_to_the_bit(tmp_path, ranks, optimizer):
     photos = make_photos(tmp_path / "train", 13), make_photos(tmp_path / "val", 1, seed=1)
 
@@ -372,7 +372,7 @@ def test_groups_and_warm_averages_continue_to_the_bit(tmp_path, ranks, optimizer
             tmp_path,
             run={"name": name},
             data={"batch_size": 4 // ranks},
-            model={"name": "dncnn", "width": 8, "depth": 3},
+            model={"name": "dncnn", "width": 16, "depth": 3},
             optimizer={"name": optimizer, "weight_decay": 0.3, "no_decay": ["biases"]},
             train={"ema_decay": 0.95, "ema_warmup": True, **average},
             checkpoint={"every_steps": 3, "keep": 9},

@@ -1,0 +1,104 @@
+"""Muon: orthogonal steps for large kernels, AdamW's for the rest."""
+
+import pytest
+import torch
+from torch import nn
+
+from accel_restore.models import build_model
+from accel_restore.muon import Muon, is_large, orthogonal
+
+LR = 0.01
+
+
+def matrices(shape: tuple[int, ...], decades: float = 2.0) -> torch.Tensor:
+    """Matrices whose columns differ in size by so many powers of ten."""
+    random = torch.Generator().manual_seed(3)
+    return torch.randn(shape, generator=random, dtype=torch.float64) * torch.logspace(0, -decades, shape[-1])
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 24, 24)])
+def test_the_iteration_is_its_polynomial_of_the_singular_values(shape):
+    given = matrices(shape, decades=4)
+    left, values, right = torch.linalg.svd(given, full_matrices=False)
+    values = values / values.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = left * values[:, None] @ right
+    assert (orthogonal(given) - expected).abs().max() < 1e-11
+    assert (orthogonal(given.float()) - expected).abs().max() < 1e-3  # torch, in bfloat16: 0.03
+    assert torch.linalg.svdvals(orthogonal(matrices((1, 32, 64), decades=0))).min() > 0.65
+
+
+def test_a_step_is_that_of_torch_for_a_matrix():
+    """torch iterates in bfloat16: equal to its rounding."""
+    ours, theirs = (nn.Parameter(matrices((32, 20)).float()) for _ in range(2))
+    settings = {"weight_decay": 0.1, "momentum": 0.9}
+    made = Muon([ours], LR, **settings), torch.optim.Muon([theirs], LR, adjust_lr_fn="match_rms_adamw", **settings)
+    for update in range(3):
+        before = ours.detach().clone()
+        for parameter, optimizer in zip((ours, theirs), made, strict=True):
+            parameter.grad = matrices((32, 20)).roll(update, 1).float()
+            optimizer.step()
+        assert (ours - theirs).norm() < 0.1 * (ours - before).norm()
+
+
+def test_a_kernel_is_the_matrix_of_its_first_side_and_the_others():
+    weight = matrices((20, 16 * 9))
+    kernel, matrix = nn.Parameter(weight.view(20, 16, 3, 3).clone()), nn.Parameter(weight.clone())
+    for parameter in (kernel, matrix):
+        parameter.grad = weight.cos().view(parameter.shape)
+        Muon([parameter], LR).step()
+    assert torch.equal(kernel.detach().view(20, -1), matrix.detach())
+    last = nn.Parameter(weight.view(20, 16, 3, 3).clone().to(memory_format=torch.channels_last))
+    last.grad = weight.cos().view(20, 16, 3, 3)
+    Muon([last], LR).step()
+    assert torch.equal(last.detach(), kernel.detach())
+
+
+def test_small_parameters_take_the_steps_of_adamw_to_the_bit():
+    small = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 3, 1))
+    twin = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 3, 1))
+    twin.load_state_dict(small.state_dict())
+    assert not any(map(is_large, small.parameters()))
+    made = (
+        Muon(small.parameters(), LR, betas=(0.8, 0.95)),
+        torch.optim.AdamW(twin.parameters(), LR, betas=(0.8, 0.95)),
+    )
+    images = matrices((2, 3, 8, 8)).float()
+    for _ in range(3):
+        for model, optimizer in zip((small, twin), made, strict=True):
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+    for one, other in zip(small.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "small"),
+    [
+        ("unet", {"width": 16, "multipliers": [1, 2]}, {"head.weight", "tail.weight"}),
+        ("dncnn", {"width": 16, "depth": 4}, None),
+        ("nafnet", {"width": 16}, None),
+    ],
+)
+def test_first_and_last_layers_norms_and_depthwise_kernels_are_adamws(name, arguments, small):
+    model = build_model(name, arguments, 3, 1)
+    left = {key for key, parameter in model.named_parameters() if not is_large(parameter)}
+    if small is not None:
+        assert left == small
+    for key, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            ends = 3 in (module.in_channels, module.out_channels)
+            assert (f"{key}.weight" in left) == (ends or module.groups > 1), key
+
+
+def test_parameters_without_a_gradient_stay(tmp_path):
+    idle, busy = (nn.Parameter(matrices((16, 16)).float()) for _ in range(2))
+    busy.grad = torch.ones(16, 16)
+    before = idle.detach().clone()
+    Muon([idle, busy], LR, weight_decay=0.5).step()
+    assert torch.equal(idle.detach(), before) and not torch.equal(busy.detach(), before)
+    busy.grad = torch.zeros(16, 16)  # no direction at all
+    Muon([busy], LR).step()
+    assert busy.isfinite().all()
