@@ -26,6 +26,7 @@ from accel_restore.preparation import Run, prepare
 from accel_restore.quality import Protocol
 from accel_restore.ranks import Watch, tells
 from accel_restore.redaction import redacted
+from accel_restore.report import Report
 from accel_restore.resume import identity_digest
 from accel_restore.run_lock import RunLock, run_folder
 from accel_restore.saving import Saver
@@ -107,6 +108,8 @@ def run_training(
         raise
     finally:
         watch.close()
+        if run is not None and run.report is not None:
+            run.report.write()  # with how the run has ended
         if run is not None and run.tracker is not None:  # last: W&B may have to be waited for
             run.tracker.close(failed=not stop)
         lock.release()
@@ -120,6 +123,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
     dashboard = None
     if accelerator.is_main_process:
+        run.report = Report(run.folder, run.screen.say)
         wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
         dashboard = Dashboard(
             config.tracking, config.run.name, run.folder, resolved, accelerator.num_processes, wandb_id, run.screen.say
@@ -134,6 +138,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         screen=run.screen,
         samples=samples,
         dashboard=dashboard,
+        report=run.report,
     )
 
     def beside_counters() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from accel_restore.data.loader import TrainLoader
 from accel_restore.engine import Hook, TrainState
 from accel_restore.pictures import Samples, draw_curves, draw_samples
 from accel_restore.records import Lines, write_status
+from accel_restore.report import Report
 
 _CURVES_SECONDS = 60.0
 _OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl only where they are measured
@@ -37,10 +38,11 @@ class Tracker(Hook):
         screen: Screen,
         samples: Samples,
         dashboard: Dashboard | None,
+        report: Report | None,
     ):
         self.folder, self.accelerator, self.loader = folder, accelerator, loader
         self.epochs, self.log_every_steps = epochs, log_every_steps
-        self.screen, self.samples, self.dashboard = screen, samples, dashboard
+        self.screen, self.samples, self.dashboard, self.report = screen, samples, dashboard, report
         self.main = accelerator.is_main_process
         self.lines = Lines(folder / "metrics.jsonl", lambda line: is_before(line, state)) if self.main else None
         self.unwritten = False  # whether the user has been told so
@@ -149,6 +151,8 @@ class Tracker(Hook):
             self.last_curves = time.monotonic()
             with self._tolerating_full_disks():
                 draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        if self.report is not None:
+            self.report.update()
 
     def _write_pictures(self, epoch: int) -> None:
         """Gather the tiles of all ranks and draw them."""
