@@ -33,6 +33,7 @@ from accel_restore.records import write_status
 from accel_restore.report import PLAN, Report
 from accel_restore.resume import Start, check_same_data, clear, find_start, identity_digest, rewind_best
 from accel_restore.run_lock import RunLock
+from accel_restore.tensorboard_log import check_tensorboard
 from accel_restore.tracking import Tracker
 
 
@@ -90,6 +91,8 @@ def prepare(
     _together(accelerator, lambda: _try_model(config))
     protocol = Protocol.of(config)
     _together(accelerator, lambda: protocol.scores)
+    if config.tracking.tensorboard:
+        _together(accelerator, check_tensorboard, only_main=True)
     data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs

@@ -8,6 +8,7 @@ from accel_restore.report_series import Metrics, thin
 
 _MOST_POINTS = 4000  # of a curve
 _MOST_OF_CHART = 24_000  # of all its curves together, so that a page of 64 ranks stays below a few MB
+_FEW_RANKS = 8  # whose curves can be told apart without their mean
 _SCORES = {
     "loss": "Validation loss",
     "psnr": "PSNR (dB)",
@@ -23,24 +24,28 @@ def training_charts(metrics: Metrics, loss: str) -> list[dict[str, Any]]:
     """Loss and learning rate per rank, loss terms, gradient norm and other figures of the lines; `loss` names it."""
     if not metrics.columns:
         return []
-    many = len(metrics.ranks()) > 1
+    ranks, many = metrics.ranks(), len(metrics.ranks()) > 1
     charts = []
     for name in metrics.names():
         if name in _DERIVED or name.startswith("terms/"):
             continue
-        values = {rank: metrics.column(rank, name) for rank in metrics.ranks()}
+        values = metrics.figures(name)
+        equal = many and metrics.equal_on_all_ranks(name)
+        if equal and name != "lr":
+            values = {ranks[0]: values[ranks[0]]}
         chart = _per_rank(metrics, name, _TITLES.get(name, f"{name} per rank"), values)
         if name == "loss":
             chart |= {"log": True, "note": f"{loss}; the mean since the line before", "skipped": True}
-            if many:
-                chart["series"].append(_series("all ranks", *metrics.mean("loss"), _MOST_POINTS, whole=True))
-        elif many and metrics.equal_on_all_ranks(name):
-            chart["note"] = f"equal on all {len(values)} ranks, to the bit"
+        elif equal:
+            chart["note"] = f"equal on all {len(ranks)} ranks, to the bit"
         chart["steps"] = name == "lr"
-        charts.append(chart)
+        if any(series["x"] for series in chart["series"]):  # else it was no number
+            charts.append(chart)
     terms = [name for name in metrics.names() if name.startswith("terms/")]
     if terms:
-        series = [_series(name.removeprefix("terms/"), *metrics.mean(name), _MOST_POINTS) for name in terms]
+        series = [
+            _series(name.removeprefix("terms/"), *metrics.mean(metrics.figures(name)), _MOST_POINTS) for name in terms
+        ]
         chart = {"id": "terms", "title": "Terms of the loss", "x": "step", "log": True, "series": series}
         charts.append({**chart, "note": "weighted; the mean over all ranks"})
     return charts
@@ -99,6 +104,8 @@ def _of_epochs(name: str, lines: list[dict[str, Any]], key: str) -> dict[str, An
 def _per_rank(metrics: Metrics, name: str, title: str, values: dict[int, np.ndarray]) -> dict[str, Any]:
     most = min(_MOST_POINTS, _MOST_OF_CHART // len(values))
     series = [_series(f"rank {rank}", metrics.column(rank, "step"), y, most) for rank, y in values.items()]
+    if len(values) > _FEW_RANKS and name != "lr":
+        series.append(_series("all ranks", *metrics.mean(values), _MOST_POINTS, whole=True))
     return {"id": name, "title": title, "x": "step", "ranks": True, "series": series}
 
 

@@ -31,6 +31,7 @@ from accel_restore.resume import identity_digest
 from accel_restore.run_lock import RunLock, run_folder
 from accel_restore.saving import Saver
 from accel_restore.stopping import StopTogether
+from accel_restore.tensorboard_log import TensorBoard
 from accel_restore.tracking import Tracker
 
 _GOES_ON = "the same command continues from the last commit"
@@ -121,13 +122,15 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     resolved = redacted(config.model_dump(mode="json"))
     model = redacted(describe(config.model))  # read now: a checkpoint may be gone when best weights are found
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
-    dashboard = None
+    dashboard = tensorboard = None
     if accelerator.is_main_process:
         run.report = Report(run.folder, run.screen.say)
         wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
         dashboard = Dashboard(
             config.tracking, config.run.name, run.folder, resolved, accelerator.num_processes, wandb_id, run.screen.say
         )
+        if config.tracking.tensorboard:
+            tensorboard = TensorBoard(run.folder, resolved, accelerator.num_processes, run.screen.say)
     tracker = run.tracker = Tracker(
         run.folder,
         state,
@@ -139,6 +142,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         samples=samples,
         dashboard=dashboard,
         report=run.report,
+        tensorboard=tensorboard,
     )
 
     def beside_counters() -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Chart {
     this.legend = make("div", { class: "legend", role: "group", "aria-label": "Curves" });
     this.figure = make("figure", { class: "card chart", id: `chart-${spec.id}` },
       make("div", { class: "title" }, make("h3", {}, spec.title), spec.note ? make("p", { class: "note" }, spec.note) : null, tools),
-      make("div", { class: "plot" }, this.svg), this.readout, this.legend);
+      make("div", { class: "plot" }, this.svg), this.readout,
+      spec.series.length > 9 ? make("details", {}, make("summary", {}, `${spec.series.length} curves: choose`), this.legend) : this.legend);
     this.addLegend();
     this.listen();
     new ResizeObserver(() => this.draw()).observe(this.svg);
@@ -122,14 +123,14 @@ class Chart {
     if (!this.width) return;
     const s = (this.s = this.scale()), right = this.width - MARGIN.right, bottom = this.height - MARGIN.bottom;
     const clip = `clip-${this.spec.id}`, inside = make("svg:g", { "clip-path": `url(#${CSS.escape(clip)})` });
-    const parts = [make("svg:clipPath", { id: clip }, make("svg:rect", { x: MARGIN.left, y: 0, width: s.width, height: bottom }))];
+    const parts = [make("svg:clipPath", { id: clip }, make("svg:rect", { x: MARGIN.left - 3, y: 0, width: s.width + 6, height: bottom }))];
     for (const y of ticks(s.low, s.high, 5, this.log)) parts.push(
       make("svg:line", { class: "grid-line", x1: MARGIN.left, x2: right, y1: s.y(y), y2: s.y(y) }),
       make("svg:text", { x: MARGIN.left - 6, y: s.y(y) + 4, "text-anchor": "end" }, short(y)));
     const whole = ticks(s.x0, s.x1, this.width / 90, false).filter((x) => Number.isInteger(x));
-    for (const x of whole) parts.push(make("svg:text", { x: s.x(x), y: bottom + 16, "text-anchor": "middle" }, x.toLocaleString("en")));
+    for (const x of whole) parts.push(make("svg:text", { x: s.x(x), y: bottom + 16, "text-anchor": right - s.x(x) < 20 ? "end" : "middle" }, x.toLocaleString("en")));
     parts.push(make("svg:line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
-      make("svg:text", { x: MARGIN.left - 6, y: bottom + 16, "text-anchor": "end" }, this.spec.x));
+      make("svg:text", { x: 2, y: bottom + 16 }, this.spec.x));
     if (this.spec.skipped) for (const x of data.skipped) inside.append(make("svg:line", { class: "skip", x1: s.x(x), x2: s.x(x), y1: 0, y2: bottom }));
     const shown = this.visible();
     shown.forEach((one, order) => inside.append(...this.curve(one, order, shown.length)));
@@ -175,6 +176,7 @@ class Chart {
     if (!rows.length) return;
     const near = rows.length > 6 ? rows.sort((a, b) => a.far - b.far).slice(0, 3) : rows;
     this.mark.replaceChildren(make("svg:line", { class: "cursor", x1: s.x(near[0].x), x2: s.x(near[0].x), y1: MARGIN.top, y2: this.height - MARGIN.bottom }));
+    for (const path of this.svg.querySelectorAll(".many")) path.classList.toggle("near", path.dataset.name === near[0].one.name);
     this.readout.textContent = `${this.spec.x} ${near[0].x.toLocaleString("en")}: ${near.map((row) => `${row.one.name} ${short(row.y)}`).join(" · ")}`;
   }
 
@@ -196,7 +198,7 @@ class Chart {
         from = null;
       },
       pointercancel: () => { from = null; this.draw(); },
-      pointerleave: () => { if (from === null) { this.mark.replaceChildren(); this.readout.textContent = ""; } },
+      pointerleave: () => { if (from === null) { this.draw(); this.readout.textContent = ""; } },
       dblclick: () => setZoom(this.spec.x, null),
       keydown: (event) => {
         const { x0, x1 } = this.s, size = x1 - x0;
@@ -292,7 +294,7 @@ function head() {
   document.getElementById("head").append(
     make("div", { class: "title" }, make("h1", {}, data.name), make("span", { class: `state ${/^[a-z]+$/.test(data.state) ? data.state : ""}` }, String(data.state))),
     data.error ? make("p", { class: "error" }, data.error) : "",
-    make("progress", { max: 1, value: Math.min(1, done || 0), "aria-label": "Progress" }), make("p", { class: "note" }, told),
+    done > 0 ? make("progress", { max: 1, value: Math.min(1, done), "aria-label": "Progress" }) : "", make("p", { class: "note" }, told),
     make("div", { class: "facts" }, ...facts));
 }
 
@@ -303,7 +305,7 @@ function section(spec, number) {
   if ((spec.charts || []).length) {
     const own = spec.charts.map((chart) => new Chart(chart));
     charts.push(...own);
-    parts.push(make("div", { class: "grid" }, ...own.map((chart) => chart.figure)));
+    parts.push(make("div", { class: own.length % 3 ? "grid" : "grid thirds" }, ...own.map((chart) => chart.figure)));
   }
   parts.push(...(spec.tables || []).map(tableOf));
   if (spec.text) parts.push(make("div", { class: "card scroll", tabindex: 0, role: "group", "aria-label": spec.title }, make("pre", {}, spec.text)));
