@@ -113,7 +113,7 @@ def test_log_axis_legend_and_readout(page):
     for chart in ("loss", "lr"):  # a rank is hidden everywhere
         assert page.locator(f"#chart-{chart} path.curve").get_attribute("data-name") == "rank 1"
     page.locator("#chart-lr svg").hover()
-    assert page.locator("#chart-lr .readout").inner_text() in [f"step {step}: rank 1 5e-4" for step in range(25, 35)]
+    assert page.locator("#chart-lr .readout").inner_text() in [f"step {step}: rank 1 0.0005" for step in range(25, 35)]
 
 
 def test_the_slider_moves_by_mouse_and_keyboard_and_shows_what_is_chosen(page):

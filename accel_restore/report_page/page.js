@@ -20,7 +20,7 @@ function make(tag, attributes = {}, ...children) {
 function short(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size >= 1e5 || size < 1e-4) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
   return String(Number(value.toPrecision(4)));
 }
 
@@ -234,7 +234,7 @@ function picturesOf({ images, epochs, sheets }) {
   } }, ...sources.map(([name, value]) => make("option", { value, selected: value === choice[side] }, name))));
   const note = `Cut to the centre and compressed for this page; samples/ holds ${sheets} sheet${sheets === 1 ? "" : "s"} without loss.`;
   return [make("div", { class: "pickers" }, pick("left"), pick("right"), make("p", { class: "note" }, note)),
-    make("div", { class: "grid" }, ...views.map((view) => view.figure))];
+    make("div", { class: "grid views" }, ...views.map((view) => view.figure))];
 }
 
 class Compare {
