@@ -17,6 +17,7 @@ COMMANDS = {  # name: (what it does, the function that does it)
         "accel_restore.commands.verify_resume:main",
     ),
     "bench": ("measure where the time goes on this machine", "accel_restore.commands.bench:main"),
+    "report": ("make the report.html of a run anew", "accel_restore.commands.run_report:main"),
     "cache": ("list or delete decoded images", "accel_restore.commands.cache:main"),
 }
 

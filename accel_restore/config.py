@@ -276,6 +276,7 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online with a key, else offline"
     )
+    tensorboard: bool = Field(False, description="for TensorBoard too, into the run's folder")
     project: str = "accel-restore"
     log_every_steps: PositiveInt = 10
 

@@ -48,6 +48,6 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     screen.say(f"finished: best epoch {best['epoch']}: {', '.join(gains) or 'loss {:.4g}'.format(best['loss'])}")
     screen.say(f"weights  {folder / BEST}")
     if (folder / "samples").is_dir():
-        screen.say(f"look at  {folder / 'samples'}, {folder / 'curves.png'}")
+        screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")
     if (folder / "wandb").is_dir():
         screen.say(f"W&B      wandb leet {folder / 'wandb'}")

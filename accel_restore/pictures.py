@@ -8,6 +8,8 @@ from torch import Tensor
 
 from accel_restore.quality import Protocol, psnr
 from accel_restore.records import read_lines
+from accel_restore.redaction import redacted
+from accel_restore.report_pictures import describe_tiles
 
 _LARGEST = 400  # pixels of a tile's side
 _CAPTION = 22
@@ -17,7 +19,7 @@ class Samples:
     """Collects the first validation images as this rank sees them: input, output and gt, cut to their centre."""
 
     def __init__(self, count: int, names: list[str], protocol: Protocol):
-        self.count, self.names, self.protocol = count, names, protocol
+        self.count, self.names, self.protocol = count, redacted(names[:count]), protocol
         self.tiles: dict[int, list[tuple[str, np.ndarray]]] = {}
 
     def look(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
@@ -47,18 +49,21 @@ def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
     width = max(sum(tile.shape[1] + 4 for _, tile in row) for row in rows)
     canvas = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(canvas)
-    top = 0
+    top, boxes = 0, []
     for row in rows:
         left = 0
+        boxes.append([])
         for caption, tile in row:
+            place = (left, top + _CAPTION, left + tile.shape[1], top + _CAPTION + tile.shape[0])
+            boxes[-1].append({"caption": caption, "box": place})
             while caption and pen.textlength(caption, font) > tile.shape[1]:
                 caption = caption[1:]  # the figures at the end matter more than a long name
             pen.text((left + 2, top + 2), caption, "black", font)
-            canvas.paste(Image.fromarray(tile), (left, top + _CAPTION))
+            canvas.paste(Image.fromarray(tile), place)
             left += tile.shape[1] + 4
         top += row[0][1].shape[0] + _CAPTION
     path.parent.mkdir(exist_ok=True)
-    canvas.save(path)
+    canvas.save(path, pnginfo=describe_tiles(boxes))
 
 
 def draw_curves(metrics: Path, path: Path) -> None:

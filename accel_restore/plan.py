@@ -1,16 +1,22 @@
 """The plan of a run, which is printed before step 1: what it will do, on what, and where it leaves it."""
 
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
+from accel_restore import __version__
 from accel_restore.config import Config
 from accel_restore.data.order import Plan, Stages
 from accel_restore.data.sources import DataSets
 from accel_restore.engine import TrainState
 from accel_restore.optim import preview_rates
+from accel_restore.quality import Protocol
+from accel_restore.redaction import redacted
 from accel_restore.resume import Start
 
 
@@ -72,6 +78,16 @@ def plan_rows(
     if any(isinstance(module, kinds) for module in state.model.modules()):
         rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
     return rows
+
+
+def plan_record(rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol) -> dict[str, Any]:
+    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, and versions."""
+    used = {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy", "pillow")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    system = {"python": platform.python_version(), "cuda": torch.version.cuda or "none", "GPU": device}
+    versions = {"accel_restore": __version__, **used, **system, "system": platform.platform()}
+    record = {"plan": rows, "epochs": epochs, "steps": steps, "protocol": protocol.describe(), "versions": versions}
+    return redacted(record)
 
 
 def _batch_in_words(plan: Plan) -> str:

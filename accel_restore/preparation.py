@@ -20,18 +20,20 @@ from accel_restore.data.order import Stages, make_plan
 from accel_restore.data.sources import DataSets, open_data
 from accel_restore.engine import TrainState, setup_model_and_optimizer
 from accel_restore.errors import UserError
-from accel_restore.files import remove_temporaries, replace_file
+from accel_restore.files import remove_temporaries, replace_file, to_json
 from accel_restore.losses import Loss, build_loss
 from accel_restore.models.pretrained import begin_model
 from accel_restore.optim import get_optimizer
 from accel_restore.outcome import progress, say_finished
 from accel_restore.parameters import freeze
 from accel_restore.parsing import to_yaml
-from accel_restore.plan import plan_rows
+from accel_restore.plan import plan_record, plan_rows
 from accel_restore.quality import Protocol
 from accel_restore.records import write_status
+from accel_restore.report import PLAN, Report
 from accel_restore.resume import Start, check_same_data, clear, find_start, identity_digest, rewind_best
 from accel_restore.run_lock import RunLock
+from accel_restore.tensorboard_log import check_tensorboard
 from accel_restore.tracking import Tracker
 
 
@@ -52,6 +54,7 @@ class Run:
     protocol: Protocol
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     tracker: Tracker | None = None  # as long as it is open
+    report: Report | None = None  # on the main process
 
     def write_status(self, state: str, **more: Any) -> None:
         write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
@@ -88,6 +91,8 @@ def prepare(
     _together(accelerator, lambda: _try_model(config))
     protocol = Protocol.of(config)
     _together(accelerator, lambda: protocol.scores)
+    if config.tracking.tensorboard:
+        _together(accelerator, check_tensorboard, only_main=True)
     data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
@@ -114,8 +119,10 @@ def prepare(
             state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
 
     run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol)
-    run.best = _together(accelerator, lambda: _prepare_folder(run, lock), only_main=True)
-    screen.table("plan", plan_rows(config, accelerator, stages, data, state, epochs, folder, start))
+    rows = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
+    record = plan_record(rows, epochs, stages.num_steps(epochs), protocol)
+    run.best = _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
+    screen.table("plan", rows)
     return run
 
 
@@ -167,7 +174,7 @@ def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: 
     return data
 
 
-def _prepare_folder(run: Run, lock: RunLock) -> bytes | None:
+def _prepare_folder(run: Run, lock: RunLock, plan: dict[str, Any]) -> bytes | None:
     folder = run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +185,7 @@ def _prepare_folder(run: Run, lock: RunLock) -> bytes | None:
         best = rewind_best(folder, run.start, run.screen.say)
         run.write_status("running")
         replace_file(folder / "config.yaml", to_yaml(run.config).encode())
+        replace_file(folder / PLAN, to_json(plan, indent=1).encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
     return best

@@ -26,10 +26,12 @@ from accel_restore.preparation import Run, prepare
 from accel_restore.quality import Protocol
 from accel_restore.ranks import Watch, tells
 from accel_restore.redaction import redacted
+from accel_restore.report import Report
 from accel_restore.resume import identity_digest
 from accel_restore.run_lock import RunLock, run_folder
 from accel_restore.saving import Saver
 from accel_restore.stopping import StopTogether
+from accel_restore.tensorboard_log import TensorBoard
 from accel_restore.tracking import Tracker
 
 _GOES_ON = "the same command continues from the last commit"
@@ -107,6 +109,8 @@ def run_training(
         raise
     finally:
         watch.close()
+        if run is not None and run.report is not None:
+            run.report.write()  # with how the run has ended
         if run is not None and run.tracker is not None:  # last: W&B may have to be waited for
             run.tracker.close(failed=not stop)
         lock.release()
@@ -118,12 +122,15 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     resolved = redacted(config.model_dump(mode="json"))
     model = redacted(describe(config.model))  # read now: a checkpoint may be gone when best weights are found
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
-    dashboard = None
+    dashboard = tensorboard = None
     if accelerator.is_main_process:
+        run.report = Report(run.folder, run.screen.say)
         wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
         dashboard = Dashboard(
             config.tracking, config.run.name, run.folder, resolved, accelerator.num_processes, wandb_id, run.screen.say
         )
+        if config.tracking.tensorboard:
+            tensorboard = TensorBoard(run.folder, resolved, accelerator.num_processes, run.screen.say)
     tracker = run.tracker = Tracker(
         run.folder,
         state,
@@ -134,6 +141,8 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         screen=run.screen,
         samples=samples,
         dashboard=dashboard,
+        report=run.report,
+        tensorboard=tensorboard,
     )
 
     def beside_counters() -> dict[str, Any]:

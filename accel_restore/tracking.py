@@ -16,6 +16,8 @@ from accel_restore.data.loader import TrainLoader
 from accel_restore.engine import Hook, TrainState
 from accel_restore.pictures import Samples, draw_curves, draw_samples
 from accel_restore.records import Lines, write_status
+from accel_restore.report import Report
+from accel_restore.tensorboard_log import TensorBoard
 
 _CURVES_SECONDS = 60.0
 _OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl only where they are measured
@@ -37,10 +39,13 @@ class Tracker(Hook):
         screen: Screen,
         samples: Samples,
         dashboard: Dashboard | None,
+        report: Report | None,
+        tensorboard: TensorBoard | None,
     ):
         self.folder, self.accelerator, self.loader = folder, accelerator, loader
         self.epochs, self.log_every_steps = epochs, log_every_steps
-        self.screen, self.samples, self.dashboard = screen, samples, dashboard
+        self.screen, self.samples, self.report = screen, samples, report
+        self.dashboard, self.tensorboard = dashboard, tensorboard
         self.main = accelerator.is_main_process
         self.lines = Lines(folder / "metrics.jsonl", lambda line: is_before(line, state)) if self.main else None
         self.unwritten = False  # whether the user has been told so
@@ -90,8 +95,7 @@ class Tracker(Hook):
             )
         samples = sum(rank[1] for rank in ranks)
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
-        if self.dashboard is not None:
-            self.dashboard.update()
+        self._tell_dashboards()
         speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-2] for rank in ranks)
         self.screen.update(state.epoch, state.step, loss, ranks[0][-3], speed)
 
@@ -135,8 +139,7 @@ class Tracker(Hook):
                 world_size=self.accelerator.num_processes,
                 best=state.best,
             )
-        if self.dashboard is not None:
-            self.dashboard.update()
+        self._tell_dashboards()
         if scores:
             shown = (name for name in scores if not name.startswith(("input_", "term_")))
             figures = " · ".join(f"{name} {scores[name]:.4f}" for name in shown)
@@ -149,6 +152,13 @@ class Tracker(Hook):
             self.last_curves = time.monotonic()
             with self._tolerating_full_disks():
                 draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        if self.report is not None:
+            self.report.update()
+
+    def _tell_dashboards(self) -> None:
+        for dashboard in (self.dashboard, self.tensorboard):
+            if dashboard is not None:
+                dashboard.update()
 
     def _write_pictures(self, epoch: int) -> None:
         """Gather the tiles of all ranks and draw them."""
@@ -186,6 +196,8 @@ class Tracker(Hook):
         self.screen.stop()
         if self.lines is not None:
             self.lines.close()
+        if self.tensorboard is not None:
+            self.tensorboard.finish()
         if self.dashboard is not None:
             self.dashboard.finish(failed)
 

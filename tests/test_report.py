@@ -1,0 +1,224 @@
+"""report.html of a run's files: what it holds, that spikes survive, that it is written while a run trains."""
+
+import base64
+import errno
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import forked
+import numpy as np
+import pytest
+from made_run import COLOURS, EPOCHS, SPIKE, STEPS, made_run
+from PIL import Image
+from runs import make_photos, run_folder, small_config
+
+from accel_restore import report
+from accel_restore.cli import main
+from accel_restore.report import Page, Report
+from accel_restore.report_series import Metrics, thin
+from accel_restore.resume import RUN_FILES, Start, clear
+
+
+def content_of(file):
+    """What the page is told, and its sections by title."""
+    text = re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1]
+    content = json.loads(text)
+    return content, {section["title"]: section for section in content["sections"]}
+
+
+def cells(section):
+    return [cell for table in section["tables"] for row in table["rows"] for cell in row]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp("made") / "run")
+
+
+def test_the_command_makes_the_page_of_a_run_and_prints_its_path(made, capsys):
+    assert main(["report", str(made)]) == 0
+    assert capsys.readouterr().out == f"{made / 'report.html'}\n"
+    content, sections = content_of(made / "report.html")
+    assert content["state"] == "finished" and content["progress"]["steps"] == STEPS and content["skipped"] == [30]
+    assert ["PSNR", "29.50 dB", "input 20.20 dB"] in content["facts"]
+    charts = {chart["id"]: chart for chart in [*sections["Training"]["charts"], *sections["Validation"]["charts"]]}
+    assert [series["name"] for series in charts["loss"]["series"]] == ["rank 0", "rank 1"]
+    assert "l1 + ssim" in charts["loss"]["note"]
+    assert charts["lr"]["note"] == "equal on all 2 ranks, to the bit" and len(charts["lr"]["series"]) == 2
+    assert [series["name"] for series in charts["terms"]["series"]] == ["l1", "ssim"]
+    assert charts["val_psnr"]["series"][0]["y"] == [28.0, 29.0, 30.0] and charts["val_psnr"]["best"] == 1
+    assert [series["name"] for series in charts["val_psnr"]["series"]] == ["validation", "input"]
+    assert "l1 on rank 1 of bad.png" in cells(sections["Events"])
+    assert "optimizer.step" in cells(sections["Flow of weights"]) and "2 × cpu" in cells(sections["Plan"])
+    assert "0.7" in sections["Configuration"]["text"] and "2.14.1" in cells(sections["Versions"])
+    assert sections["Speed"]["tables"][0]["rows"][1] == ["1", "60", "40", "200", "2"]
+
+
+def test_it_needs_neither_torch_nor_all_of_the_files(made, tmp_path):
+    copy = shutil.copytree(made, tmp_path / "copy")
+    for name in ("audit.json", "plan.json", "config.yaml", "report.html"):
+        (copy / name).unlink(missing_ok=True)
+    whole = (copy / "metrics.jsonl").read_bytes()
+    (copy / "metrics.jsonl").write_bytes(whole[:-9])  # half a line
+    (copy / "samples" / "epoch-0002.png").write_bytes(b"\x89PNG half of one")
+    code = "import sys; from accel_restore.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, "report", str(copy)], check=True, stdout=subprocess.DEVNULL)
+    sections = content_of(copy / "report.html")[1]
+    assert sections["Training"]["charts"][0]["series"][0]["x"][-1] == STEPS
+    assert sections["Validation"]["charts"][0]["series"][0]["x"] == [0, 1]
+    assert sections["Pictures"]["pictures"]["epochs"] == ["0", "1"]
+    assert not sections["Flow of weights"]["tables"] and not sections["Plan"]["tables"]
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "file"])
+def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path, capsys, kind):
+    folder = tmp_path / kind
+    if kind == "empty":
+        folder.mkdir()
+    elif kind == "file":
+        folder.write_text("{}")
+    assert main(["report", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{folder}: holds no run" in said
+    assert list(tmp_path.rglob("*.html")) == []
+
+
+def test_it_may_be_written_elsewhere(made, tmp_path, capsys):
+    assert main(["report", str(made), "-o", str(tmp_path / "page.html")]) == 0
+    assert content_of(tmp_path / "page.html")[0]["name"] == "run"
+    assert main(["report", str(made), "-o", str(tmp_path / "nowhere" / "page.html")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_thinned_curve_keeps_ends_and_spikes():
+    x, y = np.arange(1, 100_001), np.sin(np.arange(100_000) / 5000)
+    y[[12_345, 67_890]], y[50_000] = (50.0, -40.0), np.nan
+    thin_x, thin_y = thin(x, y, 1000)
+    assert len(thin_x) <= 1000 and (thin_x[0], thin_x[-1]) == (1, 100_000) and thin_x == sorted(set(thin_x))
+    assert thin_y[thin_x.index(12_346)] == 50 and thin_y[thin_x.index(67_891)] == -40
+    assert 50.0 not in y[:: len(y) // 1000]  # control: every n-th value would lose them
+    assert thin(x[:7], y[:7], 1000)[0] == list(range(1, 8))
+    assert thin(x[:2], np.full(2, np.nan), 1000) == ([], [])
+
+
+def test_the_page_of_many_ranks_and_lines_stays_small_and_keeps_the_spike(tmp_path):
+    folder = made_run(tmp_path / "many", ranks=64, steps=450)
+    page = Page(folder).build()
+    assert (folder / "metrics.jsonl").stat().st_size > 5e6 and len(page) < 2.5e6
+    (tmp_path / "page").write_text(page)
+    loss = content_of(tmp_path / "page")[1]["Training"]["charts"][0]
+    assert len(loss["series"]) == 65 and loss["series"][64]["name"] == "all ranks"
+    assert max(loss["series"][1]["y"]) == SPIKE and len(loss["series"][1]["x"]) < 400
+
+
+def test_metrics_are_read_on_where_the_last_reading_ended(made, tmp_path):
+    data, path = (made / "metrics.jsonl").read_bytes(), tmp_path / "metrics.jsonl"
+    once, growing = Metrics(made / "metrics.jsonl"), Metrics(path)
+    once.read()
+    growing.read()  # there is none yet
+    for end in (1000, 1010, len(data) // 2, len(data)):
+        path.write_bytes(data[:end])
+        growing.read()
+    assert growing.columns == once.columns and growing.epochs == once.epochs and growing.events == once.events
+
+
+def test_lines_of_other_kinds_and_missing_figures_do_no_harm(tmp_path):
+    lines = [
+        {"event": "train", "step": 1, "rank": 0, "loss": None, "samples": 0, "step_s": 0.0, "wait_s": 0.0},
+        {"event": "train", "step": 2, "rank": 0, "loss": 1.5, "samples": 8, "step_s": 0.1, "memory_gb": 2.5, "on": "x"},
+        {"event": "train", "step": "3", "rank": [], "loss": 10**400},
+        {"event": "moved", "to": "another host"},
+        [1],
+        {},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
+    (tmp_path / "status.json").write_text('{"state": "failed", "error": "out of memory"}')
+    (tmp_path / "page").write_text(Page(tmp_path).build())
+    content, sections = content_of(tmp_path / "page")
+    charts = {chart["title"]: chart["series"][0] for chart in sections["Training"]["charts"]}
+    assert charts["Loss per rank"]["x"] == [2] and charts["memory_gb per rank"]["y"] == [2.5]
+    assert "on per rank" not in charts and content["error"] == "out of memory"
+    assert "moved" in cells(sections["Events"])
+
+
+def test_the_pictures_are_the_tiles_of_the_sheets(made, tmp_path):
+    (tmp_path / "page").write_text(Page(made).build())
+    pictures = content_of(tmp_path / "page")[1]["Pictures"]["pictures"]
+    assert len(pictures["images"]) == 2 and pictures["epochs"] == ["0", "1", "2"] and pictures["sheets"] == EPOCHS
+    image = pictures["images"][1]
+    for name, tile in {"input": image["input"], "gt": image["gt"], "output": image["outputs"][-1]}.items():
+        pixels = Image.open(io.BytesIO(base64.b64decode(tile["src"].split(",")[1])))
+        assert pixels.size == (tile["width"], tile["height"]) == (64, 48) and tile["caption"] == name
+        assert np.abs(np.asarray(pixels, int) - COLOURS[name]).max() <= 3
+
+
+def test_a_page_that_cannot_be_written_is_told_and_ends_nothing(made, tmp_path, monkeypatch):
+    folder, said = shutil.copytree(made, tmp_path / "run"), []
+    (folder / "report.html").unlink(missing_ok=True)
+    (folder / "report.html").mkdir()
+    Report(folder, said.append).write()
+    assert len(said) == 1 and "report.html: cannot be written (Is a directory)" in said[0]
+    assert not list(folder.glob(".*"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "replace_file", full)
+    Report(folder, said.append).write()
+    assert "(No space left on device); accel-restore report makes it later" in said[1]
+
+
+def test_pages_take_a_hundredth_of_the_time_at_most(made, monkeypatch):
+    clock, built = [1000.0], []
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(report, "replace_file", lambda *_: built.append(clock[0]))
+    pages = Report(made, print)
+
+    def slow():
+        clock[0] += 5.0  # so long does a page take
+        return ""
+
+    pages.page.build = slow
+    while clock[0] < 3000:
+        pages.update()
+        clock[0] += 1.0
+    assert [round(moment) for moment in built] == [1065, 1570, 2075, 2580]
+
+
+def test_overwrite_clears_what_is_added(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "run")
+    (folder / "tensorboard").mkdir()
+    (folder / "report.html").touch()
+    assert {"plan.json", "report.html", "tensorboard", "samples"} <= set(RUN_FILES)
+    clear(folder, Start())
+    assert list(folder.iterdir()) == []
+
+
+def test_it_is_written_while_the_run_trains_and_when_it_ends(tmp_path):
+    """At the end of an epoch, where that is due; the last one knows how the run has ended, and of the audit."""
+    photos, val = make_photos(tmp_path / "photos", 8), make_photos(tmp_path / "val", 2, seed=1)
+    config = small_config(photos, val, tmp_path, data={"batch_size": 4})
+    file, gate = run_folder(config) / "report.html", tmp_path / "gate"
+    gate.mkdir()
+    (gate / "hold-2").touch()  # in the second epoch
+    processes = forked.start(config, "--audit", ranks=2, mode=f"report,gate={gate}")
+    deadline = time.monotonic() + 90
+    while not (gate / "at-2").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    content, sections = content_of(file)
+    (gate / "hold-2").unlink()
+    assert content["state"] == "running" and content["progress"] == {"epoch": 1, "epochs": 2, "step": 1, "steps": 2}
+    assert len(sections["Training"]["charts"][0]["series"]) == 2
+    for process in processes:
+        process.join(90)
+    assert [process.exitcode for process in processes] == [0, 0], forked.printed(config)
+    content, sections = content_of(file)
+    assert content["state"] == "finished" and content["progress"]["epoch"] == 2
+    assert "2 × cpu" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Flow of weights"])
+    assert sections["Pictures"]["pictures"]["epochs"] == ["0", "1"] and "torch" in cells(sections["Versions"])
+    assert "report.html" in forked.printed(config)

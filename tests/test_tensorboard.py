@@ -1,0 +1,105 @@
+"""TensorBoard's files, read back: the figures of metrics.jsonl under W&B's keys, once each, and no secret."""
+
+import forked
+import pytest
+from made_run import made_run
+from runs import json_lines, make_photos, run_folder, small_config
+
+from accel_restore import tensorboard_log
+from accel_restore.tensorboard_log import TensorBoard
+
+accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+SECRET = "hf_QmVuY2hNYXJrVG9rZW5Gb3JUZXN0cw"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 8), make_photos(root / "val", 2, seed=1)
+
+
+def configuration(photos, out, name):
+    tracking = {"tensorboard": True, "project": SECRET, "log_every_steps": 1}
+    data = {"batch_size": 4}
+    return small_config(*photos, out, run={"name": name}, data=data, tracking=tracking, checkpoint={"every_steps": 1})
+
+
+def read(folder):
+    """The points of every curve, and the steps of every picture; nothing is hidden as overwritten."""
+    events = accumulators.EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0}, None, False)
+    events.Reload()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return scalars, {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def expected(folder):
+    lines = json_lines(folder / "metrics.jsonl")
+    steps = [line for line in lines if line["event"] == "train"]
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    curves = {f"train/{key}/rank_0": [(x["step"], pytest.approx(x[key])) for x in steps] for key in ("loss", "lr")}
+    curves |= {f"train/{key}": curves[f"train/{key}/rank_0"] for key in ("loss", "lr")}
+    for key in ("loss", "psnr", "input_psnr"):
+        curves[f"val/{key}"] = [(line["epoch"], pytest.approx(line[f"val_{key}"])) for line in epochs]
+    return curves
+
+
+def test_a_resumed_run_has_every_point_once(photos, tmp_path):
+    config = configuration(photos, tmp_path, "broken")
+    folder = run_folder(config)
+    assert forked.run(config, "--stop-after", "3") == [143], forked.printed(config)
+    scalars, _ = read(folder)
+    assert [step for step, _ in scalars["train/loss"]] == [1, 2, 3]
+    assert forked.run(config) == [0], forked.printed(config)
+    scalars, images = read(folder)
+    assert scalars == expected(folder) and len(scalars["train/loss"]) == 4
+    assert images == {"val/images": [0, 1]}
+    files = [path for path in (folder / "tensorboard").rglob("*") if path.is_file()]
+    assert len(files) == 3 and not any(SECRET.encode() in path.read_bytes() for path in files)
+    assert any(b"optimizer.lr" in path.read_bytes() for path in files)  # as hyperparameter
+
+
+@pytest.fixture
+def written(tmp_path, one_thread):
+    """Writes a made run in this process; what was said."""
+    from accelerate import PartialState
+
+    PartialState(cpu=True)
+    folder, said = made_run(tmp_path / "run"), []
+
+    def write():
+        board = TensorBoard(folder, {"tracking": {"project": SECRET}, "betas": [0.9], "none": None}, 2, said.append)
+        board.update()
+        board.finish()
+        return folder, said
+
+    return write
+
+
+def test_ranks_and_terms_have_curves_of_their_own(written):
+    scalars, images = read(written()[0])
+    assert len(scalars["train/loss/rank_1"]) == len(scalars["train/terms/ssim"]) == 60
+    assert {"train/lr/rank_1", "val/terms/l1", "val/ssim"} <= set(scalars) and images["val/images"] == [0, 1, 2]
+
+
+def test_control_without_redaction_the_secret_is_there(written, monkeypatch):
+    monkeypatch.setattr(tensorboard_log, "redacted", lambda value: value)
+    folder, _ = written()
+    assert any(SECRET.encode() in path.read_bytes() for path in (folder / "tensorboard").rglob("*events*"))
+
+
+def test_what_it_fails_by_is_told_and_nothing_else_fails(written, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensorboard_log, "_log", full)
+    assert written()[1] == [
+        "TensorBoard stopped (OSError: [Errno 28] No space left on device); training and metrics.jsonl go on"
+    ]
+
+
+def test_a_missing_package_is_told_before_anything_is_written(photos, tmp_path):
+    config = configuration(photos, tmp_path, "without")
+    assert forked.run(config, mode="without=tensorboard") == [2]
+    said = forked.printed(config)
+    assert "TensorBoard is not installed; pip install 'accel-restore[tensorboard]', or set tracking.tensorboard" in said
+    assert "Traceback" not in said and not run_folder(config).exists()
