@@ -50,6 +50,7 @@ class Run:
     loss_fn: Loss
     epochs: int
     protocol: Protocol
+    plan: list[tuple[str, str]]  # what is done, in words
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     tracker: Tracker | None = None  # as long as it is open
 
@@ -113,9 +114,10 @@ def prepare(
         if not start.is_in(folder):
             state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
 
-    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol)
+    plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
+    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
     run.best = _together(accelerator, lambda: _prepare_folder(run, lock), only_main=True)
-    screen.table("plan", plan_rows(config, accelerator, stages, data, state, epochs, folder, start))
+    screen.table("plan", plan)
     return run
 
 
