@@ -17,6 +17,10 @@ COMMANDS = {  # name: (what it does, the function that does it)
         "accel_restore.commands.verify_resume:main",
     ),
     "bench": ("measure where the time goes on this machine", "accel_restore.commands.bench:main"),
+    "dashboard": (
+        "save a W&B view: a panel for each quantity, all ranks in it",
+        "accel_restore.commands.dashboard:main",
+    ),
     "cache": ("list or delete decoded images", "accel_restore.commands.cache:main"),
 }
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def run_training(
     """
     accelerator = create_accelerator(config, cpu)
     screen = Screen(accelerator.is_main_process)
+    if not screen.main:  # all ranks get the same warnings of libraries
+        warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), screen.say)
     run: Run | None = None
 

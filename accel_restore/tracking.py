@@ -150,7 +150,7 @@ class Tracker(Hook):
             figures = " · ".join(f"{name} {format_score(name, scores[name])}" for name in shown)
             mark = "  ← best" if record["is_best"] else ""
             self.screen.scores(
-                f"epoch {epoch} · train {record['train_loss']:.4g} · val {figures}{mark}",
+                f"epoch {epoch} · train {record['train_loss']:#.4g} · val {figures}{mark}",
                 always=last or record["is_best"],
             )
         if last or time.monotonic() - self.last_curves >= _CURVES_SECONDS:
@@ -200,7 +200,7 @@ class Tracker(Hook):
 
 def format_score(name: str, value: float) -> str:
     """A score as people read it."""
-    return f"{value:.2f} dB" if name == "psnr" else f"{value:.4g}"
+    return f"{value:.2f} dB" if name == "psnr" else f"{value:#.4g}"
 
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:
