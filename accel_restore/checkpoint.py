@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_optimizer_state_dict
 
 from accel_restore import __version__
 from accel_restore.commits import SCHEMA, read_commit
@@ -73,6 +72,8 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
 
     Raises: Diverged rather than let weights be committed that are lost; on every rank, as all hold the same.
     """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # a second, after step 1
+
     sums = torch.stack([state.epoch_sums, state.window_sums])[None]
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -183,6 +184,8 @@ def _load_optimizer(
         parameter, _, slot = name.rpartition("|")
         slots.setdefault(parameter, {})[slot] = value
     if slots:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=options)
     else:  # plain SGD has no state, which torch's function cannot load

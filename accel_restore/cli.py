@@ -18,6 +18,10 @@ COMMANDS = {  # name: (what it does, the function that does it)
     ),
     "bench": ("measure where the time goes on this machine", "accel_restore.commands.bench:main"),
     "report": ("make the report.html of a run anew", "accel_restore.commands.run_report:main"),
+    "dashboard": (
+        "save a W&B view: a panel for each quantity, all ranks in it",
+        "accel_restore.commands.dashboard:main",
+    ),
     "cache": ("list or delete decoded images", "accel_restore.commands.cache:main"),
 }
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.data.degrade import DEGRADATIONS
-from accel_restore.data.images import MAX_PIXELS
+from accel_restore.data.choices import DEGRADATIONS, MAX_PIXELS
 from accel_restore.sections import OpenSection, PositiveInt, Section, one_of
 
 

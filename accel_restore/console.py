@@ -1,16 +1,23 @@
 """What a person sees: the plan before step 1, progress (a bar on a terminal, a plain line now and then otherwise)."""
 
+import errno
+import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _LINE_SECONDS = 30.0
 _SCORE_SECONDS = 2.0
 _LOG_WIDTH = 120  # of tables in a log, where there is no terminal to ask
+_WIDE = 100  # characters, of a terminal where units are written out
+_REFRESHES = 4  # of the bar, a second
 
 
 class Screen:
@@ -18,13 +25,17 @@ class Screen:
 
     def __init__(self, main: bool):
         self.main = main
-        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+        if hasattr(sys.stdout, "reconfigure"):  # a stream that lacks a character must not end a run
+            sys.stdout.reconfigure(errors="backslashreplace")
+        is_terminal = sys.stdout.isatty()
+        self.console = _Console(highlight=False, width=None if is_terminal else _LOG_WIDTH)
+        self.shows_bars = main and is_terminal and not self.console.is_dumb_terminal and not _is_ci()
         self.progress: Progress | None = None
         self.last_line = self.last_score = 0.0
 
     def say(self, text: str) -> None:
         if self.main:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self._print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
         if not self.main:
@@ -34,65 +45,72 @@ class Screen:
             table.add_column(name, justify="right" if header and position else "left")
         for row in rows:
             table.add_row(*map(str, row))
-        self.console.print(table)
+        self._print(table)
+
+    def _print(self, *what: Any, **how: Any) -> None:
+        with _surviving_readers():
+            self.console.print(*what, **how)
 
     def track(self, items: Iterable, total: int, what: str) -> Iterable:
         """The items, with progress shown while they are taken: a bar on a terminal, otherwise a line now and then."""
         if not self.main:
             yield from items
-            return
-        if self.console.is_terminal:
-            yield from track(items, what, total, console=self.console)
-            return
-        self.say(what)
-        last = time.monotonic()
-        for number, item in enumerate(items):
-            if time.monotonic() - last >= _LINE_SECONDS:
-                last = time.monotonic()
-                self.say(f"{what}: {number} of {total}")
-            yield item
+        elif self.shows_bars:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+            progress = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            try:
+                _start(progress)
+                yield from progress.track(items, total, description=what)
+            finally:
+                _stop(progress)
+        else:
+            self.say(what)
+            last = time.monotonic()
+            for number, item in enumerate(items):
+                if time.monotonic() - last >= _LINE_SECONDS:
+                    last = time.monotonic()
+                    self.say(f"{what}: {number} of {total}")
+                yield item
 
-    def start(self, total: int, completed: int) -> None:
-        """Begin to show progress towards `total` optimizer steps."""
-        self.last_line = time.monotonic()
-        if self.main and self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} steps"),
-                TextColumn("loss {task.fields[loss]} · lr {task.fields[lr]} · {task.fields[speed]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.task = self.progress.add_task(
-                "", total=total, completed=completed, epoch=0, loss="-", lr="-", speed=""
-            )
-            self.progress.start()
-        self.total = total
+    def start(self, epochs: int, total: int, completed: int) -> None:
+        """Begin to show progress towards `total` optimizer steps, of which so many were done before."""
+        self.epochs, self.total, self.first = epochs, total, completed
+        self.began = self.last_line = time.monotonic()
+        if not self.shows_bars:
+            return
+        self.progress = Progress(
+            TextColumn("{task.fields[epoch]}/{task.fields[epochs]} epochs"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            refresh_per_second=_REFRESHES,
+            expand=True,
+        )
+        self.task = self.progress.add_task(
+            "", total=total, completed=completed, epoch=0, epochs=epochs, figures="loss -"
+        )
+        _start(self.progress)
 
-    def advance(self, step: int) -> None:
+    def advance(self, epoch: int, step: int) -> None:
         if self.progress is not None:
-            self.progress.update(self.task, completed=step)
+            self.progress.update(self.task, completed=step, epoch=epoch)
 
     def update(self, epoch: int, step: int, loss: float, lr: float, samples_per_second: float) -> None:
         """New figures: the bar shows them at once, a log gets a line every half a minute."""
-        fields = {
-            "epoch": epoch,
-            "loss": f"{loss:.4g}",
-            "lr": f"{lr:.3g}",
-            "speed": f"{samples_per_second:.1f} pairs/s",
-        }
+        figures = [f"loss {loss:.4g}", f"lr {lr:.3g}", f"{samples_per_second:.1f} samples/s", self._left(step)]
         if self.progress is not None:
-            self.progress.update(self.task, **fields)
+            if self.console.width < _WIDE:
+                figures[2] = f"{samples_per_second:.0f}/s"
+            self.progress.update(self.task, figures=" · ".join(figures))
         elif time.monotonic() - self.last_line >= _LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.say(
-                "epoch {epoch} · step {step}/{total} · loss {loss} · lr {lr} · {speed}".format(
-                    step=step, total=self.total, **fields
-                )
-            )
+            self.say(" · ".join([f"epoch {epoch}/{self.epochs}", f"step {step}/{self.total}", *figures]))
+
+    def _left(self, step: int) -> str:
+        """How long the run will go on, as it has gone so far in this process: validations and commits count."""
+        seconds = (time.monotonic() - self.began) / max(1, step - self.first) * (self.total - step)
+        return f"{timedelta(seconds=round(seconds))} left"
 
     def scores(self, line: str, always: bool) -> None:
         """A line about a validation; in quick runs not about every one."""
@@ -102,5 +120,43 @@ class Screen:
 
     def stop(self) -> None:
         if self.progress is not None:
-            self.progress.stop()
+            _stop(self.progress)
             self.progress = None
+
+
+def _is_ci() -> bool:
+    """Whether a service of continuous integration keeps what is printed, some of which offer a terminal."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def _start(progress: Progress) -> None:
+    """Show bars, and the cursor: a process that is killed could not bring it back."""
+    with _surviving_readers():
+        progress.start()
+        progress.console.show_cursor(True)
+
+
+def _stop(progress: Progress) -> None:
+    with _surviving_readers():
+        progress.stop()
+
+
+class _Console(Console):
+    """Goes on where nobody reads any more: rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        _discard_output()
+
+
+@contextmanager
+def _surviving_readers() -> Iterator[None]:
+    """Go on where a terminal was closed, or a disk is full that a log is on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EIO:
+            _discard_output()
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,8 +5,9 @@ process, its disk) holds up nobody for longer than this:
 
 | training waits | at most |
 |---|---|
-| to begin the run: the server has `SERVER_SECONDS` to answer, then the run is begun offline | `INIT_SECONDS` |
+| to begin the run: the server has `SERVER_SECONDS` to answer, then the run is begun offline | never |
 | to log a row | never |
+| at its end, for a run that has not begun: since its start | `INIT_SECONDS` |
 | to end the run: uploads have `UPLOAD_SECONDS`, then the rest is left to `wandb sync` | `FINISH_SECONDS` |
 
 metrics.jsonl is the record of truth. Every W&B run begins with its first line, so the newest folder below `wandb/` has
@@ -28,7 +29,7 @@ from typing import Any
 
 from accel_restore.config import Tracking
 from accel_restore.redaction import redacted
-from accel_restore.wandb_rows import Rows
+from accel_restore.wandb_rows import Rows, read_summary
 from accel_restore.wandb_service import begin_run, drop_service, end_run, kill_service, open_image
 
 SERVER_SECONDS = 8.0
@@ -100,14 +101,11 @@ class _Sender:
     # What the training thread calls: nothing here waits for W&B without a limit.
 
     def start(self) -> None:
+        self.began = time.monotonic()
         self.thread.start()
-        try:
-            self.ready.wait(INIT_SECONDS)
-        except BaseException:  # a signal: nobody will finish the run
-            self._abandon()
-            raise
 
     def finish(self, failed: bool) -> None:
+        self.ready.wait(max(0.0, self.began + INIT_SECONDS - time.monotonic()))
         deadline = time.monotonic() + FINISH_SECONDS
         self.failed, self.finishing = failed, True
         self.wake.set()
@@ -134,7 +132,7 @@ class _Sender:
         if not self.written:
             return f"W&B's copy of the run ends early (metrics.jsonl does not); upload what there is with: {command}"
         if offline:
-            return f"W&B      kept offline, upload with: {command}"
+            return f"W&B      kept offline; upload it with: {command}"
         return f"W&B has not received everything; it is kept here, complete it with: {command}"
 
     # What runs in the thread.
@@ -210,6 +208,7 @@ class _Sender:
 
     def _end(self) -> None:
         self._send()
+        self.run.summary.update(redacted(read_summary(self.folder)))
         in_time = end_run(self.run, exit_code=int(self.failed))
         self.written = True
         if in_time and self.is_uploading:

@@ -1,6 +1,7 @@
 """What is said and written when a run ends, however it ends."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -50,4 +51,4 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     if (folder / "samples").is_dir():
         screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")
     if (folder / "wandb").is_dir():
-        screen.say(f"W&B      wandb leet {folder / 'wandb'}")
+        screen.say(f"W&B      see it with: wandb leet {shlex.quote(str(folder / 'wandb'))}")

@@ -52,6 +52,7 @@ class Run:
     loss_fn: Loss
     epochs: int
     protocol: Protocol
+    plan: list[tuple[str, str]]  # what is done, in words
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     tracker: Tracker | None = None  # as long as it is open
     report: Report | None = None  # on the main process
@@ -118,11 +119,11 @@ def prepare(
         if not start.is_in(folder):
             state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
 
-    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol)
-    rows = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
-    record = plan_record(rows, epochs, stages.num_steps(epochs), protocol)
+    plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
+    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
+    record = plan_record(plan, epochs, stages.num_steps(epochs), protocol)
     run.best = _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
-    screen.table("plan", rows)
+    screen.table("plan", plan)
     return run
 
 

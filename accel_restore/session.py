@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def run_training(
     """
     accelerator = create_accelerator(config, cpu)
     screen = Screen(accelerator.is_main_process)
+    if not screen.main:  # all ranks get the same warnings of libraries
+        warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), screen.say)
     run: Run | None = None
 
@@ -127,7 +130,13 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         run.report = Report(run.folder, run.screen.say)
         wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
         dashboard = Dashboard(
-            config.tracking, config.run.name, run.folder, resolved, accelerator.num_processes, wandb_id, run.screen.say
+            config.tracking,
+            config.run.name,
+            run.folder,
+            {**resolved, "plan": {what: value for what, value in run.plan if what != "note"}},
+            accelerator.num_processes,
+            wandb_id,
+            run.screen.say,
         )
         if config.tracking.tensorboard:
             tensorboard = TensorBoard(run.folder, resolved, accelerator.num_processes, run.screen.say)
@@ -207,13 +216,14 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         raise
     saver.finish(state)
     stopping.close()
-    tracker.close(failed=False)
-    run.tracker = None
+    run.screen.stop()
     if audit_hook is not None:
         audit_hook.report(run.screen.table)
+    say_result(run.screen, run.folder, state)
+    tracker.close(failed=False)  # W&B's summary has the audit; its last line is how to complete what it has not sent
+    run.tracker = None
     if accelerator.is_main_process:
         run.write_status("finished")
-        say_result(run.screen, run.folder, state)
 
 
 def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:

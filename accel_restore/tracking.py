@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -54,29 +55,35 @@ class Tracker(Hook):
         self.epoch_began = time.perf_counter()
         self.last_pictures = -epochs
         self._begin_window(state)  # its sums go on from the commit
-        screen.start(loader.stages.num_steps(epochs), state.step)
+        screen.start(epochs, loader.stages.num_steps(epochs), state.step)
 
     def _begin_window(self, state: TrainState) -> None:
         self.window = (state.step, time.perf_counter(), self.loader.wait_seconds)
 
     def after_step(self, state: TrainState) -> None:
-        self.screen.advance(state.step)
+        self.screen.advance(state.epoch, state.step)
         if state.step % self.log_every_steps:
             return
         first_step, began, waited = self.window
         steps = max(1, state.step - first_step)
         seconds = (time.perf_counter() - began) / steps
-        times = [state.lr, seconds, (self.loader.wait_seconds - waited) / steps]
+        own = [state.lr, seconds, (self.loader.wait_seconds - waited) / steps, self._memory()]
         norm = state.grad_norm.double().reshape(1)
-        mine = torch.cat([state.window_sums, norm, torch.tensor(times, dtype=torch.float64).to(norm.device)])
+        mine = torch.cat([state.window_sums, norm, torch.tensor(own, dtype=torch.float64).to(norm.device)])
         ranks = self.accelerator.gather(mine[None]).tolist()
         state.window_sums.zero_()
         self._begin_window(state)
         if self.main:
             self._write_step(state, ranks)
 
+    def _memory(self) -> int:
+        """Bytes: on CUDA the most that tensors of this rank have taken so far, else what the process takes now."""
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.accelerator.device)
+        return psutil.Process().memory_info().rss
+
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
-        for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited) in enumerate(ranks):
+        for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited, memory) in enumerate(ranks):
             loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
             self.record(
                 {
@@ -91,13 +98,14 @@ class Tracker(Hook):
                     "samples": int(samples),
                     "step_s": round(seconds, 6),
                     "wait_s": round(waited, 6),
+                    "memory": int(memory),
                 }
             )
         samples = sum(rank[1] for rank in ranks)
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
         self._tell_dashboards()
-        speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-2] for rank in ranks)
-        self.screen.update(state.epoch, state.step, loss, ranks[0][-3], speed)
+        speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
+        self.screen.update(state.epoch, state.step, loss, ranks[0][-4], speed)
 
     def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         position = state.scheduler.scheduler.last_epoch
@@ -142,10 +150,10 @@ class Tracker(Hook):
         self._tell_dashboards()
         if scores:
             shown = (name for name in scores if not name.startswith(("input_", "term_")))
-            figures = " · ".join(f"{name} {scores[name]:.4f}" for name in shown)
+            figures = " · ".join(f"{name} {format_score(name, scores[name])}" for name in shown)
             mark = "  ← best" if record["is_best"] else ""
             self.screen.scores(
-                f"epoch {epoch} · train {record['train_loss']:.4f} · val {figures}{mark}",
+                f"epoch {epoch} · train {record['train_loss']:#.4g} · val {figures}{mark}",
                 always=last or record["is_best"],
             )
         if last or time.monotonic() - self.last_curves >= _CURVES_SECONDS:
@@ -200,6 +208,11 @@ class Tracker(Hook):
             self.tensorboard.finish()
         if self.dashboard is not None:
             self.dashboard.finish(failed)
+
+
+def format_score(name: str, value: float) -> str:
+    """A score as people read it."""
+    return f"{value:.2f} dB" if name == "psnr" else f"{value:#.4g}"
 
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:

@@ -2,8 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from accel_restore.records import read_status
+
+PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
 
 
 class Rows:
@@ -49,14 +54,25 @@ def _place(line: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def _train_row(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    row = {"train/step": lines[0]["step"], "train/lr": lines[0]["lr"]}
+    first = lines[0]
+    row = {"train/step": first["step"], "train/lr": first["lr"], "train/grad_norm": first.get("grad_norm")}
     for line in lines:
-        row[f"train/lr/rank_{line['rank']}"] = line["lr"]
-        if line["loss"] is not None:
-            row[f"train/loss/rank_{line['rank']}"] = line["loss"]
+        row |= {f"train/{name}/rank_{line['rank']}": line.get(name) for name in PER_RANK}
     known = [line for line in lines if line["loss"] is not None]
     if samples := sum(line["samples"] for line in known):
         row["train/loss"] = sum(line["loss"] * line["samples"] for line in known) / samples
         for name in known[0].get("terms", ()):
             row[f"train/terms/{name}"] = sum(line["terms"][name] * line["samples"] for line in known) / samples
-    return row
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What W&B shows of a run that has ended: the best scores, and the table of its audit, where it had one."""
+    summary: dict[str, Any] = {}
+    if best := read_status(folder).get("best"):
+        summary["best"] = {name: value for name, value in best.items() if value is not None}
+    with suppress(OSError, ValueError):
+        audit = json.loads((folder / "audit.json").read_bytes())
+        table = {row.pop("operation"): row for row in audit["table"]}
+        summary["audit"] = {"ok": audit["ok"], "violations": len(audit["violations"]), "table": table}
+    return summary

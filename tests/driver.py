@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -28,6 +29,7 @@ import torch
 
 from accel_restore import (
     commits,
+    console,
     engine,
     guard,
     losses,
@@ -37,6 +39,7 @@ from accel_restore import (
     report,
     run_lock,
     saving,
+    session,
     train,
 )
 from accel_restore.data import sources
@@ -49,7 +52,9 @@ class Culprit(engine.Hook):
         self.mode = mode
 
     def after_step(self, state: engine.TrainState) -> None:
-        if self.mode == "scheduler_per_batch":
+        if self.mode == "warn":
+            warnings.warn("as a library does", stacklevel=1)
+        elif self.mode == "scheduler_per_batch":
             state.scheduler.step()
         elif self.mode == "weights_outside_step":
             perturb(state)
@@ -203,6 +208,8 @@ def remove_guard(part: str) -> None:
         guard.SameWeights.check = lambda *_: None
     elif part == "watch":
         ranks.Watch.start = lambda _: None
+    elif part == "screen":  # every rank prints
+        session.Screen = lambda _: console.Screen(True)
     elif part == "lock":
         run_lock.RunLock.acquire = lambda _: None
     elif part == "sha256":

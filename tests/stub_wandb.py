@@ -68,6 +68,10 @@ class Stub:
         path = self.folder / "received.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def views(self) -> list[dict]:
+        """The views that were saved, as they were sent."""
+        return [json.loads(text) for text in self._variables("spec", None)]
+
     def uploaded(self) -> set[str]:
         """The names of the files that were uploaded."""
         return {event["name"] for event in self.events() if event["kind"] == "file"}
@@ -118,6 +122,8 @@ def _answer(query: str, variables: dict, base: str) -> dict:
         run = variables.get("run") or "run"
         files = [{"name": name, "uploadUrl": f"{base}/upload/{run}/{name}"} for name in variables.get("files", [])]
         return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
+    if "upsertView" in query:
+        return {"upsertView": {"view": {"id": "1", "name": variables["name"]}, "inserted": True}}
     if "viewer" in query:
         return {"viewer": {"id": "1", "entity": "somebody", "username": "somebody", "flags": "{}"}}
     return {}

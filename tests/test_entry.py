@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -120,23 +119,6 @@ def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tm
     for epoch in epochs:  # the mean over all samples of all ranks
         mine = [line for line in steps if line["epoch"] == epoch["epoch"]]
         assert epoch["train_loss"] == pytest.approx(sum(line["loss"] * line["samples"] for line in mine) / 12)
-
-
-def test_weights_and_biases_offline_holds_loss_and_rate_per_rank(photos, tmp_path):
-    config = small_config(
-        *photos, tmp_path, data={"batch_size": 2}, tracking={"wandb": "auto"}, validation={"metrics": ["psnr", "ssim"]}
-    )
-    process = succeed(launch(config, ranks=2, env={"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}))
-    assert "wandb sync" in process.stdout
-    (run,) = (run_folder(config) / "wandb").glob("offline-run-*")
-    inspected = subprocess.run(
-        [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", run], capture_output=True, text=True
-    )
-    assert inspected.returncode == 0, inspected.stderr
-    for key in ("train/loss", "train/lr", "val/loss", "val/psnr", "val/ssim", "val/images"):
-        assert key in inspected.stdout
-    for rank in (0, 1):
-        assert f"train/loss/rank_{rank}" in inspected.stdout and f"train/lr/rank_{rank}" in inspected.stdout
 
 
 def test_an_unreachable_server_neither_stops_nor_blocks_training(photos, tmp_path):

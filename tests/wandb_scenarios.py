@@ -51,6 +51,7 @@ def play(scenario: str, folder: Path) -> None:
         _former(folder) if scenario == "resumed" else None,
         notices.append,
     )
+    board.sender.ready.wait()  # what happens, happens to a run that has begun
     for step in range(FAULT_STEP + 1 if scenario == "resumed" else 1, STEPS + 1):
         if step == FAULT_STEP:
             _happen(scenario, server)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_restore.data.choices import DEGRADATIONS
 from accel_restore.data.draws import Random, Walk, walks
 from accel_restore.data.order import key
 from accel_restore.errors import UserError
@@ -23,15 +24,6 @@ from accel_restore.naming import check_arguments, resolve, unknown_choice
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
-
-# Import paths, so that names are checked without importing torch.
-DEGRADATIONS = {
-    name: f"accel_restore.data.effects:{name}"
-    for name in (
-        "gaussian_noise", "poisson_noise", "speckle", "jpeg", "gaussian_blur", "motion_blur", "sinc", "resize",
-        "downscale", "quantize", "rain", "low_light", "sequence", "random_order", "choice",
-    )
-}  # fmt: skip
 
 Size = tuple[int, int]  # height, width
 Check = Callable[[Any], str | None]  # what a value must be, where it is not; stands in Annotated[type, check]

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from accel_restore.data.choices import MAX_PIXELS
+
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` refuses in its place
-MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decompression bomb
 # Pillow reads some forty formats, by content, one of them (EPS) by running a program on it.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
 

@@ -28,16 +28,16 @@ class Store:
 
     def __init__(self, path: Path, channels: int, rows: np.ndarray):
         """`rows` says which of the file's images make up the sequence."""
-        from datasets import Dataset
+        import pyarrow as pa  # `datasets`, which writes the file, takes a second to import
 
         self.path, self.channels, self.read_ahead = path, channels, False
-        table = Dataset.from_file(str(path)).data
-        heights, widths = (table.column(name).to_numpy() for name in ("height", "width"))
-        self.sizes = np.stack([heights, widths], axis=1).astype(np.int64)[rows]
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        heights, widths = (_numbers(table.column(name)) for name in ("height", "width"))
+        self.sizes = np.stack([heights, widths], axis=1)[rows]
         self.chunks, chunk_of, starts = _values(table.column("pixels"))
         self._chunk_of, self._starts = chunk_of[rows], starts[rows]
         self.nbytes = sum(map(len, self.chunks))  # of the whole file
-        values = int((heights.astype(np.int64) * widths).sum()) * channels
+        values = int((heights * widths).sum()) * channels
         self.dtype = np.dtype(np.uint8 if self.nbytes == values else np.uint16)
 
     def __len__(self) -> int:
@@ -74,6 +74,12 @@ class Store:
 
         if hasattr(os, "posix_fadvise"):
             threading.Thread(target=work, name="accel-restore-warm", daemon=True).start()
+
+
+def _numbers(column) -> np.ndarray:
+    """An Arrow column of int32 as int64. Its own `to_numpy` would import pandas."""
+    chunks = [np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk)] for chunk in column.chunks]
+    return np.concatenate(chunks).astype(np.int64)
 
 
 def _values(column) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:

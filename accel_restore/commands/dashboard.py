@@ -1,0 +1,162 @@
+"""`accel-restore dashboard`: save a W&B view of a project with a panel for each quantity, all ranks in it."""
+
+import argparse
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_restore.commands.report import check_writable, write_report
+from accel_restore.config import Config, Tracking
+from accel_restore.console import Screen
+from accel_restore.dashboard import has_key
+from accel_restore.errors import UserError
+from accel_restore.parsing import load_config
+from accel_restore.redaction import redacted
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
+ANSWER_SECONDS = 30.0  # of W&B's server; its client tries for minutes
+_RANKS = "train/{}/rank_[0-9]+"
+SECTIONS = {  # title: [(panel's title, metric of the x-axis, metrics or the regular expression of them)]
+    "Training, per rank": [
+        ("Loss per rank", "train/step", _RANKS.format("loss")),
+        ("Learning rate per rank", "train/step", _RANKS.format("lr")),
+        ("Gradient norm per rank", "train/step", _RANKS.format("grad_norm")),
+        ("Loss of all ranks", "train/step", ["train/loss"]),
+        ("Terms of the loss", "train/step", "train/terms/.+"),
+    ],
+    "Validation": [
+        ("Loss", "epoch", ["val/loss"]),
+        ("PSNR, and that of the input", "epoch", ["val/psnr", "val/input_psnr"]),
+        ("SSIM, and that of the input", "epoch", ["val/ssim", "val/input_ssim"]),
+        ("LPIPS and DISTS", "epoch", "val/(input_)?(lpips|dists)"),
+    ],
+    "Time and memory, per rank": [
+        ("Seconds per step", "train/step", _RANKS.format("step_s")),
+        ("Seconds per step that waited for data", "train/step", _RANKS.format("wait_s")),
+        ("Bytes of memory", "train/step", _RANKS.format("memory")),
+    ],
+}
+PICTURES = "val/images"
+
+
+def main(arguments: list[str]) -> int:
+    """Save the view, or print it; the exit code.
+
+    Raises: UserError without a run, an account or the client's extra, and where the server does not take it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="accel-restore dashboard",
+        description=f"{__doc__} Needs an account (wandb login), unless it is only printed. Without one: wandb leet "
+        "RUN_DIR/wandb shows a run's curves in the terminal.",
+    )
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="a run: its project, and it alone")
+    parser.add_argument("--entity", help="whose project it is (default: that of the account)")
+    parser.add_argument("--project", help="default: the run's tracking.project, or accel-restore")
+    parser.add_argument("--print", action="store_true", help="print the panels, and save nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what would be sent, and save nothing")
+    options = parser.parse_args(arguments)
+    config = _config_of(options.run) if options.run else None
+    name = config.run.name if config else None
+    project = options.project or (config.tracking if config else Tracking()).project
+    if options.print:
+        rows = [(title, panel, x, _words(y)) for title, panels in SECTIONS.items() for panel, x, y in panels]
+        title = f"view '{_name(name)}' of project {project}"
+        Screen(True).table(title, [*rows, ("Pictures", "Validation", "step", PICTURES)])
+    if options.json:
+        check_writable(options.json)
+        view = make_view(options.entity or "", project, name)._to_model()
+        write_report(
+            options.json,
+            {"name": view.display_name, "spec": view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)},
+        )
+    if not (options.print or options.json):
+        if not has_key():
+            raise UserError(
+                "dashboard: W&B has no key here; log in (wandb login, or set WANDB_API_KEY), see the panels with "
+                "--print, or a run's curves in the terminal: wandb leet RUN_DIR/wandb"
+            )
+        _require_client()
+        print(f"saved: {_within(ANSWER_SECONDS, lambda: _save(options.entity, project, name))}", flush=True)
+    return 0
+
+
+def _config_of(run: Path) -> Config:
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: is not the folder of a run, it has no config.yaml")
+    return load_config(str(file), [])
+
+
+def _name(run: str | None) -> str:
+    return f"accel-restore, {run}" if run else "accel-restore"
+
+
+def _words(y: str | list[str]) -> str:
+    return y if isinstance(y, str) else ", ".join(y)
+
+
+def _require_client() -> None:
+    try:
+        import wandb_workspaces.workspaces  # noqa: F401
+    except ImportError as error:
+        message = f"dashboard: needs wandb-workspaces ({error}): pip install 'accel-restore[workspaces]'"
+        raise UserError(message) from error
+
+
+def make_view(entity: str, project: str, run: str | None) -> "Workspace":
+    """The view as the client takes it; of one run, if it is named. Nothing is sent.
+
+    Raises: UserError where the client is not installed.
+    """
+    _require_client()
+    from wandb_workspaces import workspaces
+    from wandb_workspaces.reports.v2 import LinePlot, MediaBrowser
+
+    def panel(title: str, x: str, y: str | list[str]) -> LinePlot:
+        return LinePlot(title=title, x=x, **({"metric_regex": y} if isinstance(y, str) else {"y": y}))
+
+    sections = [
+        workspaces.Section(name=title, panels=[panel(*each) for each in panels], is_open=True)
+        for title, panels in SECTIONS.items()
+    ]
+    pictures = MediaBrowser(title="Validation: input, output, gt", media_keys=[PICTURES], num_columns=1)
+    sections.insert(2, workspaces.Section(name="Pictures", panels=[pictures], is_open=True))
+    runs = workspaces.RunsetSettings(query=run) if run else workspaces.RunsetSettings()
+    return workspaces.Workspace(entity, project, name=_name(run), sections=sections, runset_settings=runs)
+
+
+def _save(entity: str | None, project: str, run: str | None) -> str:
+    """The address of the view, once it is saved."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return make_view(entity or wandb.Api().default_entity, project, run).save().url
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> Any:
+    """What the action returns, which asks W&B's server.
+
+    Raises: UserError where it fails, or takes longer.
+    """
+    result: list[Any] = []
+
+    def work() -> None:
+        try:
+            result.append(action())
+        except Exception as error:
+            result.append(error)
+
+    thread = threading.Thread(target=work, name="accel-restore-view", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not result:
+        raise UserError(f"dashboard: W&B has not answered for {seconds:.0f} seconds; nothing is known to be saved")
+    if isinstance(result[0], UserError):
+        raise result[0]
+    if isinstance(result[0], Exception):
+        said = redacted(" ".join(str(result[0]).split()))
+        raise UserError(f"dashboard: W&B has not taken the view ({said:.300})") from result[0]
+    return result[0]

@@ -1,0 +1,165 @@
+"""What a terminal, a log and a service of continuous integration get to see: the screen in processes of its own."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import forked
+import pyte
+import pytest
+from runs import ROOT, clean_environment, make_photos, small_config
+
+STEPS = 100
+# A training of 100 seconds, one a step. A validation comes in the middle; `end` is what is done then.
+PLAY = """
+import itertools, os, signal, sys
+from accel_restore import console
+clock = itertools.count()
+now = [0.0]
+console.time.monotonic = lambda: now[0]
+screen = console.Screen(True)
+screen.table("plan", [("devices", "1 × cpu"), ("written to", "a folder with a long name " * 4)])
+screen.start(2, 100, 0)
+for step in range(1, 101):
+    now[0] += 1
+    screen.advance(step // 51, step)
+    screen.update(step // 51, step, 0.0123456, 9.88e-4, 123.4)
+    if screen.progress is not None:
+        screen.progress.refresh()
+    if step == 50:
+        screen.scores("epoch 0 · val loss 0.01 ← best", always=True)
+        END
+screen.stop()
+"""
+RICH_ALONE = """
+import os, signal
+from rich.progress import Progress
+progress = Progress()
+progress.add_task("", total=2)
+progress.start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+SERVICES = ("CI", "NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES", "PYTHONIOENCODING", "TTY_COMPATIBLE")
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in clean_environment().items() if name not in SERVICES}
+    return {**kept, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
+
+
+def in_terminal(code: str, code_of_exit: int = 0, **more: str) -> tuple[bytes, pyte.Screen]:
+    """What a process prints on a terminal of 80 columns, and what that shows at the end."""
+    ours, theirs = pty.openpty()
+    screen = pyte.Screen(80, 40)
+    process = subprocess.Popen(
+        ["sh", "-c", 'stty cols 80 rows 40; exec "$0" -c "$1"', sys.executable, code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=_environment(more),
+    )
+    os.close(theirs)
+    output, stream = b"", pyte.ByteStream(screen)
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            data = b""
+        if not data:
+            break
+        output += data
+        stream.feed(data)
+    os.close(ours)
+    assert process.wait() == code_of_exit, output.decode()
+    return output, screen
+
+
+def in_pipe(code: str, **more: str) -> str:
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, env=_environment(more))
+    assert process.returncode == 0, process.stderr.decode()
+    return process.stdout.decode()
+
+
+def _with_end(action: str = "pass") -> str:
+    return PLAY.replace("END", action)
+
+
+def _is_plain(output: str) -> bool:
+    """No control characters, and lines of progress only every half a minute, beside the validation's."""
+    lines = [line.strip() for line in output.splitlines()]
+    steps = [int(re.search(r"step (\d+)/100", line)[1]) for line in lines if "samples/s" in line]
+    return "\x1b" not in output and steps == [30, 60, 90] and lines.count("epoch 0 · val loss 0.01 ← best") == 1
+
+
+def test_a_terminal_of_80_columns_shows_a_bar_in_one_line():
+    output, screen = in_terminal(_with_end())
+    shown = [line.rstrip() for line in screen.display if line.strip()]
+    assert shown[-1].startswith("1/2 epochs ━") and shown[-1].endswith(
+        "loss 0.01235 · lr 0.000988 · 123/s · 0:00:00 left"
+    )
+    assert sum("━" in line for line in shown) == 1 and "100/100" in shown[-1]
+    assert shown[-2] == "epoch 0 · val loss 0.01 ← best"
+    assert "0:00:50 left" in output.decode(), "of the whole run, from the pace so far"
+    assert not screen.cursor.hidden
+
+
+def test_a_killed_process_leaves_the_cursor_visible():
+    _, screen = in_terminal(_with_end(KILL), -signal.SIGKILL)
+    assert "━" in "".join(screen.display) and not screen.cursor.hidden
+    _, screen = in_terminal(RICH_ALONE, -signal.SIGKILL)
+    assert screen.cursor.hidden, "the control: the library alone"
+
+
+def test_colours_can_be_refused():
+    colour = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-7]|38;[25];[\d;]+|9[0-7])m")
+    assert colour.search(in_terminal(_with_end())[0])
+    assert not colour.search(in_terminal(_with_end(), NO_COLOR="1")[0])
+
+
+def test_what_is_no_terminal_gets_plain_lines():
+    assert _is_plain(in_pipe(_with_end()))
+    assert _is_plain(in_pipe(_with_end(), FORCE_COLOR="1", TERM="dumb"))
+    dumb, service = in_terminal(_with_end(), TERM="dumb")[0], in_terminal(_with_end(), CI="true")[0]
+    assert _is_plain(dumb.decode())
+    assert b"\x1b[2K" not in service and service.count(b"samples/s") == 3
+    assert not _is_plain(in_terminal(_with_end())[0].decode()), "the control: a terminal"
+
+
+def test_a_stream_of_few_characters_and_a_reader_that_is_gone_end_nothing():
+    assert "epoch 0 \\xb7 val loss 0.01 \\u2190 best" in in_pipe(_with_end(), PYTHONIOENCODING="ascii")
+    code = _with_end('os.write(2, b"half\\n"); sys.stdin.read()') + "os.write(2, b'done')"
+    process = subprocess.Popen([sys.executable, "-uc", code], stdin=-1, stdout=-1, stderr=-1, env=_environment({}))
+    assert process.stderr.readline() == b"half\n"
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b"done" and process.wait() == 0
+    process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("screen")
+    photos = make_photos(folder / "train", 8), make_photos(folder / "val", 2, seed=1)
+    return small_config(*photos, folder, data={"batch_size": 2}, train={"epochs": 1})
+
+
+def _repeated(config: dict) -> list[str]:
+    """The lines that training has printed more than once, on both streams."""
+    text = forked.printed(config)
+    Path(config["run"]["dir"], f"{config['run']['name']}.log").unlink()
+    return [line for line, count in Counter(filter(str.strip, text.splitlines())).items() if count > 1]
+
+
+def test_only_the_main_process_prints_and_each_line_once(config):
+    assert forked.run(config, "--audit", ranks=2, mode="warn") == [0, 0], forked.printed(config)
+    assert forked.printed(config).count("as a library does") == 2, "the warning, and its line of code"
+    assert _repeated(config) == []
+    forked.run(config, "--overwrite", ranks=2, mode="warn,without=screen")
+    repeated = "\n".join(_repeated(config))
+    assert "finished: best epoch" in repeated and "as a library does" in repeated, "the control"

@@ -1,0 +1,170 @@
+"""W&B end to end with the real client, for 1, 2 and 3 ranks: offline, read back, synced, online; and the saved view."""
+
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import forked
+import pytest
+from runs import ROOT, clean_environment, json_lines, make_photos, run_folder, small_config
+from stub_wandb import stub_server
+
+from accel_restore import cli
+from accel_restore.commands import dashboard
+from accel_restore.dashboard import chosen_mode
+from accel_restore.errors import UserError
+from accel_restore.wandb_rows import PER_RANK, Rows
+
+RANKS = (1, 2, 3)
+KEY = "0123456789abcdef" * 2 + "01234567"
+ONLINE = """
+import sys
+from pathlib import Path
+from accel_restore import dashboard
+from accel_restore.config import Tracking
+folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
+for name in ("SERVER_SECONDS", "INIT_SECONDS", "UPLOAD_SECONDS", "FINISH_SECONDS"):
+    setattr(dashboard, name, 90.0)
+board = dashboard.Dashboard(Tracking(wandb="online"), "online", folder, {}, ranks, None, print)
+board.finish(failed=False)
+assert board.unsynced is None
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[int, dict]:
+    """Ranks → the configuration of a run that was trained on so many, audited and tracked offline."""
+    root = tmp_path_factory.mktemp("ranks")
+    photos = make_photos(root / "train", 7), make_photos(root / "val", 2, seed=1)
+    tracking = {"wandb": "offline", "project": "mine"}
+    configs = {}
+    for ranks in RANKS:
+        config = small_config(*photos, root / str(ranks), data={"batch_size": 2}, tracking=tracking)
+        config["train"], config["validation"] = {"epochs": 1}, {"metrics": ["psnr", "ssim"]}
+        configs[ranks] = config
+        assert forked.run(config, "--audit", ranks=ranks) == [0] * ranks, forked.printed(config)
+    return configs
+
+
+def _client(*command: str, server: str | None = None, home: Path) -> str:
+    """What a command prints that belongs to the environment of these tests."""
+    environment = {**clean_environment(), "HOME": str(home), "NETRC": str(home / "none"), "PYTHONPATH": str(ROOT)}
+    if server is not None:
+        environment |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def _wandb() -> str:
+    return str(Path(sys.executable).parent / "wandb")
+
+
+def _expected(config: dict, ranks: int) -> list[dict]:
+    return [row for row in Rows(run_folder(config), ranks).read(rest=True) if "val/images" not in row]
+
+
+def _numbers(rows: list[dict], like: list[dict]) -> list[dict]:
+    """The rows without pictures, and without what the client adds."""
+    known = {key for row in like for key in row}
+    found = [{key: value for key, value in row.items() if key in known} for row in rows]
+    return [row for row in found if set(row) - {"epoch"}]
+
+
+def test_an_offline_run_holds_every_quantity_of_every_rank_the_plan_and_the_audit(trained, tmp_path):
+    for ranks, config in trained.items():
+        (run,) = (run_folder(config) / "wandb").glob("offline-run-*")
+        records = [
+            json.loads(line)
+            for line in _client(_wandb(), "leet", "inspect", "--json", str(run), home=tmp_path).splitlines()
+        ]
+        rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+        expected = _expected(config, ranks)
+        assert _numbers(rows, expected) == [pytest.approx(row) for row in expected]
+        steps = [row for row in rows if "train/step" in row]
+        lines = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "train"]
+        assert len(steps) == len({line["step"] for line in lines}) > 0
+        for line in lines:
+            for name in PER_RANK:
+                logged = steps[line["step"] - 1].get(f"train/{name}/rank_{line['rank']}")
+                assert logged == (None if line[name] is None else pytest.approx(line[name])), name
+        assert all(f"train/memory/rank_{rank}" in steps[0] for rank in range(ranks))
+        assert sum("val/images.path" in row for row in rows) == 1
+        (begun,) = (record["run"]["config"]["update"] for record in records if record["type"] == "run")
+        assert f"× {ranks} ranks" in begun["plan"]["global batch"]
+        summary = {}
+        for record in records:
+            summary |= record.get("summary", {}).get("update", {})
+        assert summary["audit"]["ok"] and summary["audit"]["table"]["scheduler.step"]["calls"] == 1
+        assert summary["best"]["psnr"] > 5
+
+
+def test_the_end_of_a_run_names_the_two_commands_once(trained):
+    for config in trained.values():
+        last = forked.printed(config).splitlines()[-2:]
+        folder = run_folder(config) / "wandb"
+        assert last[0].endswith(f"wandb leet {folder}") and re.search(rf"wandb sync {folder}/offline-run-\S+$", last[1])
+        assert forked.printed(config).count("wandb leet") == forked.printed(config).count("wandb sync") == 1
+
+
+def test_a_server_gets_the_same_rows_by_sync_and_online(trained, tmp_path):
+    def send(ranks: int, online: bool) -> list[dict]:
+        config, home = trained[ranks], tmp_path / f"{ranks}-{online}"
+        with stub_server(home) as server:
+            (run,) = (run_folder(config) / "wandb").glob("offline-run-*")
+            if online:
+                copy = home / "run"
+                copy.mkdir()
+                (copy / "metrics.jsonl").write_bytes((run_folder(config) / "metrics.jsonl").read_bytes())
+                _client(sys.executable, "-c", ONLINE, str(copy), str(ranks), server=server.url, home=home)
+            else:
+                _client(_wandb(), "sync", str(run), server=server.url, home=home)
+            return server.rows()
+
+    jobs = [(ranks, online) for ranks in RANKS for online in (False, True)]
+    with ThreadPoolExecutor(3) as pool:
+        received = dict(zip(jobs, pool.map(lambda job: send(*job), jobs), strict=True))
+    for (ranks, online), rows in received.items():
+        expected = _expected(trained[ranks], ranks)
+        assert _numbers(rows, expected) == [pytest.approx(row) for row in expected], (ranks, online)
+
+
+def test_the_view_has_a_panel_for_every_quantity_that_a_run_logs(trained, tmp_path):
+    """Whatever is added to the rows must be added to the view."""
+    view = tmp_path / "view.json"
+    assert cli.main(["dashboard", str(run_folder(trained[3])), "--json", str(view)]) == 0
+    saved = json.loads(view.read_bytes())
+    assert saved["name"] == "accel-restore, small"
+    assert '"metricRegex": "train/lr/rank_[0-9]+"' in json.dumps(saved) and '"val/images"' in json.dumps(saved)
+    panels = [y for panels in dashboard.SECTIONS.values() for _, _, y in panels]
+    patterns = [y if isinstance(y, str) else "|".join(map(re.escape, y)) for y in panels]
+    for ranks, config in trained.items():
+        for key in {key for row in _expected(config, ranks) for key in row} - {"epoch", "train/step"}:
+            mean = key in ("train/lr", "train/grad_norm")  # the same as of every rank
+            assert mean or sum(bool(re.fullmatch(pattern, key)) for pattern in patterns) == 1, key
+
+
+def test_the_view_is_saved_to_a_server_that_is_there(trained, tmp_path, capsys):
+    command = (sys.executable, "-m", "accel_restore.cli", "dashboard", str(run_folder(trained[2])), "--entity", "us")
+    with stub_server(tmp_path / "server") as server:
+        assert f"saved: {server.url}/us/mine?nw=" in _client(*command, server=server.url, home=tmp_path)
+        (spec,) = server.views()
+    (sections,) = (spec["section"]["panelBankConfig"]["sections"],)
+    assert [section["name"] for section in sections][:3] == ["Training, per rank", "Validation", "Pictures"]
+
+
+def test_without_an_account_or_a_server_it_says_so_soon(tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert chosen_mode() == "offline", "what `tracking.wandb: auto` means then"
+    assert cli.main(["dashboard"]) == 2 and "wandb login" in capsys.readouterr().err
+    assert cli.main(["dashboard", str(tmp_path)]) == 2 and "config.yaml" in capsys.readouterr().err
+    assert cli.main(["dashboard", "--print"]) == 0 and "train/grad_norm/rank_[0-9]+" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not answered for 0 seconds"):
+        dashboard._within(0.05, lambda: __import__("time").sleep(5))
+    with pytest.raises(UserError, match="not taken the view"):
+        dashboard._within(60, lambda: {}["refused"])

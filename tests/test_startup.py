@@ -1,0 +1,62 @@
+"""What is not imported before it is needed: by `accel-restore config`, and by training before step 1."""
+
+import subprocess
+import sys
+
+import forked
+import yaml
+from runs import ROOT, clean_environment, make_photos, small_config
+
+LIGHT = """
+import sys
+from accel_restore import cli
+code = cli.main(sys.argv[1:])
+print("MODULES", *sys.modules)
+sys.exit(code)
+"""
+TRAINING = """
+import sys
+from accel_restore import engine, train
+begin = engine.train_epoch
+class Look(engine.Hook):
+    def after_step(self, state):
+        if state.step == 1:
+            print("MODULES", *sys.modules)
+engine.train_epoch = lambda state, steps, loss, accelerator, hooks, norm: begin(
+    state, steps, loss, accelerator, [Look(), *hooks], norm
+)
+code = train.main(sys.argv[1:])
+print("MODULES", *sys.modules)
+sys.exit(code)
+"""
+NEEDED_LATER = {"torch.distributed.checkpoint", "matplotlib"}  # by the first commit and the first curves
+NOT_NEEDED = {"datasets", "pandas", "wandb", "skimage", "scipy", "torchvision", "imagecodecs", "tifffile"}
+
+
+def _modules(code: str, *arguments: str) -> list[set[str]]:
+    """The names of what a process had imported, at each of its marks."""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 0, process.stderr
+    return [set(line.split()[1:]) for line in process.stdout.splitlines() if line.startswith("MODULES")]
+
+
+def test_the_configuration_is_printed_without_heavy_libraries():
+    (modules,) = _modules(LIGHT, "config")
+    heavy = {"torch", "numpy", "PIL", "accelerate", "rich", "matplotlib", *NOT_NEEDED}
+    assert "pydantic" in modules and not modules & heavy
+
+
+def test_training_on_decoded_images_imports_nothing_before_step_1_that_it_does_not_need(tmp_path):
+    photos = make_photos(tmp_path / "train", 4), make_photos(tmp_path / "val", 1, seed=1)
+    config = small_config(*photos, tmp_path, train={"epochs": 1})
+    assert forked.run(config) == [0], forked.printed(config)  # decodes the images
+    file = tmp_path / "again.yaml"
+    file.write_text(yaml.safe_dump(config))
+    first, last = _modules(TRAINING, "--config", str(file), "--cpu", "--overwrite")
+    assert {"torch", "pyarrow"} <= first and not first & (NOT_NEEDED | NEEDED_LATER)
+    assert last >= NEEDED_LATER
