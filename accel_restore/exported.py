@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from accel_restore.errors import UserError
@@ -32,7 +32,7 @@ def trace(restorer: Restorer, size: tuple[int, int] | None, half: bool) -> Expor
     """
     model = copy.deepcopy(restorer.model).half() if half else restorer.model
     images = torch.rand(2 if size is None else 1, restorer.channels, *(size or _EXAMPLE)).to(_dtype(half))
-    shapes = ({axis: Dim.DYNAMIC for axis in AXES},) if size is None else None
+    shapes = (dict.fromkeys(AXES, Dim.DYNAMIC),) if size is None else None
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(model, (images,), dynamic_shapes=shapes)

@@ -1,4 +1,4 @@
-"""`accel-restore export`: weights as a file for other programs (ONNX, or .pt2), compared with the model they are from."""
+"""`accel-restore export`: weights as a file for other programs, ONNX or .pt2, compared with the model itself."""
 
 import argparse
 import importlib.util
