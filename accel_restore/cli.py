@@ -16,6 +16,8 @@ COMMANDS = {  # name: (what it does, the function that does it)
         "prove on a short run of your configuration that resuming is exact",
         "accel_restore.commands.verify_resume:main",
     ),
+    "export": ("write weights as ONNX or .pt2, for other programs", "accel_restore.commands.export:main"),
+    "push": ("put a run's weights on the Hugging Face Hub", "accel_restore.commands.push:main"),
     "bench": ("measure where the time goes on this machine", "accel_restore.commands.bench:main"),
     "report": ("make the report.html of a run anew", "accel_restore.commands.run_report:main"),
     "dashboard": (

@@ -29,11 +29,28 @@ def is_counts(value: object) -> bool:
 def pad_to_multiple(x: Tensor, multiple: int, zeros: bool = False) -> Tensor:
     """`x` (B, C, H, W) padded below and to the right to multiples: by reflection where it is large enough, or zeros."""
     height, width = x.shape[-2:]
+    if torch.compiler.is_exporting():
+        padded = [(side + multiple - 1) // multiple * multiple for side in (height, width)]
+        return F.pad(x, (0, padded[1] - width, 0, padded[0] - height)) if zeros else _mirrored(x, *padded)
     bottom, right = -height % multiple, -width % multiple
     if not bottom and not right:
         return x
     mode = "constant" if zeros else "reflect" if bottom < height and right < width else "replicate"
     return F.pad(x, (0, right, 0, bottom), mode=mode)
+
+
+def _mirrored(x: Tensor, padded_height: int, padded_width: int) -> Tensor:
+    """What `pad_to_multiple` gives, without a branch: sizes are symbols while a model is exported."""
+    places = [
+        (torch.arange(padded, device=x.device), side - 1)
+        for padded, side in ((padded_height, x.shape[-2]), (padded_width, x.shape[-1]))
+    ]
+    mirrored = [last - (place - last).abs() for place, last in places]  # below 0 where the image is too small
+    fits = (mirrored[0].min() >= 0) & (mirrored[1].min() >= 0)
+    rows, columns = (
+        torch.where(fits, mirror, place.clamp(max=last)) for mirror, (place, last) in zip(mirrored, places, strict=True)
+    )
+    return x.index_select(-2, rows).index_select(-1, columns)
 
 
 def upscale(images: Tensor, scale: int) -> Tensor:

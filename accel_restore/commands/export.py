@@ -1,0 +1,113 @@
+"""`accel-restore export`: weights as a file for other programs, ONNX or .pt2, compared with the model itself."""
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from accel_restore import exported
+from accel_restore.commands.report import check_writable
+from accel_restore.console import Screen
+from accel_restore.errors import UserError
+from accel_restore.files import REMOVING, sync_folder, to_json
+from accel_restore.restorer import Restorer, load
+
+SHAPES = [
+    (1, 64, 64),
+    (1, 37, 50),
+    (2, 33, 71),
+]  # (B, H, W) that are compared: sizes without and with padding, odd ones
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of images in [0, 1]
+_LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def main(arguments: list[str]) -> int:
+    """Export weights; the exit code: 1 where the file would not restore as the weights do, and is not written.
+
+    Raises: UserError for weights or options that cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore export", description=__doc__)
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="best.safetensors of a run")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="model.onnx or model.pt2")
+    parser.add_argument("--opset", type=int, metavar="N", help=f"of ONNX, {exported.LOWEST_OPSET} or higher")
+    parser.add_argument("--half", action="store_true", help="float16: half the size; input and output are float16 too")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="for one image of this size only, if need be")
+    parser.add_argument("--check-size", type=_size, action="append", metavar="HxW", help="sizes to compare (repeat it)")
+    options = parser.parse_args(arguments)
+    is_onnx = _check_output(options.output, options.opset)
+    restorer = load(options.weights)
+    shapes = [(1, *size) for size in ([options.size] if options.size else options.check_size or [])] or SHAPES
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{REMOVING}export-", dir=options.output.parent) as folder:
+            return _export(restorer, options, is_onnx, shapes, Path(folder) / options.output.name)
+    except UserError as error:
+        raise UserError(f"{options.weights}: {error}") from error.__cause__
+    except OSError as error:
+        raise UserError(f"{options.output}: cannot be written ({error.strerror or error})") from error
+
+
+def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shapes: list, staged: Path) -> int:
+    screen, begin = Screen(True), time.monotonic()
+    stored = {key: value for key, value in restorer.metadata.items() if key != "format"}  # which is of safetensors
+    metadata = {key: value if isinstance(value, str) else to_json(value) for key, value in stored.items()}
+    program = exported.trace(restorer, options.size, options.half)
+    kind = "torch.export"
+    if is_onnx:
+        opset = exported.write_onnx(program, staged, metadata, options.opset, options.size is None)
+        if options.opset not in (None, opset):
+            raise UserError(f"cannot be written with --opset {options.opset}; with {opset} it can")
+        kind = f"ONNX, opset {opset}"
+    else:
+        exported.write_pt2(program, staged, metadata)
+    seconds = time.monotonic() - begin
+    limit, problem = (HALF_TOLERANCE if options.half else TOLERANCE), None
+    try:
+        run = exported.open_onnx(staged) if is_onnx else exported.open_pt2(staged)
+        for shape in shapes:
+            found = exported.difference(run, restorer, shape, options.half)
+            screen.say(f"{' x '.join(map(str, shape))} (images, height, width): differs by at most {found:.1e}")
+            if not found <= limit:
+                problem = f"differs from the weights by {found:.1e}, more than {limit:g}, at {shape[1]}x{shape[2]}"
+    except Exception as error:  # any of the runtime's
+        problem = f"cannot be run ({exported.first_line(error)})"
+    if problem:
+        print(f"accel-restore: {options.output}: {problem}; it is not kept", file=sys.stderr)
+        return 1
+    size = sum(file.stat().st_size for file in staged.parent.iterdir())
+    for file in sorted(staged.parent.iterdir(), key=lambda file: file == staged):  # the weights beside it first
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+        file.replace(options.output.with_name(file.name))
+    sync_folder(options.output.parent)
+    screen.say(f"{options.output}: {kind}, {size / 1e6:.1f} MB, in {seconds:.0f} s")
+    return 0
+
+
+def _check_output(output: Path, opset: int | None) -> bool:
+    """Whether it is to be ONNX. Raises: UserError, before anything is loaded, for what cannot be."""
+    if output.suffix not in (".onnx", ".pt2"):
+        raise UserError(f"{output}: is neither ONNX nor torch.export's; name it .onnx or .pt2")
+    check_writable(output)
+    if output.suffix == ".pt2":
+        if opset is not None:
+            raise UserError("--opset: is for .onnx files; leave it out")
+        return False
+    if missing := [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"ONNX needs {', '.join(missing)}; pip install 'accel-restore[onnx]'")
+    import onnx
+
+    highest = onnx.defs.onnx_opset_version()
+    if opset is not None and not exported.LOWEST_OPSET <= opset <= highest:
+        raise UserError(f"--opset: must be from {exported.LOWEST_OPSET} to {highest}, not {opset}")
+    return True
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write HEIGHTxWIDTH, such as 256x256")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,156 @@
+"""`accel-restore push`: a run's best weights on the Hugging Face Hub, with a model card, pictures and configuration."""
+
+import argparse
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from accel_restore.console import Screen
+from accel_restore.errors import UserError
+from accel_restore.files import REMOVING, discard, sync_folder, write_durably
+from accel_restore.model_card import CONFIG, SAMPLES, WEIGHTS, card, portable_config
+from accel_restore.parsing import read_mapping
+from accel_restore.redaction import redacted
+from accel_restore.restorer import load
+from accel_restore.yaml_text import Dumper
+
+README = "README.md"
+_OURS = {README, WEIGHTS, CONFIG, SAMPLES}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the folder and, but for `--dry-run`, upload it; the exit code.
+
+    Raises: UserError for weights, names or folders that cannot be used, without a token, and where the Hub refuses.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore push", description=__doc__)
+    parser.add_argument("repo", metavar="REPO", help="owner/name on the Hub; made if it does not exist")
+    parser.add_argument("source", type=Path, metavar="WEIGHTS|RUN_DIR", help="a run's folder, or a best.safetensors")
+    parser.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
+    parser.add_argument("--license", metavar="NAME", help="as the Hub names it, such as apache-2.0 or cc-by-4.0")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="what is uploaded (default: RUN_DIR/hub)")
+    options = parser.parse_args(arguments)
+    _check_names(options.repo, options.license)
+    weights = options.source / WEIGHTS if options.source.is_dir() else options.source
+    folder = options.output or weights.parent / "hub"
+    _check_folder(folder)
+    token = None if options.dry_run else _token()
+    screen = Screen(True)
+    write_folder(folder, options.repo, weights, options.license)
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    screen.say(f"{folder}: {names}")
+    if options.license is None:
+        screen.say("the card names no license; --license apache-2.0 would")
+    if token is None:
+        screen.say("nothing was uploaded (--dry-run)")
+    else:
+        screen.say(upload(folder, options.repo, options.private, token))
+    return 0
+
+
+def write_folder(folder: Path, repo: str, weights: Path, license: str | None) -> None:
+    """Write what is to be uploaded, whole or not at all; what a former call has written there is replaced.
+
+    Raises: UserError for damaged weights, and for what holds a secret.
+    """
+    metadata, run = load(weights).metadata, weights.parent
+    if redacted(metadata) != metadata:
+        raise UserError(f"{weights}: its metadata hold a secret; nothing of it is uploaded")
+    config = _config(run / CONFIG)
+    picture, shows = _samples(run, int(metadata.get("epoch", -1))) or (None, None)
+    text = str(card(repo, metadata, config, license, shows))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f"{REMOVING}hub-", dir=folder.parent))
+        try:
+            staged.chmod(0o755)
+            shutil.copyfile(weights, staged / WEIGHTS)
+            if picture is not None:
+                shutil.copyfile(picture, staged / SAMPLES)
+            if config is not None:
+                told = yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+                write_durably(staged / CONFIG, told.encode())
+            write_durably(staged / README, redacted(text).encode())
+            if folder.exists():
+                discard(folder)
+            staged.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _config(file: Path) -> dict[str, Any] | None:
+    """The portable configuration of the run that the weights lie in, None where they lie elsewhere."""
+    tree = read_mapping(file) if file.is_file() else {}
+    is_of_run = isinstance(tree.get("data"), dict) and isinstance(tree["data"].get("train"), dict)
+    return portable_config(tree) if is_of_run else None
+
+
+def upload(folder: Path, repo: str, private: bool, token: str) -> str:
+    """Upload the folder in one commit; what to tell the user. Raises: UserError where the Hub cannot be used."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(token=token)
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=sorted(_OURS), commit_message="Weights of accel_restore"
+        )
+    except Exception as error:  # of the library, of the one below it that talks HTTP, or of the network
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"{repo}: cannot be uploaded ({redacted(said.replace(token, '***')):.300}); the folder {folder} is "
+            "complete: try again, or see whether the token may write there"
+        ) from None
+    return f"uploaded: {url}"
+
+
+def _check_names(repo: str, license: str | None) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo}: is no name of a repository ({str(error).splitlines()[0]})") from None
+    if repo.count("/") != 1:
+        raise UserError(f"{repo}: is no name of a repository; write owner/name, such as {'me/' + repo}")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise UserError(f"--license: '{license}' is none that the Hub knows; write it as apache-2.0, mit or cc-by-4.0")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `UserError` for a folder that holds anything that is not to be uploaded, or replaced."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder}: is no folder; name another with -o")
+    other = sorted({path.name for path in folder.iterdir()} - _OURS) if folder.exists() else []
+    if other:
+        raise UserError(f"{folder}: holds something else ({other[0]}); name a new folder with -o")
+
+
+def _token() -> str:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise UserError(
+            "no token of the Hugging Face Hub; log in with `hf auth login`, or set HF_TOKEN (--dry-run needs none)"
+        )
+    return token
+
+
+def _samples(run: Path, epoch: int) -> tuple[Path, str] | None:
+    """The picture of validation images nearest to the epoch of the best weights, and what it shows."""
+    found = {int(path.stem[6:]): path for path in (run / "samples").glob("epoch-[0-9]*.png") if path.stem[6:].isdigit()}
+    if not found:
+        return None
+    nearest = min(found, key=lambda number: (abs(number - epoch), number))
+    when = "with these weights" if nearest == epoch else f"in epoch {nearest} of the run"
+    return found[nearest], f"Validation images {when}: input, output, and the clean image (gt)."
