@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional
 
 from accel_restore.quality import Protocol, psnr
 from accel_restore.records import read_lines
@@ -38,6 +39,15 @@ def _tile(image: Tensor) -> np.ndarray:
     cut = image[0, :, top : top + _LARGEST, left : left + _LARGEST].clamp(0, 1)
     pixels = (cut.float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndarray]:
+    """The images (1, C, H, W) as tiles of the place where output and gt differ most, in the squares."""
+    height, width = (min(_LARGEST, side) for side in gt.shape[-2:])
+    errors = (output.clamp(0, 1) - gt).square().sum(1, keepdim=True)
+    means = functional.avg_pool2d(errors, (height, width), stride=1)
+    top, left = divmod(int(means.argmax()), means.shape[-1])
+    return [_tile(image[..., top : top + height, left : left + width]) for image in images]
 
 
 def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
