@@ -13,10 +13,7 @@ COMMANDS = {  # name: (what it does, the function that does it)
     "config": ("print the resolved configuration, or its JSON schema", "accel_restore.commands.config:main"),
     "check": ("examine the data before spending GPU hours", "accel_restore.commands.check:main"),
     "restore": ("apply weights to a file, a folder or a pattern", "accel_restore.commands.restore:main"),
-    "evaluate": (
-        "score weights on pairs, or on clean images that are degraded",
-        "accel_restore.commands.evaluate:main",
-    ),
+    "evaluate": ("score weights on pairs, or on clean images made worse", "accel_restore.commands.evaluate:main"),
     "verify-resume": (
         "prove on a short run of your configuration that resuming is exact",
         "accel_restore.commands.verify_resume:main",

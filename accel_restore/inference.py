@@ -32,12 +32,8 @@ def tiled(
         return model(images)
     rows, columns = cuts(height, tile, overlap), cuts(width, tile, overlap)
     total = images.new_zeros(*images.shape[:2], height * scale, width * scale)
-    parts = list(
-        product(
-            zip(rows, fades(rows, scale, total), strict=True), zip(columns, fades(columns, scale, total), strict=True)
-        )
-    )
-    for group in _batches(parts, batch):
+    sides = (zip(parts, fades(parts, scale, total), strict=True) for parts in (rows, columns))
+    for group in _batches(list(product(*sides)), batch):
         tiles = [images[..., top:bottom, left:right] for ((top, bottom), _), ((left, right), _) in group]
         outputs = model(torch.cat(tiles) if len(tiles) > 1 else tiles[0]).split(len(images))
         for (((top, bottom), down), ((left, right), across)), output in zip(group, outputs, strict=True):
@@ -47,9 +43,9 @@ def tiled(
 
 
 def _batches(parts: list, batch: int) -> Iterator[list]:
-    """The parts in order, up to `batch` together that follow each other and are of one size; at the ends some differ."""
-    for _, those in groupby(parts, lambda part: [end - start for (start, end), _ in part]):
-        same = list(those)
+    """The parts in order, up to `batch` together that follow each other and are of one size (the last differ)."""
+    for _, group in groupby(parts, lambda part: [end - start for (start, end), weights in part]):
+        same = list(group)
         yield from (same[first : first + batch] for first in range(0, len(same), batch))
 
 

@@ -44,9 +44,11 @@ def _tile(image: Tensor) -> np.ndarray:
 def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndarray]:
     """The images (1, C, H, W) as tiles of the place where output and gt differ most, in the squares."""
     height, width = (min(_LARGEST, side) for side in gt.shape[-2:])
-    errors = (output.clamp(0, 1) - gt).square().sum(1, keepdim=True)
-    means = functional.avg_pool2d(errors, (height, width), stride=1)
-    top, left = divmod(int(means.argmax()), means.shape[-1])
+    errors = (output.clamp(0, 1) - gt).double().square().sum((0, 1)).cpu().cumsum(0).cumsum(1)
+    sums = functional.pad(errors, (1, 0, 1, 0))  # of all above and to the left
+    sums = sums[height:] - sums[:-height]
+    sums = sums[:, width:] - sums[:, :-width]  # of each window
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
     return [_tile(image[..., top : top + height, left : left + width]) for image in images]
 
 

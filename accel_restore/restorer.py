@@ -61,8 +61,8 @@ class Restorer:
         short. `self_ensemble`: the mean over 8 flips and rotations. `precision` of the network: "no", "bf16", "fp16".
 
         Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
-        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation, and 16-bit gray ones ("I;16"), which
-        come back so (colours made of them as luma). Floats are clamped to [0, 1].
+        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation, and 16-bit gray ones ("I;16"), kept
+        as such (if the weights are for colours, as the luma of what they give). Floats are clamped to [0, 1].
 
         Raises: TypeError for other kinds, ValueError for a wrong number of channels or options.
         """

@@ -247,20 +247,16 @@ def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None
     from accel_restore.quality import METRICS
 
     metric = scorer.protocol.metrics[0]
-    order = sorted(
-        range(len(rows)), key=lambda index: rows[index][metric], reverse=not METRICS[metric].higher_is_better
-    )
+    lowest_first = METRICS[metric].higher_is_better
+    order = sorted(range(len(rows)), key=lambda index: rows[index][metric], reverse=not lowest_first)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for place, index in enumerate(order[:count], 1):
             image, row = scorer.images[index], rows[index]
             outputs = scorer.outputs(image)
             shown = [upscale(image["input"], scorer.images.scale), *outputs, image["gt"]]
-            after = [name for name in (metric, f"{metric}_2") if name in row]
-            captions = [
-                f"input {metric} {row[f'input_{metric}']:.4g}",
-                *(f"output {name} {row[name]:.4g}" for name in after),
-            ]
+            scored = [("input", f"input_{metric}"), ("output", metric), ("output 2", f"{metric}_2")]
+            captions = [f"{what} {metric} {row[key]:.4g}" for what, key in scored if key in row]
             tiles = worst_part(shown, outputs[0], image["gt"])
             name = scorer.images.names[index].replace("/", "_")
             draw_samples(folder / f"{place:02d}_{name}.png", [list(zip([*captions, "gt"], tiles, strict=True))])
