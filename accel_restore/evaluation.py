@@ -36,9 +36,10 @@ class Decoded:
     def __getitem__(self, index: int) -> np.ndarray:
         source = self.sources[index]
         try:
-            return read_image(source, self.channels, read_header(source).bits)
+            pixels = read_image(source, self.channels, read_header(source).bits)
         except Unusable as error:
             raise Unusable(f"{source}: {error}") from None
+        return np.require(pixels, requirements=["C", "W"])  # what torch can take without a copy
 
 
 def whole_images(

@@ -42,7 +42,8 @@ class Restorer:
         self.model, self.metadata, self.device = model, metadata, device
         self.channels: int = metadata["data"]["channels"]
         self.scale: int = metadata["data"].get("scale", 1)
-        self._apply = Applier(model, self.channels, self.scale, device)
+        ours = metadata["model"]["name"] in MODELS  # others may not bear another layout
+        self._apply = Applier(model, self.channels, self.scale, device, channels_last=ours)
 
     def __call__(
         self,
