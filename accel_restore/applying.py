@@ -85,7 +85,12 @@ class Applier:
         if settings.tile != "auto":
             return settings.tile
         batch, _, height, width = images.shape
-        each = self.bytes_per_pixel(settings.precision)
+        if batch * height * width <= _PROBES[1] ** 2:
+            return None
+        try:
+            each = self.bytes_per_pixel(settings.precision)
+        except Exception:  # a network of the user's that takes no image of that size: it is tried with this one
+            return None
         pixels = _SHARE * self._free_bytes(images, settings) / each
         if batch * height * width <= pixels:
             return None

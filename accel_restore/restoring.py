@@ -59,7 +59,7 @@ def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | No
             raise UserError(f"{output}: names one file, but INPUT may be several; name a folder")
         jobs = [Job(found[0][0] / found[0][1], output)]
     else:
-        if output.exists() and not output.is_dir():
+        if not output.is_dir() and (output.exists() or output.suffix.lower() in EXTENSIONS):
             raise UserError(f"{output}: is no folder, and no name of a file that can be written ({' '.join(SUFFIXES)})")
         jobs = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found]
     jobs = list({job.source: job for job in jobs}.values())

@@ -130,7 +130,7 @@ def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], p
     rows = [rows[index] for index in range(len(pairs))]
     mean = {name: fmean(row[name] for row in rows) for name in rows[0]}
     names = [pair.name for pair in pairs]
-    protocol = _described(scorer.protocol, steps, options.seed, options.precision)
+    protocol = _described(scorer.protocol, steps, options.seed, scorer.precision)
     _show(screen, scorer.protocol, names, rows, mean, options.weights, protocol)
     if options.json is not None:
         images = [

@@ -75,12 +75,15 @@ def main(arguments: list[str]) -> int:
 def _restore(options: argparse.Namespace, processes: Processes) -> int:
     from accel_restore.applying import Settings
     from accel_restore.data.images import MAX_PIXELS
+    from accel_restore.distributed import keep_freed_memory
     from accel_restore.restorer import load
     from accel_restore.restoring import find_jobs, left_to_do, mark_of, remove_unfinished, restore_files
 
     def prepare() -> tuple:
         settings = _settings(options, Settings, choose_precision(options.precision, processes.device))
         jobs = find_jobs(options.input, options.output, options.recursive, _SUFFIXES.get(options.format))
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         restorer = load(options.weights, processes.device)
         marks = {job: mark_of(job, restorer, settings, options.compare, options.quality) for job in jobs}
         left = left_to_do(jobs, marks, options.overwrite)
