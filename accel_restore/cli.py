@@ -12,6 +12,8 @@ COMMANDS = {  # name: (what it does, the function that does it)
     "train": ("train a model (also: accelerate launch accel_restore/train.py)", "accel_restore.train:main"),
     "config": ("print the resolved configuration, or its JSON schema", "accel_restore.commands.config:main"),
     "check": ("examine the data before spending GPU hours", "accel_restore.commands.check:main"),
+    "restore": ("apply weights to a file, a folder or a pattern", "accel_restore.commands.restore:main"),
+    "evaluate": ("score weights on pairs, or on clean images made worse", "accel_restore.commands.evaluate:main"),
     "verify-resume": (
         "prove on a short run of your configuration that resuming is exact",
         "accel_restore.commands.verify_resume:main",
@@ -43,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return resolve(COMMANDS[command][1], {}, command)(arguments[1:])
     except UserError as error:
-        print(f"accel-restore: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # what stops one of several processes stops all, and one tells it
+            print(f"accel-restore: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("accel-restore: interrupted", file=sys.stderr)

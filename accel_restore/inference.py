@@ -3,7 +3,8 @@
 Plain functions of a network and images (B, C, H, W); validation and restoring share them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby, product
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 GRID = 16  # pixels: tiles start at multiples, so that networks that halve the size four times see it as in the whole
 
 
-def tiled(model: Callable[[Tensor], Tensor], images: Tensor, tile: int, overlap: int, scale: int = 1) -> Tensor:
-    """The output of `model` for images of any size, of which it sees at most `tile` x `tile` pixels at once.
+def tiled(
+    model: Callable[[Tensor], Tensor], images: Tensor, tile: int, overlap: int, scale: int = 1, batch: int = 1
+) -> Tensor:
+    """The output of `model` for images of any size, of which it sees at most `batch` tiles of `tile` x `tile` pixels.
 
     Neighbouring tiles share at least `overlap` pixels. In the middle quarter of what they share, the output goes over
     from one to the other; so nothing comes from nearer than 3/8 of the overlap to a cut. The output is that for the
@@ -29,13 +32,21 @@ def tiled(model: Callable[[Tensor], Tensor], images: Tensor, tile: int, overlap:
         return model(images)
     rows, columns = cuts(height, tile, overlap), cuts(width, tile, overlap)
     total = images.new_zeros(*images.shape[:2], height * scale, width * scale)
-    across_weights = fades(columns, scale, total)
-    for (top, bottom), down in zip(rows, fades(rows, scale, total), strict=True):
-        for (left, right), across in zip(columns, across_weights, strict=True):
-            output = model(images[..., top:bottom, left:right])
+    sides = (zip(parts, fades(parts, scale, total), strict=True) for parts in (rows, columns))
+    for group in _batches(list(product(*sides)), batch):
+        tiles = [images[..., top:bottom, left:right] for ((top, bottom), _), ((left, right), _) in group]
+        outputs = model(torch.cat(tiles) if len(tiles) > 1 else tiles[0]).split(len(images))
+        for (((top, bottom), down), ((left, right), across)), output in zip(group, outputs, strict=True):
             part = total[..., top * scale : bottom * scale, left * scale : right * scale]
             part += output * (down[:, None] * across)
     return total
+
+
+def _batches(parts: list, batch: int) -> Iterator[list]:
+    """The parts in order, up to `batch` together that follow each other and are of one size (the last differ)."""
+    for _, group in groupby(parts, lambda part: [end - start for (start, end), weights in part]):
+        same = list(group)
+        yield from (same[first : first + batch] for first in range(0, len(same), batch))
 
 
 def cuts(side: int, tile: int, overlap: int) -> list[tuple[int, int]]:

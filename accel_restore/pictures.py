@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional
 
 from accel_restore.quality import Protocol, psnr
 from accel_restore.records import read_lines
@@ -40,6 +41,17 @@ def _tile(image: Tensor) -> np.ndarray:
     cut = image[0, :, top : top + _LARGEST, left : left + _LARGEST].clamp(0, 1)
     pixels = (cut.float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndarray]:
+    """The images (1, C, H, W) as tiles of the place where output and gt differ most, in the squares."""
+    height, width = (min(_LARGEST, side) for side in gt.shape[-2:])
+    errors = (output.clamp(0, 1) - gt).double().square().sum((0, 1)).cpu().cumsum(0).cumsum(1)
+    sums = functional.pad(errors, (1, 0, 1, 0))  # of all above and to the left
+    sums = sums[height:] - sums[:-height]
+    sums = sums[:, width:] - sums[:, :-width]  # of each window
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    return [_tile(image[..., top : top + height, left : left + width]) for image in images]
 
 
 def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:

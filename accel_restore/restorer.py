@@ -24,6 +24,8 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from accel_restore.applying import Advance, Applier, Settings
+from accel_restore.data.images import luma
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
 from accel_restore.models.recognised import RECOGNISED, recognise
@@ -40,30 +42,56 @@ class Restorer:
         self.model, self.metadata, self.device = model, metadata, device
         self.channels: int = metadata["data"]["channels"]
         self.scale: int = metadata["data"].get("scale", 1)
+        ours = metadata["model"]["name"] in MODELS  # others may not bear another layout
+        self._apply = Applier(model, self.channels, self.scale, device, channels_last=ours)
 
-    def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Image.Image | np.ndarray | Tensor:
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        *,
+        tile: int | str | None = "auto",
+        tile_overlap: int = 64,
+        self_ensemble: bool = False,
+        precision: str = "no",
+        batch: int = 1,
+    ) -> Image.Image | np.ndarray | Tensor:
         """The restored image, of the kind and type that was given, `scale` times as high and wide.
 
-        Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
-        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation. Floats are clamped to [0, 1].
+        `tile`: pixels of input that the network sees at once, in tiles that share `tile_overlap` with their neighbours
+        and go over into each other, `batch` of them together; None: the whole image; "auto": tiles where memory is
+        short. `self_ensemble`: the mean over 8 flips and rotations. `precision` of the network: "no", "bf16", "fp16".
 
-        Raises: TypeError for other kinds, ValueError for a wrong number of channels.
+        Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
+        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation, and 16-bit gray ones ("I;16"), kept
+        as such (if the weights are for colours, as the luma of what they give). Floats are clamped to [0, 1].
+
+        Raises: TypeError for other kinds, ValueError for a wrong number of channels or options.
         """
+        settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
         if isinstance(image, Tensor):
             if not image.is_floating_point():
                 raise TypeError(f"a tensor must be of floats in [0, 1], not {image.dtype}")
-            restored = self._restore(image if image.ndim == 4 else image[None]).to(image)
+            restored = self.restore(image if image.ndim == 4 else image[None], settings).to(image)
             return restored if image.ndim == 4 else restored[0]
         if isinstance(image, np.ndarray):
-            return self._restore_array(image)
+            return self._restore_array(image, settings)
         if isinstance(image, Image.Image):
-            if image.mode.startswith(("I", "F")):
-                raise TypeError(f"PIL images of mode {image.mode} cannot be restored yet; give 8-bit ones or an array")
-            upright = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
-            return Image.fromarray(self._restore_array(np.asarray(upright)))
+            return self._restore_picture(image, settings)
         raise TypeError(f"cannot restore a {type(image).__name__}; give a PIL image, a numpy array or a tensor")
 
-    def _restore_array(self, array: np.ndarray) -> np.ndarray:
+    def _restore_picture(self, image: Image.Image, settings: Settings) -> Image.Image:
+        deep = image.mode.startswith("I;16")
+        if image.mode.startswith(("I", "F")) and not deep:
+            raise TypeError(f"PIL images of mode {image.mode} cannot be restored; give 8-bit or I;16 ones, or an array")
+        upright = ImageOps.exif_transpose(image)
+        if not deep:
+            upright = upright.convert("L" if self.channels == 1 else "RGB")
+            return Image.fromarray(self._restore_array(np.asarray(upright), settings))
+        pixels = np.asarray(upright).astype(np.uint16)[..., None]  # of either byte order
+        restored = self._restore_array(np.repeat(pixels, self.channels, axis=2), settings)
+        return Image.fromarray((luma(restored) if self.channels == 3 else restored)[..., 0])
+
+    def _restore_array(self, array: np.ndarray, settings: Settings) -> np.ndarray:
         if array.dtype in (np.uint8, np.uint16):
             white = np.iinfo(array.dtype).max
         elif np.issubdtype(array.dtype, np.floating):
@@ -74,15 +102,15 @@ class Restorer:
             raise ValueError(f"an array must be of shape (H, W) or (H, W, C), not {array.shape}")
         pixels = array[..., None] if array.ndim == 2 else array
         batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(white)).permute(2, 0, 1)[None]
-        output = self._restore(batch)[0].permute(1, 2, 0).cpu() * white
+        output = self.restore(batch, settings)[0].permute(1, 2, 0).cpu() * white
         restored = (output if white == 1 else output.round()).numpy().astype(array.dtype)
         return restored[..., 0] if array.ndim == 2 else restored
 
-    @torch.inference_mode()
-    def _restore(self, batch: Tensor) -> Tensor:
-        if batch.ndim != 4 or batch.shape[1] != self.channels:
-            raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(batch.shape)}")
-        return self.model(batch.to(self.device, torch.float32)).clamp(0, 1)
+    def restore(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
+        """The restored images (B, C, H, W) in [0, 1], float32, on the device of `images`; see `__call__`."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(images.shape)}")
+        return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:

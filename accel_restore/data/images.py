@@ -102,7 +102,7 @@ def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: in
     if pixels.dtype == np.uint8 and bits == 16:
         pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
     if channels == 1 and pixels.shape[2] == 3:
-        return _luma(pixels)
+        return luma(pixels)
     return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
 
 
@@ -272,7 +272,7 @@ def _tiff_pixels(content: Path | io.BytesIO, size: tuple[int, int]) -> np.ndarra
     return pixels
 
 
-def _luma(pixels: np.ndarray) -> np.ndarray:
+def luma(pixels: np.ndarray) -> np.ndarray:
     """BT.601 luma (H, W, 1) of RGB, in the fixed-point arithmetic that Pillow uses for 8 bits."""
     red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(pixels.dtype)[..., None]
