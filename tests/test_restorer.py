@@ -125,12 +125,9 @@ def test_gray_weights_make_gray_images(gray):
 
 def test_a_16_bit_image_is_not_saturated(gray):
     levels = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
-    try:
-        result = np.asarray(gray[1](Image.fromarray(levels)))
-    except (TypeError, ValueError):
-        return  # refusing it is as good
+    result = np.asarray(gray[1](Image.fromarray(levels)))
     truth = np.asarray(gray[1](Image.fromarray((levels // 257).astype(np.uint8))))
-    assert np.abs(result.astype(int) - truth).max() <= 4
+    assert result.dtype == np.uint16 and np.abs(result / 257 - truth).max() <= 4
 
 
 def test_a_turned_photograph_comes_back_upright(colour, tmp_path):

@@ -82,8 +82,11 @@ def joined(device: str | None) -> Iterator[Processes]:
     import torch
 
     promised = int(os.environ.get("WORLD_SIZE", 1))
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "mps":  # Apple's GPUs have no float64, which scores need
+        found = torch.device("cpu")
     try:
-        chosen = torch.device(device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"))
+        chosen = torch.device(device or found)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device: {device} cannot be used here ({str(error).splitlines()[0]:.200})") from error
