@@ -96,6 +96,7 @@ class _Sender:
         self.unsynced: Path | None = None  # the folder of the run, as long as the server may lack something
         self.starts = 0
         self.finishing = self.failed = self.abandoned = False
+        self.is_whole = False  # has every line so far
         self.written = False  # to the end
 
     # What the training thread calls: nothing here waits for W&B without a limit.
@@ -115,6 +116,8 @@ class _Sender:
             self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.thread.is_alive():
             self._abandon()
+        if self.is_whole:
+            self.notice(f"W&B      see it with: wandb leet {shlex.quote(str(self.folder / 'wandb'))}")
         if self.unsynced is not None:
             self.notice(self._what_is_left(self.unsynced))
         elif self.abandoned:

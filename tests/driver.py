@@ -1,8 +1,9 @@
 """Starts training as train.py does, with what the environment variable RUN_TEST_MODE asks for added.
 
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
-the first image. outputs=FOLDER: what losses are given is kept there. acknowledge=FILE: the steps of commits that are
-made. report: its page is written after every epoch. gate=FOLDER: see `Gate`. without=PART: without a protection.
+the first image. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given is kept there.
+acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch. gate=FOLDER: see
+`Gate`. without=PART: without a protection.
 FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
 flow of weights on purpose, for the audit to notice. Several are divided by commas.
 """
@@ -26,6 +27,7 @@ if __name__ == "__main__":
 import hosts
 import phases
 import torch
+import wandb_scenarios
 
 from accel_restore import (
     commits,
@@ -289,6 +291,8 @@ def install(modes: str) -> None:
             phases.install(mode)
         elif mode.startswith("hosts="):
             hosts.enter(mode.partition("=")[2].split(":"))
+        elif mode == "patient":
+            wandb_scenarios.set_bounds({})
         elif mode == "parted":
             hosts.part()
         elif mode.startswith("apart="):

@@ -12,8 +12,12 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import datasets  # noqa: F401  (imported once, here)
+import datasets  # noqa: F401  (imported once, here, as what follows)
 import driver
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
+import torch._dynamo  # by the first optimizer: two seconds
+import torch.distributed.checkpoint.state_dict  # noqa: F401
 import torchmetrics  # noqa: F401
 import yaml
 

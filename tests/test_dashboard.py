@@ -45,7 +45,9 @@ def trained(tmp_path_factory) -> dict[int, dict]:
         config = small_config(*photos, root / str(ranks), data={"batch_size": 2}, tracking=tracking)
         config["train"], config["validation"] = {"epochs": 1}, {"metrics": ["psnr", "ssim"]}
         configs[ranks] = config
-        assert forked.run(config, "--audit", ranks=ranks) == [0] * ranks, forked.printed(config)
+        assert forked.run(config, "--audit", ranks=ranks, mode="patient", timeout=300) == [0] * ranks, forked.printed(
+            config
+        )
     return configs
 
 

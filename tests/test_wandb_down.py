@@ -179,7 +179,8 @@ def test_without_the_flag_sync_skips_the_run_of_a_lost_server(outcomes):
 
 def test_a_healthy_server_has_everything_and_a_signal_to_the_group_ends_nothing(outcomes):
     folder, result = outcomes["healthy"].folder, outcomes["healthy"].result
-    assert result["unsynced"] is None and result["notices"] == [] and result["same_handlers"]
+    assert result["unsynced"] is None and result["same_handlers"]
+    assert result["notices"] == [f"W&B      see it with: wandb leet {folder / 'wandb'}"]
     with stub_server(folder / "server") as server:
         _assert_complete(server.rows(), folder)
         assert {"config.yaml", "wandb-metadata.json", "wandb-summary.json"} <= server.uploaded()
