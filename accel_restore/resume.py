@@ -20,8 +20,8 @@ from accel_restore.redaction import HIDDEN, redacted
 # What a run leaves; --overwrite removes these and nothing else, and only where status.json says that it was a run.
 MARKER = "status.json"
 RUN_FILES = (
-    "checkpoints", "config.yaml", "metrics.jsonl", BEST, "samples", "curves.png", "report.html", "plan.json", "wandb",
-    "tensorboard", "audit", "audit.json", MARKER,
+    "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", BEST, "samples", "curves.png", "report.html",
+    "plan.json", "wandb", "tensorboard", "audit", "audit.json", MARKER,
 )  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
 _FREE = (

@@ -20,6 +20,7 @@ from accel_restore.records import Lines, write_status
 from accel_restore.report import Report
 from accel_restore.tensorboard_log import TensorBoard
 
+_FILES = "metrics.jsonl", "memory.jsonl"  # apart: a run that resumes repeats what stands in the first to the bit
 _CURVES_SECONDS = 60.0
 _OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl only where they are measured
 _PICTURE_SETS = 20  # about so many sets of validation pictures a run
@@ -48,7 +49,10 @@ class Tracker(Hook):
         self.screen, self.samples, self.report = screen, samples, report
         self.dashboard, self.tensorboard = dashboard, tensorboard
         self.main = accelerator.is_main_process
-        self.lines = Lines(folder / "metrics.jsonl", lambda line: is_before(line, state)) if self.main else None
+        files = (
+            [Lines(folder / name, lambda line: is_before(line, state)) for name in _FILES] if self.main else [None] * 2
+        )
+        self.lines, self.memory_lines = files
         self.unwritten = False  # whether the user has been told so
         self.schedule_position = state.scheduler.scheduler.last_epoch
         self.last_curves = time.monotonic()
@@ -84,6 +88,8 @@ class Tracker(Hook):
 
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
         for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited, memory) in enumerate(ranks):
+            # A disk that is full loses it, as nothing depends on it.
+            self.memory_lines.write({"event": "memory", "step": state.step, "rank": rank, "memory": int(memory)})
             loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
             self.record(
                 {
@@ -98,7 +104,6 @@ class Tracker(Hook):
                     "samples": int(samples),
                     "step_s": round(seconds, 6),
                     "wait_s": round(waited, 6),
-                    "memory": int(memory),
                 }
             )
         samples = sum(rank[1] for rank in ranks)
@@ -202,8 +207,9 @@ class Tracker(Hook):
     def close(self, failed: bool) -> None:
         """Stop the progress display and close the files; W&B is finished too."""
         self.screen.stop()
-        if self.lines is not None:
+        if self.main:
             self.lines.close()
+            self.memory_lines.close()
         if self.tensorboard is not None:
             self.tensorboard.finish()
         if self.dashboard is not None:

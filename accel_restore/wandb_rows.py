@@ -1,4 +1,4 @@
-"""The rows that W&B gets of a run: those of metrics.jsonl, in the order of its lines."""
+"""The rows that W&B gets of a run: those of metrics.jsonl, in the order of its lines, with those of memory.jsonl."""
 
 import json
 from collections.abc import Iterator
@@ -11,34 +11,48 @@ from accel_restore.records import read_status
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
 
 
-class Rows:
-    """Reads a run's metrics.jsonl from its first line on, as it grows; and names the pictures of its epochs."""
+class _Tail:
+    """The lines that a file of JSON lines has got since it was last read."""
 
-    def __init__(self, folder: Path, ranks: int):
-        self.folder, self.ranks, self.position = folder, ranks, 0
-        self.held: list[dict[str, Any]] = []  # the lines of one step, or one epoch, that are not a row yet
+    def __init__(self, path: Path):
+        self.path, self.position = path, 0
 
-    def read(self, rest: bool) -> Iterator[dict[str, Any]]:
-        """The rows that have come since. A step that lacks lines of some rank is held, but for the `rest`."""
-        with (self.folder / "metrics.jsonl").open("rb") as file:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
             file.seek(self.position)
             for text in file:
                 if not text.endswith(b"\n"):  # it is being written
                     break
                 self.position += len(text)
-                line = json.loads(text)
-                if line["event"] not in ("train", "epoch"):
-                    continue
-                if self.held and _place(line) != _place(self.held[0]):
-                    yield from self._release()
-                self.held.append(line)
+                yield json.loads(text)
+
+
+class Rows:
+    """Reads a run's files from their first lines on, as they grow; and names the pictures of its epochs."""
+
+    def __init__(self, folder: Path, ranks: int):
+        self.folder, self.ranks = folder, ranks
+        self.metrics, self.memory_lines = _Tail(folder / "metrics.jsonl"), _Tail(folder / "memory.jsonl")
+        self.memory: dict[tuple[int, int], int] = {}  # bytes of (step, rank), until the step is a row
+        self.held: list[dict[str, Any]] = []  # the lines of one step, or one epoch, that are not a row yet
+
+    def read(self, rest: bool) -> Iterator[dict[str, Any]]:
+        """The rows that have come since. A step that lacks lines of some rank is held, but for the `rest`."""
+        lines = [line for line in self.metrics if line["event"] in ("train", "epoch")]
+        with suppress(FileNotFoundError):  # a run of an earlier version
+            self.memory |= {(line["step"], line["rank"]): line["memory"] for line in self.memory_lines}
+        for line in lines:
+            if self.held and _place(line) != _place(self.held[0]):
+                yield from self._release()
+            self.held.append(line)
         if self.held and (rest or self.held[0]["event"] == "epoch" or len(self.held) >= self.ranks):
             yield from self._release()
 
     def _release(self) -> Iterator[dict[str, Any]]:
         lines, self.held = self.held, []
         if lines[0]["event"] == "train":
-            yield _train_row(lines)
+            memory = [(line, self.memory.pop((line["step"], line["rank"]), None)) for line in lines]
+            yield _train_row([{**line, "memory": size} for line, size in memory])
             return
         epoch = lines[0]["epoch"]
         picture = self.folder / "samples" / f"epoch-{epoch:04d}.png"

@@ -89,7 +89,10 @@ def test_an_offline_run_holds_every_quantity_of_every_rank_the_plan_and_the_audi
         steps = [row for row in rows if "train/step" in row]
         lines = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "train"]
         assert len(steps) == len({line["step"] for line in lines}) > 0
-        for line in lines:
+        memory = json_lines(run_folder(config) / "memory.jsonl")
+        for line, used in zip(lines, memory, strict=True):
+            assert (used.pop("event"), used["step"], used["rank"]) == ("memory", line["step"], line["rank"])
+            line |= used
             for name in PER_RANK:
                 logged = steps[line["step"] - 1].get(f"train/{name}/rank_{line['rank']}")
                 assert logged == (None if line[name] is None else pytest.approx(line[name])), name

@@ -8,7 +8,7 @@ import runs
 from forked import launch
 from runs import audit_events, json_lines, make_photos, run_folder, samples_per_step, small_config, succeed
 
-TIMES = ("seconds", "step_s", "wait_s", "memory")
+TIMES = ("seconds", "step_s", "wait_s")
 
 
 @pytest.fixture(scope="module")

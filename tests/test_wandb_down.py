@@ -329,5 +329,5 @@ def _wait(condition, processes: list) -> None:
 
 
 def _without_times(folder: Path) -> list[dict]:
-    times = {"step_s", "wait_s", "seconds", "memory"}
+    times = {"step_s", "wait_s", "seconds"}
     return [{k: v for k, v in line.items() if k not in times} for line in json_lines(folder / "metrics.jsonl")]

@@ -22,7 +22,7 @@ from accel_restore.records import read_lines
 
 _STEPS = 3.5  # per epoch, so that the last step of an epoch is ragged
 _IMAGES = 4
-_TIMES = ("seconds", "step_s", "wait_s", "memory")
+_TIMES = ("seconds", "step_s", "wait_s")
 _OWN = ("wandb_id", "config")  # what may differ in state.json: the runs have names of their own
 
 
