@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,8 @@ def test_a_server_gets_the_same_rows_by_sync_and_online(trained, tmp_path):
             if online:
                 copy = home / "run"
                 copy.mkdir()
-                (copy / "metrics.jsonl").write_bytes((run_folder(config) / "metrics.jsonl").read_bytes())
+                for name in ("metrics.jsonl", "memory.jsonl"):
+                    shutil.copy(run_folder(config) / name, copy)
                 _client(sys.executable, "-c", ONLINE, str(copy), str(ranks), server=server.url, home=home)
             else:
                 _client(_wandb(), "sync", str(run), server=server.url, home=home)

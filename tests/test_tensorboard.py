@@ -7,6 +7,7 @@ from runs import json_lines, make_photos, run_folder, small_config
 
 from accel_restore import tensorboard_log
 from accel_restore.tensorboard_log import TensorBoard
+from accel_restore.wandb_rows import PER_RANK
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 SECRET = "hf_QmVuY2hNYXJrVG9rZW5Gb3JUZXN0cw"
@@ -34,10 +35,11 @@ def read(folder):
 
 def expected(folder):
     lines = json_lines(folder / "metrics.jsonl")
-    steps = [line for line in lines if line["event"] == "train"]
+    memory = {line["step"]: line for line in json_lines(folder / "memory.jsonl")}
+    steps = [{**line, **memory[line["step"]]} for line in lines if line["event"] == "train"]
     epochs = [line for line in lines if line["event"] == "epoch"]
-    curves = {f"train/{key}/rank_0": [(x["step"], pytest.approx(x[key])) for x in steps] for key in ("loss", "lr")}
-    curves |= {f"train/{key}": curves[f"train/{key}/rank_0"] for key in ("loss", "lr")}
+    curves = {f"train/{key}/rank_0": [(x["step"], pytest.approx(x[key])) for x in steps] for key in PER_RANK}
+    curves |= {f"train/{key}": curves[f"train/{key}/rank_0"] for key in ("loss", "lr", "grad_norm")}
     for key in ("loss", "psnr", "input_psnr"):
         curves[f"val/{key}"] = [(line["epoch"], pytest.approx(line[f"val_{key}"])) for line in epochs]
     return curves
