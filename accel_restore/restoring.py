@@ -59,7 +59,8 @@ def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | No
             raise UserError(f"{output}: names one file, but INPUT may be several; name a folder")
         jobs = [Job(found[0][0] / found[0][1], output)]
     else:
-        if not output.is_dir() and (output.exists() or output.suffix.lower() in EXTENSIONS):
+        is_name = output.suffix.lower() in EXTENSIONS or (alone and output.suffix)
+        if not output.is_dir() and (output.exists() or is_name):
             raise UserError(f"{output}: is no folder, and no name of a file that can be written ({' '.join(SUFFIXES)})")
         jobs = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found]
     jobs = list({job.source: job for job in jobs}.values())

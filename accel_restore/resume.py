@@ -21,7 +21,7 @@ from accel_restore.redaction import HIDDEN, redacted
 MARKER = "status.json"
 RUN_FILES = (
     "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", BEST, "samples", "curves.png", "report.html",
-    "plan.json", "wandb", "tensorboard", "audit", "audit.json", MARKER,
+    "plan.json", "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
 )  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
 _FREE = (

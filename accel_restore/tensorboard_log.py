@@ -59,7 +59,7 @@ class TensorBoard:
 
     def _work(self) -> None:
         try:
-            self.wake.wait()  # until then metrics.jsonl may hold lines of before the commit
+            self.wake.wait()  # until then metrics.jsonl may hold lines of after the commit
             discard(self.folder / FOLDER)
             tracker = TensorBoardTracker(FOLDER, self.folder)
             tracker.start()

@@ -88,7 +88,6 @@ class Tracker(Hook):
 
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
         for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited, memory) in enumerate(ranks):
-            # A disk that is full loses it, as nothing depends on it.
             self.memory_lines.write({"event": "memory", "step": state.step, "rank": rank, "memory": int(memory)})
             loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
             self.record(
@@ -222,5 +221,5 @@ def format_score(name: str, value: float) -> str:
 
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:
-    """Whether a line of metrics.jsonl was written before the commit that `state` was read from."""
+    """Whether a line of metrics.jsonl or memory.jsonl was written before the commit that `state` was read from."""
     return line["step"] <= state.step and (line["event"] != "epoch" or line["epoch"] < state.epoch)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,15 @@ class Rows:
 
     def __init__(self, folder: Path, ranks: int):
         self.folder, self.ranks = folder, ranks
-        self.metrics, self.memory_lines = _Tail(folder / "metrics.jsonl"), _Tail(folder / "memory.jsonl")
-        self.memory: dict[tuple[int, int], int] = {}  # bytes of (step, rank), until the step is a row
+        self.metrics, self.memory = _Tail(folder / "metrics.jsonl"), _Tail(folder / "memory.jsonl")
+        self.ahead: list[dict[str, Any]] = []  # the line of memory.jsonl that was read before its step was a row
         self.held: list[dict[str, Any]] = []  # the lines of one step, or one epoch, that are not a row yet
 
     def read(self, rest: bool) -> Iterator[dict[str, Any]]:
         """The rows that have come since. A step that lacks lines of some rank is held, but for the `rest`."""
-        lines = [line for line in self.metrics if line["event"] in ("train", "epoch")]
-        with suppress(FileNotFoundError):  # a run of an earlier version
-            self.memory |= {(line["step"], line["rank"]): line["memory"] for line in self.memory_lines}
-        for line in lines:
+        for line in self.metrics:
+            if line["event"] not in ("train", "epoch"):
+                continue
             if self.held and _place(line) != _place(self.held[0]):
                 yield from self._release()
             self.held.append(line)
@@ -51,8 +51,8 @@ class Rows:
     def _release(self) -> Iterator[dict[str, Any]]:
         lines, self.held = self.held, []
         if lines[0]["event"] == "train":
-            memory = [(line, self.memory.pop((line["step"], line["rank"]), None)) for line in lines]
-            yield _train_row([{**line, "memory": size} for line, size in memory])
+            memory = self._memory_at(lines[0]["step"])
+            yield _train_row([{**line, "memory": memory.get(line["rank"])} for line in lines])
             return
         epoch = lines[0]["epoch"]
         picture = self.folder / "samples" / f"epoch-{epoch:04d}.png"
@@ -61,6 +61,18 @@ class Rows:
         scores = {f"val/{key[4:]}": value for key, value in lines[0].items() if key.startswith("val_")}
         scores |= {f"val/terms/{name}": value for name, value in scores.pop("val/terms", {}).items()}
         yield {"epoch": epoch, **{key: value for key, value in scores.items() if value is not None}}
+
+    def _memory_at(self, step: int) -> dict[int, int]:
+        """The bytes of each rank at a step; its lines were written before those of metrics.jsonl."""
+        found = {}
+        with suppress(FileNotFoundError):  # a run of an earlier version
+            for line in chain(self.ahead, self.memory):
+                self.ahead = [line] if line["step"] > step else []
+                if self.ahead:
+                    break
+                if line["step"] == step:
+                    found[line["rank"]] = line["memory"]
+        return found
 
 
 def _place(line: dict[str, Any]) -> tuple[str, int, int]:

@@ -153,11 +153,12 @@ def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_path):
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.sweep)])  # each process compiles for itself
+def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_path, ranks):
     config = small_config(*photos, tmp_path, data={"batch_size": 2}, train={"compile": True, "ema_decay": 0.9})
     config["model"] = {"name": "dncnn", "width": 4, "depth": 3}
-    succeed(launch(config, "train.epochs=1", ranks=2))
-    succeed(launch(config, "train.epochs=2", ranks=2))
+    succeed(launch(config, "train.epochs=1", ranks=ranks))
+    succeed(launch(config, "train.epochs=2", ranks=ranks))
     names = set(safetensors.torch.load_file(run_folder(config) / "best.safetensors"))
     assert names == {f"body.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
 

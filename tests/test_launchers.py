@@ -70,7 +70,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("command", "ranks", "number", "send", "heard"), CASES.values(), ids=CASES)
+LONG = ("torchrun, INT", "torchrun, killed")  # seconds each, and as other cases
+
+
+@pytest.mark.parametrize(
+    ("command", "ranks", "number", "send", "heard"),
+    [pytest.param(*case, id=name, marks=pytest.mark.sweep if name in LONG else ()) for name, case in CASES.items()],
+)
 def test_a_launcher_that_is_stopped(photos, whole, tmp_path, command, ranks, number, send, heard):
     config = configuration(photos, tmp_path, ranks)
     training = start_launcher(command(), config, f"await=step:3:{GENEROUS}", start_new_session=True)
