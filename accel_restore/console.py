@@ -94,7 +94,8 @@ class Screen:
 
     def advance(self, epoch: int, step: int) -> None:
         if self.progress is not None:
-            self.progress.update(self.task, completed=step, epoch=epoch)
+            done = self.epochs if step == self.total else epoch
+            self.progress.update(self.task, completed=step, epoch=done)
 
     def update(self, epoch: int, step: int, loss: float, lr: float, samples_per_second: float) -> None:
         """New figures: the bar shows them at once, a log gets a line every half a minute."""

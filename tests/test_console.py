@@ -100,7 +100,7 @@ def _is_plain(output: str) -> bool:
 def test_a_terminal_of_80_columns_shows_a_bar_in_one_line():
     output, screen = in_terminal(_with_end())
     shown = [line.rstrip() for line in screen.display if line.strip()]
-    assert shown[-1].startswith("1/2 epochs ━") and shown[-1].endswith(
+    assert shown[-1].startswith("2/2 epochs ━") and shown[-1].endswith(
         "loss 0.01235 · lr 0.000988 · 123/s · 0:00:00 left"
     )
     assert sum("━" in line for line in shown) == 1 and "100/100" in shown[-1]
