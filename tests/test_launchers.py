@@ -70,7 +70,7 @@ CASES = {
 }
 
 
-LONG = ("torchrun, INT", "torchrun, killed")  # seconds each, and as other cases
+LONG = ("torchrun, INT", "torchrun, TERM", "torchrun, killed")  # seconds each, and as other cases
 
 
 @pytest.mark.parametrize(
