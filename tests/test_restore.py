@@ -230,6 +230,7 @@ def test_compare_writes_both_side_by_side(weights, photos, tmp_path):
     assert np.array_equal(both[:, width:], expected(photos / "b.png", weights[3]))
 
 
+@pytest.mark.sweep  # starts two launchers; test_evaluate.py has two processes share images
 def test_two_processes_restore_each_file_once_and_agree_on_the_exit_code(weights, photos, tmp_path):
     for number in range(3):
         Image.fromarray(PHOTO[number:]).save(photos / f"more{number}.png")
