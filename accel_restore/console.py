@@ -151,7 +151,7 @@ class _Console(Console):
 
 @contextmanager
 def _surviving_readers() -> Iterator[None]:
-    """Go on where a terminal was closed, or a disk is full that a log is on."""
+    """Go on where a terminal was closed; what a full disk has no room for in a log is lost."""
     try:
         yield
     except OSError as error:

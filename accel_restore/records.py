@@ -3,10 +3,12 @@
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json  # five times faster than json: a run may have millions of lines
 
 from accel_restore.files import replace_file, to_json
 from accel_restore.redaction import redacted
@@ -59,6 +61,27 @@ class Lines:
         with suppress(OSError):
             self._write_all()
         self.file.close()
+
+
+class Tail:
+    """The objects of a JSON-lines file, those that have come since it was last looped over."""
+
+    def __init__(self, path: Path):
+        self.path, self.position = path, 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Half a line at the end is left for the next time; nothing comes of a file that is not there yet."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            for text in file:
+                if not text.endswith(b"\n"):
+                    break
+                self.position += len(text)
+                with suppress(ValueError):
+                    if isinstance(line := from_json(text), dict):
+                        yield line
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def run_training(
         warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), screen.say)
     run: Run | None = None
+    finished = False
 
     def note(reason: str, state: str = "failed") -> None:
         """Write down why the run ends, from the rank that is to tell it."""
@@ -99,6 +100,7 @@ def run_training(
         run = prepare(config, accelerator, screen, lock, audit, overwrite, overrides)
         if run is not None:
             _fit(run, watch, stop, stop_after, audit)
+        finished = True
     except Preempted as error:
         error.recorded = run is not None
         note(str(error), "preempted")
@@ -114,8 +116,8 @@ def run_training(
         watch.close()
         if run is not None and run.report is not None:
             run.report.write()  # with how the run has ended
-        if run is not None and run.tracker is not None:  # last: W&B may have to be waited for
-            run.tracker.close(failed=not stop)
+        if run is not None and run.tracker is not None:  # last: W&B may have to be waited for, and says what it lacks
+            run.tracker.close(failed=not finished and not stop)
         lock.release()
 
 
@@ -219,11 +221,9 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     run.screen.stop()
     if audit_hook is not None:
         audit_hook.report(run.screen.table)
-    say_result(run.screen, run.folder, state)
-    tracker.close(failed=False)  # W&B's summary has the audit; its last line is how to complete what it has not sent
-    run.tracker = None
     if accelerator.is_main_process:
         run.write_status("finished")
+    say_result(run.screen, run.folder, state)
 
 
 def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:

@@ -5,6 +5,7 @@ that comes after one step, and scores are drawn over epochs.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,14 @@ class TensorBoard:
         """Have the lines written that metrics.jsonl has now."""
         self.wake.set()
 
-    def finish(self) -> None:
-        """Write the rest."""
-        self.finishing = True
+    def end(self) -> None:
+        """Have the rest written, too."""
+        self.deadline, self.finishing = time.monotonic() + _FINISH_SECONDS, True
         self.wake.set()
-        self.thread.join(_FINISH_SECONDS)
+
+    def finish(self) -> None:
+        """Wait until that is done, 10 seconds after `end` at most."""
+        self.thread.join(max(0.0, self.deadline - time.monotonic()))
         if self.thread.is_alive():
             self.notice(f"{self.folder / FOLDER}: ends early, as writing takes too long; metrics.jsonl has everything")
 

@@ -210,9 +210,11 @@ class Tracker(Hook):
             self.lines.close()
             self.memory_lines.close()
         if self.tensorboard is not None:
-            self.tensorboard.finish()
+            self.tensorboard.end()  # while W&B ends
         if self.dashboard is not None:
             self.dashboard.finish(failed)
+        if self.tensorboard is not None:
+            self.tensorboard.finish()
 
 
 def format_score(name: str, value: float) -> str:

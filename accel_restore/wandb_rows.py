@@ -7,25 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accel_restore.records import read_status
+from accel_restore.records import Tail, read_status
 
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
-
-
-class _Tail:
-    """The lines that a file of JSON lines has got since it was last read."""
-
-    def __init__(self, path: Path):
-        self.path, self.position = path, 0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            for text in file:
-                if not text.endswith(b"\n"):  # it is being written
-                    break
-                self.position += len(text)
-                yield json.loads(text)
 
 
 class Rows:
@@ -33,7 +17,7 @@ class Rows:
 
     def __init__(self, folder: Path, ranks: int):
         self.folder, self.ranks = folder, ranks
-        self.metrics, self.memory = _Tail(folder / "metrics.jsonl"), _Tail(folder / "memory.jsonl")
+        self.metrics, self.memory = Tail(folder / "metrics.jsonl"), Tail(folder / "memory.jsonl")
         self.ahead: list[dict[str, Any]] = []  # the line of memory.jsonl that was read before its step was a row
         self.held: list[dict[str, Any]] = []  # the lines of one step, or one epoch, that are not a row yet
 
@@ -65,13 +49,12 @@ class Rows:
     def _memory_at(self, step: int) -> dict[int, int]:
         """The bytes of each rank at a step; its lines were written before those of metrics.jsonl."""
         found = {}
-        with suppress(FileNotFoundError):  # a run of an earlier version
-            for line in chain(self.ahead, self.memory):
-                self.ahead = [line] if line["step"] > step else []
-                if self.ahead:
-                    break
-                if line["step"] == step:
-                    found[line["rank"]] = line["memory"]
+        for line in chain(self.ahead, self.memory):
+            self.ahead = [line] if line["step"] > step else []
+            if self.ahead:
+                break
+            if line["step"] == step:
+                found[line["rank"]] = line["memory"]
         return found
 
 

@@ -71,6 +71,7 @@ def written(tmp_path, one_thread):
     def write():
         board = TensorBoard(folder, {"tracking": {"project": SECRET}, "betas": [0.9], "none": None}, 2, said.append)
         board.update()
+        board.end()
         board.finish()
         return folder, said
 
