@@ -81,7 +81,7 @@ class Fault(engine.Hook):
 
     def after_step(self, state: engine.TrainState) -> None:
         if self.name == "slow":
-            time.sleep(0.1)
+            time.sleep(0.2)
         if state.step != self.step:
             return
         if self.name == "raise":

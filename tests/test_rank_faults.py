@@ -1,6 +1,7 @@
 """A rank that fails, dies, hangs or is slow is named and ends the job in time; what comes after is as if it had not."""
 
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -103,9 +104,10 @@ def test_control_unwatched_the_job_hangs_with_the_rank(photos, tmp_path):
 
 def test_a_rank_that_is_slow_is_named_with_its_times(photos, tmp_path):
     config = configuration(photos, tmp_path, data={"batch_size": 1, "crops_per_image": 4}, rank_timeout=60.0)
-    assert forked.run(config, "train.epochs=1", ranks=2, mode="slow@1:0") == [0, 0]
+    assert forked.run(config, "train.epochs=2", ranks=2, mode="slow@1:0") == [0, 0]
     (line,) = (line for line in forked.printed(config).splitlines() if "is slow" in line)
-    assert line.startswith("step 60: rank 1 is slow: its own part of a step takes 0.")
+    # after three windows of 20 steps, or later where the machine itself held up the other rank in one of them
+    assert re.match(r"step (60|80|100|120): rank 1 is slow: its own part of a step takes 0\.[2-9]", line)
     assert "waiting for data; the others' 0." in line
 
 
