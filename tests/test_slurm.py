@@ -1,0 +1,201 @@
+"""The batch file for Slurm: what it does when told of the time limit; and on a real Slurm, limit, requeue, resume."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+import slurm
+import yaml
+from runs import ROOT, clean_environment, last_weights, launch, make_photos, run_folder, small_config, succeed
+from torch.distributed.run import get_args_parser
+from watched import commits, same, status
+
+FILE = ROOT / "launch" / "slurm.sbatch"
+TEXT = FILE.read_text()
+
+# The file alone ------------------------------------------------------------------------------------------------------
+
+
+def options_of(text):
+    """The options that a batch file gives to sbatch."""
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
+
+
+def test_the_file_is_bash_and_leaves_time_to_commit():
+    subprocess.run(["bash", "-n", FILE], check=True)
+    options = options_of(TEXT)
+    assert options["ntasks-per-node"] == "1" and options["requeue"] == "" and options["open-mode"] == "append"
+    to, name, lead = re.fullmatch(r"(B):(USR1)@(\d+)", options["signal"]).groups()
+    assert (to, name) == ("B", "USR1")
+    patience = int(re.search(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", TEXT)[1])
+    assert 30 < patience < int(lead)  # 30 seconds is torchrun's own
+
+
+def test_torchrun_takes_its_arguments():
+    (command,) = re.findall(r"exec torchrun (.*?)' torchrun", TEXT, re.DOTALL)
+    command = command.replace("\\\n", " ").replace('"', "").replace("$@", "--config mine.yaml")
+    parsed = get_args_parser().parse_args(command.split())
+    assert (parsed.training_script, parsed.training_script_args) == ("accel_restore.train", ["--config", "mine.yaml"])
+    assert parsed.module and parsed.max_restarts == 0 and "SIGUSR1" in parsed.signals_to_handle
+    with pytest.raises(SystemExit):  # control: it refuses what it does not know
+        get_args_parser().parse_args(command.replace("--node-rank", "--node-rnk").split())
+
+
+# Stand-ins for Slurm's programs: a step that lasts until it is signalled, and what was asked of the others.
+STEP = """#!/bin/bash
+trap 'exit $STEP_CODE' USR1
+echo $$ > "$FOLDER/step"
+[[ $STEP_LASTS ]] || exit $STEP_CODE
+while sleep 0.02; do :; done
+"""
+STAND_INS = {
+    "srun": STEP,
+    "scancel": '#!/bin/bash\n[[ $* == "--signal=USR1 7" ]] && kill -USR1 "$(cat "$FOLDER/step")"\n',
+    "scontrol": '#!/bin/bash\necho "$@" > "$FOLDER/asked"\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("is_told", "step_code", "code", "asked"),
+    [(True, 1, 0, "requeue 7\n"), (True, 0, 0, None), (False, 1, 1, None), (False, 0, 0, None)],
+    ids=["stopped by the limit", "told, but finished", "failed", "finished"],
+)
+def test_it_is_queued_again_only_where_the_limit_has_stopped_it(tmp_path, is_told, step_code, code, asked):
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDER": str(tmp_path), "STEP_CODE": str(step_code)}
+    env |= {"STEP_LASTS": "yes" if is_told else "", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    script = subprocess.Popen(["bash", FILE], env={**os.environ, **env}, cwd=tmp_path)
+    if is_told:
+        wait_until(lambda: (tmp_path / "step").exists() and (tmp_path / "step").read_text(), 60)
+        script.send_signal(signal.SIGUSR1)
+    assert script.wait(60) == code
+    assert ((tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else None) == asked
+
+
+def wait_until(is_so, seconds, tell=lambda: ""):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, tell()
+        time.sleep(0.05)
+
+
+# A real Slurm --------------------------------------------------------------------------------------------------------
+
+STEPS = 8  # of an epoch; there are two
+# A loss that waits in its sixth step until a file is there: the time limit comes when the test cannot miss it.
+WAITING = """
+import os, time
+calls = []
+def l1(output, gt):
+    calls.append(None)
+    while len(calls) > 5 and not os.path.exists(os.environ["GO"]):
+        time.sleep(0.05)
+    return (output - gt).abs().flatten(1).mean(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    found = slurm.Cluster(tmp_path_factory.mktemp("slurm"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 4 * STEPS), make_photos(root / "val", 4, seed=1)
+
+
+@pytest.fixture
+def env(tmp_path):
+    """The environment of a job: where our package and the waiting loss are found, and how that is let go on."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    return {"PYTHONPATH": f"{ROOT}:{tmp_path}", "GO": str(tmp_path / "go")}
+
+
+def configuration(photos, out):
+    return small_config(*photos, out, data={"batch_size": 2}, loss={"waiting:l1": 1.0}, checkpoint={"keep": 100})
+
+
+def submit(cluster, config, env, *options):
+    """Two nodes, a process each on their pretended GPU; (the job's number, its log)."""
+    folder = run_folder(config).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    log = folder / "job.log"
+    options = ("--gpus-per-node=1", "--cpus-per-task=1", f"--output={log}", *options)
+    return cluster.submit(*options, str(FILE), "--config", str(file), "--cpu", env=env, cwd=folder), log
+
+
+def text(log):
+    return log.read_text() if log.exists() else ""
+
+
+@pytest.mark.sweep
+def test_a_job_that_meets_its_limit_is_queued_again_and_ends_as_if_it_had_not(cluster, photos, env, tmp_path):
+    config = configuration(photos, tmp_path / "job")
+    number, log = submit(cluster, config, env, "--time=3", "--signal=B:USR1@100")
+    wait_until(lambda: "the time limit is near" in text(log), 200, lambda: text(log))
+    print_job(cluster, number)
+    (tmp_path / "go").touch()
+    wait_until(lambda: "is queued again" in text(log), 60, lambda: text(log))
+    print_job(cluster, number)
+    job = cluster.wait_for_end(number, 400)
+    print_job(cluster, number)
+    print(re.sub(r"(?m)^(Traceback|  |torch\.).*\n", "", text(log)), cluster.completed(number), sep="\n")
+
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), text(log)
+    assert int(job["Restarts"]) >= 1
+    (stop, *_) = re.findall(r"accel-restore: stopped by SIGUSR1 after step (\d+); the same command", text(log))
+    assert int(stop) in commits(config)
+    assert f"job {number} is queued again and will continue" in text(log)
+    assert re.search(rf"continu.*step {stop}\b", text(log)), text(log)
+    assert status(config)["state"] == "finished" and status(config)["world_size"] == 2
+
+    whole = configuration(photos, tmp_path / "whole")
+    succeed(launch(whole, ranks=2, env=env))
+    assert commits(whole)[-1] == commits(config)[-1] == 2 * STEPS
+    assert same(last_weights(config), last_weights(whole))
+    best = [(run_folder(each) / "best.safetensors").read_bytes() for each in (config, whole)]
+    assert best[0] == best[1]
+
+
+@pytest.mark.sweep
+def test_control_a_job_that_is_not_told_ends_at_its_limit(cluster, photos, env, tmp_path):
+    config = configuration(photos, tmp_path / "job")
+    number, log = submit(cluster, config, env, "--time=1", "--signal=B:CONT@1")  # which changes nothing
+    job = cluster.wait_for_end(number, 300)
+    assert (job["JobState"], job["Restarts"]) == ("TIMEOUT", "0"), text(log)
+    assert "is queued again" not in text(log)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("how", ["a mistake", "cancelled"])
+def test_what_the_user_must_hear_of_is_not_queued_again(cluster, photos, env, tmp_path, how):
+    config = configuration(photos, tmp_path / "job")
+    if how == "a mistake":
+        config["optimizer"] = {"lrr": 1.0}
+    number, log = submit(cluster, config, env, "--time=5", "--signal=B:USR1@1")
+    if how == "cancelled":
+        wait_until(lambda: run_folder(config).exists(), 90, lambda: text(log))
+        cluster.run("scancel", number, check=True)
+    job = cluster.wait_for_end(number, 120)
+    assert (job["JobState"], job["Restarts"]) == ("FAILED" if how == "a mistake" else "CANCELLED", "0"), text(log)
+    if how == "a mistake":
+        assert text(log).count("optimizer.lrr: unknown key; did you mean 'lr'?") == 1
+
+
+def print_job(cluster, number):
+    shown = cluster.job(number)
+    kept = ("JobId", "JobState", "Reason", "Requeue", "Restarts", "ExitCode", "RunTime", "TimeLimit", "NodeList")
+    print(cluster.run("squeue", "--format=%i %t %M %l %D %R %v").stdout, {name: shown[name] for name in kept})
