@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on this machine, of one test: its own munged, slurmctld and two slurmd, and its own ports."""
+"""A Slurm cluster of two nodes on this machine, for tests: its own munged, slurmctld and slurmd, on ports of its own."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -49,11 +50,12 @@ _NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} C
 class Cluster:
     """Two nodes with a pretended GPU each; needs root, and the programs of Debian's slurm-wlm and munge.
 
-    Raises: OSError, subprocess.CalledProcessError, TimeoutError where it cannot be started.
+    Raises: OSError, TimeoutError where it cannot be started.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        folder.chmod(0o755)  # munged wants its socket where everybody can reach it, which pytest's folders are not
         self.environment = {**clean_environment(), "SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: list[subprocess.Popen] = []
         self._configure()
@@ -61,7 +63,7 @@ class Cluster:
             munge = {"socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log"}
             munge |= {"key-file": "munge.key", "seed-file": "munge.seed"}
             self._start("munged", "--foreground", *(f"--{key}={folder / name}" for key, name in munge.items()))
-            self._wait(lambda: (folder / "munge.socket").exists(), "munged")
+            self._wait(lambda: (folder / "munge.socket").exists(), "credentials")
             self._start("slurmctld", "-D")
             for name in NODES:
                 self._start("slurmd", "-D", "-N", name)
@@ -71,14 +73,13 @@ class Cluster:
             raise
 
     def _configure(self) -> None:
-        (self.folder / "state").mkdir(parents=True)
+        (self.folder / "state").mkdir()
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
         ports = _free_ports(1 + len(NODES))
         nodes = "".join(
-            _NODE.format(name=name, port=port, cpus=os.cpu_count())
-            for name, port in zip(NODES, ports[1:], strict=True)
+            _NODE.format(name=name, port=port, cpus=os.cpu_count()) for name, port in zip(NODES, ports[1:], strict=True)
         )
         (self.folder / "slurm.conf").write_text(_CONFIGURATION.format(folder=self.folder, ports=ports) + nodes)
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
@@ -90,8 +91,8 @@ class Cluster:
     def _wait(self, is_so, what: str) -> None:
         deadline = time.monotonic() + GENEROUS
         while not is_so():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {what} after {GENEROUS:.0f} s:\n{(self.folder / 'daemons.log').read_text()}")
+            if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in self.daemons):
+                raise TimeoutError(f"there are no {what}:\n{(self.folder / 'daemons.log').read_text()}")
             time.sleep(0.2)
 
     def run(self, *command: str, check: bool = False, **options) -> subprocess.CompletedProcess:
@@ -140,6 +141,7 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def missing() -> str:
