@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on this machine, for tests: its own munged, slurmctld and slurmd, on ports of its own."""
+"""A Slurm cluster of two nodes on this machine, for tests: a munged, slurmctld and two slurmd on ports of their own."""
 
 import os
 import re

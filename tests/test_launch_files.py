@@ -128,6 +128,20 @@ def l1(output, gt):
 """
 
 
+def test_torchrun_takes_the_arguments_of_the_script():
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    assert SCRIPT.stat().st_mode & 0o111
+    (command,) = re.findall(r"exec torchrun (.*)", SCRIPT.read_text(), re.DOTALL)
+    expanded = ["bash", "-c", f"printf '%s\\n' {command}", "torchrun", "--cpu", "--config", "mine.yaml"]
+    words = subprocess.run(expanded, check=True, capture_output=True, text=True, env={}).stdout.splitlines()
+    parsed = get_args_parser().parse_args(words)
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.max_restarts, parsed.monitor_interval) == ("1", "auto", 3, 1.0)
+    assert (parsed.rdzv_backend, parsed.rdzv_endpoint) == ("c10d", "localhost:0")
+    assert parsed.module and parsed.training_script == "accel_restore.train"
+    assert parse_arguments(parsed.training_script_args).config == "mine.yaml"
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("restarts", ["1", "0"], ids=["", "control"])
 def test_torchrun_starts_again_when_a_rank_is_lost(photos, whole, tmp_path, restarts):
     (tmp_path / "dying.py").write_text(DYING)

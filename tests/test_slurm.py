@@ -123,8 +123,17 @@ def env(tmp_path):
     return {"PYTHONPATH": f"{ROOT}:{tmp_path}", "GO": str(tmp_path / "go")}
 
 
-def configuration(photos, out):
-    return small_config(*photos, out, data={"batch_size": 2}, loss={"waiting:l1": 1.0}, checkpoint={"keep": 100})
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The weights after a run of two ranks that nothing interrupts."""
+    config = {**configuration(photos, tmp_path_factory.mktemp("whole")), "loss": {"l1": 1.0}}
+    assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]
+    return last_weights(config)
+
+
+def configuration(photos, out, **checkpoint):
+    commit = {"keep": 100, **checkpoint}
+    return small_config(*photos, out, data={"batch_size": 2}, loss={"waiting:l1": 1.0}, checkpoint=commit)
 
 
 def submit(cluster, config, env, *options):
@@ -143,7 +152,7 @@ def text(log):
 
 
 @pytest.mark.sweep
-def test_a_job_that_meets_its_limit_is_queued_again_and_ends_as_if_it_had_not(cluster, photos, env, tmp_path):
+def test_a_job_that_meets_its_limit_is_queued_again_and_ends_as_if_it_had_not(cluster, photos, whole, env, tmp_path):
     config = configuration(photos, tmp_path / "job")
     number, log = submit(cluster, config, env, "--time=3", "--signal=B:USR1@100")
     wait_until(lambda: "the time limit is near" in text(log), 200, lambda: text(log))
@@ -153,20 +162,37 @@ def test_a_job_that_meets_its_limit_is_queued_again_and_ends_as_if_it_had_not(cl
     print_job(cluster, number)
     job = cluster.wait_for_end(number, 400)
     print_job(cluster, number)
-    print(re.sub(r"(?m)^(Traceback|  |torch\.).*\n", "", text(log)), cluster.completed(number), sep="\n")
+    print(shortened(log), cluster.completed(number), sep="\n")
 
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), text(log)
     assert int(job["Restarts"]) >= 1
     (stop, *_) = re.findall(r"accel-restore: stopped by SIGUSR1 after step (\d+); the same command", text(log))
     assert int(stop) in commits(config)
     assert f"job {number} is queued again and will continue" in text(log)
-    assert re.search(rf"continu.*step {stop}\b", text(log)), text(log)
+    assert re.search(rf"continues .* epoch 0, step {stop}\b", text(log)), text(log)
     assert status(config)["state"] == "finished" and status(config)["world_size"] == 2
 
-    whole = {**configuration(photos, tmp_path / "whole"), "loss": {"l1": 1.0}}
-    assert forked.run(whole, ranks=2, mode="no_curves") == [0, 0]
-    assert commits(whole)[-1] == commits(config)[-1] == 2 * STEPS
-    assert same(last_weights(config), last_weights(whole))
+    assert commits(config)[-1] == 2 * STEPS
+    assert same(last_weights(config), whole)
+
+
+@pytest.mark.sweep
+def test_a_job_that_loses_a_node_is_queued_again_by_slurm_and_continues(cluster, photos, whole, env, tmp_path):
+    config = configuration(photos, tmp_path / "job", every_steps=2)
+    number, log = submit(cluster, config, env, "--time=10", "--signal=B:USR1@1")
+    wait_until(lambda: 4 in commits(config), 120, lambda: text(log))
+    cluster.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test", check=True)
+    wait_until(lambda: cluster.job(number)["JobState"] == "PENDING", 60, lambda: text(log))
+    print_job(cluster, number)
+    (tmp_path / "go").touch()
+    cluster.run("scontrol", "update", "NodeName=node2", "State=RESUME", check=True)
+    job = cluster.wait_for_end(number, 300)
+    print_job(cluster, number)
+    print(shortened(log), cluster.completed(number), sep="\n")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), text(log)
+    assert "is queued again" not in text(log)  # it was Slurm's doing, not the batch file's
+    assert re.search(r"continues .* step-00000004: epoch 0, step 4", text(log)), text(log)
+    assert same(last_weights(config), whole)
 
 
 @pytest.mark.sweep
@@ -192,6 +218,11 @@ def test_what_the_user_must_hear_of_is_not_queued_again(cluster, photos, env, tm
     assert (job["JobState"], job["Restarts"]) == ("FAILED" if how == "a mistake" else "CANCELLED", "0"), text(log)
     if how == "a mistake":
         assert text(log).count("optimizer.lrr: unknown key; did you mean 'lr'?") == 1
+
+
+def shortened(log):
+    """What a job has printed, without tracebacks."""
+    return re.sub(r"(?m)^(Traceback|  |torch\.).*\n", "", text(log))
 
 
 def print_job(cluster, number):
