@@ -105,7 +105,10 @@ def l1(output, gt):
 def cluster():
     if reason := slurm.missing():
         pytest.skip(reason)
-    found = slurm.Cluster()
+    try:
+        found = slurm.Cluster()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
     yield found
     found.close()
 
@@ -181,11 +184,12 @@ def test_a_job_that_loses_a_node_is_queued_again_by_slurm_and_continues(cluster,
     config = configuration(photos, tmp_path / "job", every_steps=2)
     number, log = submit(cluster, config, env, "--time=10", "--signal=B:USR1@1")
     wait_until(lambda: 4 in commits(config), 120, lambda: text(log))
-    cluster.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test", check=True)
+    node = f"NodeName={cluster.hosts.names[1]}"
+    cluster.run("scontrol", "update", node, "State=DOWN", "Reason=test")
     wait_until(lambda: cluster.job(number)["JobState"] == "PENDING", 60, lambda: text(log))
     print_job(cluster, number)
     (tmp_path / "go").touch()
-    cluster.run("scontrol", "update", "NodeName=node2", "State=RESUME", check=True)
+    cluster.run("scontrol", "update", node, "State=RESUME")
     job = cluster.wait_for_end(number, 300)
     print_job(cluster, number)
     print(shortened(log), cluster.completed(number), sep="\n")
@@ -213,7 +217,7 @@ def test_what_the_user_must_hear_of_is_not_queued_again(cluster, photos, env, tm
     number, log = submit(cluster, config, env, "--time=5", "--signal=B:USR1@1")
     if how == "cancelled":
         wait_until(lambda: run_folder(config).exists(), 90, lambda: text(log))
-        cluster.run("scancel", number, check=True)
+        cluster.run("scancel", number)
     job = cluster.wait_for_end(number, 120)
     assert (job["JobState"], job["Restarts"]) == ("FAILED" if how == "a mistake" else "CANCELLED", "0"), text(log)
     if how == "a mistake":
@@ -228,4 +232,4 @@ def shortened(log):
 def print_job(cluster, number):
     shown = cluster.job(number)
     kept = ("JobId", "JobState", "Reason", "Requeue", "Restarts", "ExitCode", "RunTime", "TimeLimit", "NodeList")
-    print(cluster.run("squeue", "--format=%i %t %M %l %D %R %v").stdout, {name: shown[name] for name in kept})
+    print(cluster.run("squeue", "--format=%i %t %M %l %D %R"), {name: shown[name] for name in kept})
