@@ -27,6 +27,7 @@ from accel_restore.errors import Preempted
 from accel_restore.losses import Loss
 from accel_restore.models.blocks import upscale
 from accel_restore.models.pretrained import begin_model
+from accel_restore.models.regions import compile_blocks
 from accel_restore.optim import advance, get_ema_function, get_optimizer, get_scheduler
 from accel_restore.parameters import freeze
 from accel_restore.quality import METRICS, Protocol
@@ -98,8 +99,9 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
         update = get_ema_function(config.train.ema_decay, config.train.ema_warmup)
         ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=update)
         ema = ema.to(accelerator.device)
+        ema.n_averaged = ema.n_averaged.cpu()  # torch reads it at every update, which would wait for the device
     if config.train.compile:
-        model.compile()  # in place: parameters keep their names
+        compile_blocks(model)
     # With fp16 a fused step would unscale gradients inside, where neither clipping nor a logged norm can see them.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.optimizer, fused)
@@ -129,7 +131,8 @@ def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -
     size = config.data.patch_size // config.data.scale
     for _ in range(2):  # the layout changes at the second forward
         images = torch.zeros(1, config.data.channels, size, size, device=accelerator.device)
-        accelerator.backward(model(images).sum())
+        with torch.compiler.set_stance("force_eager"):
+            accelerator.backward(model(images).sum())
     model.zero_grad()
 
 
@@ -280,9 +283,9 @@ def validate(
         if stop():
             break
         image = images[index]
-        with accelerator.autocast():
-            # `forward`: where the model is compiled, not anew for the size of every image.
-            output = protocol.output(model.forward, image["input"], images.scale)
+        # Where the model is compiled, not anew for the size of every image.
+        with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            output = protocol.output(model, image["input"], images.scale)
         output, gt = output.to(image["gt"].dtype), image["gt"]
         values = loss_fn.terms(output, gt)
         scores = [sum(values.values())]

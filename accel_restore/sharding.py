@@ -3,10 +3,10 @@
 The engine trains parts as it trains whole weights. What needs them whole asks here: validation, commits, the audit.
 """
 
-from collections import Counter
-
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+from accel_restore.models.regions import repeated_blocks
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -25,18 +25,6 @@ def fill(copy: nn.Module, model: nn.Module) -> nn.Module:
     for name, tensor in model.state_dict().items():  # one at a time is whole twice
         targets[name].copy_(whole(tensor.detach()))
     return copy
-
-
-def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's outermost parts of its own classes (none of torch's) that occur several times, in order."""
-    counts = Counter(type(module) for module in model.modules() if not type(module).__module__.startswith("torch."))
-
-    def parts(module: nn.Module) -> list[nn.Module]:
-        if counts[type(module)] > 1:
-            return [module]
-        return [part for child in module.children() for part in parts(child)]
-
-    return [block for block in parts(model) if any(True for _ in block.parameters())]
 
 
 def gather_by_block(model: nn.Module, accelerator: Accelerator) -> None:

@@ -3,7 +3,8 @@
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
 the first image. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given is kept there.
 acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch. gate=FOLDER: see
-`Gate`. without=PART: without a protection. fsdp2[@POLICY]: see `sharded`.
+`Gate`. without=PART: without a protection. fsdp2[@POLICY]: see `sharded`. waits=FILE: see
+`waits`.
 FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
 flow of weights on purpose, for the audit to notice. Several are divided by commas.
 """
@@ -28,6 +29,7 @@ import hosts
 import phases
 import sharded
 import torch
+import waits
 import wandb_scenarios
 
 from accel_restore import (
@@ -303,6 +305,8 @@ def install(modes: str) -> None:
             wandb_scenarios.set_bounds({})
         elif mode == "parted":
             hosts.part()
+        elif mode.startswith("waits="):
+            waits.write_counts(Path(mode.partition("=")[2]))
         elif mode.startswith("apart="):
             if os.environ["RANK"] != "0":
                 hosts.hide(mode.partition("=")[2])

@@ -8,7 +8,7 @@ from runs import audit_events, epochs_of, json_lines, last_weights, make_photos,
 from torch import nn
 
 from accel_restore.models import build_model
-from accel_restore.sharding import repeated_blocks
+from accel_restore.models.regions import repeated_blocks
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
 STOP_STEP = 6  # in the second epoch of four steps each
