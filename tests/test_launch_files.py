@@ -9,10 +9,11 @@ from pathlib import Path
 
 import forked
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from runs import ROOT, TRAIN, clean_environment, free_port, last_weights, make_photos, run_folder, small_config
+from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, make_photos, run_folder, small_config
 from torch.distributed.run import get_args_parser
 from watched import commits, kill_all, same, status
 
@@ -108,9 +109,28 @@ def test_multi_node_trains_on_two_launchers_as_on_one(photos, whole, tmp_path):
         kill_all(config)
     logs = [(tmp_path / f"{machine}.log").read_text() for machine in ("0", "1")]
     assert codes == [0, 0], "\n".join(logs)
-    assert "4 = 2 per device × 1 accumulated × 2 ranks" in logs[0] and "finished: best epoch" not in logs[1]
+    assert "2 × cpu " in logs[0] and "4 = 2 per device × 1 accumulated × 2 ranks" in logs[0]
+    assert "finished: best epoch" in logs[0] and "finished: best epoch" not in logs[1]
     assert status(config)["state"] == "finished" and status(config)["world_size"] == 2
     assert same(last_weights(config), whole)
+
+
+def test_fsdp2_trains_in_parts(photos, whole, tmp_path):
+    config = configuration(photos, tmp_path)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "fsdp2.yaml"]
+    process = subprocess.run(
+        [*command, DRIVER, "--cpu", "--config", file_of(config)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**clean_environment(), "RUN_TEST_MODE": "as_gpus"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "2 × cpu, FSDP2 " in process.stdout
+    assert "4 = 2 per device × 1 accumulated × 2 ranks" in process.stdout
+    weights = last_weights(config)
+    assert list(weights) == list(whole)
+    assert all(torch.allclose(weights[key], whole[key], atol=1e-5) for key in whole)
 
 
 # torchrun ------------------------------------------------------------------------------------------------------------
