@@ -12,6 +12,7 @@ from accel_restore.engine import TrainState
 from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
 from accel_restore.records import read_status, write_status
 from accel_restore.resume import Start
+from accel_restore.scores import TITLES, format_score
 
 
 def state_of(error: BaseException) -> str:
@@ -43,9 +44,13 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     if best is None:
         screen.say(f"finished: no validation gave a number, so there is no {folder / BEST}")
         return
-    shown = [("psnr", "{:.2f} dB (input {:.2f})"), ("ssim", "{:.4f} (input {:.4f})")]
-    gains = [f"{n} {text.format(best[n], best[f'input_{n}'])}" for n, text in shown if n in best]
-    screen.say(f"finished: best epoch {best['epoch']}: {', '.join(gains) or 'loss {:.4g}'.format(best['loss'])}")
+    gains = [
+        f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
+        for name in TITLES
+        if name in best
+    ]
+    told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
+    screen.say(f"finished: best epoch {best['epoch'] + 1}: {told}")
     screen.say(f"weights  {folder / BEST}")
     if (folder / "samples").is_dir():
         screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

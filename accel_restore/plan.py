@@ -37,7 +37,7 @@ def plan_rows(
     if rates is None:
         rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
     else:
-        rate = " · ".join(f"epoch {epoch}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
+        rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
     crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
     crop += f" of gt, input {config.data.scale} times smaller," if config.data.scale > 1 else ""
     made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
@@ -73,7 +73,7 @@ def plan_rows(
     if (data.train.input is None) != (data.val.input is None):
         rows.append(("note", "validation inputs are made by degradation, training's are given, or the reverse"))
     if start.commit is not None:
-        rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
+        rows.append(("continues", f"{start.commit.name}: {state.epoch} epochs, {state.step} steps are done"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(isinstance(module, kinds) for module in state.model.modules()):
         rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))

@@ -132,7 +132,11 @@ def test_two_files_of_weights_stand_side_by_side(weights, pairs, tmp_path, capsy
     assert sorted(path.name for path in pictures.iterdir()) == [
         f"{place:02d}_{image['name']}.png" for place, image in enumerate(ranked[:2], 1)
     ]
-    assert "psnr difference" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "psnr difference" in said and f"{both['mean']['psnr_difference']:+.2f} dB" in said
+    worst = json.loads(Image.open(pictures / f"01_{ranked[0]['name']}.png").text["accel_restore"])
+    captions = [tile["caption"] for tile in worst[0]]
+    assert captions[1] == f"output {ranked[0]['psnr']:.2f} dB PSNR" and captions[-1] == "gt"
 
 
 @pytest.mark.parametrize(

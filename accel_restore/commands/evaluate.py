@@ -14,6 +14,7 @@ from accel_restore.commands.restore import add_tiles
 from accel_restore.console import Screen
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.files import replace_file
+from accel_restore.scores import format_score, titled_score
 from accel_restore.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _show(
     columns = [name for metric in protocol.metrics for name in mean if re.fullmatch(rf"(input_)?{metric}(_\w+)?", name)]
 
     def cells(row: "Row") -> list[str]:
-        return [_cell(name, row[name]) for name in columns]
+        return [format_score(name, row[name], signed=name.endswith("_difference")) for name in columns]
 
     header = ["image", *(name.replace("_", " ") for name in columns)]
     shown = [(name, *cells(row)) for name, row in zip(names, rows, strict=True)]
@@ -222,11 +223,6 @@ def _show(
         screen.say(f"weights{f' {number}' if len(files) > 1 else ''}: {file}")
     for key, value in described.items():
         screen.say(f"{key}: {value}")
-
-
-def _cell(name: str, value: float) -> str:
-    sign = "+" if name.endswith("_difference") else ""
-    return f"{value:{sign}.{2 if 'psnr' in name else 4}f}"
 
 
 def _write_csv(file: Path, names: list[str], rows: "list[Row]") -> None:
@@ -256,7 +252,7 @@ def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None
             outputs = scorer.outputs(image)
             shown = [upscale(image["input"], scorer.images.scale), *outputs, image["gt"]]
             scored = [("input", f"input_{metric}"), ("output", metric), ("output 2", f"{metric}_2")]
-            captions = [f"{what} {metric} {row[key]:.4g}" for what, key in scored if key in row]
+            captions = [f"{what} {titled_score(metric, row[key])}" for what, key in scored if key in row]
             tiles = worst_part(shown, outputs[0], image["gt"])
             name = scorer.images.names[index].replace("/", "_")
             draw_samples(folder / f"{place:02d}_{name}.png", [list(zip([*captions, "gt"], tiles, strict=True))])

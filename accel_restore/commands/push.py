@@ -152,5 +152,5 @@ def _samples(run: Path, epoch: int) -> tuple[Path, str] | None:
     if not found:
         return None
     nearest = min(found, key=lambda number: (abs(number - epoch), number))
-    when = "with these weights" if nearest == epoch else f"in epoch {nearest} of the run"
+    when = "with these weights" if nearest == epoch else f"in epoch {nearest + 1} of the run"
     return found[nearest], f"Validation images {when}: input, output, and the clean image (gt)."
