@@ -9,11 +9,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from accel_restore import __version__
 from accel_restore.models import MODELS
 from accel_restore.redaction import redacted
 from accel_restore.scores import TITLES, format_score
 
-WEIGHTS, CONFIG, SAMPLES = "best.safetensors", "config.yaml", "samples.png"
+CONFIG, SAMPLES = "config.yaml", "samples.png"
+PACKAGE = "accel-restore"  # as pip knows it
 _TASKS = {  # what undoes a degradation
     "gaussian_noise": "denoising", "poisson_noise": "denoising", "speckle": "denoising", "jpeg": "jpeg-artifacts",
     "gaussian_blur": "deblurring", "motion_blur": "deblurring", "rain": "deraining", "low_light": "low-light",
@@ -118,21 +120,24 @@ def _architecture(metadata: dict[str, Any]) -> str:
 
 
 def _use(repo: str, metadata: dict[str, Any]) -> str:
-    name, needs = metadata["model"]["name"], ""
+    name, needs, extra = metadata["model"]["name"], "", ""
     if name == "spandrel":
-        needs = "\n\nThe architecture comes from spandrel: `pip install 'accel-restore[spandrel]'`."
+        extra = "[spandrel]"  # which the architecture comes from
     elif name not in MODELS:
         needs = f"\n\nIts class, `{name}`, is not part of accel_restore: that package must be installed, too."
-    return f"""```python
+    return f"""    pip install '{PACKAGE}{extra}>={__version__}'
+
+(`pip install '.{extra}'` in the folder of its source), then
+
+```python
 import accel_restore
-from huggingface_hub import hf_hub_download
 from PIL import Image
 
-restorer = accel_restore.load(hf_hub_download("{repo}", "{WEIGHTS}"))
+restorer = accel_restore.load("{repo}")
 restorer(Image.open("photo.png")).save("restored.png")
 ```
 
-or `accel-restore restore {WEIGHTS} photo.png -o restored.png` with the downloaded file.{needs}"""
+or `accel-restore restore {repo} photo.png -o restored.png`.{needs}"""
 
 
 def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:

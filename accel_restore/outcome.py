@@ -1,6 +1,5 @@
 """What is said and written when a run ends, however it ends."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from accel_restore.checkpoint import BEST
 from accel_restore.console import Screen
 from accel_restore.engine import TrainState
 from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
-from accel_restore.records import read_status, write_status
+from accel_restore.records import read_audit, read_status, write_status
 from accel_restore.resume import Start
 from accel_restore.scores import TITLES, format_score
 
@@ -27,10 +26,10 @@ def progress(state: TrainState, world_size: int) -> dict[str, Any]:
 
 def say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Screen, audit: bool) -> None:
     """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
-    audited = folder / "audit.json"
-    if audited.exists() and not json.loads(audited.read_bytes())["ok"]:
-        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {audited}")
-    if audit and not audited.exists():
+    audited = read_audit(folder)
+    if audited and not audited["ok"]:
+        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
+    if audit and not audited:
         raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
         counters = {key: start.counters[key] for key in ("epoch", "step", "best")}

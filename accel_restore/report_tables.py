@@ -99,12 +99,11 @@ def _list(values: Any) -> str:
 
 def audit_tables(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """The table of audit.json, and what it has found."""
-    rows = [row for row in audit.get("table") or [] if isinstance(row, dict)]
-    cells = [[str(row.get(key, "")) for key in _AUDIT] for row in rows]
+    cells = [[str(row.get(key, "")) for key in _AUDIT] for row in audit.get("table", [])]
     tables = _table([key.replace("lr", "learning rate").replace("_", " ") for key in _AUDIT], cells)
-    violations = [[str(text)] for text in audit.get("violations") or []]
+    violations = [[str(text)] for text in audit.get("violations", [])]
     if tables:
-        verdict = "the flow is as it should be" if audit.get("ok") else "the audit FAILED"
+        verdict = "the flow is as it should be" if audit["ok"] else "the audit FAILED"
         tables[0]["note"] = f"{verdict}: {audit.get('epochs')} epochs, {audit.get('ranks')} ranks"
     return tables + _table(("violation",), violations)
 

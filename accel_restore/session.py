@@ -4,7 +4,8 @@ import json
 import signal
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def fit(
     KeyboardInterrupt for SIGINT and else SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
-    with listening() as stop:
+    with _as_found(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
         except Preempted as error:
@@ -58,6 +59,19 @@ def fit(
                 raise KeyboardInterrupt(*error.args) from error
             raise SystemExit(EXIT_CODE) from error
     return run_folder(resolved)
+
+
+@contextmanager
+def _as_found() -> Iterator[None]:
+    """Leave the caller's standard output and its filters of warnings as they were; a run changes both for itself."""
+    output = sys.stdout
+    errors = getattr(output, "errors", None)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors=errors)
 
 
 def run_training(

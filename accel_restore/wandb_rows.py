@@ -1,13 +1,11 @@
 """The rows that W&B gets of a run: those of metrics.jsonl, in the order of its lines, with those of memory.jsonl."""
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accel_restore.records import Tail, read_status
+from accel_restore.records import Tail, read_audit, read_status
 
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
 
@@ -78,10 +76,9 @@ def _train_row(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """What W&B shows of a run that has ended: the best scores, and the table of its audit, where it had one."""
     summary: dict[str, Any] = {}
-    if best := read_status(folder).get("best"):
+    if isinstance(best := read_status(folder).get("best"), dict):
         summary["best"] = {name: value for name, value in best.items() if value is not None}
-    with suppress(OSError, ValueError):
-        audit = json.loads((folder / "audit.json").read_bytes())
+    if audit := read_audit(folder):
         table = {row.pop("operation"): row for row in audit["table"]}
         summary["audit"] = {"ok": audit["ok"], "violations": len(audit["violations"]), "table": table}
     return summary

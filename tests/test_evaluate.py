@@ -189,6 +189,14 @@ def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monk
     assert words in capsys.readouterr().err
 
 
+def test_a_report_is_never_written_over_an_input(weights, pairs, capsys):
+    for file in (weights[0], pairs[1] / "photo000.png"):
+        content = file.read_bytes()
+        command = ["evaluate", str(weights[0]), "--gt", str(pairs[1] / "photo000.png"), "--degrade", "quantize"]
+        assert main([*command, "--cpu", "--json", str(file)]) == 2
+        assert "name another file" in capsys.readouterr().err and file.read_bytes() == content
+
+
 def test_an_image_that_is_damaged_in_its_middle_is_named_and_no_mean_is_told(weights, pairs, capsys):
     input, gt = pairs
     whole = (input / "photo001.png").read_bytes()

@@ -19,9 +19,11 @@ from runs import make_photos, run_folder, small_config
 
 from accel_restore import report
 from accel_restore.cli import main
+from accel_restore.records import read_audit
 from accel_restore.report import Page, Report
 from accel_restore.report_series import Metrics, thin
 from accel_restore.resume import RUN_FILES, Start, clear
+from accel_restore.wandb_rows import read_summary
 
 
 def content_of(file):
@@ -148,6 +150,26 @@ def test_lines_of_other_kinds_and_missing_figures_do_no_harm(tmp_path):
     assert charts["Loss per rank"]["x"] == [2] and charts["memory_gb per rank"]["y"] == [2.5]
     assert "on per rank" not in charts and content["error"] == "out of memory"
     assert "moved" in cells(sections["Events"])
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        "[1]", "{", "{}", '{"ok": true}', '{"ok": true, "table": 5, "violations": []}', '"text"',
+        '{"ok": true, "table": [{"calls": 3}], "violations": []}', '{"ok": 1, "table": [], "violations": []}',
+        '{"ok": true, "table": [3], "violations": []}', '{"ok": true, "table": [], "violations": 1}',
+        '{"ok": true, "table": [{"operation": ["a"]}], "violations": []}',
+    ],
+)  # fmt: skip
+def test_an_audit_that_is_none_is_taken_for_absent(made, tmp_path, audit):
+    folder = shutil.copytree(made, tmp_path / "run")
+    assert read_summary(folder)["audit"]["ok"] and read_audit(folder), "the control"
+    (folder / "audit.json").write_text(audit)
+    assert read_audit(folder) == {} and set(read_summary(folder)) == {"best"}
+    (tmp_path / "page").write_text(Page(folder).build())
+    assert content_of(tmp_path / "page")[1]["Flow of weights"]["tables"] == []
+    (folder / "status.json").write_text('{"state": "finished", "best": [1]}')
+    assert read_summary(folder) == {}
 
 
 def test_the_pictures_are_the_tiles_of_the_sheets(made, tmp_path):

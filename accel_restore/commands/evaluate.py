@@ -65,8 +65,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("--tile: auto would make scores depend on this machine's memory; give a number, or none")
     if options.worst is not None and (options.pictures is None or options.worst < 1):
         raise UserError("--worst: is the number of --pictures, above 0; give both")
+    inputs = [*options.weights, *map(Path, [*(options.gt or []), *(options.input or [])])]
     for file in (options.json, options.csv):
-        check_writable(file)
+        check_writable(file, inputs=inputs)
     if options.pictures is not None and options.pictures.exists() and not options.pictures.is_dir():
         raise UserError(f"{options.pictures}: is a file; name a folder for the pictures")
     return options
@@ -197,9 +198,10 @@ def _described(protocol: "Protocol", steps: list, seed: int | None, precision: s
 
 def _weights(file: Path, restorer) -> dict[str, Any]:
     from accel_restore.evaluation import file_sha256
+    from accel_restore.weights_file import find_weights
 
     stored = {key: restorer.metadata.get(key) for key in ("sha256", "epoch", "step", "model")}
-    return {"file": str(file), "file_sha256": file_sha256(file), **stored}
+    return {"file": str(file), "file_sha256": file_sha256(find_weights(file)), **stored}
 
 
 def _show(
