@@ -102,6 +102,14 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple = (
     return config_from(read_mapping(path), list(overrides), str(path))
 
 
+def load_run_config(folder: Path) -> Config:
+    """The configuration of the run in a folder. Raises: UserError."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: is not the folder of a run, it has no config.yaml")
+    return load_config(file)
+
+
 def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "configuration") -> Config:
     """The checked configuration of a mapping and overrides; see `load_config`."""
     tree = plain_copy(tree, where)

@@ -80,14 +80,16 @@ def plan_rows(
     return rows
 
 
-def plan_record(rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol) -> dict[str, Any]:
-    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, and versions."""
+def plan_record(
+    rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol, validation_images: list[str]
+) -> dict[str, Any]:
+    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, on what; and versions."""
     used = {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy", "pillow")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     system = {"python": platform.python_version(), "cuda": torch.version.cuda or "none", "GPU": device}
     versions = {"accel_restore": __version__, **used, **system, "system": platform.platform()}
-    record = {"plan": rows, "epochs": epochs, "steps": steps, "protocol": protocol.describe(), "versions": versions}
-    return redacted(record)
+    measured = {"protocol": protocol.describe(), "validation_images": validation_images}
+    return redacted({"plan": rows, "epochs": epochs, "steps": steps, **measured, "versions": versions})
 
 
 def _batch_in_words(plan: Plan) -> str:
