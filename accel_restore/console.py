@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -126,6 +127,19 @@ class Screen:
         if self.progress is not None:
             _stop(self.progress)
             self.progress = None
+
+
+@contextmanager
+def leaving_as_found() -> Iterator[None]:
+    """Within it a run may change standard output and the filters of warnings; then they are the caller's again."""
+    output = sys.stdout
+    errors = getattr(output, "errors", None)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors=errors)
 
 
 def _is_ci() -> bool:

@@ -80,6 +80,7 @@ class Tracker(Hook):
         self._begin_window(state)
         if self.main:
             self._write_step(state, ranks)
+        self._tell_dashboards()
 
     def _memory(self) -> int:
         """Bytes: on CUDA the most that tensors of this rank have taken so far, else what the process takes now."""
@@ -108,7 +109,6 @@ class Tracker(Hook):
             )
         samples = sum(rank[1] for rank in ranks)
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
-        self._tell_dashboards()
         speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
         self.screen.update(state.epoch, state.step, loss, ranks[0][-4], speed)
 

@@ -56,6 +56,28 @@ class Rows:
         return found
 
 
+class RankRows:
+    """The rows of a run of one rank alone: its lines of the same files, as train/NAME."""
+
+    def __init__(self, folder: Path, rank: int):
+        self.rank = rank
+        self.metrics, self.memory = Tail(folder / "metrics.jsonl"), Tail(folder / "memory.jsonl")
+        self.bytes: dict[int, int] = {}  # by step, of lines that are not a row yet
+
+    def read(self, rest: bool) -> Iterator[dict[str, Any]]:
+        """The rows that have come since."""
+        for line in self.metrics:
+            if line["event"] == "train" and line["rank"] == self.rank:
+                line["memory"] = self._memory_at(line["step"])
+                figures = {f"train/{name}": line.get(name) for name in ("step", *PER_RANK)}
+                yield {key: value for key, value in figures.items() if value is not None}
+
+    def _memory_at(self, step: int) -> int | None:
+        """The bytes at a step; its line was written before that of metrics.jsonl."""
+        self.bytes |= {line["step"]: line["memory"] for line in self.memory if line["rank"] == self.rank}
+        return self.bytes.pop(step, None)
+
+
 def _place(line: dict[str, Any]) -> tuple[str, int, int]:
     return line["event"], line["epoch"], line["step"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Tracking
 from accel_restore.console import Screen
-from accel_restore.dashboard import has_key
 from accel_restore.errors import UserError
 from accel_restore.parsing import load_run_config
 from accel_restore.redaction import redacted
+from accel_restore.wandb_service import has_key
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
