@@ -92,7 +92,7 @@ class Audit(Hook):
         self.weights, self.lr = weights, lr
         in_step = operation in ("zero_grad", "backward", "optimizer_step")
         epoch, step = self.state.epoch, self.state.step + (1 if in_step else 0)
-        place = f"epoch {epoch}, step {step}, rank {self.rank}"
+        place = f"epoch {epoch + 1}, step {step}, rank {self.rank}"
         if changed_weights and operation != "optimizer_step":
             self.violations.append(f"{place}: weights changed {where}, outside optimizer.step")
         if changed_lr and operation != "scheduler_step":
@@ -126,7 +126,7 @@ class Audit(Hook):
         for rank, seen in enumerate(ranks[1:], 1):
             different = [epoch for epoch, value in ranks[0]["hashes"].items() if seen["hashes"].get(epoch) != value]
             if different:
-                violations.append(f"epoch {different[0]}: ranks 0 and {rank} hold different weights or rates")
+                violations.append(f"epoch {different[0] + 1}: ranks 0 and {rank} hold different weights or rates")
         table = [
             {
                 "operation": _NAMES.get(name, name),

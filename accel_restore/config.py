@@ -276,6 +276,7 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online with a key, else offline"
     )
+    wandb_per_rank: bool = Field(False, description="beside the run of all, a W&B run of each rank, in one group")
     tensorboard: bool = Field(False, description="for TensorBoard too, into the run's folder")
     project: str = "accel-restore"
     log_every_steps: PositiveInt = 10

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from accel_restore.scores import format_score
 
 _LINE_SECONDS = 30.0
 _SCORE_SECONDS = 2.0
@@ -98,15 +101,16 @@ class Screen:
             self.progress.update(self.task, completed=step, epoch=done)
 
     def update(self, epoch: int, step: int, loss: float, lr: float, samples_per_second: float) -> None:
-        """New figures: the bar shows them at once, a log gets a line every half a minute."""
-        figures = [f"loss {loss:.4g}", f"lr {lr:.3g}", f"{samples_per_second:.1f} samples/s", self._left(step)]
+        """New figures of the epoch after `epoch` others: a bar shows them at once, a log gets a line now and then."""
+        speed = f"{samples_per_second:.1f} samples/s"
+        figures = [f"loss {format_score('loss', loss)}", f"lr {lr:.3g}", speed, self._left(step)]
         if self.progress is not None:
             if self.console.width < _WIDE:
                 figures[2] = f"{samples_per_second:.0f}/s"
             self.progress.update(self.task, figures=" · ".join(figures))
         elif time.monotonic() - self.last_line >= _LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.say(" · ".join([f"epoch {epoch}/{self.epochs}", f"step {step}/{self.total}", *figures]))
+            self.say(" · ".join([f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total}", *figures]))
 
     def _left(self, step: int) -> str:
         """How long the run will go on, as it has gone so far in this process: validations and commits count."""
@@ -123,6 +127,19 @@ class Screen:
         if self.progress is not None:
             _stop(self.progress)
             self.progress = None
+
+
+@contextmanager
+def leaving_as_found() -> Iterator[None]:
+    """Within it a run may change standard output and the filters of warnings; then they are the caller's again."""
+    output = sys.stdout
+    errors = getattr(output, "errors", None)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors=errors)
 
 
 def _is_ci() -> bool:

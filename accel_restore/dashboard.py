@@ -16,21 +16,21 @@ aside in `wandb/former/`: `wandb sync` of an older one would replace the rows of
 comes last.
 """
 
-import os
 import secrets
 import shlex
 import string
 import threading
 import time
 from collections.abc import Callable
-from netrc import NetrcParseError, netrc
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accel_restore.config import Tracking
 from accel_restore.redaction import redacted
-from accel_restore.wandb_rows import Rows, read_summary
-from accel_restore.wandb_service import begin_run, drop_service, end_run, kill_service, open_image
+from accel_restore.wandb_rows import RankRows, Rows, read_summary
+from accel_restore.wandb_service import begin_run, chosen_mode, drop_service, end_run, has_key, kill_service, open_image
 
 SERVER_SECONDS = 8.0
 INIT_SECONDS = 15.0
@@ -52,8 +52,13 @@ class Dashboard:
         ranks: int,
         id: str | None,
         notice: Callable[[str], None],
+        rank: int = 0,
     ):
-        """`id` is that of the run in `folder` so far, None for a new one; every step has a line of each of `ranks`."""
+        """`id` is that of the run in `folder` so far, None for a new one; every step has a line of each of `ranks`.
+
+        The main process writes the run of all ranks and, with `wandb_per_rank`, one of its own; another `rank` its own
+        alone, for which it must know the `id`.
+        """
         self.id, self.sender = id, None
         mode = tracking.wandb if tracking.wandb != "auto" else chosen_mode()
         if mode == "disabled":
@@ -63,7 +68,13 @@ class Dashboard:
             mode = "offline"
         self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         settings = {"project": tracking.project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
-        self.sender = _Sender(settings, mode, folder, ranks, notice)
+        own = {"name": f"{name}-rank{rank}", "id": f"{self.id}-rank{rank}", "group": name, "job_type": "rank"}
+        of_rank = _Part({**settings, **own}, lambda: RankRows(folder, rank))
+        of_all = _Part(settings, lambda: Rows(folder, ranks))
+        if rank:
+            self.sender = _Sender(of_rank, None, mode, folder, notice)
+        else:
+            self.sender = _Sender(of_all, of_rank if tracking.wandb_per_rank else None, mode, folder, notice)
         self.sender.start()
 
     @property
@@ -82,17 +93,27 @@ class Dashboard:
             self.sender.finish(failed)
 
 
-class _Sender:
-    """Takes rows from metrics.jsonl to W&B; a run that is lost is begun anew, offline, with the first of them."""
+@dataclass
+class _Part:
+    """A W&B run and the rows that it gets."""
 
-    def __init__(
-        self, settings: dict[str, Any], mode: str, folder: Path, ranks: int, notice: Callable[[str], None]
-    ) -> None:
-        self.settings, self.mode, self.folder, self.ranks, self.notice = settings, mode, folder, ranks, notice
+    settings: dict[str, Any]  # for `wandb.init`
+    make_rows: Callable[[], Rows | RankRows]  # from the first one on
+    run: Any = None
+    rows: Rows | RankRows | None = None
+
+
+class _Sender:
+    """Takes rows from metrics.jsonl to W&B; a run that is lost is begun anew, offline, with the first of them.
+
+    A second run may ride along in the same thread: nothing that happens to it touches the first.
+    """
+
+    def __init__(self, part: _Part, rider: _Part | None, mode: str, folder: Path, notice: Callable[[str], None]):
+        self.part, self.rider, self.mode, self.folder, self.notice = part, rider, mode, folder, notice
         self.thread = threading.Thread(target=self._work, name="accel-restore-wandb", daemon=True)
         self.ready = threading.Event()  # begun, or given up
         self.wake = threading.Event()  # there are new lines, or the run ends
-        self.run: Any = None
         self.unsynced: Path | None = None  # the folder of the run, as long as the server may lack something
         self.starts = 0
         self.finishing = self.failed = self.abandoned = False
@@ -120,7 +141,7 @@ class _Sender:
             self.notice(f"W&B      see it with: wandb leet {shlex.quote(str(self.folder / 'wandb'))}")
         if self.unsynced is not None:
             self.notice(self._what_is_left(self.unsynced))
-        elif self.abandoned:
+        elif self.abandoned and not self.written:
             self.notice("W&B does not answer and has nothing of this run; metrics.jsonl has everything")
 
     def _abandon(self) -> None:
@@ -159,7 +180,7 @@ class _Sender:
         """Act in a run that has begun; again after every loss of W&B's process, in a run that begins anew, offline."""
         while True:
             try:
-                if self.run is None:
+                if self.part.run is None:
                     self._begin()
                 action()
                 return
@@ -169,13 +190,22 @@ class _Sender:
     def _begin(self) -> None:
         """Begin a run without rows."""
         self.starts += 1
-        self.rows, self.is_whole, self.is_uploading = Rows(self.folder, self.ranks), False, self.mode == "online"
-        self.run = begin_run(self.mode, self.settings, SERVER_SECONDS, UPLOAD_SECONDS, self._hear)
-        path = Path(self.run.settings.sync_dir)
-        self.unsynced = self.folder / path.parent.name / path.name
+        self.is_whole, self.is_uploading = False, self.mode == "online"
+        self.unsynced = self._begin_part(self.part)
+        if self.rider is not None:
+            self.rider.run = None
+            with suppress(Exception, SystemExit):
+                self._begin_part(self.rider)
+
+    def _begin_part(self, part: _Part) -> Path:
+        """Begin a run; its folder."""
+        part.rows = part.make_rows()
+        part.run = begin_run(self.mode, part.settings, SERVER_SECONDS, UPLOAD_SECONDS, self._hear)
+        path = Path(part.run.settings.sync_dir)
+        return self.folder / path.parent.name / path.name
 
     def _prepare_again(self, error: Exception) -> None:
-        lost, self.run = self.run is not None, None
+        lost, self.part.run = self.part.run is not None, None
         drop_service()
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if self.abandoned or self.starts >= _STARTS or (self.mode != "online" and not lost):
@@ -195,45 +225,45 @@ class _Sender:
 
     def _send(self) -> None:
         """Log the lines that have come; from then on the run is the one that has them all."""
-        for row in self.rows.read(rest=self.finishing):
+        self._log(self.part)
+        if self.rider is not None and self.rider.run is not None:
+            with suppress(Exception, SystemExit):
+                self._log(self.rider)
+        if not self.is_whole:
+            self.is_whole = True
+            for part in filter(None, (self.part, self.rider)):
+                self._set_former_aside(part)
+
+    def _log(self, part: _Part) -> None:
+        for row in part.rows.read(rest=self.finishing):
             if "val/images" in row:
                 try:
                     row = {**row, "val/images": open_image(row["val/images"])}
                 except OSError:  # a full disk may have cut it off
                     continue
-            self.run.log(row)
-        if not self.is_whole:
-            self.is_whole = True
-            for path in self.folder.glob(f"wandb/*run-*-{self.settings['id']}"):
-                if path.name != self.unsynced.name:
-                    (path.parent / "former").mkdir(exist_ok=True)
-                    path.rename(path.parent / "former" / path.name)
+            part.run.log(row)
+
+    def _set_former_aside(self, part: _Part) -> None:
+        """Move the folders of the run away that were written before it began anew."""
+        if part.run is None:
+            return
+        for path in self.folder.glob(f"wandb/*run-*-{part.settings['id']}"):
+            if path.name != Path(part.run.settings.sync_dir).name:
+                (path.parent / "former").mkdir(exist_ok=True)
+                path.rename(path.parent / "former" / path.name)
 
     def _end(self) -> None:
         self._send()
-        self.run.summary.update(redacted(read_summary(self.folder)))
-        in_time = end_run(self.run, exit_code=int(self.failed))
+        if isinstance(self.part.rows, Rows):
+            self.part.run.summary.update(redacted(read_summary(self.folder)))
+        in_time = end_run(self.part.run, exit_code=int(self.failed))
         self.written = True
         if in_time and self.is_uploading:
             self.unsynced = None
+        if self.rider is not None and self.rider.run is not None:
+            with suppress(Exception, SystemExit):
+                end_run(self.rider.run, exit_code=int(self.failed))
 
 
 class _GaveUp(Exception):
     """W&B cannot be had."""
-
-
-def chosen_mode() -> str:
-    """What `wandb: auto` means here: WANDB_MODE where it is set, online with a key, else offline."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    return "online" if has_key() else "offline"
-
-
-def has_key() -> bool:
-    """Whether there is an API key, in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
-    except (OSError, NetrcParseError):
-        return False

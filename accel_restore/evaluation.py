@@ -62,7 +62,8 @@ def protocol_of(restorer: Restorer, synthetic: bool, given: dict[str, Any]) -> t
     Raises: UserError for settings that do not fit.
     """
     stored = restorer.metadata["metrics"].get("protocol")
-    notes = [] if isinstance(stored, dict) else ["the weights hold no protocol; these are the defaults"]
+    is_told = isinstance(stored, dict) or given.keys() >= set(_SETTINGS)
+    notes = [] if is_told else ["the weights hold no protocol; these are the defaults"]
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: stored[name] for name in _SETTINGS if name in stored}
     settings["metrics"] = [name for name in METRICS if name in stored] or ["psnr", "ssim"]

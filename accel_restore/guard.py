@@ -43,7 +43,7 @@ class SkippedSteps(Hook):
         found = [rank for rank in gather_object([self._find(state)]) if rank["files"]]
         if self.accelerator.scaler is not None and not found and self.accelerator.scaler.get_scale() > 1:
             return  # fp16's search for its scale: nothing is wrong
-        where = f"epoch {state.epoch}, step {state.step}"
+        where = f"epoch {state.epoch + 1}, step {state.step}"
         reasons = [
             f"loss {', '.join(rank['terms'])} on rank {rank['rank']} of {', '.join(rank['files'])}" for rank in found
         ]
@@ -61,7 +61,7 @@ class SkippedSteps(Hook):
     def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         scores = record["scores"]
         if state.skipped_in_row and scores and not torch.tensor(scores["loss"]).isfinite():
-            raise Diverged(f"epoch {record['epoch']}", "neither its last step nor its validation gave one")
+            raise Diverged(f"epoch {record['epoch'] + 1}", "neither its last step nor its validation gave one")
 
     def _find(self, state: TrainState) -> dict[str, Any]:
         """The files of this rank whose loss is no number, and which terms of the loss are none."""

@@ -9,12 +9,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from accel_restore import __version__
 from accel_restore.models import MODELS
 from accel_restore.redaction import redacted
+from accel_restore.scores import TITLES, format_score
 
-WEIGHTS, CONFIG, SAMPLES = "best.safetensors", "config.yaml", "samples.png"
-UNITS = {"psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.4f}"), "lpips": ("LPIPS", "{:.4f}"),
-         "dists": ("DISTS", "{:.4f}")}  # fmt: skip
+CONFIG, SAMPLES = "config.yaml", "samples.png"
+PACKAGE = "accel-restore"  # as pip knows it
 _TASKS = {  # what undoes a degradation
     "gaussian_noise": "denoising", "poisson_noise": "denoising", "speckle": "denoising", "jpeg": "jpeg-artifacts",
     "gaussian_blur": "deblurring", "motion_blur": "deblurring", "rain": "deraining", "low_light": "low-light",
@@ -75,7 +76,7 @@ def card(
             EvalResult(
                 task_type="image-to-image", task_name=(tasks or ["image restoration"])[0].replace("-", " "),
                 dataset_type=re.sub(r"[^\w./-]+", "-", dataset).strip("-").lower(), dataset_name=dataset,
-                metric_type=name, metric_name=UNITS[name][0], metric_value=round(value, 4),
+                metric_type=name, metric_name=TITLES[name], metric_value=round(value, 4),
             )
             for name, value in _scores(metadata).items()
         ] or None,
@@ -119,21 +120,24 @@ def _architecture(metadata: dict[str, Any]) -> str:
 
 
 def _use(repo: str, metadata: dict[str, Any]) -> str:
-    name, needs = metadata["model"]["name"], ""
+    name, needs, extra = metadata["model"]["name"], "", ""
     if name == "spandrel":
-        needs = "\n\nThe architecture comes from spandrel: `pip install 'accel-restore[spandrel]'`."
+        extra = "[spandrel]"  # which the architecture comes from
     elif name not in MODELS:
         needs = f"\n\nIts class, `{name}`, is not part of accel_restore: that package must be installed, too."
-    return f"""```python
+    return f"""    pip install '{PACKAGE}{extra}>={__version__}'
+
+(`pip install '.{extra}'` in the folder of its source), then
+
+```python
 import accel_restore
-from huggingface_hub import hf_hub_download
 from PIL import Image
 
-restorer = accel_restore.load(hf_hub_download("{repo}", "{WEIGHTS}"))
+restorer = accel_restore.load("{repo}")
 restorer(Image.open("photo.png")).save("restored.png")
 ```
 
-or `accel-restore restore {WEIGHTS} photo.png -o restored.png` with the downloaded file.{needs}"""
+or `accel-restore restore {repo} photo.png -o restored.png`.{needs}"""
 
 
 def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
@@ -151,7 +155,7 @@ def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
         f"- **schedule**: {_step(config.get('scheduler', {}))}, {train.get('epochs')} epochs",
         f"- **precision**: {train.get('mixed_precision')}",
         f"- **these weights**: the best of the run, by {config.get('validation', {}).get('monitor')}: epoch "
-        f"{metadata.get('epoch')}, optimizer step {metadata.get('step')}"
+        f"{int(metadata.get('epoch', -1)) + 1}, optimizer step {metadata.get('step')}"
         + (", averaged over steps (EMA)" if train.get("ema_decay") else ""),
     ]
     return "\n".join(lines)
@@ -185,7 +189,7 @@ def _plain(value: Any, between: str = ", ") -> str:
 
 def _scores(metadata: dict[str, Any]) -> dict[str, float]:
     found = metadata["metrics"]
-    return {name: found[name] for name in UNITS if isinstance(found.get(name), int | float)}
+    return {name: found[name] for name in TITLES if isinstance(found.get(name), int | float)}
 
 
 def _validation_name(config: dict[str, Any] | None) -> str:
@@ -205,10 +209,9 @@ def _told_scores(metadata: dict[str, Any], dataset: str) -> str:
         return "None is stored with these weights."
     lines = [f"On {dataset}:", "", "| metric | input | output | measured as |", "|---|---|---|---|"]
     for name, value in scores.items():
-        title, form = UNITS[name]
         before = metadata["metrics"].get(f"input_{name}")
-        shown = form.format(before) if isinstance(before, int | float) else "-"
-        lines.append(f"| {title} | {shown} | **{form.format(value)}** | {protocol.get(name, '-')} |")
+        shown = format_score(name, before) if isinstance(before, int | float) else "-"
+        lines.append(f"| {TITLES[name]} | {shown} | **{format_score(name, value)}** | {protocol.get(name, '-')} |")
     border = protocol.get("crop_border")
     facts = {
         "colours": protocol.get("channels"),

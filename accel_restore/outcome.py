@@ -1,6 +1,5 @@
 """What is said and written when a run ends, however it ends."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ from accel_restore.checkpoint import BEST
 from accel_restore.console import Screen
 from accel_restore.engine import TrainState
 from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
-from accel_restore.records import read_status, write_status
+from accel_restore.records import read_audit, read_status, write_status
 from accel_restore.resume import Start
+from accel_restore.scores import TITLES, format_score
 
 
 def state_of(error: BaseException) -> str:
@@ -26,10 +26,10 @@ def progress(state: TrainState, world_size: int) -> dict[str, Any]:
 
 def say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Screen, audit: bool) -> None:
     """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
-    audited = folder / "audit.json"
-    if audited.exists() and not json.loads(audited.read_bytes())["ok"]:
-        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {audited}")
-    if audit and not audited.exists():
+    audited = read_audit(folder)
+    if audited and not audited["ok"]:
+        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
+    if audit and not audited:
         raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
         counters = {key: start.counters[key] for key in ("epoch", "step", "best")}
@@ -43,9 +43,13 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     if best is None:
         screen.say(f"finished: no validation gave a number, so there is no {folder / BEST}")
         return
-    shown = [("psnr", "{:.2f} dB (input {:.2f})"), ("ssim", "{:.4f} (input {:.4f})")]
-    gains = [f"{n} {text.format(best[n], best[f'input_{n}'])}" for n, text in shown if n in best]
-    screen.say(f"finished: best epoch {best['epoch']}: {', '.join(gains) or 'loss {:.4g}'.format(best['loss'])}")
+    gains = [
+        f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
+        for name in TITLES
+        if name in best
+    ]
+    told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
+    screen.say(f"finished: best epoch {best['epoch'] + 1}: {told}")
     screen.say(f"weights  {folder / BEST}")
     if (folder / "samples").is_dir():
         screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

@@ -102,24 +102,50 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple = (
     return config_from(read_mapping(path), list(overrides), str(path))
 
 
+def load_run_config(folder: Path) -> Config:
+    """The configuration of the run in a folder. Raises: UserError."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: is not the folder of a run, it has no config.yaml")
+    return load_config(file)
+
+
 def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "configuration") -> Config:
     """The checked configuration of a mapping and overrides; see `load_config`."""
     tree = plain_copy(tree, where)
     problems: list[str] = []
+    given: list[str] = []  # mistakes in the overrides themselves
     with suppress(UserError):  # an override that is no YAML is reported when it is applied
         _forget_former_choice(tree, list(overrides))
     for override in overrides:
         try:
             apply_override(tree, override)
         except UserError as error:
-            problems.append(str(error))
+            given.append(str(error))
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += dict.fromkeys(line for detail in error.errors() for line in _explain(detail))
-    problems = [p if len(p) <= _LONGEST_PROBLEM else f"{p[:_LONGEST_PROBLEM]}..." for p in problems]
-    raise_problems(f"{where}: {len(problems)} error{'s' * (len(problems) != 1)} in the configuration", problems)
+        keys = [override.partition("=")[0] for override in overrides]
+        for line in dict.fromkeys(line for detail in error.errors() for line in _explain(detail)):
+            (given if _is_set_by(keys, line) else problems).append(line)
+    _raise_all(problems, given, where)
     return config
+
+
+def _is_set_by(keys: list[str], problem: str) -> bool:
+    """Whether the key that a problem begins with was set by an override of one of `keys`, or of a section above it."""
+    wrong = problem.partition(": ")[0]
+    return any(f"{wrong}.".startswith(f"{key}.") for key in keys)
+
+
+def _raise_all(problems: list[str], given: list[str], where: str) -> None:
+    """Raise `UserError` with the problems of the file `where` and those that were `given` as key=value, if any."""
+    if given and problems:
+        where, given = f"{where} and the command line", [f"{problem} (on the command line)" for problem in given]
+    elif given:
+        where = "command line (key=value)"
+    found = [p if len(p) <= _LONGEST_PROBLEM else f"{p[:_LONGEST_PROBLEM]}..." for p in [*given, *problems]]
+    raise_problems(f"{where}: {len(found)} error{'s' * (len(found) != 1)} in the configuration", found)
 
 
 def to_yaml(config: Config) -> str:

@@ -11,6 +11,7 @@ from accel_restore.quality import Protocol, psnr
 from accel_restore.records import read_lines
 from accel_restore.redaction import redacted
 from accel_restore.report_pictures import describe_tiles
+from accel_restore.scores import titled_score
 
 _LARGEST = 400  # pixels of a tile's side
 _CAPTION = 22
@@ -28,8 +29,8 @@ class Samples:
         if index >= self.count:
             return
         before, after, clean = (self.protocol.prepare(image) for image in (input, output, gt))
-        before, after = (float(psnr(image, clean)) for image in (before, after))
-        captions = (f"{self.names[index]}: input {before:.2f} dB", f"output {after:.2f} dB", "gt")
+        before, after = (titled_score("psnr", float(psnr(image, clean))) for image in (before, after))
+        captions = (f"{self.names[index]}: input {before}", f"output {after}", "gt")
         self.tiles[index] = [
             (caption, _tile(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
         ]
@@ -79,9 +80,10 @@ def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
 
 
 def draw_curves(metrics: Path, path: Path) -> None:
-    """Write the curves of a metrics.jsonl: loss and learning rate per rank, validation scores per epoch."""
+    """Write the curves of a metrics.jsonl: loss and learning rate per rank, validation scores per epoch (from 1)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines = read_lines(metrics)
     steps = [line for line in lines if line["event"] == "train"]
@@ -102,15 +104,16 @@ def draw_curves(metrics: Path, path: Path) -> None:
         if 0 < len(ranks) <= 16:
             panel.legend(fontsize=7)
     for panel, key in zip(panels[2:], ["val_loss", *scores], strict=False):
-        panel.plot([x["epoch"] for x in epochs], [_number(x[key]) for x in epochs], ".-", lw=1)
+        panel.plot([x["epoch"] + 1 for x in epochs], [_number(x[key]) for x in epochs], ".-", lw=1)
         best = [x for x in epochs if x["is_best"]][-1:]
-        panel.plot([x["epoch"] for x in best], [_number(x[key]) for x in best], "*", ms=11, label="best")
+        panel.plot([x["epoch"] + 1 for x in best], [_number(x[key]) for x in best], "*", ms=11, label="best")
         panel.set(title=key.replace("_", "/"), xlabel="epoch")
         panel.legend(fontsize=7)
     for panel in panels[3 + len(scores) :]:
         panel.axis("off")
     for panel in panels[: 3 + len(scores)]:
         panel.grid(alpha=0.3)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
 
 

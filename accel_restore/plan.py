@@ -37,7 +37,7 @@ def plan_rows(
     if rates is None:
         rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
     else:
-        rate = " · ".join(f"epoch {epoch}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
+        rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
     crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
     crop += f" of gt, input {config.data.scale} times smaller," if config.data.scale > 1 else ""
     made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
@@ -73,21 +73,23 @@ def plan_rows(
     if (data.train.input is None) != (data.val.input is None):
         rows.append(("note", "validation inputs are made by degradation, training's are given, or the reverse"))
     if start.commit is not None:
-        rows.append(("continues", f"{start.commit.name}: epoch {state.epoch}, step {state.step}"))
+        rows.append(("continues", f"{start.commit.name}: {state.epoch} epochs, {state.step} steps are done"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(isinstance(module, kinds) for module in state.model.modules()):
         rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
     return rows
 
 
-def plan_record(rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol) -> dict[str, Any]:
-    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, and versions."""
+def plan_record(
+    rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol, validation_images: list[str]
+) -> dict[str, Any]:
+    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, on what; and versions."""
     used = {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy", "pillow")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     system = {"python": platform.python_version(), "cuda": torch.version.cuda or "none", "GPU": device}
     versions = {"accel_restore": __version__, **used, **system, "system": platform.platform()}
-    record = {"plan": rows, "epochs": epochs, "steps": steps, "protocol": protocol.describe(), "versions": versions}
-    return redacted(record)
+    measured = {"protocol": protocol.describe(), "validation_images": validation_images}
+    return redacted({"plan": rows, "epochs": epochs, "steps": steps, **measured, "versions": versions})
 
 
 def _batch_in_words(plan: Plan) -> str:

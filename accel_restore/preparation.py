@@ -121,7 +121,7 @@ def prepare(
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
     run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
-    record = plan_record(plan, epochs, stages.num_steps(epochs), protocol)
+    record = plan_record(plan, epochs, stages.num_steps(epochs), protocol, data.val.names)
     run.best = _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     screen.table("plan", plan)
     return run

@@ -103,6 +103,17 @@ def write_status(folder: Path, state: str, **fields: Any) -> None:
     replace_file(folder / "status.json", (to_json(status, indent=1) + "\n").encode())
 
 
+def read_audit(folder: Path) -> dict[str, Any]:
+    """The content of audit.json, empty where there is none, or one that is not as `--audit` writes it."""
+    try:
+        audit = json.loads((folder / "audit.json").read_bytes())
+        rows = [row["operation"] for row in audit["table"]]
+        is_whole = isinstance(audit["ok"], bool) and isinstance(audit["violations"], list)
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return audit if is_whole and all(isinstance(name, str) for name in rows) else {}
+
+
 def read_status(folder: Path) -> dict[str, Any]:
     """The content of status.json, empty where there is none."""
     try:

@@ -14,7 +14,7 @@ import yaml
 
 from accel_restore.errors import UserError
 from accel_restore.files import replace_file, to_json
-from accel_restore.records import read_status
+from accel_restore.records import read_audit, read_status
 from accel_restore.report_charts import speed_charts, training_charts, validation_charts
 from accel_restore.report_pictures import read_pictures
 from accel_restore.report_series import Metrics
@@ -72,7 +72,7 @@ class Page:
         return fill(f"{name} · {status.get('state')}", self._content(name, status))
 
     def _content(self, name: str, status: dict[str, Any]) -> dict[str, Any]:
-        plan, audit = (_read_object(self.folder / file) for file in (PLAN, "audit.json"))
+        plan = _read_object(self.folder / PLAN)
         configuration = _read_text(self.folder / "config.yaml")
         loss = " + ".join(_section(configuration, "loss")) or "loss"
         metrics = self.metrics
@@ -90,7 +90,7 @@ class Page:
                 {"title": "Pictures", "pictures": read_pictures(self.folder, self.tiles)},
                 {"title": "Speed", "charts": speed_charts(metrics), "tables": speed_tables(metrics)},
                 {"title": "Events", "tables": event_tables(metrics)},
-                {"title": "Flow of weights", "tables": audit_tables(audit)},
+                {"title": "Flow of weights", "tables": audit_tables(read_audit(self.folder))},
                 {"title": "Plan", "tables": pairs(plan.get("plan"))},
                 {"title": "Scores", "note": "How they were measured:", "tables": pairs(plan.get("protocol"))},
                 {"title": "Configuration", "text": configuration},

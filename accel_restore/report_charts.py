@@ -52,27 +52,27 @@ def training_charts(metrics: Metrics, loss: str) -> list[dict[str, Any]]:
 
 
 def speed_charts(metrics: Metrics) -> list[dict[str, Any]]:
-    """Pairs per second, and the part of the time that is spent waiting for data, per rank."""
+    """Samples per second, and the part of the time that is spent waiting for data, per rank."""
     speed, waiting = {}, {}
     for rank in metrics.ranks():
         seconds = metrics.column(rank, "step_s")
         with np.errstate(divide="ignore", invalid="ignore"):
             waiting[rank] = 100 * metrics.column(rank, "wait_s") / seconds
-        speed[rank] = metrics.pairs_per_second(rank)
+        speed[rank] = metrics.samples_per_second(rank)
     if not speed:
         return []
     note = "a validation counts to the line after it"
     return [
-        {**_per_rank(metrics, "speed", "Throughput per rank (pairs/s)", speed), "note": note},
+        {**_per_rank(metrics, "speed", "Throughput per rank (samples/s)", speed), "note": note},
         _per_rank(metrics, "wait", "Waiting for data per rank (% of a step)", waiting),
     ]
 
 
 def validation_charts(metrics: Metrics) -> list[dict[str, Any]]:
-    """Each validation score per epoch, with that of the input, where there is one, and the best epoch."""
+    """Each validation score per epoch (from 1), with that of the input, where there is one, and the best epoch."""
     epochs = metrics.epochs
     names = dict.fromkeys(key[4:] for line in epochs for key in line if key.startswith("val_"))
-    best = next((line["epoch"] for line in reversed(epochs) if line.get("is_best")), None)
+    best = next((line["epoch"] + 1 for line in reversed(epochs) if line.get("is_best")), None)
     charts = []
     for name in names:
         if name.startswith("input_") or name == "terms":
@@ -98,7 +98,7 @@ def validation_charts(metrics: Metrics) -> list[dict[str, Any]]:
 def _of_epochs(name: str, lines: list[dict[str, Any]], key: str) -> dict[str, Any]:
     values = [line.get(key) for line in lines]
     numbers = [value if isinstance(value, int | float) else np.nan for value in values]
-    return _series(name, np.array([line["epoch"] for line in lines]), np.array(numbers, float), _MOST_POINTS)
+    return _series(name, np.array([line["epoch"] + 1 for line in lines]), np.array(numbers, float), _MOST_POINTS)
 
 
 def _per_rank(metrics: Metrics, name: str, title: str, values: dict[int, np.ndarray]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def read_pictures(folder: Path, known: dict[Path, list]) -> dict[str, Any] | Non
                 known[path] = _cut(path)
             except (OSError, ValueError, KeyError, TypeError, SyntaxError):  # Pillow's for a damaged file too
                 continue
-        sheets.append((path.stem.removeprefix("epoch-").lstrip("0") or "0", known[path]))
+        sheets.append((_epoch(path), known[path]))
     if not sheets:
         return None
     last = sheets[-1][1]
@@ -48,6 +48,12 @@ def read_pictures(folder: Path, known: dict[Path, list]) -> dict[str, Any] | Non
         for place, row in enumerate(last)
     ]
     return {"images": images, "epochs": [epoch for epoch, _ in sheets], "sheets": len(paths)}
+
+
+def _epoch(sheet: Path) -> str:
+    """The epoch of a sheet as people count, from 1; its file counts from 0."""
+    number = sheet.stem.removeprefix("epoch-")
+    return str(int(number) + 1) if number.isdecimal() else number
 
 
 def _cut(path: Path) -> list[list[dict[str, Any]]]:

@@ -72,7 +72,7 @@ class Metrics:
         """The column of each rank."""
         return {rank: self.column(rank, name) for rank in self.ranks()}
 
-    def pairs_per_second(self, rank: int) -> np.ndarray:
+    def samples_per_second(self, rank: int) -> np.ndarray:
         """What a rank has trained on, per second; NaN for its first line, which a resumption may have cut short."""
         steps = np.diff(self.column(rank, "step"), prepend=nan)
         with np.errstate(divide="ignore", invalid="ignore"):

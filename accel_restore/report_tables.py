@@ -7,6 +7,7 @@ import numpy as np
 
 from accel_restore.files import to_json
 from accel_restore.report_series import Metrics
+from accel_restore.scores import TITLES, format_score
 
 _AUDIT = ("operation", "calls", "calls_per_epoch", "weights_changed", "lr_changed")
 
@@ -24,13 +25,12 @@ def progress(status: dict[str, Any], plan: dict[str, Any], train: dict[str, Any]
 def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]]:
     """The figures to see first, as (what, value, more)."""
     best = status.get("best") if isinstance(status.get("best"), dict) else {}
-    rows = [("best epoch", str(best["epoch"]), f"step {best.get('step')}")] if "epoch" in best else []
-    shown = {"psnr": "{:.2f} dB", "ssim": "{:.4f}", "lpips": "{:.4f}", "dists": "{:.4f}", "loss": "{:.4g}"}
-    for name, text in shown.items():
+    rows = [("best epoch", _epoch(best), f"step {best.get('step')}")] if _epoch(best) else []
+    for name in (*TITLES, "loss"):
         if isinstance(best.get(name), int | float):
             before = best.get(f"input_{name}")
-            more = f"input {text.format(before)}" if isinstance(before, int | float) else "validation"
-            rows.append((name if name == "loss" else name.upper(), text.format(best[name]), more))
+            more = f"input {format_score(name, before)}" if isinstance(before, int | float) else "validation"
+            rows.append((TITLES.get(name, name), format_score(name, best[name]), more))
     ranks = metrics.ranks()
     rows.append(("ranks", str(status.get("world_size") or len(ranks)), str(status.get("host") or "")))
     seconds = [line["seconds"] for line in metrics.epochs if isinstance(line.get("seconds"), int | float)]
@@ -60,9 +60,9 @@ def speed_tables(metrics: Metrics) -> list[dict[str, Any]]:
     rows = []
     for rank in metrics.ranks():
         times = (1000 * metrics.column(rank, name) for name in ("step_s", "wait_s"))
-        figures = [_median(values) for values in (metrics.pairs_per_second(rank), *times)]
+        figures = [_median(values) for values in (metrics.samples_per_second(rank), *times)]
         rows.append([str(rank), str(len(metrics.column(rank, "step"))), *figures])
-    return _table(("rank", "lines", "pairs/s (median)", "ms per step (median)", "of these waiting for data"), rows)
+    return _table(("rank", "lines", "samples/s (median)", "ms per step (median)", "of these waiting for data"), rows)
 
 
 def _median(values: np.ndarray) -> str:
@@ -74,12 +74,17 @@ def event_tables(metrics: Metrics) -> list[dict[str, Any]]:
     """Skipped steps with the files to blame, and whatever else metrics.jsonl tells."""
     skips = [line for line in metrics.events if line.get("event") == "skip"]
     others = [line for line in metrics.events if line.get("event") != "skip"]
-    rows = [[str(line.get("epoch")), str(line.get("step")), _blame(line.get("of"))] for line in skips]
+    rows = [[_epoch(line), str(line.get("step")), _blame(line.get("of"))] for line in skips]
     tables = _table(("epoch", "skipped step", "because of"), rows)
     tables += _table(("event", "line"), [[str(line.get("event")), to_json(line)] for line in others])
     if metrics.num_events > len(metrics.events):
         tables[-1]["note"] = f"{metrics.num_events - len(metrics.events):,} later ones stand in metrics.jsonl alone"
     return tables
+
+
+def _epoch(line: dict[str, Any]) -> str:
+    """The epoch of a line as people count, from 1."""
+    return str(line["epoch"] + 1) if isinstance(line.get("epoch"), int) else ""
 
 
 def _blame(found: Any) -> str:
@@ -94,12 +99,11 @@ def _list(values: Any) -> str:
 
 def audit_tables(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """The table of audit.json, and what it has found."""
-    rows = [row for row in audit.get("table") or [] if isinstance(row, dict)]
-    cells = [[str(row.get(key, "")) for key in _AUDIT] for row in rows]
+    cells = [[str(row.get(key, "")) for key in _AUDIT] for row in audit.get("table", [])]
     tables = _table([key.replace("lr", "learning rate").replace("_", " ") for key in _AUDIT], cells)
-    violations = [[str(text)] for text in audit.get("violations") or []]
+    violations = [[str(text)] for text in audit.get("violations", [])]
     if tables:
-        verdict = "the flow is as it should be" if audit.get("ok") else "the audit FAILED"
+        verdict = "the flow is as it should be" if audit["ok"] else "the audit FAILED"
         tables[0]["note"] = f"{verdict}: {audit.get('epochs')} epochs, {audit.get('ranks')} ranks"
     return tables + _table(("violation",), violations)
 

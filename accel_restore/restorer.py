@@ -1,7 +1,6 @@
 """From best.safetensors to restored images: `accel_restore.load`."""
 
 import hashlib
-import json
 import math
 import re
 import sys
@@ -16,7 +15,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -29,6 +27,7 @@ from accel_restore.data.images import luma
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
 from accel_restore.models.recognised import RECOGNISED, recognise
+from accel_restore.weights_file import find_weights, read_header, read_metadata
 
 
 class Restorer:
@@ -114,15 +113,16 @@ class Restorer:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
-    """The restorer in a best.safetensors file.
+    """The restorer in a best.safetensors file; where none lies at `path` and it reads owner/name, in that repository
+    of the Hugging Face Hub, as `accel-restore push` has written it.
 
     The file is taken for a stranger's. It may name any model class that can be imported here, as it must for models of
     your own, but nothing other than a `torch.nn.Module` class is called, and none larger than the file's tensors.
 
-    Raises: UserError where the file is missing, damaged, or was not written by accel_restore.
+    Raises: UserError where the file is missing, damaged, not to be had from the Hub, or not accel_restore's.
     """
     try:
-        return open_weights(Path(path), torch.device(device))
+        return open_weights(find_weights(path), torch.device(device))
     except UserError as error:
         raise UserError(f"{path!s:.500}: {error}") from error.__cause__
 
@@ -162,51 +162,6 @@ def as_user_error(name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         said = (str(error).splitlines() or [""])[0]
         raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
-
-
-def require_file(path: Path) -> None:
-    """Raise `UserError` for what cannot be a file of weights."""
-    if path.is_dir():
-        raise UserError("is a folder; name the best.safetensors in it")
-    if not path.is_file():  # a pipe would be waited for, a device read without end
-        raise UserError("is no file of weights" if path.exists() else "does not exist")
-
-
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
-    """The metadata of a safetensors file, and of each tensor its shape and whether it holds floats."""
-    try:
-        require_file(path)
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-            tensors = {
-                name: (part.get_shape(), part.get_dtype().startswith(("F", "BF"))) for name, part in slices.items()
-            }
-            return file.metadata() or {}, tensors
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot be read as safetensors ({error})") from None
-
-
-def read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """What the metadata say of model, data and metrics."""
-    try:
-        model, data, metrics = (
-            json.loads(text, parse_constant=_refuse_constant)
-            for text in (stored["model"], stored["data"], stored.get("metrics", "{}"))
-        )
-        found = model["name"], model["arguments"], metrics, data["channels"], data.get("scale", 1)
-        if [type(value) for value in found] != [str, dict, dict, int, int] or not model["name"].isprintable():
-            raise TypeError(found)
-        if data["channels"] not in (1, 3) or data.get("scale", 1) not in (1, 2, 3, 4):
-            raise ValueError(data)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError("holds no accel_restore model; use the best.safetensors of a run") from None
-    if "sha256" not in stored:
-        raise UserError("has lost the sha256 of its weights, without which damage does not show; copy it again")
-    return {"model": model, "data": data, "metrics": metrics}
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:

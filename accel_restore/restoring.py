@@ -57,14 +57,14 @@ def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | No
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if not alone:
             raise UserError(f"{output}: names one file, but INPUT may be several; name a folder")
-        jobs = [Job(found[0][0] / found[0][1], output)]
+        jobs, kind = [Job(found[0][0] / found[0][1], output)], "file"
     else:
         is_name = output.suffix.lower() in EXTENSIONS or (alone and output.suffix)
         if not output.is_dir() and (output.exists() or is_name):
             raise UserError(f"{output}: is no folder, and no name of a file that can be written ({' '.join(SUFFIXES)})")
-        jobs = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found]
+        jobs, kind = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found], "folder"
     jobs = list({job.source: job for job in jobs}.values())
-    _check_targets(jobs)
+    _check_targets(jobs, kind)
     return jobs
 
 
@@ -102,7 +102,8 @@ def _renamed(name: Path, suffix: str | None) -> Path:
     return name.with_suffix(suffix or (name.suffix if name.suffix.lower() in SUFFIXES else ".png"))
 
 
-def _check_targets(jobs: list[Job]) -> None:
+def _check_targets(jobs: list[Job], kind: str) -> None:
+    """Raise `UserError` for targets that cannot be; `kind` is what OUTPUT names, a file or a folder."""
     sources = {(status.st_dev, status.st_ino): job.source for job in jobs for status in [job.source.stat()]}
     problems, taken = [], {}
     for job in jobs:
@@ -114,7 +115,7 @@ def _check_targets(jobs: list[Job]) -> None:
         elif job.target.exists():
             status = job.target.stat()
             if (same := sources.get((status.st_dev, status.st_ino))) is not None:
-                problems.append(f"{job.target}: is the input {same}, which is never written over; name another folder")
+                problems.append(f"{job.target}: is the input {same}, which is never written over; name another {kind}")
     raise_problems("nothing was restored", problems)
 
 

@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from accel_restore.audit import Audit
 from accel_restore.config import Config
-from accel_restore.console import Screen
+from accel_restore.console import Screen, leaving_as_found
 from accel_restore.dashboard import Dashboard
 from accel_restore.distributed import create_accelerator
 from accel_restore.engine import TrainState, train
@@ -50,7 +52,7 @@ def fit(
     KeyboardInterrupt for SIGINT and else SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
-    with listening() as stop:
+    with leaving_as_found(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
         except Preempted as error:
@@ -127,19 +129,9 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     resolved = redacted(config.model_dump(mode="json"))
     model = redacted(describe(config.model))  # read now: a checkpoint may be gone when best weights are found
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
-    dashboard = tensorboard = None
+    dashboard, tensorboard = _begin_dashboard(run, resolved), None
     if accelerator.is_main_process:
         run.report = Report(run.folder, run.screen.say)
-        wandb_id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
-        dashboard = Dashboard(
-            config.tracking,
-            config.run.name,
-            run.folder,
-            {**resolved, "plan": {what: value for what, value in run.plan if what != "note"}},
-            accelerator.num_processes,
-            wandb_id,
-            run.screen.say,
-        )
         if config.tracking.tensorboard:
             tensorboard = TensorBoard(run.folder, resolved, accelerator.num_processes, run.screen.say)
     tracker = run.tracker = Tracker(
@@ -224,6 +216,29 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     if accelerator.is_main_process:
         run.write_status("finished")
     say_result(run.screen, run.folder, state)
+
+
+def _begin_dashboard(run: Run, resolved: dict[str, Any]) -> Dashboard | None:
+    """The W&B run of the main process and, with `tracking.wandb_per_rank`, of every other."""
+    tracking, accelerator = run.config.tracking, run.accelerator
+    plan = {what: value for what, value in run.plan if what != "note"}
+    id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
+    dashboard = None
+
+    def begin(rank: int) -> Dashboard:
+        content = {**resolved, "plan": plan}
+        return Dashboard(
+            tracking, run.config.run.name, run.folder, content, accelerator.num_processes, id, run.screen.say, rank
+        )
+
+    if accelerator.is_main_process:
+        dashboard = begin(0)
+        id = dashboard.id
+    if tracking.wandb_per_rank:
+        id = gather_object([id])[0]
+        if dashboard is None and id is not None:
+            dashboard = begin(accelerator.process_index)
+    return dashboard
 
 
 def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from accel_restore.scores import format_score
+
 _TILE, _CAPTION, _GAP = 160, 18, 4
 _COLUMNS, _MOST = 3, 24
 _CONTRAST = 4  # of the difference
@@ -62,7 +64,7 @@ def _fitted(picture: Image.Image) -> Image.Image:
 
 def _caption(row: SheetRow, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
     """Name, PSNR and kinds of findings; of a long name, the end."""
-    rest = "" if np.isnan(row.psnr) else f"  {row.psnr:.1f} dB"
+    rest = "" if np.isnan(row.psnr) else f"  {format_score('psnr', row.psnr)}"
     rest += f"  {', '.join(row.kinds)}" if row.kinds else ""
     name = "".join(letter if letter.isprintable() else "?" for letter in row.name)
     while len(name) > 1 and pen.textlength(name + rest, font) > width:

@@ -18,6 +18,7 @@ from accel_restore.engine import Hook, TrainState
 from accel_restore.pictures import Samples, draw_curves, draw_samples
 from accel_restore.records import Lines, write_status
 from accel_restore.report import Report
+from accel_restore.scores import format_score
 from accel_restore.tensorboard_log import TensorBoard
 
 _FILES = "metrics.jsonl", "memory.jsonl"  # apart: a run that resumes repeats what stands in the first to the bit
@@ -79,6 +80,7 @@ class Tracker(Hook):
         self._begin_window(state)
         if self.main:
             self._write_step(state, ranks)
+        self._tell_dashboards()
 
     def _memory(self) -> int:
         """Bytes: on CUDA the most that tensors of this rank have taken so far, else what the process takes now."""
@@ -107,7 +109,6 @@ class Tracker(Hook):
             )
         samples = sum(rank[1] for rank in ranks)
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
-        self._tell_dashboards()
         speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
         self.screen.update(state.epoch, state.step, loss, ranks[0][-4], speed)
 
@@ -157,7 +158,7 @@ class Tracker(Hook):
             figures = " · ".join(f"{name} {format_score(name, scores[name])}" for name in shown)
             mark = "  ← best" if record["is_best"] else ""
             self.screen.scores(
-                f"epoch {epoch} · train {record['train_loss']:#.4g} · val {figures}{mark}",
+                f"epoch {epoch + 1} · train {format_score('loss', record['train_loss'])} · val {figures}{mark}",
                 always=last or record["is_best"],
             )
         if last or time.monotonic() - self.last_curves >= _CURVES_SECONDS:
@@ -215,11 +216,6 @@ class Tracker(Hook):
             self.dashboard.finish(failed)
         if self.tensorboard is not None:
             self.tensorboard.finish()
-
-
-def format_score(name: str, value: float) -> str:
-    """A score as people read it."""
-    return f"{value:.2f} dB" if name == "psnr" else f"{value:#.4g}"
 
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:

@@ -1,13 +1,11 @@
 """The rows that W&B gets of a run: those of metrics.jsonl, in the order of its lines, with those of memory.jsonl."""
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accel_restore.records import Tail, read_status
+from accel_restore.records import Tail, read_audit, read_status
 
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
 
@@ -58,6 +56,28 @@ class Rows:
         return found
 
 
+class RankRows:
+    """The rows of a run of one rank alone: its lines of the same files, as train/NAME."""
+
+    def __init__(self, folder: Path, rank: int):
+        self.rank = rank
+        self.metrics, self.memory = Tail(folder / "metrics.jsonl"), Tail(folder / "memory.jsonl")
+        self.bytes: dict[int, int] = {}  # by step, of lines that are not a row yet
+
+    def read(self, rest: bool) -> Iterator[dict[str, Any]]:
+        """The rows that have come since."""
+        for line in self.metrics:
+            if line["event"] == "train" and line["rank"] == self.rank:
+                line["memory"] = self._memory_at(line["step"])
+                figures = {f"train/{name}": line.get(name) for name in ("step", *PER_RANK)}
+                yield {key: value for key, value in figures.items() if value is not None}
+
+    def _memory_at(self, step: int) -> int | None:
+        """The bytes at a step; its line was written before that of metrics.jsonl."""
+        self.bytes |= {line["step"]: line["memory"] for line in self.memory if line["rank"] == self.rank}
+        return self.bytes.pop(step, None)
+
+
 def _place(line: dict[str, Any]) -> tuple[str, int, int]:
     return line["event"], line["epoch"], line["step"]
 
@@ -78,10 +98,9 @@ def _train_row(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """What W&B shows of a run that has ended: the best scores, and the table of its audit, where it had one."""
     summary: dict[str, Any] = {}
-    if best := read_status(folder).get("best"):
+    if isinstance(best := read_status(folder).get("best"), dict):
         summary["best"] = {name: value for name, value in best.items() if value is not None}
-    with suppress(OSError, ValueError):
-        audit = json.loads((folder / "audit.json").read_bytes())
+    if audit := read_audit(folder):
         table = {row.pop("operation"): row for row in audit["table"]}
         summary["audit"] = {"ok": audit["ok"], "violations": len(audit["violations"]), "table": table}
     return summary

@@ -1,10 +1,11 @@
-"""W&B's background process: how a run is begun in it, how it is ended, and what it has to say."""
+"""W&B's client: whether it is online, how a run is begun and ended in its background process, what it has to say."""
 
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,3 +109,20 @@ def drop_service() -> None:
         import wandb
 
         wandb.teardown()
+
+
+def chosen_mode() -> str:
+    """What `wandb: auto` means here: WANDB_MODE where it is set, online with a key, else offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    return "online" if has_key() else "offline"
+
+
+def has_key() -> bool:
+    """Whether there is an API key, in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
+    except (OSError, NetrcParseError):
+        return False

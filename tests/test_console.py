@@ -32,7 +32,7 @@ for step in range(1, 101):
     if screen.progress is not None:
         screen.progress.refresh()
     if step == 50:
-        screen.scores("epoch 0 · val loss 0.01 ← best", always=True)
+        screen.scores("epoch 1 · val loss 0.01 ← best", always=True)
         END
 screen.stop()
 """
@@ -94,7 +94,7 @@ def _is_plain(output: str) -> bool:
     """No control characters, and lines of progress only every half a minute, beside the validation's."""
     lines = [line.strip() for line in output.splitlines()]
     steps = [int(re.search(r"step (\d+)/100", line)[1]) for line in lines if "samples/s" in line]
-    return "\x1b" not in output and steps == [30, 60, 90] and lines.count("epoch 0 · val loss 0.01 ← best") == 1
+    return "\x1b" not in output and steps == [30, 60, 90] and lines.count("epoch 1 · val loss 0.01 ← best") == 1
 
 
 def test_a_terminal_of_80_columns_shows_a_bar_in_one_line():
@@ -104,7 +104,7 @@ def test_a_terminal_of_80_columns_shows_a_bar_in_one_line():
         "loss 0.01235 · lr 0.000988 · 123/s · 0:00:00 left"
     )
     assert sum("━" in line for line in shown) == 1 and "100/100" in shown[-1]
-    assert shown[-2] == "epoch 0 · val loss 0.01 ← best"
+    assert shown[-2] == "epoch 1 · val loss 0.01 ← best"
     assert "0:00:50 left" in output.decode(), "of the whole run, from the pace so far"
     assert not screen.cursor.hidden
 
@@ -124,6 +124,8 @@ def test_colours_can_be_refused():
 
 def test_what_is_no_terminal_gets_plain_lines():
     assert _is_plain(in_pipe(_with_end()))
+    log = in_pipe(_with_end())
+    assert "epoch 1/2 · step 30/100" in log and "epoch 2/2 · step 60/100" in log, "epochs as the bar counts them"
     assert _is_plain(in_pipe(_with_end(), FORCE_COLOR="1", TERM="dumb"))
     dumb, service = in_terminal(_with_end(), TERM="dumb")[0], in_terminal(_with_end(), CI="true")[0]
     assert _is_plain(dumb.decode())
@@ -132,7 +134,7 @@ def test_what_is_no_terminal_gets_plain_lines():
 
 
 def test_a_stream_of_few_characters_and_a_reader_that_is_gone_end_nothing():
-    assert "epoch 0 \\xb7 val loss 0.01 \\u2190 best" in in_pipe(_with_end(), PYTHONIOENCODING="ascii")
+    assert "epoch 1 \\xb7 val loss 0.01 \\u2190 best" in in_pipe(_with_end(), PYTHONIOENCODING="ascii")
     code = _with_end('os.write(2, b"half\\n"); sys.stdin.read()') + "os.write(2, b'done')"
     process = subprocess.Popen([sys.executable, "-uc", code], stdin=-1, stdout=-1, stderr=-1, env=_environment({}))
     assert process.stderr.readline() == b"half\n"

@@ -169,7 +169,7 @@ def test_a_commit_that_had_stepped_aside_when_the_run_was_killed_is_continued_fr
     newest.rename(newest.with_name(f".replaced-{newest.name}"))
     assert start_of(config)[0].commit.name == "step-00000007"  # the control: what is found without putting it back
     assert forked.run(config) == [0]
-    assert "step-00000008: epoch 2, step 8" in " ".join(forked.printed(config).split())
+    assert "step-00000008: 2 epochs, 8 steps are done" in " ".join(forked.printed(config).split())
     assert_equal(whole, config)
 
 

@@ -108,6 +108,32 @@ def test_an_offline_run_holds_every_quantity_of_every_rank_the_plan_and_the_audi
         assert summary["best"]["psnr"] > 5
 
 
+@pytest.mark.sweep
+def test_every_rank_can_have_a_run_of_its_own_in_one_group(trained, tmp_path):
+    config = {**trained[2], "run": {"name": "each", "dir": str(tmp_path), "seed": 7}}
+    config["tracking"] = {**config["tracking"], "wandb_per_rank": True}
+    assert forked.run(config, ranks=2, mode="patient", timeout=300) == [0, 0], forked.printed(config)
+    lines = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "train"]
+    found = {}
+    for run in (run_folder(config) / "wandb").glob("offline-run-*"):
+        told = _client(_wandb(), "leet", "inspect", "--json", str(run), home=tmp_path)
+        records = [json.loads(line) for line in told.splitlines()]
+        (begun,) = (record["run"] for record in records if record["type"] == "run")
+        rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+        found[begun["display_name"]] = begun, [row for row in rows if "train/step" in row]
+    assert set(found) == {"each", "each-rank0", "each-rank1"}, "the run of all ranks stays what it is"
+    assert "train/loss/rank_1" in found["each"][1][0] and "run_group" not in found["each"][0]
+    for rank in range(2):
+        begun, rows = found[f"each-rank{rank}"]
+        assert (begun["run_group"], begun["job_type"], begun["project"]) == ("each", "rank", "mine")
+        mine = [line for line in lines if line["rank"] == rank]
+        assert [row["train/step"] for row in rows] == [line["step"] for line in mine]
+        for row, line in zip(rows, mine, strict=True):
+            assert row["train/memory"] > 0
+            for name in ("loss", "lr", "grad_norm", "step_s", "wait_s"):
+                assert row.get(f"train/{name}") == (None if line[name] is None else pytest.approx(line[name])), name
+
+
 def test_the_end_of_a_run_names_the_two_commands_once(trained):
     for config in trained.values():
         last = forked.printed(config).splitlines()[-2:]

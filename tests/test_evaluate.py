@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +10,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from runs import clean_environment, command_line, epochs_of, make_photos, run_folder, small_config, succeed
 from skimage.metrics import peak_signal_noise_ratio
@@ -16,6 +18,7 @@ from test_restorer import build, write
 
 from accel_restore import fit, load
 from accel_restore.cli import main
+from accel_restore.commands.evaluate_options import degradation_steps
 from accel_restore.data.degrade import build_degradation
 from accel_restore.quality import Protocol
 
@@ -87,6 +90,56 @@ def test_the_scores_are_those_of_the_validation(trained, capsys):
     assert (other["protocol"]["crop_border"], other["protocol"]["self_ensemble"]) == (0, True)
 
 
+def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
+    folder, [epoch] = run_folder(trained), epochs_of(trained)
+    best = folder / "best.safetensors"
+    report = evaluate(best, "--run", folder)
+    named = evaluate(best, "--gt", trained["data"]["val"]["gt"], "--degrade", SPEC)
+    assert (report["mean"], report["images"], report["protocol"]) == (named["mean"], named["images"], named["protocol"])
+    assert report["mean"]["psnr"] == pytest.approx(epoch["val_psnr"], abs=1e-6)
+    assert evaluate(best, "--run", folder, "--crop-border", "0")["protocol"]["crop_border"] == 0, "options go first"
+    for other in (["--gt", "x"], ["--input", "x"], ["--degrade", "quantize"], ["--recursive"]):
+        capsys.readouterr()
+        evaluate(best, "--run", folder, *other, code=2)
+        assert f"--run and {other[0]} exclude each other" in capsys.readouterr().err
+    for wrong, said in ((folder.parent, "has no config.yaml"), (None, "nothing says which images")):
+        evaluate(best, *(["--run", wrong] if wrong else []), code=2)
+        assert said in capsys.readouterr().err
+
+
+def test_the_images_that_were_held_out_are_named_and_scored_again(tmp_path, capsys):
+    photos = make_photos(tmp_path / "photos", 9)
+    config = small_config(photos, photos, tmp_path, train={"epochs": 1}, data={"val": None, "val_fraction": 0.3})
+    folder = fit(config, cpu=True)
+    best, [epoch] = folder / "best.safetensors", epochs_of(config)
+    names = json.loads((folder / "plan.json").read_text())["validation_images"]
+    assert len(names) == 3 and {f"{name}.png" for name in names} < {file.name for file in photos.iterdir()}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    assert main(["check", "--config", str(tmp_path / "small.yaml"), "--json", str(tmp_path / "check.json")]) == 0
+    assert json.loads((tmp_path / "check.json").read_text())["validation_images"] == names
+
+    for number in range(20):  # of more images, others would be held out
+        shutil.copy(photos / "photo000.png", photos / f"more{number}.png")
+    report = evaluate(best, "--run", folder)
+    assert [image["name"] for image in report["images"]] == names
+    assert report["mean"]["psnr"] == pytest.approx(epoch["val_psnr"], abs=1e-6)
+    plan = (folder / "plan.json").read_text()
+    (folder / "plan.json").unlink()
+    others = evaluate(best, "--run", folder)  # of a run that has not written down their names, they are worked out
+    assert [image["name"] for image in others["images"]] != names, "the control"
+    for file in photos.glob("more*"):
+        file.unlink()
+    assert evaluate(best, "--run", folder)["mean"] == report["mean"]
+    (folder / "plan.json").write_text(plan)
+    (photos / f"{names[1]}.png").unlink()
+    evaluate(best, "--run", folder, code=2)
+    said = capsys.readouterr().err
+    assert f"data.train: has no image '{names[1]}' any more" in said and str(folder) in said
+    gray = write(tmp_path / "gray.safetensors", build(1), channels=1)
+    evaluate(gray, "--run", folder, code=2)
+    assert "is of 3 channels at scale 1, the weights are of 1" in capsys.readouterr().err
+
+
 def test_two_processes_score_every_image_once_and_alike(trained):
     best, val = run_folder(trained) / "best.safetensors", trained["data"]["val"]["gt"]
     alone = evaluate(best, "--gt", val, "--degrade", SPEC)
@@ -132,7 +185,11 @@ def test_two_files_of_weights_stand_side_by_side(weights, pairs, tmp_path, capsy
     assert sorted(path.name for path in pictures.iterdir()) == [
         f"{place:02d}_{image['name']}.png" for place, image in enumerate(ranked[:2], 1)
     ]
-    assert "psnr difference" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "psnr difference" in said and f"{both['mean']['psnr_difference']:+.2f} dB" in said
+    worst = json.loads(Image.open(pictures / f"01_{ranked[0]['name']}.png").text["accel_restore"])
+    captions = [tile["caption"] for tile in worst[0]]
+    assert captions[1] == f"output {ranked[0]['psnr']:.2f} dB PSNR" and captions[-1] == "gt"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +203,7 @@ def test_two_files_of_weights_stand_side_by_side(weights, pairs, tmp_path, capsy
     ],
 )
 def test_ways_to_write_a_degradation(spec, steps):
-    from accel_restore.commands.evaluate import _degradation
-
-    assert _degradation(spec) == steps
+    assert degradation_steps(spec) == steps
     build_degradation([(step["name"], {k: v for k, v in step.items() if k != "name"}) for step in steps])
 
 
@@ -183,6 +238,14 @@ def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monk
         return
     evaluate(weights[0], *arguments, code=2)
     assert words in capsys.readouterr().err
+
+
+def test_a_report_is_never_written_over_an_input(weights, pairs, capsys):
+    for file in (weights[0], pairs[1] / "photo000.png"):
+        content = file.read_bytes()
+        command = ["evaluate", str(weights[0]), "--gt", str(pairs[1] / "photo000.png"), "--degrade", "quantize"]
+        assert main([*command, "--cpu", "--json", str(file)]) == 2
+        assert "name another file" in capsys.readouterr().err and file.read_bytes() == content
 
 
 def test_an_image_that_is_damaged_in_its_middle_is_named_and_no_mean_is_told(weights, pairs, capsys):

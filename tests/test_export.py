@@ -159,3 +159,11 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path, capsys, m
     assert main(["export", "best.safetensors", "-o", onnx, "--opset", "9"]) == 2
     assert "must be from 18 to" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_weights_are_never_written_over(tmp_path, capsys):
+    file = write(tmp_path / "best.pt2", build_model("dncnn", TINY["dncnn"], 3))
+    content = file.read_bytes()
+    assert main(["export", str(file), "-o", str(file)]) == 2
+    assert "is an input, which is never written over; name another file" in capsys.readouterr().err
+    assert file.read_bytes() == content

@@ -57,7 +57,7 @@ def test_all_ranks_skip_a_step_that_is_no_number_on_one(photos, tmp_path):
         ends[mode] = last_weights(config)
         assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(3, 1)]
         assert all(math.isfinite(line["train_loss"]) for line in lines(config, "epoch"))
-        assert "epoch 0, step 3: not a number" in forked.printed(config)
+        assert "epoch 1, step 3: not a number" in forked.printed(config)
     # Whatever spoils it, and where: the same step is not made.
     assert is_finite(ends["nan@1:3"])
     assert are_equal(ends["nan@1:3"], ends["inf@0:3"]) and are_equal(ends["nan@1:3"], ends["gradient@1:3"])
@@ -75,7 +75,7 @@ def test_the_file_and_the_term_of_the_loss_are_named(photos, tmp_path):
     file = str(photos[0] / f"photo{samples[0]:03d}.png")
     (line,) = lines(config, "skip")
     assert line["of"] == [{"rank": 1, "files": [file], "terms": ["l1", "mse"]}]
-    assert f"epoch 1, step 6: not a number: loss l1, mse on rank 1 of {file}" in forked.printed(config)
+    assert f"epoch 2, step 6: not a number: loss l1, mse on rank 1 of {file}" in forked.printed(config)
 
 
 @pytest.mark.parametrize("guard", ["gradient", "loss"])

@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import tomllib
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from runs import ROOT
 from test_restorer import build, write
 
 from accel_restore import load
@@ -72,8 +74,11 @@ def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["psnr"].metric_value == 30.5123 and results["psnr"].dataset_name == "Set12, Set5"
     for told in ("20.20 dB", "**30.51 dB**", "4 pixels left out", "gaussian_noise (sigma 5 to 50)", "`photos`",
-                 'hf_hub_download("me/denoiser", "best.safetensors")', "samples.png", "sha256"):  # fmt: skip
+                 'accel_restore.load("me/denoiser")', "samples.png", "sha256",
+                 "epoch 4, optimizer step"):  # fmt: skip
         assert told in card.text, told
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"pip install '{package['name']}>={package['version']}'" in card.text
 
 
 def test_no_path_and_no_secret_is_in_any_file_and_the_configuration_is_still_one(run, monkeypatch):
@@ -133,6 +138,7 @@ def test_what_cannot_be_pushed_is_refused_and_nothing_is_written(run, tmp_path, 
         (["me/x", str(run), "--dry-run", "--license", "My Own"], "none that the Hub knows"),
         (["me/x", str(tmp_path / "bad.safetensors"), "--dry-run"], "cannot be read as safetensors"),
         (["me/x", str(tmp_path / "other"), "--dry-run"], "does not exist"),
+        (["me/x", "owner/name", "--dry-run"], "owner/name: does not exist"),  # nothing is loaded from there
         (["me/x", str(run)], "no token of the Hugging Face Hub; log in"),
     ):
         assert main(["push", *words]) == 2

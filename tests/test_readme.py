@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from runs import ROOT, clean_environment, succeed
 
 from accel_restore.data.degrade import DEGRADATIONS, build_degradation
@@ -70,6 +71,13 @@ def test_every_recipe_is_listed_and_every_module_that_is_named_exists():
         for name in re.findall(r"[\w/]+\.py|\w+/", row):
             folder = Path("accel_restore") / Path(name).parent if "/" in name else folder
             assert (ROOT / "accel_restore" / name).exists() or (ROOT / folder / name).exists(), name
+
+
+def test_the_pictures_are_there_and_small():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert pictures == [".github/demo.png"]
+    with Image.open(ROOT / pictures[0]) as picture:
+        assert picture.width <= 900 and (ROOT / pictures[0]).stat().st_size < 500_000
 
 
 def test_the_demo_command_trains_in_a_checkout_that_is_not_installed(tmp_path):

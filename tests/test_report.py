@@ -19,9 +19,11 @@ from runs import make_photos, run_folder, small_config
 
 from accel_restore import report
 from accel_restore.cli import main
+from accel_restore.records import read_audit
 from accel_restore.report import Page, Report
 from accel_restore.report_series import Metrics, thin
 from accel_restore.resume import RUN_FILES, Start, clear
+from accel_restore.wandb_rows import read_summary
 
 
 def content_of(file):
@@ -51,12 +53,16 @@ def test_the_command_makes_the_page_of_a_run_and_prints_its_path(made, capsys):
     assert "l1 + ssim" in charts["loss"]["note"]
     assert charts["lr"]["note"] == "equal on all 2 ranks, to the bit" and len(charts["lr"]["series"]) == 2
     assert [series["name"] for series in charts["terms"]["series"]] == ["l1", "ssim"]
-    assert charts["val_psnr"]["series"][0]["y"] == [28.0, 29.0, 30.0] and charts["val_psnr"]["best"] == 1
+    assert charts["val_psnr"]["series"][0]["y"] == [28.0, 29.0, 30.0] and charts["val_psnr"]["best"] == 2
+    assert charts["val_psnr"]["series"][0]["x"] == [1, 2, 3], "people count epochs from 1"
+    assert ["best epoch", "2", "step 40"] in content["facts"]
     assert [series["name"] for series in charts["val_psnr"]["series"]] == ["validation", "input"]
     assert "l1 on rank 1 of bad.png" in cells(sections["Events"])
     assert "optimizer.step" in cells(sections["Flow of weights"]) and "2 × cpu" in cells(sections["Plan"])
     assert "0.7" in sections["Configuration"]["text"] and "2.14.1" in cells(sections["Versions"])
     assert sections["Speed"]["tables"][0]["rows"][1] == ["1", "60", "40", "200", "2"]
+    assert "samples/s (median)" in sections["Speed"]["tables"][0]["head"]
+    assert "samples/s" in sections["Speed"]["charts"][0]["title"]
 
 
 def test_it_needs_neither_torch_nor_all_of_the_files(made, tmp_path):
@@ -70,8 +76,8 @@ def test_it_needs_neither_torch_nor_all_of_the_files(made, tmp_path):
     subprocess.run([sys.executable, "-c", code, "report", str(copy)], check=True, stdout=subprocess.DEVNULL)
     sections = content_of(copy / "report.html")[1]
     assert sections["Training"]["charts"][0]["series"][0]["x"][-1] == STEPS
-    assert sections["Validation"]["charts"][0]["series"][0]["x"] == [0, 1]
-    assert sections["Pictures"]["pictures"]["epochs"] == ["0", "1"]
+    assert sections["Validation"]["charts"][0]["series"][0]["x"] == [1, 2]
+    assert sections["Pictures"]["pictures"]["epochs"] == ["1", "2"]
     assert not sections["Flow of weights"]["tables"] and not sections["Plan"]["tables"]
 
 
@@ -146,10 +152,30 @@ def test_lines_of_other_kinds_and_missing_figures_do_no_harm(tmp_path):
     assert "moved" in cells(sections["Events"])
 
 
+@pytest.mark.parametrize(
+    "audit",
+    [
+        "[1]", "{", "{}", '{"ok": true}', '{"ok": true, "table": 5, "violations": []}', '"text"',
+        '{"ok": true, "table": [{"calls": 3}], "violations": []}', '{"ok": 1, "table": [], "violations": []}',
+        '{"ok": true, "table": [3], "violations": []}', '{"ok": true, "table": [], "violations": 1}',
+        '{"ok": true, "table": [{"operation": ["a"]}], "violations": []}',
+    ],
+)  # fmt: skip
+def test_an_audit_that_is_none_is_taken_for_absent(made, tmp_path, audit):
+    folder = shutil.copytree(made, tmp_path / "run")
+    assert read_summary(folder)["audit"]["ok"] and read_audit(folder), "the control"
+    (folder / "audit.json").write_text(audit)
+    assert read_audit(folder) == {} and set(read_summary(folder)) == {"best"}
+    (tmp_path / "page").write_text(Page(folder).build())
+    assert content_of(tmp_path / "page")[1]["Flow of weights"]["tables"] == []
+    (folder / "status.json").write_text('{"state": "finished", "best": [1]}')
+    assert read_summary(folder) == {}
+
+
 def test_the_pictures_are_the_tiles_of_the_sheets(made, tmp_path):
     (tmp_path / "page").write_text(Page(made).build())
     pictures = content_of(tmp_path / "page")[1]["Pictures"]["pictures"]
-    assert len(pictures["images"]) == 2 and pictures["epochs"] == ["0", "1", "2"] and pictures["sheets"] == EPOCHS
+    assert len(pictures["images"]) == 2 and pictures["epochs"] == ["1", "2", "3"] and pictures["sheets"] == EPOCHS
     image = pictures["images"][1]
     for name, tile in {"input": image["input"], "gt": image["gt"], "output": image["outputs"][-1]}.items():
         pixels = Image.open(io.BytesIO(base64.b64decode(tile["src"].split(",")[1])))
@@ -220,5 +246,5 @@ def test_it_is_written_while_the_run_trains_and_when_it_ends(tmp_path):
     content, sections = content_of(file)
     assert content["state"] == "finished" and content["progress"]["epoch"] == 2
     assert "2 × cpu" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Flow of weights"])
-    assert sections["Pictures"]["pictures"]["epochs"] == ["0", "1"] and "torch" in cells(sections["Versions"])
+    assert sections["Pictures"]["pictures"]["epochs"] == ["1", "2"] and "torch" in cells(sections["Versions"])
     assert "report.html" in forked.printed(config)

@@ -198,7 +198,9 @@ def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
                   [photos / "*.png", "-o", photos], [photos / "b.png", "-o", tmp_path / "link.png"],
                   [photos / "b.png", "-o", tmp_path / "hard.png"]):  # fmt: skip
         assert restore(weights[3], *given, "--overwrite") == 2, given
-        assert "never written over" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "never written over" in said
+        assert ("name another file" in said) == (Path(given[-1]).suffix == ".png"), given
     assert {name: (photos / name).read_bytes() for name in files_in(photos)} == before
 
 

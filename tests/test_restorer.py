@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -161,6 +162,44 @@ def test_a_flipped_bit_is_refused(tmp_path):
     safetensors.torch.load_file(file)  # the control: the library notices nothing
     with pytest.raises(UserError, match=r"best\.safetensors: is damaged"):
         restorer.load(file)
+
+
+@pytest.mark.parametrize("size", [0, 20, -50])
+def test_a_file_that_was_cut_off_is_to_be_copied_again(tmp_path, size):
+    file = tmp_path / "best.safetensors"
+    file.write_bytes(write(tmp_path / "whole.safetensors", build(3)).read_bytes()[:size])
+    with pytest.raises(UserError, match=r"best\.safetensors: .*copy it again, or download it again"):
+        restorer.load(file)
+
+
+def test_weights_come_from_the_hub_where_no_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked, file = [], write(tmp_path / "best.safetensors", build(3))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *words: asked.append(words) or str(file))
+    assert near(np.asarray(accel_restore.load("me/denoiser")(PHOTO)), expected(build(3), PHOTO))
+    assert asked == [("me/denoiser", "best.safetensors")]
+    (tmp_path / "me").mkdir()
+    file.rename(tmp_path / "me" / "denoiser")
+    assert accel_restore.load("me/denoiser").channels == 3 and len(asked) == 1, "a file that is there comes first"
+    for name in ("runs/best.safetensors", "denoiser", "a/b/c", str(tmp_path / "no"), "../no", "no/net.pth"):
+        with pytest.raises(UserError, match="does not exist"):
+            accel_restore.load(name)
+    assert len(asked) == 1
+
+
+def test_a_hub_that_gives_nothing_is_one_clear_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(HF_HUB_OFFLINE is set") as offline:
+        accel_restore.load("me/denoiser")
+    assert len(str(offline.value).splitlines()) == 1
+
+    def refuse(*_: str) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(no route\)$"):
+        accel_restore.load("me/denoiser")
 
 
 def test_files_that_hold_no_weights_of_ours_are_refused_by_name(tmp_path):

@@ -109,6 +109,7 @@ def check(
         "errors": found.problems,
         "warnings": [asdict(finding) for finding in warnings],
         **{name: _statistics(part) for name, part in parts.items()},
+        "validation_images": [pair.name for pair in found.val_pairs],
         "epoch": epoch,
     }
     return report, (lambda: _sheet(parts, warnings, degrade))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.commands.report import check_writable, write_report
-from accel_restore.config import Config, Tracking
+from accel_restore.config import Tracking
 from accel_restore.console import Screen
-from accel_restore.dashboard import has_key
 from accel_restore.errors import UserError
-from accel_restore.parsing import load_config
+from accel_restore.parsing import load_run_config
 from accel_restore.redaction import redacted
+from accel_restore.wandb_service import has_key
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--print", action="store_true", help="print the panels, and save nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what would be sent, and save nothing")
     options = parser.parse_args(arguments)
-    config = _config_of(options.run) if options.run else None
+    config = load_run_config(options.run) if options.run else None
     name = config.run.name if config else None
     project = options.project or (config.tracking if config else Tracking()).project
     if options.print:
@@ -81,13 +81,6 @@ def main(arguments: list[str]) -> int:
         _require_client()
         print(f"saved: {_within(ANSWER_SECONDS, lambda: _save(options.entity, project, name))}", flush=True)
     return 0
-
-
-def _config_of(run: Path) -> Config:
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{run}: is not the folder of a run, it has no config.yaml")
-    return load_config(str(file), [])
 
 
 def _name(run: str | None) -> str:

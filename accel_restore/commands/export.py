@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=_size, metavar="HxW", help="for one image of this size only, if need be")
     parser.add_argument("--check-size", type=_size, action="append", metavar="HxW", help="sizes to compare (repeat it)")
     options = parser.parse_args(arguments)
-    is_onnx = _check_output(options.output, options.opset)
+    is_onnx = _check_output(options.output, options.opset, options.weights)
     restorer = load(options.weights)
     shapes = [(1, *size) for size in ([options.size] if options.size else options.check_size or [])] or SHAPES
     try:
@@ -87,11 +87,11 @@ def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shap
     return 0
 
 
-def _check_output(output: Path, opset: int | None) -> bool:
+def _check_output(output: Path, opset: int | None, weights: Path) -> bool:
     """Whether it is to be ONNX. Raises: UserError, before anything is loaded, for what cannot be."""
     if output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"{output}: is neither ONNX nor torch.export's; name it .onnx or .pt2")
-    check_writable(output)
+    check_writable(output, inputs=[weights])
     if output.suffix == ".pt2":
         if opset is not None:
             raise UserError("--opset: is for .onnx files; leave it out")

@@ -12,10 +12,11 @@ import yaml
 from accel_restore.console import Screen
 from accel_restore.errors import UserError
 from accel_restore.files import REMOVING, discard, sync_folder, write_durably
-from accel_restore.model_card import CONFIG, SAMPLES, WEIGHTS, card, portable_config
+from accel_restore.model_card import CONFIG, SAMPLES, card, portable_config
 from accel_restore.parsing import read_mapping
 from accel_restore.redaction import redacted
 from accel_restore.restorer import load
+from accel_restore.weights_file import WEIGHTS
 from accel_restore.yaml_text import Dumper
 
 README = "README.md"
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     _check_names(options.repo, options.license)
     weights = options.source / WEIGHTS if options.source.is_dir() else options.source
+    if not weights.exists():
+        raise UserError(f"{weights}: does not exist; name a run's folder, or its {WEIGHTS}")
     folder = options.output or weights.parent / "hub"
     _check_folder(folder)
     token = None if options.dry_run else _token()
@@ -152,5 +155,5 @@ def _samples(run: Path, epoch: int) -> tuple[Path, str] | None:
     if not found:
         return None
     nearest = min(found, key=lambda number: (abs(number - epoch), number))
-    when = "with these weights" if nearest == epoch else f"in epoch {nearest} of the run"
+    when = "with these weights" if nearest == epoch else f"in epoch {nearest + 1} of the run"
     return found[nearest], f"Validation images {when}: input, output, and the clean image (gt)."

@@ -1,5 +1,6 @@
 """The files that commands write: refused before the work begins, where that can be known."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,19 @@ from accel_restore.errors import UserError
 from accel_restore.files import to_json
 
 
-def check_writable(file: Path | None, picture: bool = False) -> None:
-    """Raise `UserError` unless `file` lies in a folder that exists and, for a picture, its suffix is known."""
+def check_writable(file: Path | None, picture: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Raise `UserError` unless `file` can be made: in a folder that exists, and over none of the `inputs`.
+
+    Of a picture, the suffix must be known.
+    """
     if file is None:
         return
     if not file.parent.is_dir():
         raise UserError(f"{file}: the folder {file.parent} does not exist; make it, or name another file")
     if file.is_dir():
         raise UserError(f"{file}: is a folder; name a file in it")
+    if file.exists() and any(input.exists() and file.samefile(input) for input in inputs):
+        raise UserError(f"{file}: is an input, which is never written over; name another file")
     if picture and file.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"{file}: no picture format is called '{file.suffix}'; name it .png or .jpg")
 

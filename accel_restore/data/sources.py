@@ -189,11 +189,7 @@ def _open_all(
     """Each source with its images decoded, None where it has no pairs; adds to `problems`."""
     pairs: dict[str, list[Pair]] = {}
     for key, source in sources.items():
-        if source.dataset is not None:
-            pairs[key], found = find_rows(source, key)
-        else:
-            pairs[key], found = find_pairs(source.gt, source.input, key, source.recursive)
-        pairs[key] = pairs[key][: data.max_images]
+        pairs[key], found = pairs_of(source, key, data)
         problems += found
     wanted = [[pair.gt for pair in those] for those in pairs.values() if those]
     wanted += [[pair.input for pair in those] for those in pairs.values() if those and those[0].input is not None]
@@ -208,6 +204,15 @@ def _open_all(
     for images in filter(None, found.values()):
         problems += _unequal(images, data.scale)
     return found
+
+
+def pairs_of(source: Source, key: str, data: Data) -> tuple[list[Pair], list[str]]:
+    """The pairs that a source names, and what is wrong with them."""
+    if source.dataset is not None:
+        pairs, problems = find_rows(source, key)
+    else:
+        pairs, problems = find_pairs(source.gt, source.input, key, source.recursive)
+    return pairs[: data.max_images], problems
 
 
 def _unequal(images: Images, scale: int) -> list[str]:

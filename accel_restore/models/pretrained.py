@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from accel_restore import restorer
+from accel_restore import restorer, weights_file
 from accel_restore.config import Model
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
@@ -44,13 +44,13 @@ def describe(config: Model) -> dict[str, Any]:
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
     stored = _read_stored(Path(config.checkpoint).expanduser())
-    return restorer.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED, "arguments": {}}
+    return weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED, "arguments": {}}
 
 
 def _open(path: Path, config: Model, channels: int, scale: int) -> nn.Module:
     stored = _read_stored(path)
     if _is_ours(stored):
-        data = restorer.read_metadata(stored)["data"]
+        data = weights_file.read_metadata(stored)["data"]
         _check_images(data["channels"], data.get("scale", 1), channels, scale)
     if config.name is None and _is_ours(stored):
         return restorer.open_weights(path, torch.device("cpu")).model
@@ -136,7 +136,7 @@ def _is_ours(stored: dict[str, str]) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    restorer.require_file(path)
+    weights_file.require_file(path)
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -144,7 +144,7 @@ def _is_safetensors(path: Path) -> bool:
 def _read_stored(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; of others, none."""
     try:
-        return restorer.read_header(path)[0] if _is_safetensors(path) else {}
+        return weights_file.read_header(path)[0] if _is_safetensors(path) else {}
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})") from None
 

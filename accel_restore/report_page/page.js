@@ -289,7 +289,7 @@ function tableOf({ head, rows, note }) {
 function head() {
   const { epoch, epochs, step, steps } = data.progress, done = steps ? step / steps : epochs ? epoch / epochs : 0;
   const of = (value, total) => (value ?? 0).toLocaleString("en") + (total ? ` of ${total.toLocaleString("en")}` : "");
-  const told = `epoch ${of(epoch, epochs)} · step ${of(step, steps)} · written ${data.written}${data.state === "running" ? "; reload for a newer one" : ""}`;
+  const told = `${of(epoch, epochs)} epochs · ${of(step, steps)} steps · written ${data.written}${data.state === "running" ? "; reload for a newer one" : ""}`;
   const facts = data.facts.map(([what, value, more]) => make("div", { class: "card fact" }, make("span", { class: "note" }, what), make("b", {}, value), make("span", { class: "note" }, more)));
   document.getElementById("head").append(
     make("div", { class: "title" }, make("h1", {}, data.name), make("span", { class: `state ${/^[a-z]+$/.test(data.state) ? data.state : ""}` }, String(data.state))),

@@ -1,0 +1,80 @@
+"""A run's own validation, from the files in its folder: which images it is scored on, and how."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_restore.config_data import Data
+from accel_restore.data.degrade import Degrade
+from accel_restore.data.pairs import Pair, held_out
+from accel_restore.data.sources import degradation_of, pairs_of
+from accel_restore.errors import UserError, raise_problems
+from accel_restore.parsing import load_run_config
+
+_SETTINGS = {
+    "metrics", "weights", "crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Images, and how they are scored."""
+
+    pairs: list[Pair]
+    degrade: Degrade
+    steps: list[dict[str, Any]]  # of the degradation, as the configuration names them
+    settings: dict[str, Any]  # of the protocol
+    precision: str = "no"
+
+
+def read_validation(folder: Path, channels: int, scale: int) -> Validated:
+    """The validation of the run in `folder`, for weights of so many channels and of this scale.
+
+    Raises: UserError where the folder holds no run, its images are not what they were, or the weights do not fit.
+    """
+    config = load_run_config(folder)
+    data = config.data
+    if (data.channels, data.scale) != (channels, scale):
+        raise UserError(
+            f"--run: {folder} is of {data.channels} channels at scale {data.scale}, the weights are of {channels} at "
+            f"scale {scale}; name the run that they are from"
+        )
+    try:
+        pairs = _validation_pairs(data, _recorded_names(folder))
+    except UserError as error:
+        raise UserError(f"--run: {folder}, whose paths begin where it was started: {error}") from error
+    is_made = pairs[0].input is None
+    return Validated(
+        pairs,
+        degradation_of(data),
+        [step.model_dump() for step in data.degradation] if is_made else [],
+        config.validation.model_dump(include=_SETTINGS),
+        config.train.mixed_precision,
+    )
+
+
+def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
+    """The pairs that a run of this data validates on, or those of `names`, in their order; no image is decoded.
+
+    Raises: UserError where they cannot be found.
+    """
+    key = "data.train" if data.val is None else "data.val"
+    pairs, problems = pairs_of(data.val or data.train, key, data)
+    if names is None:
+        pairs = held_out(pairs, data.val_fraction)[1] if data.val is None and pairs else pairs
+    else:
+        found = {pair.name: pair for pair in pairs}
+        pairs = [found[name] for name in names if name in found]
+        problems = problems or [f"{key}: has no image '{name}' any more" for name in names if name not in found]
+    raise_problems("the validation images cannot be found", problems)
+    return pairs
+
+
+def _recorded_names(folder: Path) -> list[str] | None:
+    """The names in plan.json, None where it holds none: they follow from the configuration, too."""
+    try:
+        names = json.loads((folder / "plan.json").read_bytes())["validation_images"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None

@@ -1,0 +1,30 @@
+"""Training from Python: the caller's process is left as it was."""
+
+import io
+import sys
+import warnings
+
+import pytest
+
+from accel_restore import fit, session
+from accel_restore.console import Screen
+from accel_restore.errors import UserError
+
+
+def test_standard_output_and_filters_of_warnings_stay_the_callers(monkeypatch):
+    seen = []
+
+    def train(*_: object, **__: object) -> None:
+        Screen(True)
+        warnings.simplefilter("ignore")
+        seen.append((sys.stdout.errors, list(warnings.filters)))
+        raise UserError("the data cannot be used")
+
+    monkeypatch.setattr(session, "run_training", train)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict"))
+    before = list(warnings.filters)
+    with pytest.raises(UserError):
+        fit({"data": {"train": {"gt": "photos"}}})
+    [(errors, filters)] = seen
+    assert errors == "backslashreplace" and filters != before, "the control: training changes both"
+    assert sys.stdout.errors == "strict" and warnings.filters == before
