@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from accel_restore.commands.bench import loading_rate
+from accel_restore.commands.bench_data import loading_rate
 from accel_restore.commands.config import add_configuration
 from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Config
