@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
 from accel_restore import engine, preparation
+from accel_restore.bare import Bare
 from accel_restore.cli import main
 from accel_restore.commands import bench_scaling, bench_split, bench_train
-from accel_restore.commands.bench_bare import Bare
 from accel_restore.commands.bench_report import reported
 from accel_restore.commands.bench_split import BACKWARD, BATCH, EXCHANGE, FORWARD, HOOKS, OPTIMIZER, PHASES, WAIT, Split
 from accel_restore.data import loader

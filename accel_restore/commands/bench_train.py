@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accel_restore.commands.bench_bare import Bare
+from accel_restore.bare import Bare
 from accel_restore.commands.bench_report import reported, show
 from accel_restore.commands.bench_scaling import show_scaling
 from accel_restore.commands.bench_split import Split

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from accel_restore.batch_size import with_batch_size
 from accel_restore.commands.bench_data import loading_rate
 from accel_restore.commands.config import add_configuration
 from accel_restore.commands.report import check_writable, write_report
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if options.json not in (None, "-"):
         check_writable(Path(options.json))
     check_writable(options.picture, picture=True)
-    config = load_config(options.config, options.overrides)
+    config = with_batch_size(load_config(options.config, options.overrides))
     screen = Screen(options.json != "-")
     report, draw = check(config, screen, options.limit, options.pairs_per_second)
     if options.json == "-":

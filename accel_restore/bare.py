@@ -1,11 +1,11 @@
-"""The bare loop beside which the trainer is measured: what the same network costs in plain PyTorch."""
+"""A bare loop in plain PyTorch: what the trainer is measured beside, and how a batch size is tried."""
 
 import copy
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -25,8 +25,16 @@ class Bare:
     It loads no data, logs nothing, checks nothing, and does not know Accelerate.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, loss_fn: Loss, batch: dict, accumulation: int):
-        """`batch` has `input` and `gt`, (B, C, H, W) on the device."""
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        loss_fn: Loss,
+        batch: dict,
+        accumulation: int = 1,
+        exchanging: bool = True,
+    ):
+        """`batch` has `input` and `gt`, (B, C, H, W) on the device; without `exchanging` each rank trains alone."""
         self.device, self.loss_fn, self.accumulation = accelerator.device, loss_fn, accumulation
         self.input, self.gt = batch["input"], batch["gt"]
         self.max_grad_norm, self.dtype = config.train.max_grad_norm, _PRECISIONS.get(accelerator.mixed_precision)
@@ -46,7 +54,7 @@ class Bare:
         self.optimizer = get_optimizer(model, config.optimizer, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.module = self.model = model
-        if accelerator.num_processes > 1:
+        if exchanging and accelerator.num_processes > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
@@ -57,10 +65,7 @@ class Bare:
             for micro_step in range(self.accumulation):
                 is_last = micro_step == self.accumulation - 1
                 with nullcontext() if is_last or self.model is self.module else self.model.no_sync():
-                    with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                        output = self.model(self.input)
-                    loss = self.loss_fn(output, self.gt).mean() / self.accumulation
-                    self.scaler.scale(loss).backward()
+                    self.scaler.scale(self.loss() / self.accumulation).backward()
             if self.max_grad_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
@@ -68,3 +73,9 @@ class Bare:
             self.scaler.update()
             if self.ema is not None:
                 self.ema.update_parameters(self.module)
+
+    def loss(self) -> Tensor:
+        """The mean loss of the batch."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.model(self.input)
+        return self.loss_fn(output, self.gt).mean()
