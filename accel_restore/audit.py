@@ -20,16 +20,18 @@ from accel_restore.engine import Hook, TrainState
 from accel_restore.errors import AuditFailed
 from accel_restore.files import replace_file, to_json
 from accel_restore.records import Lines
+from accel_restore.sharding import whole
 
 OPERATIONS = ("zero_grad", "backward", "optimizer_step", "scheduler_step", "validate")
 _NAMES = {"optimizer_step": "optimizer.step", "scheduler_step": "scheduler.step", "backward": "accelerator.backward"}
 
 
 def hash_weights(model: nn.Module) -> str:
-    """The hash of all parameters, in order."""
+    """The hash of all parameters, in order; every rank calls it."""
     state = hashlib.sha256()
     for parameter in model.parameters():
-        state.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+        copied = whole(parameter.detach()).to("cpu", copy=True)  # NumPy pins its memory, which FSDP2 wants to free
+        state.update(copied.contiguous().flatten().view(torch.uint8).numpy())
     return state.hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ from accel_restore.engine import TrainState
 from accel_restore.errors import Diverged, UserError
 from accel_restore.files import decode_floats, encode_floats, to_json
 from accel_restore.restorer import digest
+from accel_restore.sharding import whole, whole_state
 
 BEST = "best.safetensors"
 _LEARNT = ("params", "lr")  # what an optimizer's group is not told by the configuration
@@ -78,16 +79,16 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model = accelerator.unwrap_model(state.model)
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+    if not all(bool(whole(parameter.isfinite().all())) for parameter in model.parameters()):
         raise Diverged(f"step {state.step}", "they cannot be committed", "a weight is")
     weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
+    ema = whole_state(state.ema.module) if state.ema is not None else None
     if not accelerator.is_main_process:
         return None
     files = {"model.safetensors": serialize(weights)}
     moments = {f"{name}|{key}": value for name, slots in optimizer["state"].items() for key, value in slots.items()}
     files["optimizer.safetensors"] = serialize(moments)
-    if state.ema is not None:
-        ema = {name: tensor.cpu() for name, tensor in state.ema.module.state_dict().items()}
+    if ema is not None:
         files["ema.safetensors"] = serialize(ema)
     scheduler = state.scheduler.scheduler.state_dict() if extra["config"]["scheduler"]["name"] == "plateau" else None
     counters = {
@@ -156,13 +157,13 @@ def _put(
     _run_schedule_to(counters, state)
     rates = [group["lr"] for group in state.optimizer.param_groups]
     model = accelerator.unwrap_model(state.model)
-    model.load_state_dict(tensors["model.safetensors"])
+    _load_model(model, tensors["model.safetensors"])
     _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters["param_groups"])
     if counters["scheduler"] is None:
         for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # the same as the commit's, but for a run that is lengthened
     if state.ema is not None:
-        state.ema.module.load_state_dict(tensors["ema.safetensors"])
+        _load_model(state.ema.module, tensors["ema.safetensors"])
         state.ema.n_averaged.fill_(counters["num_averaged"])
     if accelerator.scaler is not None and counters["scaler"] is not None:
         accelerator.scaler.load_state_dict(counters["scaler"])
@@ -173,6 +174,12 @@ def _put(
     epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
     state.epoch_sums.copy_(epoch_sums)
     state.window_sums.copy_(window_sums)
+
+
+def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
 def _load_optimizer(
@@ -220,8 +227,12 @@ def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
     return whole if accelerator.is_main_process else torch.zeros_like(whole)
 
 
-def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> bytes:
-    """The content of best.safetensors for these weights (EMA weights where EMA is on), with what `load` needs."""
-    model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
-    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> bytes | None:
+    """The content of best.safetensors for these weights (EMA weights where EMA is on), with what `load` needs.
+
+    None but on the main process. Called by every rank.
+    """
+    weights = whole_state(state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model))
+    if not accelerator.is_main_process:
+        return None
     return serialize(weights, {"format": "pt", "version": __version__, "sha256": digest(weights), **metadata})

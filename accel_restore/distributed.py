@@ -11,6 +11,7 @@ from torch import distributed
 
 from accel_restore.config import Config
 from accel_restore.errors import UserError
+from accel_restore.sharding import use_float32_weights
 
 
 def create_accelerator(config: Config, cpu: bool) -> Accelerator:
@@ -50,6 +51,7 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             "train alone. On CPUs add --cpu; on GPUs start with 'accelerate launch --multi_gpu' or torchrun"
         )
     kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    kinds += (DistributedType.FSDP,) if accelerator.is_fsdp2 else ()
     unfit = [
         (accelerator.distributed_type not in kinds, f"distributed_type {accelerator.distributed_type}"),
         (accelerator.state.dynamo_plugin.backend != DynamoBackend.NO, "dynamo_backend (set train.compile instead)"),
@@ -60,6 +62,9 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             f"the launcher's configuration sets {', '.join(found)}, which would change the flow of weights; use one of "
             "launch/*.yaml with --config_file"
         )
+    if accelerator.is_fsdp2 and config.optimizer.name == "muon":
+        raise UserError("optimizer.name: muon needs whole weights, of which FSDP2 holds parts; use adamw, or no FSDP2")
+    use_float32_weights(accelerator)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     return accelerator
 

@@ -27,9 +27,11 @@ from accel_restore.errors import Preempted
 from accel_restore.losses import Loss
 from accel_restore.models.blocks import upscale
 from accel_restore.models.pretrained import begin_model
+from accel_restore.models.regions import compile_blocks
 from accel_restore.optim import advance, get_ema_function, get_optimizer, get_scheduler
 from accel_restore.parameters import freeze
 from accel_restore.quality import METRICS, Protocol
+from accel_restore.sharding import autocast_forward, fill, gather_by_block, shard, whole
 
 
 class Hook:
@@ -53,6 +55,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     ema: AveragedModel | None = None
+    plain: nn.Module | None = None  # with FSDP2, where weights are in parts: a whole copy, which validation fills
     epoch: int = 0  # epochs completed
     epoch_step: int = 0  # optimizer steps completed in the current epoch
     step: int = 0  # optimizer steps completed
@@ -88,24 +91,32 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
         model = begin_model(config.model, config.data.channels, config.data.scale)
     freeze(model, config.train.freeze)
     torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
-    if config.train.channels_last:
+    if config.train.channels_last and not accelerator.is_fsdp2:  # which shards contiguous weights alone
         model = model.to(memory_format=torch.channels_last)
     ema = None
+    plain = copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
     if config.train.ema_decay is not None:
         update = get_ema_function(config.train.ema_decay, config.train.ema_warmup)
         ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=update)
         ema = ema.to(accelerator.device)
+        ema.n_averaged = ema.n_averaged.cpu()  # torch reads it at every update, which would wait for the device
     if config.train.compile:
-        model.compile()  # in place: parameters keep their names
+        compile_blocks(model)
     # With fp16 a fused step would unscale gradients inside, where neither clipping nor a logged norm can see them.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
+    if accelerator.is_fsdp2:
+        gather_by_block(model, accelerator)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    if accelerator.is_fsdp2:
+        autocast_forward(model, accelerator)
+        if ema is not None:
+            ema.module = shard(ema.module, accelerator)
     settle_buckets(model, config, accelerator)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # a resumed run may name them in another order
     sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
-    return TrainState(model, optimizer, scheduler, ema, terms=terms, epoch_sums=sums, window_sums=sums.clone())
+    return TrainState(model, optimizer, scheduler, ema, plain, terms=terms, epoch_sums=sums, window_sums=sums.clone())
 
 
 def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -> None:
@@ -114,13 +125,14 @@ def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -
     DDP lays out its gradient buckets anew after the first backward, which changes the order in which ranks are added
     up; so a resumed run would round differently from one that was not interrupted.
     """
-    if accelerator.num_processes < 3:
+    if accelerator.num_processes < 3 or accelerator.is_fsdp2:
         return
     model.eval()  # leaves batch statistics alone
     size = config.data.patch_size // config.data.scale
     for _ in range(2):  # the layout changes at the second forward
         images = torch.zeros(1, config.data.channels, size, size, device=accelerator.device)
-        accelerator.backward(model(images).sum())
+        with torch.compiler.set_stance("force_eager"):
+            accelerator.backward(model(images).sum())
     model.zero_grad()
 
 
@@ -150,6 +162,7 @@ def train(
         scores, is_best = {}, False
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == epochs:
             model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
+            model = model if state.plain is None else fill(state.plain, model)
             share_buffers(model, accelerator)
             scores = validate(model, images, loss_fn, protocol, accelerator, look, stop)
             for hook in hooks:
@@ -228,9 +241,9 @@ def spread_nan(loss: Tensor) -> Tensor:
 def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
     """The L2 norm of all gradients together, which are then clipped to `max_norm`."""
     if max_norm is not None:
-        return accelerator.clip_grad_norm_(model.parameters(), max_norm)
+        return whole(accelerator.clip_grad_norm_(model.parameters(), max_norm))
     accelerator.unscale_gradients()
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
@@ -270,9 +283,9 @@ def validate(
         if stop():
             break
         image = images[index]
-        with accelerator.autocast():
-            # `forward`: where the model is compiled, not anew for the size of every image.
-            output = protocol.output(model.forward, image["input"], images.scale)
+        # Where the model is compiled, not anew for the size of every image.
+        with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            output = protocol.output(model, image["input"], images.scale)
         output, gt = output.to(image["gt"].dtype), image["gt"]
         values = loss_fn.terms(output, gt)
         scores = [sum(values.values())]

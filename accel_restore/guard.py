@@ -80,6 +80,8 @@ class SkippedSteps(Hook):
 
         A model's own buffers (batch statistics) and torch's random state stay as they are.
         """
+        if self.accelerator.is_fsdp2:
+            return ["(not computed again: other ranks hold the weights)"]
         model, names = self.accelerator.unwrap_model(state.model), []
         buffers = [buffer.clone() for buffer in model.buffers()]
         with torch.random.fork_rng():
@@ -109,7 +111,7 @@ class SameWeights(Hook):
 
     def check(self, state: TrainState) -> None:
         """Raises: Lost, on all ranks, where one holds other weights; names it."""
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # no two ranks hold the same
             return
         ranks = self.accelerator.gather(checksums(state.model)[None]).cpu()  # (ranks, parameters)
         if (ranks == ranks[0]).all():

@@ -49,7 +49,7 @@ def plan_rows(
         f"{early.steps_per_epoch} per epoch × {last - first} epochs" for early, first, last in stages.spans(epochs)
     )
     rows = [
-        ("devices", f"{plan.world_size} × {accelerator.device.type}"),
+        ("devices", f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"),
         ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
         (
             "decoded",

@@ -60,8 +60,9 @@ class Saver(Hook):
 
     def save_best(self, state: TrainState) -> None:
         """Write best.safetensors; called by every rank."""
-        if self.accelerator.is_main_process:
-            self.best, self.best_is_written = best_weights(state, self.accelerator, self.metadata(state)), False
+        best = best_weights(state, self.accelerator, self.metadata(state))
+        if best is not None:
+            self.best, self.best_is_written = best, False
             try:
                 self._write_best()
             except OSError as error:

@@ -3,7 +3,8 @@
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
 the first image. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given is kept there.
 acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch. gate=FOLDER: see
-`Gate`. without=PART: without a protection.
+`Gate`. without=PART: without a protection. fsdp2[@POLICY]: see `sharded`. waits=FILE: see
+`waits`.
 FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
 flow of weights on purpose, for the audit to notice. Several are divided by commas.
 """
@@ -26,12 +27,15 @@ if __name__ == "__main__":
 
 import hosts
 import phases
+import sharded
 import torch
+import waits
 import wandb_scenarios
 
 from accel_restore import (
     commits,
     console,
+    distributed,
     engine,
     guard,
     losses,
@@ -218,6 +222,8 @@ def remove_guard(part: str) -> None:
         commits._read_listed = lambda commit, name, _: (commit / name).read_bytes()
     elif part == "tolerance":  # of disks that are full
         saving.Saver._tell = lambda *_: reraise()
+    elif part == "float32_parts":
+        distributed.use_float32_weights = lambda _: None
     elif part == "tensorboard":
         sys.modules["tensorboard"] = None
     elif part == "staging":
@@ -291,10 +297,16 @@ def install(modes: str) -> None:
             phases.install(mode)
         elif mode.startswith("hosts="):
             hosts.enter(mode.partition("=")[2].split(":"))
+        elif fault == "fsdp2":
+            sharded.install(place or "TRANSFORMER_BASED_WRAP")
+        elif mode == "fsdp1":
+            sharded.install("NO_WRAP", version="1")
         elif mode == "patient":
             wandb_scenarios.set_bounds({})
         elif mode == "parted":
             hosts.part()
+        elif mode.startswith("waits="):
+            waits.write_counts(Path(mode.partition("=")[2]))
         elif mode.startswith("apart="):
             if os.environ["RANK"] != "0":
                 hosts.hide(mode.partition("=")[2])

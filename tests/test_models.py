@@ -13,6 +13,7 @@ from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
 from accel_restore.models.blocks import upscale
 from accel_restore.models.nafnet import NAFBlock
+from accel_restore.models.regions import compile_blocks
 from accel_restore.models.restormer import TransformerBlock
 from accel_restore.models.unet import Block
 
@@ -235,7 +236,7 @@ def inductor():
 PARTS = {"unet": "encoder.0.0", "dncnn": "body", "nafnet": "encoders.0", "restormer": "encoder_level1"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "unet" else pytest.mark.sweep) for n in MODELS])
 def test_compiled_parts_agree(name, inductor):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     with torch.no_grad():
@@ -244,8 +245,17 @@ def test_compiled_parts_agree(name, inductor):
         assert torch.allclose(model(images), expected, atol=1e-5)
 
 
-@pytest.mark.sweep  # minutes; a quarter of an hour for Restormer, whose parts above must do
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "restormer"])
+@pytest.mark.parametrize(("name", "count"), [("unet", 14), ("dncnn", 1), ("nafnet", 36), ("restormer", 44)])
+def test_blocks_that_repeat_are_compiled_in_place_or_else_all_of_it(name, count):
+    model = build_model(name, {}, 3)
+    names = list(model.state_dict())
+    compile_blocks(model)
+    assert sum(module._compiled_call_impl is not None for module in model.modules()) == count
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.sweep  # minutes
+@pytest.mark.parametrize("name", MODELS)
 def test_compiled_models_and_their_gradients_agree(name, inductor):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     runs = []
@@ -254,6 +264,6 @@ def test_compiled_models_and_their_gradients_agree(name, inductor):
         output = model(images)
         output.square().mean().backward()
         runs.append([output.detach(), *(parameter.grad for parameter in model.parameters())])
-        model.compile()
+        compile_blocks(model)
     for eager, compiled in zip(*runs, strict=True):
         assert torch.allclose(compiled, eager, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,28 @@
+"""FSDP2 on CPU processes: Accelerate turns it on for GPUs alone, and here is made to take these for some."""
+
+import os
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import distributed
+
+
+def install(policy: str, version: str = "2") -> None:
+    """As `accelerate launch --config_file launch/fsdp2.yaml` sets the environment up; parts go over gloo."""
+    os.environ.update(
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION=version,
+        FSDP_AUTO_WRAP_POLICY=policy,
+        FSDP_CPU_RAM_EFFICIENT_LOADING="false",
+    )
+
+    def backend(*_: object, **__: object) -> tuple[str, DistributedType]:
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+        return "gloo", DistributedType.MULTI_GPU
+
+    def device(state: PartialState) -> None:
+        state.device = torch.device("cpu")
+
+    PartialState._prepare_backend, PartialState.set_device = backend, device

@@ -1,0 +1,27 @@
+"""A step waits for the device once, to know whether its gradient is a number; losses are read when a line is due."""
+
+import json
+
+import pytest
+from forked import launch
+from runs import make_photos, small_config, succeed
+
+
+@pytest.mark.parametrize(("ranks", "every", "due"), [(1, 4, {12, 16}), (2, 4, {12, 16}), (1, 2, {10, 12, 14, 16})])
+def test_a_step_waits_once_for_the_device(tmp_path, ranks, every, due):
+    photos = make_photos(tmp_path / "train", 16), make_photos(tmp_path / "val", 1)
+    config = small_config(
+        *photos,
+        tmp_path,
+        data={"batch_size": 2 // ranks, "augment": []},  # a CPU turns crops by NumPy
+        train={"epochs": 2, "max_grad_norm": 1.0},
+        tracking={"wandb": "disabled", "log_every_steps": every},
+    )
+    file = tmp_path / "waits.json"
+    succeed(launch(config, ranks=ranks, mode=f"waits={file}"))
+    counts = {int(step): count for step, count in json.loads(file.read_text()).items()}
+    counts.pop(17, None)  # after the last step: the epoch's mean
+    usual = 1 if ranks == 1 else 2  # whether a rank is to stop: on the host, whatever the device
+    assert all(counts[step] <= usual for step in set(range(9, 17)) - due)
+    assert all(counts[step] == usual + 1 for step in due)
+    assert counts[11] == usual

@@ -1,0 +1,123 @@
+"""FSDP2, over gloo: the same run as with whole weights on every rank, and the same commits."""
+
+import pytest
+import safetensors.torch
+import torch
+from forked import launch
+from runs import audit_events, epochs_of, json_lines, last_weights, make_photos, run_folder, small_config, succeed
+from torch import nn
+
+from accel_restore.models import build_model
+from accel_restore.models.regions import repeated_blocks
+
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
+STOP_STEP = 6  # in the second epoch of four steps each
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
+
+
+def configuration(photos, out, ranks, **sections):
+    return small_config(
+        *photos,
+        out,
+        data={"batch_size": 8 // ranks},
+        train={"epochs": 3, "ema_decay": 0.9, "max_grad_norm": 0.5, "check_ranks_every_steps": 1},
+        checkpoint={"every_steps": 1, "keep": 20},
+        validation={"metrics": ["psnr", "ssim"]},
+        **sections,
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(photos, tmp_path_factory):
+    """Whole weights on one rank, float64."""
+    config = configuration(photos, tmp_path_factory.mktemp("plain"), 1)
+    succeed(launch(config, "--audit", mode="float64"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def parts(photos, tmp_path_factory):
+    """The same with FSDP2 on 2 ranks, where one step's gradients are summed up in the same order as those of a DDP."""
+    config = configuration(photos, tmp_path_factory.mktemp("parts"), 2)
+    succeed(launch(config, "--audit", ranks=2, mode="float64,fsdp2"))
+    return config
+
+
+def assert_same_run(config, reference):
+    for file in FILES:
+        weights, expected = last_weights(config, file), last_weights(reference, file)
+        assert list(weights) == list(expected)
+        for name, value in expected.items():
+            assert (weights[name] - value).norm() <= 1e-9 * value.norm() + 1e-15, (file, name)
+    for line, expected in zip(epochs_of(config), epochs_of(reference), strict=True):
+        for key in ("train_loss", "val_loss", "val_psnr", "val_ssim", "lr"):
+            assert line[key] == pytest.approx(expected[key], rel=1e-6)
+    best = [safetensors.torch.load_file(run_folder(c) / "best.safetensors") for c in (config, reference)]
+    torch.testing.assert_close(*best, rtol=1e-6, atol=1e-9)
+
+
+def test_parts_of_weights_train_as_whole_ones(parts, plain):
+    assert_same_run(parts, plain)
+    assert [len(events) for events in audit_events(parts)] == [len(audit_events(plain)[0])] * 2
+
+
+def test_a_run_in_parts_continues_bit_for_bit(photos, parts, tmp_path):
+    config = configuration(photos, tmp_path, 2)
+    stopped = launch(config, ranks=2, mode=f"float64,fsdp2,kill:{STOP_STEP}")
+    assert stopped.returncode != 0
+    succeed(launch(config, ranks=2, mode="float64,fsdp2"))
+    for file in FILES:
+        for name, value in last_weights(parts, file).items():
+            assert torch.equal(last_weights(config, file)[name], value), (file, name)
+
+
+def test_a_run_in_four_parts_continues_whole_on_two_ranks(photos, plain, tmp_path):
+    config = configuration(photos, tmp_path, 4)
+    assert launch(config, ranks=4, mode=f"float64,fsdp2@NO_WRAP,kill:{STOP_STEP}").returncode != 0
+    succeed(launch(config, "data.batch_size=4", ranks=2, mode="float64"))
+    assert_same_run(config, plain)
+
+
+def test_mixed_precision_keeps_weights_and_sums_in_float32(photos, tmp_path):
+    def losses(name, mode):
+        config = configuration(photos, tmp_path, 2, run={"name": name})
+        succeed(launch(config, "train.epochs=1", "train.mixed_precision=bf16", ranks=2, mode=mode))
+        lines = json_lines(run_folder(config) / "metrics.jsonl")
+        return torch.tensor([line["loss"] for line in lines if line["event"] == "train"])
+
+    whole, in_parts, rounded = losses("ddp", ""), losses("fsdp2", "fsdp2"), losses("own", "fsdp2,without=float32_parts")
+    assert (in_parts - whole).abs().max() < 1e-5
+    assert (rounded - whole).abs().max() > 1e-4  # control: Accelerate's own policy
+
+
+def test_a_number_that_is_none_is_skipped_by_all_parts(photos, tmp_path):
+    config = configuration(photos, tmp_path, 2)
+    succeed(launch(config, "train.epochs=1", ranks=2, mode="fsdp2,nan@1:2"))
+    lines = json_lines(run_folder(config) / "metrics.jsonl")
+    (skipped,) = (line for line in lines if line["event"] == "skip")
+    assert skipped["step"] == 2
+    assert all(value.isfinite().all() for value in last_weights(config).values())
+
+
+def test_muon_is_refused(photos, tmp_path):
+    config = configuration(photos, tmp_path, 2, optimizer={"name": "muon"})
+    refused = launch(config, ranks=2, mode="fsdp2")
+    assert refused.returncode == 2 and "optimizer.name: muon needs whole weights" in refused.stdout
+
+
+def test_the_first_fsdp_is_refused(photos, tmp_path):
+    refused = launch(configuration(photos, tmp_path, 2), ranks=2, mode="fsdp1")
+    assert refused.returncode == 2 and "use one of launch/*.yaml" in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "block"), [("unet", "Block"), ("nafnet", "NAFBlock"), ("restormer", "TransformerBlock")]
+)
+def test_blocks_that_repeat_are_found(model, block):
+    assert {type(found).__name__ for found in repeated_blocks(build_model(model, {}, 3, 1))} == {block}
+    assert repeated_blocks(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))) == []

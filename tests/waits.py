@@ -1,0 +1,63 @@
+"""Counts what would make a step wait for a GPU: tensors whose values Python reads. Here they are on the CPU."""
+
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from accel_restore import engine
+
+READING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
+
+
+class Reads(TorchDispatchMode):
+    """The reads of the main thread, by the step they are in."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.step = Counter(), 1
+        for name in ("tolist", "numpy", "cpu"):
+            setattr(torch.Tensor, name, self.counted(getattr(torch.Tensor, name)))
+
+    def counted(self, read):
+        def counting(*arguments, **named):
+            self.count()
+            return read(*arguments, **named)
+
+        return counting
+
+    def count(self):
+        if threading.current_thread() is threading.main_thread():
+            self.counts[self.step] += 1
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        if function in READING:
+            self.count()
+        return function(*arguments, **(named or {}))
+
+
+class Steps(engine.Hook):
+    """The last hook: what comes after it is the next step's."""
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    def after_step(self, state):
+        self.reads.step = state.step + 1
+
+
+def write_counts(file: Path) -> None:
+    """Have training write the reads of each step of its last epoch to a JSON file."""
+    reads, original = Reads(), engine.train_epoch
+
+    def train_epoch(state, steps, loss_fn, accelerator, hooks=(), max_grad_norm=None):
+        reads.counts.clear()
+        with reads:
+            result = original(state, steps, loss_fn, accelerator, [*hooks, Steps(reads)], max_grad_norm)
+        file.write_text(json.dumps(reads.counts))
+        return result
+
+    engine.train_epoch = train_epoch
