@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from accel_restore.config import Config
 from accel_restore.losses import Loss
 from accel_restore.models.pretrained import begin_model
+from accel_restore.models.regions import compile_blocks
 from accel_restore.optim import get_ema_function, get_optimizer
 from accel_restore.parameters import freeze
 
@@ -22,7 +23,7 @@ class Bare:
     """Optimizer steps of the same model, loss, optimizer, clipping and EMA, in the same precision and number of
     micro-batches, on one batch that stays the same; `DistributedDataParallel` where there are several ranks.
 
-    It loads no data, logs nothing, checks nothing, and does not know Accelerate.
+    It loads no data, logs nothing, checks nothing, and trains without Accelerate.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Bare:
             update = get_ema_function(config.train.ema_decay, config.train.ema_warmup)
             self.ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=update)
         if config.train.compile:
-            model.compile()
+            compile_blocks(model)
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16
         self.optimizer = get_optimizer(model, config.optimizer, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)

@@ -31,7 +31,8 @@ class Split:
 
     The exchange is what follows this rank's last gradient within the backward: the part of it that the backward does
     not hide, and the wait for slower ranks. The time is taken where a parameter's gradient is ready, before DDP's
-    reduction is waited for (no second backward under `no_sync`, which would be another run).
+    reduction is waited for (no second backward under `no_sync`, which would be another run). FSDP2, which has no such
+    place, exchanges within forward and backward, and its exchange counts there.
     """
 
     def __init__(self, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
