@@ -84,6 +84,7 @@ def largest_on_gpu(config: Config, accelerator: Accelerator, loss_fn: Loss, size
             largest = size
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
     return largest
 
 

@@ -78,7 +78,8 @@ def test_a_gpu_is_filled_until_it_has_no_memory_left(accelerator, monkeypatch):
     """The search itself, where a CPU stands in for the GPU; another error is no want of memory."""
     shares, tried, limits = [], [], {}
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
 
     def step(bare, steps):
         tried.append(len(bare.input))

@@ -262,6 +262,28 @@ def test_two_ranks(slow, phase, tmp_path):
         )  # which is not taken for one
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_slow_forward_of_a_gpu_is_not_taken_for_what_waits_for_it(tmp_path, monkeypatch):
+    config, record = saved(tmp_path, tiny(tmp_path)), tmp_path / "bench.json"
+    given = ["bench", "train", "--config", config, "--seconds", "0.5", "--json", str(record)]
+    assert main(given) == 0
+    control = json.loads(record.read_text())
+    assert control["device"] == "cuda" and control["ranks"][0]["peak_memory"] > 1e5
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *a: (torch.cuda._sleep(10**8), forward(*a))[1])
+    assert main(given) == 0
+    assert json.loads(record.read_text())["bottleneck"] == FORWARD
+
+
+def test_losses_that_are_no_numbers_end_the_measurement_with_one_sentence(tmp_path, capsys):
+    config = saved(tmp_path, tiny(tmp_path, train={"max_skipped_steps": 2}))
+    nan = ["--seconds", "0.5", "loss={mse: 1.0e+300}"]
+    assert main(["bench", "train", "--cpu", "--config", config, *nan]) == 2
+    err = capsys.readouterr().err
+    assert "accel-restore: epoch" in err and "no longer a number" in err
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, capsys):
     config, file = saved(tmp_path, tiny(tmp_path)), tmp_path / "file"
     file.write_text("")
@@ -310,4 +332,4 @@ def test_scaling_in_real_processes(tmp_path, capsys):
     assert main([*given, "--scaling", "2"]) == 0
     assert [json.loads(record.read_text())[n]["processes"] for n in "12"] == [1, 2]
     assert main([*given, "--scaling", "2", "data.patch_size=4096"]) == 2
-    assert "bench train on 1 processes: the data cannot be used" in capsys.readouterr().err
+    assert "bench train with 1 process: the data cannot be used" in capsys.readouterr().err

@@ -80,5 +80,5 @@ def _measured(options: argparse.Namespace, size: int, on_cpu: bool) -> dict[str,
         if not file.exists():
             said = [line for line in done.stderr.splitlines() if line.startswith(("accel-restore: ", "  - "))]
             reason = "\n".join(said).removeprefix("accel-restore: ") or done.stderr[-2000:]
-            raise UserError(f"bench train on {size} processes: {reason}")
+            raise UserError(f"bench train with {size} process{'es' * (size > 1)}: {reason}")
         return json.loads(file.read_text())

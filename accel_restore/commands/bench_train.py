@@ -28,7 +28,7 @@ from accel_restore.config import Config
 from accel_restore.console import Screen
 from accel_restore.distributed import create_accelerator
 from accel_restore.engine import Hook, train_epoch
-from accel_restore.errors import UserError
+from accel_restore.errors import Diverged, UserError
 from accel_restore.parsing import load_config
 from accel_restore.preemption import StopRequest
 from accel_restore.preparation import Run, prepare
@@ -67,9 +67,9 @@ def main(arguments: list[str]) -> int:
         accelerator = create_accelerator(config, options.cpu)
         try:
             ranks = measure(config, accelerator, options.seconds, options.profile)
-        except UserError:  # of all ranks
+        except (UserError, Diverged) as error:  # of all ranks
             accelerator.state.destroy_process_group()
-            raise
+            raise UserError(str(error)) from error
         record = reported(ranks)
         screen = Screen(accelerator.is_main_process)
         show(record, screen)
