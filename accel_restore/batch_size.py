@@ -20,7 +20,7 @@ from accel_restore.errors import UserError
 from accel_restore.losses import Loss
 from accel_restore.resume import Start
 
-ASSUMED = 8  # the default's, where nothing is trained
+_ASSUMED = 8
 _MOST_ON_CPU = 64  # pairs: a CPU computes them one after the other, so more of them only make steps longer
 _SHARE_ON_CPU = 0.5  # of the free memory: kernels have scratch memory that is not counted
 _SHARE_ON_GPU = 0.9  # of the GPU's memory: validation and other processes need some
@@ -49,13 +49,18 @@ def settle_batch_size(
                 f"fits into the memory of {accelerator.device}; lower data.patch_size, or take a smaller model"
             )
     say(f"data.batch_size: auto is {size} here, {why}")
-    return with_batch_size(config, size)
+    return _with_batch_size(config, size)
 
 
-def with_batch_size(config: Config, size: int = ASSUMED) -> Config:
-    """The configuration with `size` in place of `auto`."""
+def assume_batch_size(config: Config, say: Callable[[str], None]) -> Config:
+    """The configuration for a command that tries no batch sizes: with the default in place of `auto`."""
     if config.data.batch_size != "auto":
         return config
+    say(f"data.batch_size: auto is found when training begins; {_ASSUMED} is taken here")
+    return _with_batch_size(config, _ASSUMED)
+
+
+def _with_batch_size(config: Config, size: int) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from accel_restore.batch_size import with_batch_size
+from accel_restore.batch_size import assume_batch_size
 from accel_restore.commands.config import add_configuration
 from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Config
@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
     if not (options.seconds > 0 and options.pairs_per_second > 0):
         raise UserError("bench data: --seconds and --pairs-per-second must be above 0")
     check_writable(options.json)
-    config, screen = with_batch_size(load_config(options.config, options.overrides)), Screen(True)
+    screen = Screen(True)
+    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     rates, data = bench_data(config, options.seconds, screen)
 
     decoding, copying = rates[DECODING], rates[COPYING]
