@@ -3,8 +3,8 @@
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
 the first image. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given is kept there.
 acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch. gate=FOLDER: see
-`Gate`. without=PART: without a protection. fsdp2[@POLICY]: see `sharded`. waits=FILE: see
-`waits`.
+`Gate`. without=PART: without a protection. fsdp2[@POLICY], as_gpus: see `sharded`.
+waits=FILE: see `waits`.
 FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
 flow of weights on purpose, for the audit to notice. Several are divided by commas.
 """
@@ -301,6 +301,8 @@ def install(modes: str) -> None:
             sharded.install(place or "TRANSFORMER_BASED_WRAP")
         elif mode == "fsdp1":
             sharded.install("NO_WRAP", version="1")
+        elif mode == "as_gpus":
+            sharded.take_for_gpus()
         elif mode == "patient":
             wandb_scenarios.set_bounds({})
         elif mode == "parted":

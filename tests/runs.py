@@ -81,11 +81,15 @@ def launch(
 def command_line(ranks: int, script: Path, options: Sequence[str] = ()) -> list[str]:
     if ranks == 1:
         return [sys.executable, str(script)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1"]
+    torchrun += ["--master_port", str(free_port())]
+    return [*torchrun, *options, "--nproc_per_node", str(ranks), str(script)]
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return [*torchrun, *options, "--nproc_per_node", str(ranks), str(script)]
+        return probe.getsockname()[1]
 
 
 def clean_environment() -> dict[str, str]:

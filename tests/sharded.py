@@ -9,13 +9,18 @@ from torch import distributed
 
 
 def install(policy: str, version: str = "2") -> None:
-    """As `accelerate launch --config_file launch/fsdp2.yaml` sets the environment up; parts go over gloo."""
+    """As `accelerate launch --config_file launch/fsdp2.yaml` sets the environment up."""
     os.environ.update(
         ACCELERATE_USE_FSDP="true",
         FSDP_VERSION=version,
         FSDP_AUTO_WRAP_POLICY=policy,
         FSDP_CPU_RAM_EFFICIENT_LOADING="false",
     )
+    take_for_gpus()
+
+
+def take_for_gpus() -> None:
+    """Have Accelerate take CPU processes for such with GPUs, whose parts go over gloo."""
 
     def backend(*_: object, **__: object) -> tuple[str, DistributedType]:
         if not distributed.is_initialized():

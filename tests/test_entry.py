@@ -163,17 +163,6 @@ def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_pa
     assert names == {f"body.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
 
 
-def test_launch_files_load_in_accelerate():
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    files = sorted((ROOT / "launch").glob("*.yaml"))
-    assert {file.name for file in files} >= {"cpu_2proc.yaml", "single_gpu.yaml", "multi_gpu.yaml"}
-    for file in files:
-        loaded = load_config_from_file(str(file))
-        assert loaded.num_processes == (1 if file.name == "single_gpu.yaml" else 2)
-        assert loaded.use_cpu is False
-
-
 def test_no_module_shadows_another_when_train_is_run_as_a_script():
     ours = {path.stem for path in (ROOT / "accel_restore").iterdir() if not path.name.startswith("__")}
     # the folder of the package itself, and what installs tests beside it, is no library

@@ -1,0 +1,242 @@
+"""The files of launch/: each is taken by the program that it is for, and started where this machine can."""
+
+import os
+import re
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import forked
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, make_photos, run_folder, small_config
+from torch.distributed.run import get_args_parser
+from watched import commits, kill_all, same, status
+
+from accel_restore.train import parse_arguments
+
+LAUNCH = ROOT / "launch"
+ACCELERATE = sorted(LAUNCH.glob("*.yaml"))
+SCRIPT = LAUNCH / "torchrun.sh"
+TRAIN_JOB = LAUNCH / "kubernetes" / "trainjob.yaml"
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+SECONDS = 300  # a guard against hanging
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    return make_photos(root / "train", 32), make_photos(root / "val", 3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The weights after a run of two ranks that nothing interrupts."""
+    config = configuration(photos, tmp_path_factory.mktemp("whole"))
+    assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]
+    return last_weights(config)
+
+
+def configuration(photos, out, **sections):
+    return small_config(*photos, out, data={"batch_size": 2}, checkpoint={"every_steps": 2, "keep": 100}, **sections)
+
+
+def file_of(config):
+    """The configuration's file, by which `watched` finds the processes of a training."""
+    file = run_folder(config).parent / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def test_the_table_names_every_file():
+    table = (LAUNCH / "README.md").read_text()
+    files = {path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*.*") if path.name != "README.md"}
+    assert set(re.findall(r"^\| [^|]+ \| \[([^\]]+)\]\(\1\) \|", table, re.MULTILINE)) == files
+
+
+def test_the_commands_of_the_table_are_understood():
+    table = (LAUNCH / "README.md").read_text()
+    commands = re.findall(r"`accelerate launch ([^`]+)`", table)
+    assert len(commands) == len(ACCELERATE)
+    for command in commands:
+        parsed = launch_command_parser().parse_args(command.split())
+        assert (ROOT / parsed.config_file).is_file() and (ROOT / parsed.training_script).is_file()
+        assert parse_arguments(parsed.training_script_args).config in (None, "mine.yaml")
+
+
+# Accelerate ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
+def test_accelerate_loads_it_and_knows_its_keys(file):
+    loaded = load_config_from_file(str(file))
+    assert loaded.num_processes == (1 if file.stem == "single_gpu" else 2)
+    assert loaded.num_machines == (2 if file.stem == "multi_node" else 1)
+    assert loaded.use_cpu is False and loaded.mixed_precision == "no"
+    # Accelerate takes any key of a section: those that `accelerate launch` has an option for have an effect.
+    assert set(loaded.fsdp_config) <= names_of(launch_command_parser())
+    assert (loaded.fsdp_config.get("fsdp_version") == 2) == (file.stem == "fsdp2")
+
+
+def names_of(parser: ArgumentParser):
+    return {action.dest for action in parser._actions}
+
+
+def test_control_accelerate_refuses_a_misspelt_key(tmp_path):
+    (tmp_path / "wrong.yaml").write_text((LAUNCH / "multi_node.yaml").read_text() + "num_machine: 2\n")
+    with pytest.raises(ValueError, match="num_machine"):
+        load_config_from_file(str(tmp_path / "wrong.yaml"))
+    assert "fsdp_versoin" not in names_of(launch_command_parser())
+
+
+def test_multi_node_trains_on_two_launchers_as_on_one(photos, whole, tmp_path):
+    config, port = configuration(photos, tmp_path), str(free_port())
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "multi_node.yaml"]
+    command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    training = [TRAIN, "--cpu", "--config", file_of(config)]
+    launchers = []
+    try:
+        for machine in ("0", "1"):
+            with (tmp_path / f"{machine}.log").open("w") as log:
+                ranked = [*command, "--machine_rank", machine, *training]
+                launchers.append(subprocess.Popen(ranked, stdout=log, stderr=log, env=clean_environment()))
+        codes = [launcher.wait(SECONDS) for launcher in launchers]
+    finally:
+        kill_all(config)
+    logs = [(tmp_path / f"{machine}.log").read_text() for machine in ("0", "1")]
+    assert codes == [0, 0], "\n".join(logs)
+    assert "2 × cpu " in logs[0] and "4 = 2 per device × 1 accumulated × 2 ranks" in logs[0]
+    assert "finished: best epoch" in logs[0] and "finished: best epoch" not in logs[1]
+    assert status(config)["state"] == "finished" and status(config)["world_size"] == 2
+    assert same(last_weights(config), whole)
+
+
+def test_fsdp2_trains_in_parts(photos, whole, tmp_path):
+    config = configuration(photos, tmp_path)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "fsdp2.yaml"]
+    process = subprocess.run(
+        [*command, DRIVER, "--cpu", "--config", file_of(config)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**clean_environment(), "RUN_TEST_MODE": "as_gpus"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "2 × cpu, FSDP2 " in process.stdout
+    assert "4 = 2 per device × 1 accumulated × 2 ranks" in process.stdout
+    weights = last_weights(config)
+    assert list(weights) == list(whole)
+    assert all(torch.allclose(weights[key], whole[key], atol=1e-5) for key in whole)
+
+
+# torchrun ------------------------------------------------------------------------------------------------------------
+
+# The loss of rank 1 ends its process, as a lack of memory would, in the sixth step of the first attempt.
+DYING = """
+import os, signal
+from accel_restore.loss_terms import l1 as exact
+calls = []
+def l1(output, gt):
+    calls.append(None)
+    if len(calls) == 6 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return exact(output, gt)
+"""
+
+
+def test_torchrun_takes_the_arguments_of_the_script():
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    assert SCRIPT.stat().st_mode & 0o111
+    (command,) = re.findall(r"exec torchrun (.*)", SCRIPT.read_text(), re.DOTALL)
+    expanded = ["bash", "-c", f"printf '%s\\n' {command}", "torchrun", "--cpu", "--config", "mine.yaml"]
+    words = subprocess.run(expanded, check=True, capture_output=True, text=True, env={}).stdout.splitlines()
+    parsed = get_args_parser().parse_args(words)
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.max_restarts, parsed.monitor_interval) == ("1", "auto", 3, 1.0)
+    assert (parsed.rdzv_backend, parsed.rdzv_endpoint) == ("c10d", "localhost:0")
+    assert parsed.module and parsed.training_script == "accel_restore.train"
+    assert parse_arguments(parsed.training_script_args).config == "mine.yaml"
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("restarts", ["1", "0"], ids=["", "control"])
+def test_torchrun_starts_again_when_a_rank_is_lost(photos, whole, tmp_path, restarts):
+    (tmp_path / "dying.py").write_text(DYING)
+    config = configuration(photos, tmp_path, loss={"dying:l1": 1.0})
+    env = {"NPROC_PER_NODE": "2", "MAX_RESTARTS": restarts, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.run(
+        [SCRIPT, "--cpu", "--config", file_of(config)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**clean_environment(), **env},
+    )
+    if restarts == "0":
+        assert process.returncode != 0 and commits(config) == [2, 4], process.stderr
+        return
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"continu.*step 4\b", process.stdout), process.stdout
+    assert status(config)["state"] == "finished"
+    assert same(last_weights(config), whole)
+
+
+# Kubernetes ----------------------------------------------------------------------------------------------------------
+
+
+def understood(document):
+    """What is left of a TrainJob in the types of Kubeflow Trainer's API, which drop what they do not know."""
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api")
+    return models.TrainerV1alpha1TrainJob.from_dict(document).to_dict()
+
+
+def test_the_train_job_is_understood_to_the_last_key():
+    document = yaml.safe_load(TRAIN_JOB.read_text())
+    assert (document["apiVersion"], document["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert document["spec"]["runtimeRef"]["name"] == "torch-distributed"
+    assert understood(document) == document
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("numProcPerNode", "numProcsPerNode"),
+        ("volumeMounts", "volumeMount"),
+        ("runtimePatches", "podTemplateOverrides"),
+    ],
+)
+def test_control_a_train_job_with_a_misspelt_key_is_not(right, wrong):
+    text = TRAIN_JOB.read_text()
+    assert text.count(f"{right}:") == 1
+    document = yaml.safe_load(text.replace(f"{right}:", f"{wrong}:"))
+    assert understood(document) != document
+
+
+def test_torchrun_takes_the_train_job(monkeypatch):
+    trainer = yaml.safe_load(TRAIN_JOB.read_text())["spec"]["trainer"]
+    assert trainer["command"] == ["torchrun"]
+    for name, value in {"NNODES": trainer["numNodes"], "NPROC_PER_NODE": trainer["numProcPerNode"]}.items():
+        monkeypatch.setenv(f"PET_{name}", str(value))  # as Kubeflow Trainer does
+    parsed = get_args_parser().parse_args(trainer["args"])
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.training_script) == ("2", "8", "accel_restore.train")
+    options = parse_arguments(parsed.training_script_args)
+    assert options.config == "/shared/mine.yaml" and "run.dir=/shared/runs" in options.overrides
+    patch = TRAIN_JOB.read_text()
+    grace = int(re.search(r"terminationGracePeriodSeconds: (\d+)", patch)[1])
+    assert 30 < int(trainer["env"][0]["value"]) < grace
+
+
+# Continuous integration ----------------------------------------------------------------------------------------------
+
+
+def test_the_workflow_runs_the_script_of_continuous_integration():
+    workflow = yaml.load(WORKFLOW.read_text(), yaml.BaseLoader)  # `on` is a key, not a truth value
+    assert set(workflow["on"]) == {"push", "pull_request"}
+    (job,) = workflow["jobs"].values()
+    (script,) = [step["run"] for step in job["steps"] if "run" in step]
+    assert (ROOT / script).stat().st_mode & 0o111
+    for action in (step["uses"] for step in job["steps"] if "uses" in step):
+        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", action)
