@@ -102,7 +102,7 @@ class Applier:
         if precision not in self._bytes_per_pixel:
             counted = []
             for side in _PROBES:
-                with torch.inference_mode(), _LiveBytes() as live:
+                with torch.inference_mode(), LiveBytes() as live:
                     self._network(torch.full((1, self.channels, side, side), 0.5), precision)
                 counted.append(live.most)
             # The difference leaves out what does not grow with the image, such as weights cast to bf16.
@@ -157,7 +157,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, and the `most` that lived at once."""
 
     def __init__(self) -> None:

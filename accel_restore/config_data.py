@@ -140,6 +140,19 @@ class Mixup(Section):
     alpha: Annotated[float, Field(gt=0)] = Field(1.2, description="larger: shares nearer to one half")
 
 
+def _check_batch_size(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise PydanticCustomError("batch_size", "must be a number above 0, or auto, not {value}", {"value": repr(value)})
+
+
+BatchSize = Annotated[
+    Any,
+    AfterValidator(_check_batch_size),
+    WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"const": "auto", "type": "string"}]}),
+]
+
+
 class Data(Section):
     train: Source = Field(description="training images; without `input` it is made by `degradation`")
     val: Source | None = Field(None, description="validation images; null: `val_fraction` of the training images")
@@ -160,7 +173,9 @@ class Data(Section):
         ["hflip", "vflip", "rot90"], description="each done to half of the samples"
     )
     mixup: Mixup | None = None
-    batch_size: PositiveInt = Field(8, description="pairs per device per forward pass")
+    batch_size: BatchSize = Field(
+        8, description="pairs per device per forward pass; auto: the largest power of two that fits, 64 on a CPU"
+    )
     stages: list[Stage] = Field(
         [], description="progressive training: crops and batches of the first epochs, in order; then those above hold"
     )

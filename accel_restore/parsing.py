@@ -18,6 +18,7 @@ _LONGEST_PROBLEM = 500  # characters: a value may be as long as its file
 # Kinds of errors of our own validators, which need no more words.
 _WORDED = {
     "unknown_choice", "dataset", "accumulation", "monitor", "nesterov", "patch_size", "stages", "tile", "home",
+    "batch_size",
 }  # fmt: skip
 
 

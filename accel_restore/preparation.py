@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from accel_restore.batch_size import settle_batch_size
 from accel_restore.checkpoint import load_commit
 from accel_restore.commits import put_back, remove_leftovers
 from accel_restore.config import Config
@@ -95,6 +96,7 @@ def prepare(
     if config.tracking.tensorboard:
         _together(accelerator, check_tensorboard, only_main=True)
     data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
+    config = settle_batch_size(config, accelerator, loss_fn, len(data.train), start, screen.say)
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
     if config.train.max_steps is not None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from accel_restore.config import Config
 from accel_restore.console import Screen, leaving_as_found
 from accel_restore.dashboard import Dashboard
 from accel_restore.distributed import create_accelerator
-from accel_restore.engine import TrainState, train
+from accel_restore.engine import Hook, TrainState, train
 from accel_restore.errors import Lost, Preempted
 from accel_restore.files import to_json
 from accel_restore.guard import SameWeights, SkippedSteps
@@ -123,8 +124,19 @@ def run_training(
         lock.release()
 
 
-def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
-    """Attach what observes the loop, train, and write what a finished run leaves."""
+@dataclass(frozen=True)
+class Observers:
+    """What observes the loop of a run."""
+
+    hooks: list[Hook]  # in the order in which they are called
+    samples: Samples
+    saver: Saver
+    stopping: StopTogether
+    audit: Audit | None
+
+
+def attach(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None = None, audit: bool = False) -> Observers:
+    """What observes the loop of `run`, attached to it; the run's files are open from now on."""
     config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
     resolved = redacted(config.model_dump(mode="json"))
     model = redacted(describe(config.model))  # read now: a checkpoint may be gone when best weights are found
@@ -185,6 +197,14 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
     pace = Pace(accelerator, loader, state, run.screen.say)
     watch.observe(loader, state)
     hooks = [pace, watch, tracker, skipped, same_weights, saver, *([audit_hook] if audit_hook else []), stopping]
+    return Observers(hooks, samples, saver, stopping, audit_hook)
+
+
+def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
+    """Attach what observes the loop, train, and write what a finished run leaves."""
+    config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
+    seen = attach(run, watch, stop, stop_after, audit)
+    saver, audit_hook = seen.saver, seen.audit
     stop.may_save = True
     try:
         train(
@@ -195,10 +215,10 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
             accelerator,
             config,
             run.epochs,
-            hooks,
+            seen.hooks,
             run.protocol,
             saver.save_best,
-            samples.look,
+            seen.samples.look,
             stop.__bool__,
         )
     except Preempted:
@@ -209,7 +229,7 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
             audit_hook.report(run.screen.table)
         raise
     saver.finish(state)
-    stopping.close()
+    seen.stopping.close()
     run.screen.stop()
     if audit_hook is not None:
         audit_hook.report(run.screen.table)

@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import datasets  # noqa: F401  (imported once, here, as what follows)
 import driver
@@ -36,23 +38,26 @@ def start(config: dict, *arguments: str, ranks: int = 1, mode: str = "", log: Pa
     file = folder / f"{config['run']['name']}.yaml"
     file.write_text(yaml.safe_dump(config))
     log = log or folder / f"{config['run']['name']}.log"
+    return start_ranks(_train, ranks, log, ["--config", str(file), "--cpu", *arguments], mode)
+
+
+def start_ranks(function: Callable[..., int], ranks: int, log: Path, *arguments: Any) -> list[BaseProcess]:
+    """The running processes, one a rank, each of which ends with what `function` returns; they print to `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["--config", str(file), "--cpu", *arguments]
     _start_server()
     processes = []
     for rank in range(ranks):
         env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = CONTEXT.Process(target=_train, args=(command, env if ranks > 1 else {}, mode, str(log)))
+        process = CONTEXT.Process(target=_call, args=(function, env if ranks > 1 else {}, str(log), arguments))
         process.start()
         processes.append(process)
     return processes
 
 
-def run(config: dict, *arguments: str, timeout: float = 120, **options) -> list[int]:
-    """The exit codes of a training that is waited for."""
-    processes = start(config, *arguments, **options)
+def codes(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
+    """The exit codes of processes that are waited for."""
     for process in processes:
         process.join(timeout)
     alive = [process for process in processes if process.is_alive()]
@@ -62,12 +67,17 @@ def run(config: dict, *arguments: str, timeout: float = 120, **options) -> list[
     return [process.exitcode for process in processes]
 
 
+def run(config: dict, *arguments: str, timeout: float = 120, **options) -> list[int]:
+    """The exit codes of a training that is waited for."""
+    return codes(start(config, *arguments, **options), timeout)
+
+
 def launch(config: dict, *arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
     """As `runs.launch`, without a launcher: the exit code is the first that is not 0, the output is both streams'."""
     log = Path(config["run"]["dir"]) / f"{config['run']['name']}.launch.log"
     log.unlink(missing_ok=True)
-    codes = run(config, *arguments, timeout=timeout, log=log, **options)
-    code = next((code for code in codes if code != 0), 0)
+    ended = run(config, *arguments, timeout=timeout, log=log, **options)
+    code = next((code for code in ended if code != 0), 0)
     return subprocess.CompletedProcess(arguments, code, stdout=log.read_text(), stderr=log.read_text())
 
 
@@ -91,12 +101,16 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = former
 
 
-def _train(arguments: list[str], env: dict, mode: str, log: str) -> None:
+def _call(function: Callable[..., int], env: dict, log: str, arguments: tuple) -> None:
     os.environ.update({name: str(value) for name, value in env.items()})
     for name in ("WANDB_API_KEY", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(name, None)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    sys.exit(function(*arguments))
+
+
+def _train(arguments: list[str], mode: str) -> int:
     driver.install(mode)
-    sys.exit(train.main(arguments))
+    return train.main(arguments)

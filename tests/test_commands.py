@@ -11,7 +11,7 @@ from runs import make_photos
 from test_images import photo, save
 
 from accel_restore.cli import COMMANDS, main
-from accel_restore.commands import bench
+from accel_restore.commands import bench_data
 from accel_restore.data.cache import list_stores, open_stores
 from accel_restore.naming import resolve
 
@@ -74,12 +74,15 @@ def test_bench_data_measures_every_stage(kind, tmp_path, capsys):
     train = sound(tmp_path, 4)[0].source if kind == "pairs" else {"gt": str(make_photos(tmp_path / "p", 4, least=35))}
     config = write_config(tmp_path, train=train)
     json_file = tmp_path / "bench.json"
-    assert main(["bench", "data", "--config", config, "--seconds", "0.02", "--json", str(json_file)]) == 0
+    given = ["bench", "data", "--config", config, "--seconds", "0.02", "--json", str(json_file)]
+    assert main([*given, "data.batch_size=auto"]) == 0
+    assert "auto is found when training begins; 8 is taken here" in capsys.readouterr().out
+    assert main(given) == 0
     record, out = json.loads(json_file.read_text()), capsys.readouterr().out
     rates = record["pairs_per_second"]
-    assert {bench.DECODING, bench.COPYING, bench.TRAINING, "store, in memory"} <= set(rates)
+    assert {bench_data.DECODING, bench_data.COPYING, bench_data.TRAINING, "store, in memory"} <= set(rates)
     assert all(rate > 0 for rate in rates.values()) and all(name in out for name in rates)
-    assert record["gpus"] == pytest.approx(rates[bench.TRAINING] / 100) and record["fits_in_memory"] is True
+    assert record["gpus"] == pytest.approx(rates[bench_data.TRAINING] / 100) and record["fits_in_memory"] is True
     assert "GPUs that take 100 pairs/s each" in out
 
 

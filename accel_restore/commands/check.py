@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from accel_restore.commands.bench import loading_rate
+from accel_restore.batch_size import assume_batch_size
+from accel_restore.commands.bench_data import loading_rate
 from accel_restore.commands.config import add_configuration
 from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Config
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
     if options.json not in (None, "-"):
         check_writable(Path(options.json))
     check_writable(options.picture, picture=True)
-    config = load_config(options.config, options.overrides)
     screen = Screen(options.json != "-")
+    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     report, draw = check(config, screen, options.limit, options.pairs_per_second)
     if options.json == "-":
         print(to_json(report, indent=2), flush=True)

@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 import yaml
 
+from accel_restore.batch_size import assume_batch_size
 from accel_restore.commands.config import add_configuration
 from accel_restore.commits import find_commits, read_commit
 from accel_restore.config import Config
@@ -38,8 +39,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.processes < 1:
         raise UserError("verify-resume: --processes must be above 0")
-    config = load_config(options.config, options.overrides)
     screen = Screen(True)
+    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     with tempfile.TemporaryDirectory(prefix="accel-restore-verify-") as folder:
         launcher = _Launcher(Path(folder), short(config, options.processes), options.cpu, options.processes)
         screen.say("a short run as it is: 2 epochs of a few steps, on the first images")

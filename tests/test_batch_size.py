@@ -1,0 +1,159 @@
+"""`data.batch_size: auto`: what fits is found by trying, the same on all ranks, and kept by a run that continues."""
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from forked import codes, launch, start_ranks
+from runs import make_photos, run_folder, small_config, succeed
+
+from accel_restore import batch_size
+from accel_restore.applying import LiveBytes
+from accel_restore.bare import Bare
+from accel_restore.batch_size import largest_on_cpu, largest_on_gpu, possible_sizes
+from accel_restore.distributed import create_accelerator
+from accel_restore.errors import UserError
+from accel_restore.losses import build_loss
+from accel_restore.parsing import config_from
+from accel_restore.train import main
+
+LEAST = {"data": {"train": {"gt": "x"}, "batch_size": "auto", "patch_size": 16}, "model": {"width": 8}}
+
+
+@pytest.fixture
+def accelerator():
+    yield create_accelerator(config_from(LEAST), cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_configuration_takes_a_number_or_auto():
+    assert config_from(LEAST).data.batch_size == "auto"
+    for wrong in ("automatic", 0, -1, 2.5, True, None, [8]):
+        with pytest.raises(UserError) as refused:
+            config_from(LEAST, [f"data.batch_size={json.dumps(wrong)}"])
+        assert f"data.batch_size: must be a number above 0, or auto, not {wrong!r}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "samples", "ranks", "sizes"),
+    [
+        ([], 40, 1, [1, 2, 4, 8, 16, 32]),
+        ([], 40, 2, [1, 2, 4, 8, 16]),
+        ([], 1, 2, [1]),
+        (["train.gradient_accumulation_steps=4"], 40, 2, [1, 2, 4]),
+        (["train.global_batch_size=24"], 400, 1, [1, 2, 4, 8]),
+        (["train.global_batch_size=24"], 400, 3, [1, 2, 4, 8]),
+        (["train.global_batch_size=24"], 400, 2, [1, 2, 4]),
+        (["data.stages=[{until_epoch: 1, global_batch_size: 4}, {until_epoch: 2, batch_size: 3}]"], 400, 1, [1, 2, 4]),
+    ],
+)
+def test_an_epoch_and_the_global_batch_bound_it(overrides, samples, ranks, sizes):
+    assert possible_sizes(config_from(LEAST, overrides), samples, ranks) == sizes
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["model.width=32", "optimizer.name=sgd"], ["data.patch_size=32", "train.ema_decay=0.9"]]
+)
+def test_memory_is_counted_as_batches_of_any_size_take_it(overrides, accelerator, monkeypatch, one_thread):
+    config, loss = config_from(LEAST, overrides), build_loss({"l1": 1.0})
+    counted = {}
+    for size in (1, 8, 32):
+        with LiveBytes() as live:
+            batch_size._trial(config, accelerator, loss, size)(2)
+        counted[size] = live.most
+    sizes = [2**power for power in range(10)]
+
+    def found(free: float) -> int:
+        monkeypatch.setattr(batch_size, "memory_bytes", lambda: 2 * free)
+        return largest_on_cpu(config, accelerator, loss, sizes)
+
+    assert found(1.2 * counted[32]) in (16, 32) and found(1.2 * counted[8]) in (4, 8)
+    assert found(0.6 * counted[32]) <= 16 and found(0.99 * counted[1]) == 0 and found(1e12) == 64
+
+
+def test_a_gpu_is_filled_until_it_has_no_memory_left(accelerator, monkeypatch):
+    """The search itself, where a CPU stands in for the GPU; another error is no want of memory."""
+    shares, tried, limits = [], [], {}
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+    def step(bare, steps):
+        tried.append(len(bare.input))
+        if tried[-1] > limits["room"]:
+            raise error
+
+    monkeypatch.setattr(Bare, "__call__", step)
+    config, loss, sizes = config_from(LEAST), build_loss({"l1": 1.0}), [1, 2, 4, 8, 16]
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    for limits["room"], expected in ((5, 4), (0, 0), (99, 16)):
+        assert largest_on_gpu(config, accelerator, loss, sizes) == expected
+    assert tried == [1, 2, 4, 8, 1, 1, 2, 4, 8, 16] and shares == [0.9, 1.0] * 3
+    error = RuntimeError("an error of the model")
+    limits["room"] = 0
+    with pytest.raises(RuntimeError, match="of the model"):
+        largest_on_gpu(config, accelerator, loss, sizes)
+    assert shares[-1] == 1.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_what_is_found_trains_and_twice_as_much_does_not():
+    config = config_from(LEAST, ["data.patch_size=256", "model.width=32"])
+    accelerator = create_accelerator(config, cpu=False)
+    found = largest_on_gpu(config, accelerator, build_loss({"l1": 1.0}), [2**power for power in range(16)])
+    assert found >= 1 and batch_size._fits(config, accelerator, build_loss({"l1": 1.0}), found)
+    torch.cuda.set_per_process_memory_fraction(batch_size._SHARE_ON_GPU)
+    assert not batch_size._fits(config, accelerator, build_loss({"l1": 1.0}), 2 * found)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def automatic(tmp_path, **train) -> dict:
+    photos = make_photos(tmp_path / "photos", 12)
+    return small_config(photos, photos, tmp_path / "out", data={"batch_size": "auto"}, train={"epochs": 1, **train})
+
+
+def _with_memory_for(config_file: str, sizes: dict[str, int]) -> int:
+    """A rank of training on a machine where a rank has memory for so many pairs."""
+    batch_size.largest_on_cpu = lambda config, accelerator, loss_fn, possible: max(
+        size for size in possible if size <= sizes[os.environ["RANK"]]
+    )
+    return main(["--config", config_file, "--cpu"])
+
+
+def test_a_run_keeps_what_was_found_also_on_other_ranks(tmp_path):
+    config = automatic(tmp_path)
+    printed = succeed(launch(config)).stdout
+    resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
+    assert resolved["data"]["batch_size"] == 8  # of 12 samples an epoch
+    assert "data.batch_size: auto is 8 here, the largest of 1 to 8 that fits" in printed
+    plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
+    assert plan["global batch"].startswith("8 = 8 per device")
+    printed = succeed(launch(config, "train.epochs=2", ranks=2)).stdout
+    assert "data.batch_size: auto is 8 here, as in step-" in printed
+    plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
+    assert plan["global batch"].startswith("8 = 4 per device × 1 accumulated × 2 ranks")
+
+
+def test_all_ranks_take_what_the_smallest_has_memory_for(tmp_path):
+    config = automatic(tmp_path)
+    file, log = tmp_path / "config.yaml", tmp_path / "log"
+    file.write_text(yaml.safe_dump(config))
+    assert codes(start_ranks(_with_memory_for, 2, log, str(file), {"0": 4, "1": 2})) == [0, 0], log.read_text()
+    resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
+    assert resolved["data"]["batch_size"] == 2 and log.read_text().count("auto is 2 here") == 1
+
+
+def test_where_nothing_fits_one_sentence_says_so_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    config = automatic(tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(batch_size, "memory_bytes", lambda: 1000)
+    assert main(["--config", str(file), "--cpu"]) == 2
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert "data.batch_size: auto finds that not even one pair with a patch_size of 16 fits" in capsys.readouterr().err
+    assert not run_folder(config).exists()

@@ -1,0 +1,335 @@
+"""`bench train`: the phase that takes long is named; the bare loop does the same work; nothing is left behind."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import forked
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from runs import make_photos, small_config
+
+from accel_restore import engine, preparation
+from accel_restore.bare import Bare
+from accel_restore.cli import main
+from accel_restore.commands import bench_scaling, bench_split, bench_train
+from accel_restore.commands.bench_report import reported
+from accel_restore.commands.bench_split import BACKWARD, BATCH, EXCHANGE, FORWARD, HOOKS, OPTIMIZER, PHASES, WAIT, Split
+from accel_restore.data import loader
+from accel_restore.data.crops import CropDataset
+from accel_restore.distributed import create_accelerator
+from accel_restore.parsing import config_from
+from accel_restore.saving import Saver
+from accel_restore.tracking import Tracker
+
+
+class Clock:
+    """A clock that stands still but for what is made to take time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    def around(self, function: Callable, seconds: float) -> Callable:
+        def slow(*arguments, **options):
+            self.seconds += seconds
+            return function(*arguments, **options)
+
+        return slow
+
+
+CLOCK = Clock()
+
+
+class Slow(torch.nn.Module):
+    """A user's model that takes 4 seconds forward and 8 backward."""
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        CLOCK.seconds += 4
+        return _SlowBackward.apply(self.layer(images))
+
+
+class _SlowBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(context, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        CLOCK.seconds += 8
+        return gradient
+
+
+FEW = {"_PAIRS": (2, 2), "_FIRST_STEPS": 1, "_QUEUED": 1}
+SLEEP = 0.4  # seconds; tiny steps take some milliseconds, on a busy machine more
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, one_thread):
+    for name, value in FEW.items():
+        monkeypatch.setattr(bench_train, name, value)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tiny(tmp_path: Path, **sections: dict) -> dict:
+    """A configuration of two steps an epoch, each of 2 x 2 samples."""
+    photos = make_photos(tmp_path / "photos", 8)
+    return small_config(
+        photos, photos, tmp_path / "out",
+        data={"batch_size": 2, "num_threads": 0, **sections.pop("data", {})},
+        train={"gradient_accumulation_steps": 2, "ema_decay": 0.9, "max_grad_norm": 1.0, **sections.pop("train", {})},
+        **sections,
+    )  # fmt: skip
+
+
+def saved(tmp_path: Path, config: dict) -> str:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return str(file)
+
+
+def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
+    for module in (bench_split, loader):
+        monkeypatch.setattr(module, "time", CLOCK)
+    slow = [
+        (CropDataset, "__getitems__", 1),
+        (loader, "finish_batch", 2),
+        (torch.optim.AdamW, "zero_grad", 16),
+        (torch.optim.AdamW, "step", 32),
+        (torch.optim.swa_utils.AveragedModel, "update_parameters", 64),
+        (engine, "gradient_norm", 128),
+        (engine.TrainState, "count", 256),
+        (Tracker, "after_step", 512),
+        (Saver, "after_step", 1024),
+    ]
+    for where, name, seconds in slow:
+        monkeypatch.setattr(where, name, CLOCK.around(getattr(where, name), seconds))
+    config = tiny(tmp_path, model={"name": "test_bench_train:Slow"})
+    del config["model"]["width"]
+    config = config_from(config)
+    with bench_train._started(config, create_accelerator(config, cpu=True)) as (run, hooks):
+        trainer = bench_train.Trainer(run, hooks)
+        split = Split(run.state, run.loader, run.accelerator)
+        with split.observing():
+            trainer(4, split)  # over the end of an epoch
+        before = dict(split.seconds)
+        trainer(1)  # not observed any more
+        trainer.close()
+    assert split.per_step() == {
+        WAIT: 2 * 1, BATCH: 2 * 2, FORWARD: 2 * 4, BACKWARD: 2 * 8, EXCHANGE: 0,
+        OPTIMIZER: 16 + 32 + 64 + 128, HOOKS: 2 * 256 + 512 + 1024,
+    }  # fmt: skip
+    assert list(split.hooks_per_step().items())[:2] == [("Saver", 1024), ("Tracker", 512)]
+    assert dict(split.seconds) == before
+
+
+def test_the_bare_loop_does_what_the_trainer_does(tmp_path):
+    config = config_from(tiny(tmp_path))
+    accelerator = create_accelerator(config, cpu=True)
+    with bench_train._started(config, accelerator) as (run, _):
+        batch = next(run.loader.again(0, 0))
+        bare = Bare(run.config, accelerator, run.loss_fn, batch, accumulation=2)
+        started = [parameter.clone() for parameter in bare.module.parameters()]
+        bare(3)
+        batch["weight"] = torch.full((2,), 1 / 4)
+        steps = ([{**batch, "is_last": False}, {**batch, "is_last": True}] for _ in range(3))
+        engine.train_epoch(run.state, steps, run.loss_fn, accelerator, (), run.config.train.max_grad_norm)
+        pairs = [(run.state.model, bare.module), (run.state.ema.module, bare.ema.module)]
+    for ours, theirs in pairs:
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert any((own - first).abs().max() > 1e-3 for own, first in zip(bare.module.parameters(), started, strict=True))
+
+
+def test_a_slow_data_set_is_named_and_nothing_is_left(tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path, data={"num_threads": 1}, train={"gradient_accumulation_steps": 1})
+    record = tmp_path / "bench.json"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    given = ["bench", "train", "--cpu", "--config", saved(tmp_path, config), "--seconds", "0.01"]
+    assert main([*given, "--json", str(record), "--profile", str(tmp_path / "trace")]) == 0
+    control, out = json.loads(record.read_text()), capsys.readouterr().out
+    assert control["bottleneck"] in (FORWARD, BACKWARD) and f"bottleneck: {control['bottleneck']}" in out
+    assert "try train.mixed_precision=bf16, train.compile=true" in out and "trainer/bare" in out
+    assert list(control["phases"]) == list(PHASES) and all(phase in out for phase in PHASES)
+    assert control["ratio"]["pairs"] == 2 and control["ratio"]["median"] > 0 and control["cpu_ratio"] > 0
+    (only,) = control["ranks"]
+    assert only["samples_per_second"] == pytest.approx(control["samples_per_second"]) and only["peak_memory"] > 1e6
+    events = json.loads((tmp_path / "trace" / "rank0.json").read_text())["traceEvents"]
+    assert sum(event.get("name", "").startswith("Optimizer.step") for event in events) == bench_train._PROFILED_STEPS
+
+    read = CropDataset.__getitems__
+    monkeypatch.setattr(CropDataset, "__getitems__", lambda *given: (time.sleep(SLEEP), read(*given))[1])
+    assert main([*given, "--json", str(record)]) == 0
+    slow, out = json.loads(record.read_text()), capsys.readouterr().out
+    assert slow["bottleneck"] == WAIT
+    assert "raise data.num_threads (1)" in out and "epochs are short (4 steps)" in out
+    assert not list((tmp_path / "temporary").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cache"]
+
+
+def rank_record(**changed: float) -> dict:
+    """What a rank has measured: 1 ms in each phase but where it is said otherwise."""
+    config = config_from({"data": {"train": {"gt": "x"}}}).model_dump(mode="json")
+    one = {"trainer_seconds": 2.0, "trainer_cpu_seconds": 1.0, "bare_seconds": 1.0, "bare_cpu_seconds": 0.9}
+    return {
+        "config": config, "device": "cpu", "precision": "no", "fits_in_memory": False, "steps_per_epoch": 7,
+        "accumulation": 1, "batch_size": 8, "peak_memory": 1, "hooks": {"Tracker": 0.001},
+        "phases": {phase: changed.get(phase, 0.001) for phase in PHASES},
+        "rounds": [{**one, "steps": 4, "micro_batches": 4, "bare_micro_batches": 4, "samples": 30}] * 3,
+    }  # fmt: skip
+
+
+REMEDIES = {
+    WAIT: "data.num_threads",
+    BATCH: "data.degradation",
+    FORWARD: "train.mixed_precision=bf16",
+    BACKWARD: "train.compile=true",
+    EXCHANGE: "data.batch_size",
+    OPTIMIZER: "train.gradient_accumulation_steps",
+    HOOKS: "raise tracking.log_every_steps (10)",
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_longest_phase_is_the_bottleneck_and_a_key_moves_it(phase):
+    record = reported([rank_record(**{phase: 0.05})])
+    assert record["bottleneck"] == phase and record["bottleneck_share"] == pytest.approx(50 / 56)
+    assert len(record["advice"]) == 1 and REMEDIES[phase] in record["advice"][0]
+    assert record["ratio"]["median"] == 0.5 and record["cpu_ratio"] == pytest.approx(0.9)
+    assert record["samples_per_second"] == 15 and record["bare_samples_per_second"] == 32
+
+
+def test_waiting_for_a_slow_rank_is_not_taken_for_the_exchange():
+    fast, slow = rank_record(**{EXCHANGE: 0.05}), rank_record(**{OPTIMIZER: 0.05})
+    record = reported([fast, slow])
+    assert record["bottleneck"] == OPTIMIZER and "rank 1 is slow" in record["advice"][-1]
+    assert reported([fast, fast])["bottleneck"] == EXCHANGE
+    assert not any("is slow" in line for line in reported([fast, fast])["advice"])
+
+
+def _bench(arguments: list[str], slow: str) -> int:
+    """A rank of `bench train`, in a process of its own, in which something is slow."""
+    vars(bench_train).update(FEW)
+    setup = preparation.setup_model_and_optimizer
+
+    def slow_exchange(_, bucket):
+        time.sleep(SLEEP * bucket.is_last())  # after the last gradient; what comes before would be hidden
+        done = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
+        return done.then(lambda future: future.value()[0])
+
+    def changed(*given):
+        state = setup(*given)
+        if slow == "exchange":
+            state.model.register_comm_hook(None, slow_exchange)
+        elif os.environ["RANK"] == "1":
+            state.model.module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP))
+        return state
+
+    preparation.setup_model_and_optimizer = changed
+    return main(arguments)
+
+
+@pytest.mark.parametrize(("slow", "phase"), [("exchange", EXCHANGE), ("forward of rank 1", FORWARD)])
+def test_two_ranks(slow, phase, tmp_path):
+    record, log = tmp_path / "bench.json", tmp_path / "log"
+    config = saved(tmp_path, tiny(tmp_path, train={"gradient_accumulation_steps": 1}))
+    given = ["bench", "train", "--cpu", "--config", config, "--seconds", "0.01", "--json", str(record)]
+    ended = forked.codes(forked.start_ranks(_bench, 2, log, given, slow))
+    assert ended == [0, 0], log.read_text()[-3000:]
+    figures, out = json.loads(record.read_text()), log.read_text()
+    assert figures["bottleneck"] == phase and len(figures["ranks"]) == 2
+    assert figures["samples_per_second"] == pytest.approx(
+        sum(rank["samples_per_second"] for rank in figures["ranks"]), rel=0.5
+    )
+    assert out.count("bottleneck: ") == 1
+    if slow != "exchange":
+        assert (
+            "rank 1 is slow" in out and figures["ranks"][0]["phases"][EXCHANGE] > SLEEP / 2
+        )  # which is not taken for one
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_slow_forward_of_a_gpu_is_not_taken_for_what_waits_for_it(tmp_path, monkeypatch):
+    config, record = saved(tmp_path, tiny(tmp_path)), tmp_path / "bench.json"
+    given = ["bench", "train", "--config", config, "--seconds", "0.5", "--json", str(record)]
+    assert main(given) == 0
+    control = json.loads(record.read_text())
+    assert control["device"] == "cuda" and control["ranks"][0]["peak_memory"] > 1e5
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *a: (torch.cuda._sleep(10**8), forward(*a))[1])
+    assert main(given) == 0
+    assert json.loads(record.read_text())["bottleneck"] == FORWARD
+
+
+def test_losses_that_are_no_numbers_end_the_measurement_with_one_sentence(tmp_path, capsys):
+    config = saved(tmp_path, tiny(tmp_path, train={"max_skipped_steps": 2}))
+    nan = ["--seconds", "0.5", "loss={mse: 1.0e+300}"]
+    assert main(["bench", "train", "--cpu", "--config", config, *nan]) == 2
+    err = capsys.readouterr().err
+    assert "accel-restore: epoch" in err and "no longer a number" in err
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, capsys):
+    config, file = saved(tmp_path, tiny(tmp_path)), tmp_path / "file"
+    file.write_text("")
+    missing = saved(tmp_path / "photos", tiny(tmp_path / "more", data={"train": {"gt": str(tmp_path / "none")}}))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for arguments, words in (
+        (["--seconds", "0"], "--seconds must be above 0"),
+        (["--json", str(tmp_path / "no" / "x.json")], "no does not exist"),
+        (["--profile", str(file)], f"--profile: {file} cannot be made"),
+        (["--scaling", "0"], "--scaling: must be 1 to"),
+        (["--scaling", "100000"], "--scaling: must be 1 to"),
+        (["data.batch=3"], "data.batch: unknown key"),
+        (["--config", missing], "data.train.gt"),
+    ):
+        assert main(["bench", "train", "--cpu", "--config", config, *arguments]) == 2, arguments
+        assert words in capsys.readouterr().err
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_scaling_compares_with_one_process(monkeypatch, capsys):
+    monkeypatch.setattr(bench_scaling, "_cores", lambda: 3)
+    speeds = {1: 10.0, 2: 15.0, 3: 20.0}
+    asked = []
+
+    def measured(options, size, on_cpu):
+        asked.append(size)
+        return {**reported([rank_record()] * size), "samples_per_second": speeds[size]}
+
+    monkeypatch.setattr(bench_scaling, "_measured", measured)
+    options = SimpleNamespace(cpu=True, scaling=3)
+    records = bench_scaling.show_scaling(options)
+    assert asked == [1, 2, 3] and [records[str(n)]["efficiency"] for n in asked] == [1, 1.5, 2]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    records = bench_scaling.show_scaling(SimpleNamespace(cpu=False, scaling=2))
+    assert [records[n]["efficiency"] for n in "12"] == [1, 0.75]
+    assert "efficiency" in capsys.readouterr().out
+
+
+@pytest.mark.sweep
+def test_scaling_in_real_processes(tmp_path, capsys):
+    record = tmp_path / "scaling.json"
+    config = saved(tmp_path, tiny(tmp_path))
+    given = ["bench", "train", "--cpu", "--config", config, "--seconds", "0.01", "--json", str(record)]
+    assert main([*given, "--scaling", "2"]) == 0
+    assert [json.loads(record.read_text())[n]["processes"] for n in "12"] == [1, 2]
+    assert main([*given, "--scaling", "2", "data.patch_size=4096"]) == 2
+    assert "bench train with 1 process: the data cannot be used" in capsys.readouterr().err
