@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -282,6 +283,22 @@ def test_losses_that_are_no_numbers_end_the_measurement_with_one_sentence(tmp_pa
     assert main(["bench", "train", "--cpu", "--config", config, *nan]) == 2
     err = capsys.readouterr().err
     assert "accel-restore: epoch" in err and "no longer a number" in err
+
+
+def test_a_measurement_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    seen = []
+
+    def stop(*_):
+        seen.extend((tmp_path / "temporary").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "after_step", stop)
+    config = saved(tmp_path, tiny(tmp_path))
+    assert main(["bench", "train", "--cpu", "--config", config, "--seconds", "1"]) == 143
+    assert "accel-restore: stopped by SIGTERM" in capsys.readouterr().err
+    assert seen and not list((tmp_path / "temporary").iterdir())
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, capsys):

@@ -4,15 +4,12 @@ import argparse
 import shutil
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -20,6 +17,7 @@ from accelerate.utils import gather_object
 
 from accel_restore.bare import Bare
 from accel_restore.commands.bench_report import reported, show
+from accel_restore.commands.bench_rounds import Trainer, compared, timed
 from accel_restore.commands.bench_scaling import show_scaling
 from accel_restore.commands.bench_split import Split
 from accel_restore.commands.config import add_configuration
@@ -27,10 +25,10 @@ from accel_restore.commands.report import check_writable, write_report
 from accel_restore.config import Config
 from accel_restore.console import Screen
 from accel_restore.distributed import create_accelerator
-from accel_restore.engine import Hook, train_epoch
-from accel_restore.errors import Diverged, UserError
+from accel_restore.engine import Hook
+from accel_restore.errors import Diverged, Preempted, UserError
 from accel_restore.parsing import load_config
-from accel_restore.preemption import StopRequest
+from accel_restore.preemption import EXIT_CODE, StopRequest, listening
 from accel_restore.preparation import Run, prepare
 from accel_restore.ranks import Watch
 from accel_restore.run_lock import RunLock, run_folder
@@ -64,23 +62,36 @@ def main(arguments: list[str]) -> int:
         record = show_scaling(options)
     else:
         _make_folder(options.profile)
-        accelerator = create_accelerator(config, options.cpu)
-        try:
-            ranks = measure(config, accelerator, options.seconds, options.profile)
-        except (UserError, Diverged) as error:  # of all ranks
-            accelerator.state.destroy_process_group()
-            raise UserError(str(error)) from error
-        record = reported(ranks)
-        screen = Screen(accelerator.is_main_process)
-        show(record, screen)
-        if options.profile is not None:
-            screen.say(f"trace of {_PROFILED_STEPS} steps: {options.profile}/rank0.json, for https://ui.perfetto.dev")
-        accelerator.state.destroy_process_group()
-        if not accelerator.is_main_process:
+        with listening() as stop:
+            try:
+                record = _shown(config, options)
+            except Preempted:
+                print(f"accel-restore: {stop}", file=sys.stderr)
+                return EXIT_CODE
+        if record is None:
             return 0
     if options.json is not None:
         write_report(options.json, record)
     return 0
+
+
+def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The record of all ranks, printed, on the main process.
+
+    Raises: UserError; Preempted when stopped by a signal.
+    """
+    accelerator = create_accelerator(config, options.cpu)
+    try:
+        record = reported(measure(config, accelerator, options.seconds, options.profile))
+    except (UserError, Diverged) as error:  # of all ranks
+        accelerator.state.destroy_process_group()
+        raise UserError(str(error)) from error
+    screen = Screen(accelerator.is_main_process)
+    show(record, screen)
+    if options.profile is not None:
+        screen.say(f"trace of {_PROFILED_STEPS} steps: {options.profile}/rank0.json, for https://ui.perfetto.dev")
+    accelerator.state.destroy_process_group()
+    return record if accelerator.is_main_process else None
 
 
 def _make_folder(folder: Path | None) -> None:
@@ -105,7 +116,7 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
         trainer = Trainer(run, hooks)
         trainer(_FIRST_STEPS)
         waited = run.loader.wait_seconds
-        took, _ = _timed(trainer, _FIRST_STEPS, accelerator)
+        took, _ = timed(trainer, _FIRST_STEPS, accelerator)
         waits = run.loader.wait_seconds - waited > _WAITING * took
         peak = _peak_memory(accelerator)
         bare = Bare(run.config, accelerator, run.loss_fn, next(run.loader.again(0, 0)), trainer.plan.accumulation)
@@ -115,7 +126,7 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
         skipped = _QUEUED if any(gather_object([waits])) else 1
         pairs = min(max(_PAIRS[0], steps), _PAIRS[1])
         count = max(1, round(steps / pairs))
-        rounds = [_round(trainer, bare, count, skipped, accelerator, n % 2 == 0) for n in range(pairs)]
+        rounds = [compared(trainer, bare, count, skipped, accelerator, n % 2 == 0) for n in range(pairs)]
         del bare
         split = Split(run.state, run.loader, accelerator)
         with split.observing():
@@ -139,66 +150,6 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
             "peak_memory": peak,
         }
         return gather_object([mine])
-
-
-class Trainer:
-    """The engine's loop on epoch after epoch, so many steps at a time, without validation between them."""
-
-    def __init__(self, run: Run, hooks: list[Hook]):
-        self.run, self.hooks = run, hooks
-        self.plan = run.loader.stages.plan(0)
-        self.samples = self.micro_batches = 0  # of this rank so far, without padding, and with it
-        self.endless = self._steps()
-
-    def __call__(self, steps: int, split: Split | None = None) -> None:
-        """Make so many optimizer steps, observed by `split`."""
-        run, taken, hooks = self.run, islice(self.endless, steps), self.hooks
-        if split is not None:
-            taken, hooks = split.steps_of(taken), split.hooks_of(hooks)
-        train_epoch(run.state, taken, run.loss_fn, run.accelerator, hooks, run.config.train.max_grad_norm)
-
-    def _steps(self) -> Iterator[Iterator[dict]]:
-        state = self.run.state
-        while True:
-            for micro_batches in self.run.loader.steps(state.epoch):
-                yield self._counted(micro_batches)
-            state.epoch, state.epoch_step = state.epoch + 1, 0
-            state.epoch_sums.zero_()
-
-    def _counted(self, micro_batches: Iterator[dict]) -> Iterator[dict]:
-        for batch in micro_batches:
-            self.samples += int(np.count_nonzero(batch["id"] >= 0))
-            self.micro_batches += 1
-            yield batch
-
-    def close(self) -> None:
-        """End the thread that reads ahead."""
-        self.endless.close()
-
-
-def _round(
-    trainer: Trainer, bare: Bare, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
-) -> dict[str, float | int]:
-    """So many steps of both, one after the other, each after a few that are skipped over."""
-    figures: dict[str, float | int] = {"steps": steps, "bare_micro_batches": steps * bare.accumulation}
-    order: list[tuple[str, Callable[[int], None]]] = [("trainer", trainer), ("bare", bare)]
-    for name, loop in order if trainer_first else order[::-1]:
-        loop(skipped)
-        samples, micro_batches = trainer.samples, trainer.micro_batches
-        figures[f"{name}_seconds"], figures[f"{name}_cpu_seconds"] = _timed(loop, steps, accelerator)
-        if loop is trainer:
-            figures |= {"samples": trainer.samples - samples, "micro_batches": trainer.micro_batches - micro_batches}
-    return figures
-
-
-def _timed(loop: Callable[[int], None], steps: int, accelerator: Accelerator) -> tuple[float, float]:
-    """Seconds that steps take, and those of this process's threads on the CPU."""
-    wait = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
-    wait()
-    began, cpu_began = time.perf_counter(), time.process_time()
-    loop(steps)
-    wait()
-    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def _peak_memory(accelerator: Accelerator) -> int:
