@@ -1,4 +1,4 @@
-"""Rounds of the trainer's loop and of the bare one, in turn and in one process: what disturbs the machine meets both."""
+"""Rounds of the trainer and of the bare loop, in turn and in one process: what disturbs the machine meets both."""
 
 import time
 from collections.abc import Callable, Iterator
