@@ -85,7 +85,7 @@ class Fault(engine.Hook):
 
     def after_step(self, state: engine.TrainState) -> None:
         if self.name == "slow":
-            time.sleep(0.2)
+            time.sleep(0.1)
         if state.step != self.step:
             return
         if self.name == "raise":

@@ -4,7 +4,7 @@ import json
 
 import forked
 import pytest
-from runs import audit_events, launch, make_photos, run_folder, small_config, succeed
+from runs import audit_events, make_photos, run_folder, small_config, succeed
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def test_table_of_two_ranks_with_accumulation(photos, tmp_path):
     config = small_config(
         *photos, tmp_path, data={"batch_size": 2}, train={"epochs": 2, "gradient_accumulation_steps": 2}
     )
-    process = succeed(launch(config, "--audit", ranks=2))
+    process = succeed(forked.launch(config, "--audit", ranks=2))
     audit = json.loads((run_folder(config) / "audit.json").read_text())
     assert audit["ok"] and audit["ranks"] == 2 and audit["epochs"] == 2
     counts = {

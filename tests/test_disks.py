@@ -279,8 +279,7 @@ def test_a_run_in_a_read_only_place_does_not_begin(photos, tmp_path, begun):
 def start_from(file, config, log):
     """A training whose configuration lies elsewhere than its run."""
     file.write_text(yaml.safe_dump(config))
-    process = forked.CONTEXT.Process(target=forked._train, args=(["--config", str(file), "--cpu"], {}, "", str(log)))
-    process.start()
+    (process,) = forked.start_ranks(forked._train, 1, log, ["--config", str(file), "--cpu"], "")
     return process
 
 

@@ -3,16 +3,16 @@
 import csv
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from statistics import fmean
 
+import forked
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import clean_environment, command_line, epochs_of, make_photos, run_folder, small_config, succeed
+from runs import epochs_of, make_photos, run_folder, small_config
 from skimage.metrics import peak_signal_noise_ratio
 from test_restorer import build, write
 
@@ -145,8 +145,7 @@ def test_two_processes_score_every_image_once_and_alike(trained):
     alone = evaluate(best, "--gt", val, "--degrade", SPEC)
     file = best.parent / "two.json"
     arguments = ["evaluate", str(best), "--gt", val, "--degrade", SPEC, "--cpu", "--json", str(file)]
-    command = [*command_line(2, Path("-m")), "accel_restore.cli", *arguments]
-    succeed(subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=300))
+    assert forked.codes(forked.start_ranks(main, 2, best.parent / "log", arguments)) == [0, 0]
     assert json.loads(file.read_text()) == alone
 
 

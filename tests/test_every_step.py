@@ -131,6 +131,7 @@ def test_a_number_of_ranks_that_cannot_keep_the_batch_is_told_which_can(photos, 
     assert said in " ".join(forked.printed(config).split())
 
 
+@pytest.mark.sweep  # a minute and more
 def test_verify_resume_proves_it_for_a_configuration(photos, tmp_path):
     config = configuration(photos, tmp_path, "mine")
     file = tmp_path / "mine.yaml"

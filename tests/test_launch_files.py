@@ -115,6 +115,7 @@ def test_multi_node_trains_on_two_launchers_as_on_one(photos, whole, tmp_path):
     assert same(last_weights(config), whole)
 
 
+@pytest.mark.sweep  # test_sharding.py trains without a launcher
 def test_fsdp2_trains_in_parts(photos, whole, tmp_path):
     config = configuration(photos, tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "fsdp2.yaml"]

@@ -279,7 +279,7 @@ def test_the_commands_of_the_readme_are_accepted():
     text = (ROOT / "README.md").read_text()
     parsers = {"restore": parse_restore, "evaluate": parse_evaluate}
     lines = re.findall(r"^ {4}.*?accel(?:-restore|_restore\.cli) (restore|evaluate) (.*)$", text, re.MULTILINE)
-    assert len(lines) == 6
+    assert len(lines) == 7
     for name, arguments in lines:
         assert parsers[name](shlex.split(arguments)).weights
 
