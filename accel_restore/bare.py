@@ -1,19 +1,17 @@
 """A bare loop in plain PyTorch: what the trainer is measured beside, and how a batch size is tried."""
 
-import copy
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from accel_restore.config import Config
 from accel_restore.losses import Loss
 from accel_restore.models.pretrained import begin_model
 from accel_restore.models.regions import compile_blocks
-from accel_restore.optim import get_ema_function, get_optimizer
+from accel_restore.optim import Ema, get_optimizer
 from accel_restore.parameters import freeze
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,8 +45,7 @@ class Bare:
         model = model.to(self.device, memory_format=layout).train()
         self.ema = None
         if config.train.ema_decay is not None:
-            update = get_ema_function(config.train.ema_decay, config.train.ema_warmup)
-            self.ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=update)
+            self.ema = Ema(model, config.train.ema_decay, config.train.ema_warmup)
         if config.train.compile:
             compile_blocks(model)
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16
@@ -73,7 +70,7 @@ class Bare:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             if self.ema is not None:
-                self.ema.update_parameters(self.module)
+                self.ema.update(self.module)
 
     def loss(self) -> Tensor:
         """The mean loss of the batch."""

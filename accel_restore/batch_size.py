@@ -36,6 +36,8 @@ def settle_batch_size(
     """
     if config.data.batch_size != "auto":
         return config
+    if accelerator.is_fsdp2:
+        raise UserError("data.batch_size: auto tries whole weights, of which FSDP2 holds parts; set a number")
     if start.counters is not None:
         size, why = start.counters["config"]["data"]["batch_size"], f"as in {start.commit.name}"
     else:

@@ -82,7 +82,7 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
     if not all(bool(whole(parameter.isfinite().all())) for parameter in model.parameters()):
         raise Diverged(f"step {state.step}", "they cannot be committed", "a weight is")
     weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
-    ema = whole_state(state.ema.module) if state.ema is not None else None
+    ema = whole_state(state.ema.module, accelerator) if state.ema is not None else None
     if not accelerator.is_main_process:
         return None
     files = {"model.safetensors": serialize(weights)}
@@ -101,7 +101,7 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
         "best": state.best,
         "sums": sums,
         "world_size": accelerator.num_processes,
-        "num_averaged": int(state.ema.n_averaged) if state.ema is not None else None,
+        "num_averaged": state.ema.num_updates if state.ema is not None else None,
         "param_groups": optimizer["param_groups"],
         "scheduler": scheduler,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
@@ -164,7 +164,7 @@ def _put(
             group["lr"] = rate  # the same as the commit's, but for a run that is lengthened
     if state.ema is not None:
         _load_model(state.ema.module, tensors["ema.safetensors"])
-        state.ema.n_averaged.fill_(counters["num_averaged"])
+        state.ema.num_updates = counters["num_averaged"]
     if accelerator.scaler is not None and counters["scaler"] is not None:
         accelerator.scaler.load_state_dict(counters["scaler"])
 
@@ -223,8 +223,8 @@ def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
     sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, sums)
     if len(sums) == accelerator.num_processes:
         return sums[accelerator.process_index]
-    whole = sums.sum(0)  # another number of ranks: the main process carries the totals on
-    return whole if accelerator.is_main_process else torch.zeros_like(whole)
+    total = sums.sum(0)  # another number of ranks: the main process carries the totals on
+    return total if accelerator.is_main_process else torch.zeros_like(total)
 
 
 def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> bytes | None:
@@ -232,7 +232,8 @@ def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str
 
     None but on the main process. Called by every rank.
     """
-    weights = whole_state(state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model))
-    if not accelerator.is_main_process:
+    model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
+    weights = whole_state(model, accelerator)
+    if weights is None:
         return None
     return serialize(weights, {"format": "pt", "version": __version__, "sha256": digest(weights), **metadata})

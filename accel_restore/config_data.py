@@ -174,7 +174,8 @@ class Data(Section):
     )
     mixup: Mixup | None = None
     batch_size: BatchSize = Field(
-        8, description="pairs per device per forward pass; auto: the largest power of two that fits, 64 on a CPU"
+        8,
+        description="pairs per device per forward pass; auto: the largest power of two that fits, on a CPU at most 64",
     )
     stages: list[Stage] = Field(
         [], description="progressive training: crops and batches of the first epochs, in order; then those above hold"

@@ -10,10 +10,9 @@ process, its disk) holds up nobody for longer than this:
 | at its end, for a run that has not begun: since its start | `INIT_SECONDS` |
 | to end the run: uploads have `UPLOAD_SECONDS`, then the rest is left to `wandb sync` | `FINISH_SECONDS` |
 
-metrics.jsonl is the record of truth. Every W&B run begins with its first line, so the newest folder below `wandb/` has
-the whole run, also after a resumption, and after W&B's background process was lost. The folders before it are set
-aside in `wandb/former/`: `wandb sync` of an older one would replace the rows of the newer, as the server keeps what
-comes last.
+metrics.jsonl is the record of truth. Every W&B run begins with its first line, so its newest folder below `wandb/` has
+it whole, also after a resumption, and after W&B's background process was lost. The folders before it are set aside in
+`wandb/former/`: `wandb sync` of an older one would replace the rows of the newer, as the server keeps what comes last.
 """
 
 import secrets
@@ -106,7 +105,7 @@ class _Part:
 class _Sender:
     """Takes rows from metrics.jsonl to W&B; a run that is lost is begun anew, offline, with the first of them.
 
-    A second run may ride along in the same thread: nothing that happens to it touches the first.
+    A second run may ride along in the same thread: nothing that it raises touches the first.
     """
 
     def __init__(self, part: _Part, rider: _Part | None, mode: str, folder: Path, notice: Callable[[str], None]):
@@ -194,8 +193,11 @@ class _Sender:
         self.unsynced = self._begin_part(self.part)
         if self.rider is not None:
             self.rider.run = None
-            with suppress(Exception, SystemExit):
+            try:
                 self._begin_part(self.rider)
+            except (Exception, SystemExit) as error:
+                name = self.rider.settings["name"]
+                self.notice(f"W&B      {name} could not be begun ({error}); the run of all ranks has what it would")
 
     def _begin_part(self, part: _Part) -> Path:
         """Begin a run; its folder."""

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from accel_restore.config import Config
 from accel_restore.data.loader import TrainLoader
@@ -28,7 +27,7 @@ from accel_restore.losses import Loss
 from accel_restore.models.blocks import upscale
 from accel_restore.models.pretrained import begin_model
 from accel_restore.models.regions import compile_blocks
-from accel_restore.optim import advance, get_ema_function, get_optimizer, get_scheduler
+from accel_restore.optim import Ema, advance, get_optimizer, get_scheduler
 from accel_restore.parameters import freeze
 from accel_restore.quality import METRICS, Protocol
 from accel_restore.sharding import autocast_forward, fill, gather_by_block, shard, whole
@@ -54,7 +53,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    ema: AveragedModel | None = None
+    ema: Ema | None = None
     plain: nn.Module | None = None  # with FSDP2, where weights are in parts: a whole copy, which validation fills
     epoch: int = 0  # epochs completed
     epoch_step: int = 0  # optimizer steps completed in the current epoch
@@ -96,10 +95,8 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     ema = None
     plain = copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
     if config.train.ema_decay is not None:
-        update = get_ema_function(config.train.ema_decay, config.train.ema_warmup)
-        ema = AveragedModel(copy.deepcopy(model), multi_avg_fn=update)
-        ema = ema.to(accelerator.device)
-        ema.n_averaged = ema.n_averaged.cpu()  # torch reads it at every update, which would wait for the device
+        ema = Ema(model, config.train.ema_decay, config.train.ema_warmup)
+        ema.module.to(accelerator.device)
     if config.train.compile:
         compile_blocks(model)
     # With fp16 a fused step would unscale gradients inside, where neither clipping nor a logged norm can see them.
@@ -224,7 +221,7 @@ def train_epoch(
         if is_number or accelerator.scaler is not None:  # which skips such a step itself, and lowers its scale
             state.optimizer.step()  # the only place where weights change
         if state.ema is not None and is_number:
-            state.ema.update_parameters(accelerator.unwrap_model(state.model))
+            state.ema.update(accelerator.unwrap_model(state.model))
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
         for hook in hooks:
             hook.after_step(state)

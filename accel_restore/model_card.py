@@ -125,9 +125,9 @@ def _use(repo: str, metadata: dict[str, Any]) -> str:
         extra = "[spandrel]"  # which the architecture comes from
     elif name not in MODELS:
         needs = f"\n\nIts class, `{name}`, is not part of accel_restore: that package must be installed, too."
-    return f"""    pip install '{PACKAGE}{extra}>={__version__}'
+    return f"""    pip install '.{extra}'
 
-(`pip install '.{extra}'` in the folder of its source), then
+in the folder of the source of {PACKAGE} {__version__} or later, then
 
 ```python
 import accel_restore

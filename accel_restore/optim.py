@@ -1,13 +1,12 @@
 """Optimizers and learning-rate schedules by name: torch's own, and Muon. A schedule's unit is the epoch."""
 
+import copy
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_restore.config import AnyOptimizer, AnySchedule
 from accel_restore.muon import Muon
@@ -34,22 +33,29 @@ def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -
     return OPTIMIZERS[config.name](filled, **config.model_dump(exclude={"name", "no_decay"}), **kernels)
 
 
-def get_ema_function(decay: float, warm_up: bool) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """What `AveragedModel` updates its averages with, as `multi_avg_fn`.
+class Ema:
+    """The exponential moving average of a model's weights; buffers are those of the model.
 
-    With `warm_up` the decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)), so that the first weights
-    are soon forgotten; t is the model's `n_averaged`, which commits hold.
+    Update t, counted from 0, has the decay `decay`, with `warm_up` at most (1 + t) / (10 + t), so that the first
+    weights are soon forgotten; the first one copies the weights. torch's AveragedModel counts on the device, which
+    every update would wait for.
 
-    Source: TensorFlow's ExponentialMovingAverage with `num_updates`. Deviation: torch copies the weights at t = 0.
+    Source: TensorFlow's ExponentialMovingAverage with `num_updates`. Deviation: the copy at t = 0, as torch has it.
     """
-    if not warm_up:
-        return get_ema_multi_avg_fn(decay)
 
-    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
-        t = int(num_averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(averages, weights, num_averaged)
+    def __init__(self, model: nn.Module, decay: float, warm_up: bool):
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.warm_up, self.num_updates = decay, warm_up, 0
 
-    return update
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        t = self.num_updates
+        decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
+        averages, weights = list(self.module.parameters()), list(model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay if t else 1.0)
+        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)
+        self.num_updates = t + 1
 
 
 def _floored(optimizer: Optimizer, factor, min_lr: float) -> LRScheduler:

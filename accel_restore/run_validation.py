@@ -33,7 +33,7 @@ def read_validation(folder: Path, channels: int, scale: int) -> Validated:
 
     Raises: UserError where the folder holds no run, its images are not what they were, or the weights do not fit.
     """
-    config = load_run_config(folder)
+    config, plan = load_run_config(folder), _read_plan(folder)
     data = config.data
     if (data.channels, data.scale) != (channels, scale):
         raise UserError(
@@ -41,7 +41,7 @@ def read_validation(folder: Path, channels: int, scale: int) -> Validated:
             f"scale {scale}; name the run that they are from"
         )
     try:
-        pairs = _validation_pairs(data, _recorded_names(folder))
+        pairs = _validation_pairs(data, _names(plan))
     except UserError as error:
         raise UserError(f"--run: {folder}, whose paths begin where it was started: {error}") from error
     is_made = pairs[0].input is None
@@ -50,7 +50,7 @@ def read_validation(folder: Path, channels: int, scale: int) -> Validated:
         degradation_of(data),
         [step.model_dump() for step in data.degradation] if is_made else [],
         config.validation.model_dump(include=_SETTINGS),
-        config.train.mixed_precision,
+        _precision(plan) or config.train.mixed_precision,
     )
 
 
@@ -60,21 +60,35 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
     Raises: UserError where they cannot be found.
     """
     key = "data.train" if data.val is None else "data.val"
+    if names is not None:
+        data = data.model_copy(update={"max_images": None})  # others may have come
     pairs, problems = pairs_of(data.val or data.train, key, data)
     if names is None:
         pairs = held_out(pairs, data.val_fraction)[1] if data.val is None and pairs else pairs
     else:
         found = {pair.name: pair for pair in pairs}
         pairs = [found[name] for name in names if name in found]
-        problems = problems or [f"{key}: has no image '{name}' any more" for name in names if name not in found]
+        missing = [f"{key}: has no image '{name}' any more" for name in names if name not in found]
+        problems = [*missing, *problems] if missing else []
     raise_problems("the validation images cannot be found", problems)
     return pairs
 
 
-def _recorded_names(folder: Path) -> list[str] | None:
-    """The names in plan.json, None where it holds none: they follow from the configuration, too."""
+def _read_plan(folder: Path) -> dict[str, Any]:
     try:
-        names = json.loads((folder / "plan.json").read_bytes())["validation_images"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+        plan = json.loads((folder / "plan.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def _precision(plan: dict[str, Any]) -> str | None:
+    """What the run has computed in, where `auto` chose it too."""
+    found = str(plan.get("precision")).partition(" ")[0]
+    return found if found in ("no", "bf16", "fp16") else None
+
+
+def _names(plan: dict[str, Any]) -> list[str] | None:
+    """The names of the validation images, None where the plan holds none: they follow from the configuration, too."""
+    names = plan.get("validation_images")
     return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None

@@ -14,9 +14,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state by name, each tensor whole and on the CPU; every rank calls it."""
-    return {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+def whole_state(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor] | None:
+    """The model's state by name, tensors whole and on the CPU; None but on the main process. Every rank calls it."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        tensor = whole(tensor.detach())
+        if accelerator.is_main_process:
+            state[name] = tensor.cpu()
+    return state or None
 
 
 def fill(copy: nn.Module, model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ set -euo pipefail
 if [[ ${NNODES:-1} != 1 ]]; then  # in torchrun's own store, ranks would find the addresses of the attempt that died
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-170}"  # seconds to commit in, 30 by default
 # With a longer --monitor-interval, some ranks would try to meet while others still end.
 exec torchrun --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC_PER_NODE:-auto}" \
     --max-restarts "${MAX_RESTARTS:-3}" --monitor-interval 1 \

@@ -16,7 +16,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
-from accel_restore import engine, preparation
+from accel_restore import engine, optim, preparation
 from accel_restore.bare import Bare
 from accel_restore.cli import main
 from accel_restore.commands import bench_scaling, bench_split, bench_train
@@ -110,7 +110,7 @@ def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
         (loader, "finish_batch", 2),
         (torch.optim.AdamW, "zero_grad", 16),
         (torch.optim.AdamW, "step", 32),
-        (torch.optim.swa_utils.AveragedModel, "update_parameters", 64),
+        (optim.Ema, "update", 64),
         (engine, "gradient_norm", 128),
         (engine.TrainState, "count", 256),
         (Tracker, "after_step", 512),

@@ -98,6 +98,12 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
     assert (report["mean"], report["images"], report["protocol"]) == (named["mean"], named["images"], named["protocol"])
     assert report["mean"]["psnr"] == pytest.approx(epoch["val_psnr"], abs=1e-6)
     assert evaluate(best, "--run", folder, "--crop-border", "0")["protocol"]["crop_border"] == 0, "options go first"
+    plan = (folder / "plan.json").read_text()
+    for computed, scored in (("bf16 (chosen by auto)", "bf16"), ("fp16", "no")):  # a CPU has no fp16
+        (folder / "plan.json").write_text(json.dumps({**json.loads(plan), "precision": computed}))
+        assert evaluate(best, "--run", folder)["protocol"]["precision"] == scored
+    (folder / "plan.json").write_text(plan)
+    assert "validated in fp16, which needs a GPU" in capsys.readouterr().out
     for other in (["--gt", "x"], ["--input", "x"], ["--degrade", "quantize"], ["--recursive"]):
         capsys.readouterr()
         evaluate(best, "--run", folder, *other, code=2)
@@ -109,7 +115,8 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
 
 def test_the_images_that_were_held_out_are_named_and_scored_again(tmp_path, capsys):
     photos = make_photos(tmp_path / "photos", 9)
-    config = small_config(photos, photos, tmp_path, train={"epochs": 1}, data={"val": None, "val_fraction": 0.3})
+    data = {"val": None, "val_fraction": 0.3, "max_images": 9}
+    config = small_config(photos, photos, tmp_path, train={"epochs": 1}, data=data)
     folder = fit(config, cpu=True)
     best, [epoch] = folder / "best.safetensors", epochs_of(config)
     names = json.loads((folder / "plan.json").read_text())["validation_images"]
@@ -118,7 +125,7 @@ def test_the_images_that_were_held_out_are_named_and_scored_again(tmp_path, caps
     assert main(["check", "--config", str(tmp_path / "small.yaml"), "--json", str(tmp_path / "check.json")]) == 0
     assert json.loads((tmp_path / "check.json").read_text())["validation_images"] == names
 
-    for number in range(20):  # of more images, others would be held out
+    for number in range(20):  # of more images, others would be taken and held out
         shutil.copy(photos / "photo000.png", photos / f"more{number}.png")
     report = evaluate(best, "--run", folder)
     assert [image["name"] for image in report["images"]] == names
@@ -222,6 +229,7 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "quantize", "--crop-border", "60"], "less than"),
         (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be equal"),
         (["--gt", "gt", "--input", "broken"], "photo001.png: is no image"),
+        (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: keys the draws of a degradation"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monkeypatch, capsys, arguments, words):

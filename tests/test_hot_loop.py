@@ -14,7 +14,7 @@ def test_a_step_waits_once_for_the_device(tmp_path, ranks, every, due):
         *photos,
         tmp_path,
         data={"batch_size": 2 // ranks, "augment": []},  # a CPU turns crops by NumPy
-        train={"epochs": 2, "max_grad_norm": 1.0},
+        train={"epochs": 2, "max_grad_norm": 1.0, "ema_decay": 0.9, "ema_warmup": True},
         tracking={"wandb": "disabled", "log_every_steps": every},
     )
     file = tmp_path / "waits.json"

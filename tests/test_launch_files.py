@@ -162,6 +162,17 @@ def test_torchrun_takes_the_arguments_of_the_script():
     assert parse_arguments(parsed.training_script_args).config == "mine.yaml"
 
 
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_the_script_leaves_time_to_commit_and_several_nodes_a_store_of_their_own(tmp_path, nodes):
+    (tmp_path / "torchrun").write_text('#!/bin/bash\nenv\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NNODES": nodes}
+    said = subprocess.run([SCRIPT], check=True, capture_output=True, text=True, env=env).stdout.splitlines()
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170" in said
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in said) == (nodes == "2")
+    assert said[said.index("--signals-to-handle") + 1] == "SIGTERM,SIGINT,SIGUSR1"
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("restarts", ["1", "0"], ids=["", "control"])
 def test_torchrun_starts_again_when_a_rank_is_lost(photos, whole, tmp_path, restarts):

@@ -8,20 +8,12 @@ from forked import launch
 from runs import last_weights, make_photos, run_folder, small_config, succeed
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
-from accel_restore.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    advance,
-    get_ema_function,
-    get_optimizer,
-    get_scheduler,
-    preview_rates,
-)
+from accel_restore.optim import OPTIMIZERS, SCHEDULES, Ema, advance, get_optimizer, get_scheduler, preview_rates
 from accel_restore.parsing import config_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no weights are trained here
@@ -326,14 +318,17 @@ def test_decay_shrinks_only_what_is_decayed():
 
 
 def average(decay: float, warm_up: bool, updates: int) -> tuple[list[float], list[float]]:
-    """The average after each update of a weight that wanders, by torch, and the weights."""
+    """The average after each update of a weight that wanders, and the weights."""
     model = nn.ParameterList([torch.zeros(3, dtype=torch.float64)])
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_function(decay, warm_up))
+    averaged = Ema(model, decay, warm_up)
+    by_torch = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averages, weights = [], []
     for update in range(updates):
         with torch.no_grad():
             model[0].fill_(float(torch.tensor(1.7 * update).sin()) + update / 10)
-        averaged.update_parameters(model)
+        averaged.update(model)
+        by_torch.update_parameters(model)
+        assert warm_up or torch.equal(averaged.module[0], by_torch.module[0])
         averages.append(averaged.module[0][1].item())
         weights.append(model[0][1].item())
     return averages, weights

@@ -78,7 +78,10 @@ def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
                  "epoch 4, optimizer step"):  # fmt: skip
         assert told in card.text, told
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"pip install '{package['name']}>={package['version']}'" in card.text
+    assert (
+        f"    pip install '.'\n\nin the folder of the source of {package['name']} {package['version']} or later"
+        in card.text
+    )
 
 
 def test_no_path_and_no_secret_is_in_any_file_and_the_configuration_is_still_one(run, monkeypatch):

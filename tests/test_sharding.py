@@ -8,6 +8,7 @@ from runs import audit_events, epochs_of, json_lines, last_weights, make_photos,
 from torch import nn
 
 from accel_restore.models import build_model
+from accel_restore.models.blocks import ChannelNorm
 from accel_restore.models.regions import repeated_blocks
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
@@ -78,7 +79,9 @@ def test_a_run_in_parts_continues_bit_for_bit(photos, parts, tmp_path):
 
 def test_a_run_in_four_parts_continues_whole_on_two_ranks(photos, plain, tmp_path):
     config = configuration(photos, tmp_path, 4)
-    assert launch(config, ranks=4, mode=f"float64,fsdp2@NO_WRAP,kill:{STOP_STEP}").returncode != 0
+    accumulated = ("data.batch_size=1", "train.gradient_accumulation_steps=2")
+    stopped = launch(config, *accumulated, ranks=4, mode=f"float64,fsdp2@NO_WRAP,kill:{STOP_STEP}")
+    assert stopped.returncode != 0
     succeed(launch(config, "data.batch_size=4", ranks=2, mode="float64"))
     assert_same_run(config, plain)
 
@@ -104,10 +107,16 @@ def test_a_number_that_is_none_is_skipped_by_all_parts(photos, tmp_path):
     assert all(value.isfinite().all() for value in last_weights(config).values())
 
 
-def test_muon_is_refused(photos, tmp_path):
-    config = configuration(photos, tmp_path, 2, optimizer={"name": "muon"})
-    refused = launch(config, ranks=2, mode="fsdp2")
-    assert refused.returncode == 2 and "optimizer.name: muon needs whole weights" in refused.stdout
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer={name: muon}", "optimizer.name: muon needs whole weights"),
+        ("data.batch_size=auto", "data.batch_size: auto tries whole weights"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused(photos, tmp_path, override, said):
+    refused = launch(configuration(photos, tmp_path, 2), override, ranks=2, mode="fsdp2")
+    assert refused.returncode == 2 and said in refused.stdout
 
 
 def test_the_first_fsdp_is_refused(photos, tmp_path):
@@ -121,3 +130,5 @@ def test_the_first_fsdp_is_refused(photos, tmp_path):
 def test_blocks_that_repeat_are_found(model, block):
     assert {type(found).__name__ for found in repeated_blocks(build_model(model, {}, 3, 1))} == {block}
     assert repeated_blocks(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))) == []
+    norms = nn.Sequential(ChannelNorm(3), nn.Conv2d(3, 3, 3), ChannelNorm(3), nn.Conv2d(3, 3, 3))
+    assert repeated_blocks(norms) == [], "they are a small part of it"

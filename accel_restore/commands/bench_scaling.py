@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import torch
 from accel_restore.commands.bench_split import EXCHANGE
 from accel_restore.console import Screen
 from accel_restore.errors import UserError
+from accel_restore.preemption import EXIT_CODE
 
 
 def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
@@ -76,9 +78,25 @@ def _measured(options: argparse.Namespace, size: int, on_cpu: bool) -> dict[str,
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         if on_cpu:
             env["OMP_NUM_THREADS"] = str(max(1, _cores() // size))
-        done = subprocess.run([*command, *options.overrides], capture_output=True, text=True, env=env)
+        errors = _run([*command, *options.overrides], env)
         if not file.exists():
-            said = [line for line in done.stderr.splitlines() if line.startswith(("accel-restore: ", "  - "))]
-            reason = "\n".join(said).removeprefix("accel-restore: ") or done.stderr[-2000:]
+            said = [line for line in errors.splitlines() if line.startswith(("accel-restore: ", "  - "))]
+            reason = "\n".join(said).removeprefix("accel-restore: ") or errors[-2000:]
             raise UserError(f"bench train with {size} process{'es' * (size > 1)}: {reason}")
         return json.loads(file.read_text())
+
+
+def _run(command: list[str], env: dict[str, str]) -> str:
+    """What a command says on standard error; it is ended with this process, by SIGTERM too."""
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODE))
+    try:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+        ) as process:
+            try:
+                return process.communicate()[1]
+            except BaseException:
+                process.terminate()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -82,6 +82,8 @@ def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None
     """
     accelerator = create_accelerator(config, options.cpu)
     try:
+        if accelerator.is_fsdp2:
+            raise UserError("bench train: compares with a loop of whole weights; start it without FSDP2")
         record = reported(measure(config, accelerator, options.seconds, options.profile))
     except (UserError, Diverged) as error:  # of all ranks
         accelerator.state.destroy_process_group()

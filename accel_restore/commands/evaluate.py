@@ -88,11 +88,17 @@ def _prepare(options: argparse.Namespace, steps: list, given: dict[str, Any], pr
     else:
         validated = _named(options, steps, first)
     pairs = validated.pairs
+    if options.seed is not None and pairs[0].input is not None:
+        raise UserError("--seed: keys the draws of a degradation, and here the input is files; leave it out")
     protocol, notes = protocol_of(first, pairs[0].input is None, {**validated.settings, **given})
     _ = protocol.scores  # files of metrics that are wrong show now
     _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side))
     images = whole_images(pairs, first.channels, first.scale, validated.degrade, processes.device, options.seed)
-    precision = choose_precision(options.precision or validated.precision, processes.device)
+    wanted = options.precision or validated.precision
+    if options.precision is None and wanted == "fp16" and processes.device.type == "cpu":
+        notes.append("the run was validated in fp16, which needs a GPU; here it is scored in float32")
+        wanted = "no"
+    precision = choose_precision(wanted, processes.device)
     return Scorer(restorers, images, protocol, precision), validated, notes
 
 

@@ -58,7 +58,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["no", "bf16", "fp16", "auto"],
         default="no",
-        help="of the network (default: no: float32)",
+        help="of the network (default: no, float32; with --run that of the run)",
     )
 
 

@@ -6,7 +6,10 @@ from torch import nn
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's outermost parts of its own classes (none of torch's) that occur several times, in order."""
+    """The model's outermost parts of its own classes (none of torch's) that occur several times, in order.
+
+    None, where they hold less than half of its parameters: norms of its own do not make a model one of blocks.
+    """
     counts = Counter(type(module) for module in model.modules() if not type(module).__module__.startswith("torch."))
 
     def parts(module: nn.Module) -> list[nn.Module]:
@@ -14,7 +17,11 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
             return [module]
         return [part for child in module.children() for part in parts(child)]
 
-    return [block for block in parts(model) if any(True for _ in block.parameters())]
+    def size(*modules: nn.Module) -> int:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    blocks = [block for block in parts(model) if size(block)]
+    return blocks if 2 * size(*blocks) >= size(model) else []
 
 
 def compile_blocks(model: nn.Module) -> None:
