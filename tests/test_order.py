@@ -1,5 +1,7 @@
 """Which samples make up a step: every one once an epoch, the same on any number of ranks, with exact weights."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -67,7 +69,21 @@ def test_an_epoch_begun_in_its_middle_goes_on_as_the_whole_one(first):
         10_000, batch_size=7, accumulation=2, world_size=2, seed=3, patch_size=8
     )  # 358 steps, the last one ragged
     before = sum(plan.num_micro_batches(step) for step in range(first))
-    assert list(plan.micro_batches(1, first)) == list(plan.micro_batches(1))[before:] != []
+    whole = [list(batch) for batch in plan.micro_batches(1)]
+    assert [list(batch) for batch in plan.micro_batches(1, first)] == whole[before:] != []
+
+
+def test_a_rank_makes_its_own_samples_alone():
+    plan = Plan(10**9, batch_size=8, accumulation=1, world_size=1024, seed=3, patch_size=8)
+    batch = next(plan.micro_batches(1, 10**5))
+    tracemalloc.start()
+    mine = batch[8 * 500 : 8 * 501]
+    assert tracemalloc.get_traced_memory()[1] < 10_000
+    tracemalloc.stop()
+    assert mine == list(batch)[4000:4008] and len(batch) == 8192
+    assert [sample.id for sample in mine] == plan.sample_ids(1, 10**5)[4000:4008].tolist()
+    with pytest.raises(IndexError):
+        batch[8192]
 
 
 def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():

@@ -6,7 +6,7 @@ import mmap
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def batches() -> Iterator[list[Sample]]:
+    def batches() -> Iterator[Sequence[Sample]]:
         return (samples for epoch in count() for samples in plan.micro_batches(epoch))
 
     def measure(action: Callable, before: Callable | None = None) -> float:

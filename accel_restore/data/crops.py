@@ -4,6 +4,7 @@ Every draw is a hash of (seed, epoch, sample id): no random state, the same crop
 """
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -52,7 +53,8 @@ class CropDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images) * self.crops_per_image
 
-    def __getitems__(self, samples: list[Sample]) -> dict[str, Tensor | np.ndarray]:
+    def __getitems__(self, samples: Sequence[Sample]) -> dict[str, Tensor | np.ndarray]:
+        samples = list(samples)  # which are made anew each time that they are asked for
         epoch, size, scale = samples[0].epoch, samples[0].patch_size, self.scale
         weights = np.array([sample.weight for sample in samples])
         own = np.array([sample.id for sample in samples], np.int64)

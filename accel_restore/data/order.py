@@ -5,9 +5,9 @@ step k of an epoch holds the same set of samples on any number of ranks and for 
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,27 @@ class Sample(NamedTuple):
     partner: int = -1  # id of the sample that is mixed into it
 
 
+class MicroBatch(Sequence[Sample]):
+    """The samples of all ranks in one micro-batch, each made when it is asked for: a rank asks for its own alone."""
+
+    def __init__(self, size: int, epoch: int, ids: np.ndarray, partners: np.ndarray, weight: float, patch_size: int):
+        """`ids` and their `partners` are followed by places of padding, which repeat the first, up to `size`."""
+        self.size, self.epoch, self.weight, self.patch_size = size, epoch, weight, patch_size
+        self.ids, self.partners = ids, partners
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, place: Any) -> Any:
+        """The sample of a place, or the list of those of a slice."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(self.size)[place]]
+        place = range(self.size)[place]
+        if place < len(self.ids):
+            return Sample(self.epoch, int(self.ids[place]), self.weight, self.patch_size, int(self.partners[place]))
+        return Sample(self.epoch, int(self.ids[0]), 0.0, self.patch_size)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the samples of an epoch make up optimizer steps, micro-batches and the shares of ranks."""
@@ -132,24 +153,24 @@ class Plan:
         is_mixed = uniform(hashes(ids, key(self.seed, epoch, _MIXED))) < self.mixup
         return np.where(is_mixed, (drawn * self.num_samples).astype(np.int64), -1)
 
-    def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Sample]]:
+    def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[MicroBatch]:
         """The global micro-batches of an epoch from a step on, each full: rank r takes the r-th `batch_size` places."""
         at_once = max(1, _BLOCK // self.global_batch)
         for block in range(first_step, self.steps_per_epoch, at_once):
             start = block * self.global_batch
             end = min(start + at_once * self.global_batch, self.num_samples)
             ids = self._ids(epoch, start, end)
-            samples = list(zip(ids.tolist(), self.partners(epoch, ids).tolist(), strict=True))
-            for first in range(0, len(samples), self.global_batch):
-                yield from self._deal(epoch, samples[first : first + self.global_batch])
+            partners = self.partners(epoch, ids)
+            for first in range(0, len(ids), self.global_batch):
+                step = slice(first, first + self.global_batch)
+                yield from self._deal(epoch, ids[step], partners[step])
 
-    def _deal(self, epoch: int, samples: list[tuple[int, int]]) -> Iterator[list[Sample]]:
-        """The micro-batches of the step that consumes samples (id, partner)."""
-        weight = self.world_size / len(samples)
-        places = [Sample(epoch, i, weight, self.patch_size, partner) for i, partner in samples]
-        places += [Sample(epoch, samples[0][0], 0.0, self.patch_size)] * (-len(samples) % self.micro_batch)
-        for first in range(0, len(places), self.micro_batch):
-            yield places[first : first + self.micro_batch]
+    def _deal(self, epoch: int, ids: np.ndarray, partners: np.ndarray) -> Iterator[MicroBatch]:
+        """The micro-batches of the step that consumes these samples."""
+        weight = self.world_size / len(ids)
+        for first in range(0, len(ids), self.micro_batch):
+            part = slice(first, first + self.micro_batch)
+            yield MicroBatch(self.micro_batch, epoch, ids[part], partners[part], weight, self.patch_size)
 
 
 @dataclass(frozen=True)
