@@ -7,14 +7,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from accel_restore.applying import PRECISIONS
 from accel_restore.config import Config
 from accel_restore.losses import Loss
 from accel_restore.models.pretrained import begin_model
 from accel_restore.models.regions import compile_blocks
 from accel_restore.optim import Ema, get_optimizer
 from accel_restore.parameters import freeze
-
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Bare:
@@ -36,7 +35,7 @@ class Bare:
         """`batch` has `input` and `gt`, (B, C, H, W) on the device; without `exchanging` each rank trains alone."""
         self.device, self.loss_fn, self.accumulation = accelerator.device, loss_fn, accumulation
         self.input, self.gt = batch["input"], batch["gt"]
-        self.max_grad_norm, self.dtype = config.train.max_grad_norm, _PRECISIONS.get(accelerator.mixed_precision)
+        self.max_grad_norm, self.dtype = config.train.max_grad_norm, PRECISIONS[accelerator.mixed_precision]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             model = begin_model(config.model, config.data.channels, config.data.scale)
@@ -74,6 +73,6 @@ class Bare:
 
     def loss(self) -> Tensor:
         """The mean loss of the batch."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             output = self.model(self.input)
         return self.loss_fn(output, self.gt).mean()

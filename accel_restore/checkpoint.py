@@ -23,8 +23,8 @@ from accel_restore.errors import Diverged, UserError
 from accel_restore.files import decode_floats, encode_floats, to_json
 from accel_restore.restorer import digest
 from accel_restore.sharding import whole, whole_state
+from accel_restore.weights_file import WEIGHTS
 
-BEST = "best.safetensors"
 _LEARNT = ("params", "lr")  # what an optimizer's group is not told by the configuration
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
@@ -141,7 +141,7 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> No
         tensors = {
             name: safetensors.torch.load(data)
             for name, data in files.items()
-            if name.endswith(".safetensors") and name != BEST
+            if name.endswith(".safetensors") and name != WEIGHTS
         }
         _put(counters, tensors, state, accelerator)
     except torch.OutOfMemoryError:

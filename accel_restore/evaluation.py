@@ -23,7 +23,7 @@ from accel_restore.models.blocks import upscale
 from accel_restore.quality import METRICS, Protocol
 from accel_restore.restorer import Restorer
 
-_SETTINGS = ("crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap")
+SETTINGS = ("crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap")
 Row = dict[str, float]  # a score by its name; those of the input are called input_...
 
 
@@ -62,10 +62,10 @@ def protocol_of(restorer: Restorer, synthetic: bool, given: dict[str, Any]) -> t
     Raises: UserError for settings that do not fit.
     """
     stored = restorer.metadata["metrics"].get("protocol")
-    is_told = isinstance(stored, dict) or given.keys() >= set(_SETTINGS)
+    is_told = isinstance(stored, dict) or given.keys() >= set(SETTINGS)
     notes = [] if is_told else ["the weights hold no protocol; these are the defaults"]
     stored = stored if isinstance(stored, dict) else {}
-    settings = {name: stored[name] for name in _SETTINGS if name in stored}
+    settings = {name: stored[name] for name in SETTINGS if name in stored}
     settings["metrics"] = [name for name in METRICS if name in stored] or ["psnr", "ssim"]
     weights = given.get("weights", {})
     for name in [name for name in ("lpips", "dists") if name in settings["metrics"] and name not in weights]:
@@ -81,7 +81,7 @@ def protocol_of(restorer: Restorer, synthetic: bool, given: dict[str, Any]) -> t
         raise UserError(f"the protocol, stored beside the weights and given, cannot be used: {wrong}") from None
     if checked["y_channel"] and restorer.channels == 1:
         raise UserError("--y-channel: needs weights for colours; gray images are luma already")
-    kept = {name: checked[name] for name in (*_SETTINGS, "weights")}
+    kept = {name: checked[name] for name in (*SETTINGS, "weights")}
     return Protocol(restorer.channels, synthetic, tuple(checked["metrics"]), **kept), notes
 
 

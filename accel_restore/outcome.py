@@ -5,13 +5,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from accel_restore.checkpoint import BEST
 from accel_restore.console import Screen
 from accel_restore.engine import TrainState
 from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
 from accel_restore.records import read_audit, read_status, write_status
 from accel_restore.resume import Start
 from accel_restore.scores import TITLES, format_score
+from accel_restore.weights_file import WEIGHTS
 
 
 def state_of(error: BaseException) -> str:
@@ -41,7 +41,7 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     """Tell what a run has reached and where that lies."""
     best = state.best
     if best is None:
-        screen.say(f"finished: no validation gave a number, so there is no {folder / BEST}")
+        screen.say(f"finished: no validation gave a number, so there is no {folder / WEIGHTS}")
         return
     gains = [
         f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
@@ -50,6 +50,6 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     ]
     told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
     screen.say(f"finished: best epoch {best['epoch'] + 1}: {told}")
-    screen.say(f"weights  {folder / BEST}")
+    screen.say(f"weights  {folder / WEIGHTS}")
     if (folder / "samples").is_dir():
         screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_restore.checkpoint import BEST, read_counters
+from accel_restore.checkpoint import read_counters
 from accel_restore.commits import find_commits, is_commit, read_file, read_manifest, same_content, step_of
 from accel_restore.config import Config
 from accel_restore.errors import UserError, raise_problems
@@ -16,11 +16,12 @@ from accel_restore.files import discard, replace_file
 from accel_restore.optim import OPEN_ENDED
 from accel_restore.records import read_status
 from accel_restore.redaction import HIDDEN, redacted
+from accel_restore.weights_file import WEIGHTS
 
 # What a run leaves; --overwrite removes these and nothing else, and only where status.json says that it was a run.
 MARKER = "status.json"
 RUN_FILES = (
-    "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", BEST, "samples", "curves.png", "report.html",
+    "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", WEIGHTS, "samples", "curves.png", "report.html",
     "plan.json", "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
 )  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
@@ -121,15 +122,15 @@ def rewind_best(folder: Path, start: Start, notice: Callable[[str], None]) -> by
     """
     if start.commit is None or not start.is_in(folder):
         return None  # of another run: its best weights lie in its folder
-    path = folder / BEST
+    path = folder / WEIGHTS
     if start.counters["best"] is None:
         discard(path)  # found after the commit
-    if BEST not in read_manifest(start.commit)["files"]:
+    if WEIGHTS not in read_manifest(start.commit)["files"]:
         return None
     if path.is_dir():
         raise UserError(f"{path}: is a folder; move it away, and the same command continues")
-    data = read_file(start.commit, BEST)
-    if not same_content(start.commit, BEST, path):
+    data = read_file(start.commit, WEIGHTS)
+    if not same_content(start.commit, WEIGHTS, path):
         what = "is damaged, or later than the commit" if path.exists() else "is missing"
         notice(f"{path}: {what}; it is written again from {start.commit.name}")
         replace_file(path, data)

@@ -10,11 +10,10 @@ from accel_restore.data.degrade import Degrade
 from accel_restore.data.pairs import Pair, held_out
 from accel_restore.data.sources import degradation_of, pairs_of
 from accel_restore.errors import UserError, raise_problems
+from accel_restore.evaluation import SETTINGS
 from accel_restore.parsing import load_run_config
 
-_SETTINGS = {
-    "metrics", "weights", "crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap",
-}  # fmt: skip
+_SETTINGS = {"metrics", "weights", *SETTINGS}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accel_restore.checkpoint import BEST, best_weights, collect
+from accel_restore.checkpoint import best_weights, collect
 from accel_restore.commits import find_commits, prune, write_commit
 from accel_restore.config import Checkpoint
 from accel_restore.data.order import Stages
@@ -16,6 +16,7 @@ from accel_restore.errors import Lost
 from accel_restore.files import replace_file
 from accel_restore.guard import SameWeights
 from accel_restore.tracking import Tracker
+from accel_restore.weights_file import WEIGHTS
 
 
 class Saver(Hook):
@@ -66,11 +67,11 @@ class Saver(Hook):
             try:
                 self._write_best()
             except OSError as error:
-                self._tell(f"{self.folder / BEST}", error)
+                self._tell(f"{self.folder / WEIGHTS}", error)
 
     def _write_best(self) -> None:
         if not self.best_is_written:
-            replace_file(self.folder / BEST, self.best)
+            replace_file(self.folder / WEIGHTS, self.best)
             self.best_is_written = True
 
     def commit(self, state: TrainState) -> None:
@@ -89,7 +90,7 @@ class Saver(Hook):
     def _write(self, state: TrainState, files: dict[str, bytes]) -> None:
         folder, self.failure, last = self.folder / "checkpoints", None, "none"
         if self.best is not None:
-            files[BEST] = self.best
+            files[WEIGHTS] = self.best
         try:
             last = next((commit.name for commit in reversed(find_commits(folder))), last)
             self._write_best()

@@ -53,7 +53,7 @@ def compared(
     trainer: Trainer, bare: Bare, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
 ) -> dict[str, float | int]:
     """So many steps of both, one after the other, each after a few that are skipped over."""
-    figures: dict[str, float | int] = {"steps": steps, "bare_micro_batches": steps * bare.accumulation}
+    figures: dict[str, float | int] = {"bare_micro_batches": steps * bare.accumulation}
     order: list[tuple[str, Callable[[int], None]]] = [("trainer", trainer), ("bare", bare)]
     for name, loop in order if trainer_first else order[::-1]:
         loop(skipped)
