@@ -172,6 +172,8 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
         if key in _LENGTH and _may_lengthen(config, overrides, then.get(key), now.get(key)):
             continue
         refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
+        if _is_longer(key, then, now):
+            refused[-1] += f"; to train longer, write {key}={now[key]} on the command line"
     if counters["precision"] != precision:
         refused.append(f"mixed precision in use: {counters['precision']} in the commit, {precision} now")
     wanted = [stage.global_batch_size or config.train.global_batch_size for stage in config.data.stages]
@@ -183,6 +185,11 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
         "with --overwrite",
         refused,
     )
+
+
+def _is_longer(key: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
+    lengths = then.get(key), now.get(key)
+    return key in _LENGTH and all(isinstance(length, int) for length in lengths) and lengths[0] < lengths[1]
 
 
 def _may_lengthen(config: Config, overrides: list[str], then: Any, now: int | None) -> bool:

@@ -172,6 +172,12 @@ def test_a_file_that_was_cut_off_is_to_be_copied_again(tmp_path, size):
         restorer.load(file)
 
 
+def test_a_run_that_has_not_been_validated_says_so(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="does not exist yet: its run has not come to a validation"):
+        accel_restore.load(tmp_path / "best.safetensors")
+
+
 def test_weights_come_from_the_hub_where_no_file_has_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked, file = [], write(tmp_path / "best.safetensors", build(3))

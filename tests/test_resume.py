@@ -119,6 +119,7 @@ def test_what_matters_may_not_change_and_what_does_not_may(photos, tmp_path):
 
     longer = launch(config)  # the file says 2 epochs: a cosine depends on them
     assert longer.returncode == 2 and "train.epochs: 1 in the commit, 2 now" in longer.stderr
+    assert "to train longer, write train.epochs=2 on the command line" in longer.stderr
 
     # by an explicit override it is allowed; so is another batch size at an equal global batch
     overrides = ["train.epochs=2", "data.batch_size=2", "tracking.log_every_steps=4", "checkpoint.keep=1"]

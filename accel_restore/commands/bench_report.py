@@ -105,7 +105,7 @@ def _remedy(phase: str, rank: dict[str, Any]) -> str:
     elif phase == BATCH:
         remedies = ["use fewer or cheaper steps in data.degradation and data.augment"]
     elif phase in (FORWARD, BACKWARD):
-        remedies = _faster_network(rank["precision"], train)
+        remedies = _faster_network(train)
     elif phase == EXCHANGE:
         remedies = [
             f"raise data.batch_size ({rank['batch_size']}) or train.gradient_accumulation_steps "
@@ -123,9 +123,9 @@ def _remedy(phase: str, rank: dict[str, Any]) -> str:
     return "; ".join(remedies)
 
 
-def _faster_network(precision: str, train: dict[str, Any]) -> list[str]:
+def _faster_network(train: dict[str, Any]) -> list[str]:
     untried = [
-        ("train.mixed_precision=bf16", precision == "no"),
+        ("train.mixed_precision=bf16", train["mixed_precision"] == "no"),
         ("train.compile=true", not train["compile"]),
         ("train.channels_last=true", not train["channels_last"]),
     ]
