@@ -16,6 +16,15 @@ _WINDOWS = 3  # in a row, before a rank is called slow
 _SLOW = 1.5  # times the others' median
 
 
+def moment(on_cuda: bool) -> Any:
+    """Now: seconds, or an event in the GPU's queue, which nobody waits for."""
+    if not on_cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class Pace(Hook):
     """Compares the time that each rank takes for its own part of a step: until its last gradient is ready.
 
@@ -26,7 +35,7 @@ class Pace(Hook):
     def __init__(self, accelerator: Accelerator, loader: TrainLoader, state: TrainState, warn: Callable[[str], None]):
         self.accelerator, self.loader, self.warn = accelerator, loader, warn
         self.on_cuda = accelerator.device.type == "cuda"
-        self.began = self.ready = self._now()
+        self.began = self.ready = moment(self.on_cuda)
         self.own, self.steps, self.waited = 0.0, 0, loader.wait_seconds
         self.slow: list[int | None] = []  # the slow rank of each window
         self.warned: int | None = None
@@ -34,22 +43,15 @@ class Pace(Hook):
             first = next(parameter for parameter in state.model.parameters() if parameter.requires_grad)
             first.register_post_accumulate_grad_hook(self._mark)  # next to the input: its gradient is the last
 
-    def _now(self) -> Any:
-        if not self.on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def _mark(self, _: torch.Tensor) -> None:
-        self.ready = self._now()
+        self.ready = moment(self.on_cuda)
 
     def after_step(self, state: TrainState) -> None:
         if self.accelerator.num_processes == 1:
             return
         took = self.began.elapsed_time(self.ready) / 1000 if self.on_cuda else self.ready - self.began
         self.own, self.steps = self.own + max(0.0, took), self.steps + 1
-        self.began = self._now()
+        self.began = moment(self.on_cuda)
         if self.steps == _WINDOW_STEPS:
             waited, self.waited = self.loader.wait_seconds - self.waited, self.loader.wait_seconds
             mine = torch.tensor([[self.own, waited]], dtype=torch.float64, device=self.accelerator.device)
@@ -57,7 +59,7 @@ class Pace(Hook):
             self.own, self.steps = 0.0, 0
 
     def after_epoch(self, state: TrainState, record: dict) -> None:
-        self.began = self._now()  # validation is not a part of the next step
+        self.began = moment(self.on_cuda)  # validation is not a part of the next step
 
     def _compare(self, ranks: list[list[float]], step: int) -> None:
         slowest = max(range(len(ranks)), key=lambda rank: ranks[rank][0])

@@ -116,8 +116,13 @@ def read_audit(folder: Path) -> dict[str, Any]:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The content of status.json, empty where there is none."""
+    return read_object(folder / "status.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds, empty where there is no such file or no object in it."""
     try:
-        status = json.loads((folder / "status.json").read_bytes())
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return status if isinstance(status, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -1,6 +1,5 @@
 """A run's own validation, from the files in its folder: which images it is scored on, and how."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from accel_restore.data.sources import degradation_of, pairs_of
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.evaluation import SETTINGS
 from accel_restore.parsing import load_run_config
+from accel_restore.records import read_object
 
 _SETTINGS = {"metrics", "weights", *SETTINGS}
 
@@ -32,7 +32,7 @@ def read_validation(folder: Path, channels: int, scale: int) -> Validated:
 
     Raises: UserError where the folder holds no run, its images are not what they were, or the weights do not fit.
     """
-    config, plan = load_run_config(folder), _read_plan(folder)
+    config, plan = load_run_config(folder), read_object(folder / "plan.json")
     data = config.data
     if (data.channels, data.scale) != (channels, scale):
         raise UserError(
@@ -71,14 +71,6 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
         problems = [*missing, *problems] if missing else []
     raise_problems("the validation images cannot be found", problems)
     return pairs
-
-
-def _read_plan(folder: Path) -> dict[str, Any]:
-    try:
-        plan = json.loads((folder / "plan.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return plan if isinstance(plan, dict) else {}
 
 
 def _precision(plan: dict[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
-from accel_restore import engine, optim, preparation
+from accel_restore import engine, optim, pace, preparation
 from accel_restore.bare import Bare
 from accel_restore.cli import main
 from accel_restore.commands import bench_scaling, bench_split, bench_train
@@ -103,7 +103,7 @@ def saved(tmp_path: Path, config: dict) -> str:
 
 
 def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
-    for module in (bench_split, loader):
+    for module in (bench_split, loader, pace):
         monkeypatch.setattr(module, "time", CLOCK)
     slow = [
         (CropDataset, "__getitems__", 1),

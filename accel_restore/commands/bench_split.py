@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from accel_restore.data.loader import TrainLoader
 from accel_restore.engine import Hook, TrainState
+from accel_restore.pace import moment
 
 WAIT, BATCH, FORWARD, BACKWARD = (
     "waiting for data",
@@ -107,7 +108,7 @@ class Split:
             self._lap(FORWARD)
             self.ready = None
             backward(*arguments, **options)
-            end = self._now()
+            end = moment(self.on_cuda)
             took = self._lap(BACKWARD)
             if self.accelerator.num_processes > 1 and self.ready is not None:
                 exchange = self.ready.elapsed_time(end) / 1000 if self.on_cuda else end - self.ready
@@ -118,14 +119,7 @@ class Split:
         return timed
 
     def _mark(self, _: torch.Tensor) -> None:
-        self.ready = self._now()  # the last one stays
-
-    def _now(self) -> Any:
-        if not self.on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        self.ready = moment(self.on_cuda)  # the last one stays
 
     def _then(self, function: Callable, phase: str) -> Callable:
         def timed(*arguments: Any) -> None:
