@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
@@ -216,10 +217,11 @@ def train_epoch(
                 accelerator.backward(spread_nan(loss))
             state.count(losses, terms, batch)
         state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
-        is_number = bool(state.grad_norm.isfinite())  # equal on all ranks, as gradients are; waits for the device
-        state.skipped_in_row = 0 if is_number else state.skipped_in_row + 1
-        if is_number or accelerator.scaler is not None:  # which skips such a step itself, and lowers its scale
+        is_number = state.grad_norm.isfinite()  # equal on all ranks, as gradients are; still on the device
+        if skips_by_itself(state.optimizer, accelerator, is_number) or is_number:
             state.optimizer.step()  # the only place where weights change
+        is_number = bool(is_number)  # waits for the device, which has the optimizer's step in its queue
+        state.skipped_in_row = 0 if is_number else state.skipped_in_row + 1
         if state.ema is not None and is_number:
             state.ema.update(accelerator.unwrap_model(state.model))
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
@@ -241,6 +243,17 @@ def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | 
         return whole(accelerator.clip_grad_norm_(model.parameters(), max_norm))
     accelerator.unscale_gradients()
     return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+
+def skips_by_itself(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
+    """Whether the coming `optimizer.step()` changes nothing where the gradient is no number, so that it need not be
+    known before: fp16's scaler sees to it, and lowers its scale; torch's fused Adam and AdamW do, on the device.
+    """
+    inner = optimizer.optimizer
+    if isinstance(inner, torch.optim.Adam) and not accelerator.is_fsdp2 and all(g["fused"] for g in inner.param_groups):
+        inner.found_inf = (~is_number).float()
+        return True
+    return accelerator.scaler is not None
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -74,7 +74,8 @@ class Tracker(Hook):
         seconds = (time.perf_counter() - began) / steps
         own = [state.lr, seconds, (self.loader.wait_seconds - waited) / steps, self._memory()]
         norm = state.grad_norm.double().reshape(1)
-        mine = torch.cat([state.window_sums, norm, torch.tensor(own, dtype=torch.float64).to(norm.device)])
+        own = torch.tensor(own, dtype=torch.float64).to(norm.device, non_blocking=True)
+        mine = torch.cat([state.window_sums, norm, own])
         ranks = self.accelerator.gather(mine[None]).tolist()
         state.window_sums.zero_()
         self._begin_window(state)

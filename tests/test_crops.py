@@ -1,6 +1,7 @@
 """Crops of samples, their flips, the thread that reads them ahead, and whole images for validation."""
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +14,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from PIL import Image
 
+from accel_restore.data import loader as loader_module
 from accel_restore.data.cache import open_stores
 from accel_restore.data.crops import FLIPS, CropDataset, finish_batch, to_float
 from accel_restore.data.degrade import build_degradation
-from accel_restore.data.loader import StepSampler, TrainLoader, in_background
+from accel_restore.data.loader import Background, StepSampler, TrainLoader
 from accel_restore.data.order import Plan, Sample, Stages
 from accel_restore.data.store import Store
 from accel_restore.data.whole import WholeImages
@@ -208,8 +210,8 @@ def test_an_exception_arrives_where_its_element_would_have_come(error):
         yield from range(5)
         raise error("of the data")
 
-    assert list(in_background(range(50))) == list(range(50)) and list(in_background([])) == []
-    background = in_background(items())
+    assert list(Background(range(50))) == list(range(50)) and list(Background([])) == []
+    background = Background(items())
     assert [next(background) for _ in range(5)] == list(range(5))
     with pytest.raises(error, match="of the data"):
         next(background)
@@ -220,16 +222,16 @@ def test_the_background_thread_leaves_the_cores_to_training():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert list(in_background(torch.get_num_threads() for _ in range(2))) == [1, 1]
+        assert list(Background(torch.get_num_threads() for _ in range(2))) == [1, 1]
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
 
 def test_closing_ends_a_thread_that_waits_for_room():
-    background = in_background(iter(int, 1))  # endless
+    background = Background(iter(int, 1))  # endless
     assert next(background) == 0 and len(loader_threads()) == 1
-    background.close()
+    background.__exit__()
     assert not loader_threads()
 
 
@@ -237,6 +239,27 @@ def test_closing_ends_a_thread_that_waits_for_room():
 def accelerator():
     yield Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(("num_threads", "early"), [(1, 1), (0, 0)])
+def test_the_next_batch_is_finished_before_the_step_is_waited_for(stores, accelerator, monkeypatch, num_threads, early):
+    """If it has been read; without a thread that reads ahead it is not."""
+    finished, finish = [], loader_module.finish_batch
+    monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: finished.append(None) or finish(*a, **k))
+    plan = Plan(12, 4, 1, 1, 0, PATCH)
+    data, degrade = dataset(stores, crops_per_image=5), build_degradation(NOISE)
+    loader = TrainLoader(data, Stages((plan,)), accelerator, degrade, False, num_threads)
+    is_ready = Background.is_ready
+
+    def when_read(background):
+        while background.first is None and background.queue.empty():
+            time.sleep(0.001)
+        return is_ready(background)
+
+    monkeypatch.setattr(Background, "is_ready", when_read)
+    for step, micro_batches in enumerate(loader.steps(0), 1):
+        [batch] = micro_batches  # asked for all: what follows is the optimizer's step
+        assert batch["is_last"] and len(finished) == min(step + early, 3)
 
 
 def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):

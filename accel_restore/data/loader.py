@@ -4,7 +4,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -74,15 +75,12 @@ class TrainLoader:
         plan = self.stages.plan(epoch)
         sampler, loader = self.loaders[plan]
         sampler.begin_at(epoch, first_step)
-        batches = map(self._to_device, loader)
-        batches = in_background(batches, self.ahead) if self.ahead else batches
-        try:
+        read = map(self._to_device, loader)
+        with Background(read, self.ahead) if self.ahead else nullcontext(read) as batches:
+            finished = _Finished(self, batches)
             for step in range(first_step, plan.steps_per_epoch):
-                yield self._micro_batches(batches, plan.num_micro_batches(step))
+                yield _micro_batches(finished, plan.num_micro_batches(step))
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
-        finally:
-            if self.ahead:
-                batches.close()
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
         """The micro-batches of one step (of the epoch, from 0) once more, as this rank has seen them."""
@@ -90,7 +88,7 @@ class TrainLoader:
         first = self.rank * plan.batch_size
         mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
         read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        yield from self._micro_batches(read, plan.num_micro_batches(step))
+        yield from _micro_batches(_Finished(self, read), plan.num_micro_batches(step))
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""
@@ -106,58 +104,90 @@ class TrainLoader:
             for name, value in batch.items()
         }
 
-    def _micro_batches(self, batches: Iterator[dict], count: int) -> Iterator[dict]:
-        for position in range(count):
-            began = time.perf_counter()
-            batch = next(batches)
-            self.wait_seconds += time.perf_counter() - began
-            if not self.degrade.on_host:
-                batch = finish_batch(batch, self.degrade, channels_last=self.channels_last)
-            batch["is_last"] = position == count - 1
-            yield batch
+
+class _Finished:
+    """The batches of a loader, augmented and degraded; `prepare` does the next one early."""
+
+    def __init__(self, loader: TrainLoader, batches: Iterator[dict]):
+        self.loader, self.batches, self.early = loader, batches, None
+
+    def __next__(self) -> dict:
+        batch, self.early = self.early, None
+        return self._next() if batch is None else batch
+
+    def prepare(self) -> None:
+        """Finish the next batch if it has been read: a GPU has it in its queue before the host waits for the step."""
+        if self.early is None and isinstance(self.batches, Background) and self.batches.is_ready():
+            self.early = self._next()
+
+    def _next(self) -> dict:
+        loader, began = self.loader, time.perf_counter()
+        batch = next(self.batches)
+        loader.wait_seconds += time.perf_counter() - began
+        if loader.degrade.on_host:
+            return batch
+        return finish_batch(batch, loader.degrade, channels_last=loader.channels_last)
+
+
+def _micro_batches(finished: _Finished, count: int) -> Iterator[dict]:
+    for position in range(count):
+        yield {**next(finished), "is_last": position == count - 1}
+        finished.prepare()
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def in_background(items: Any, ahead: int = _AHEAD) -> Iterator[Any]:
+class Background(Iterator):
     """The elements of an iterable, taken by a thread up to `ahead` elements before they are asked for.
 
     An exception of the iterable is raised at the place where the element would have come; closing ends the thread.
     """
-    ready: queue.Queue = queue.Queue(ahead)
-    closed = threading.Event()
 
-    def put(entry: tuple) -> bool:
-        while not closed.is_set():
+    def __init__(self, items: Iterable, ahead: int = _AHEAD):
+        self.items, self.queue, self.closed = items, queue.Queue(ahead), threading.Event()
+        self.first: tuple[Any, BaseException | None] | None = None  # taken from the queue, not yet asked for
+        self.thread = threading.Thread(target=self._work, name="accel-restore-loader", daemon=True)
+        self.thread.start()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
+        self.thread.join()
+
+    def __next__(self) -> Any:
+        entry, self.first = self.first or self.queue.get(), None
+        item, error = entry
+        if error is not None:
+            self.first = entry  # again, if asked again
+            raise error
+        return item
+
+    def is_ready(self) -> bool:
+        """Whether the next element is there, to be had without waiting."""
+        if self.first is None:
+            with suppress(queue.Empty):
+                self.first = self.queue.get_nowait()
+        return self.first is not None and self.first[1] is None
+
+    def _work(self) -> None:
+        torch.set_num_threads(1)  # this thread's: two teams of threads on the same cores slow each other down tenfold
+        try:
+            for item in self.items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:
+            self._put((None, error))
+
+    def _put(self, entry: tuple) -> bool:
+        while not self.closed.is_set():
             try:
-                ready.put(entry, timeout=0.1)
+                self.queue.put(entry, timeout=0.1)
                 return True
             except queue.Full:
                 continue
         return False
-
-    def work() -> None:
-        torch.set_num_threads(1)  # this thread's: two teams of threads on the same cores slow each other down tenfold
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="accel-restore-loader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        closed.set()
-        thread.join()

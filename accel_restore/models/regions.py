@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import torch
 from torch import nn
 
 
@@ -27,7 +28,9 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 def compile_blocks(model: nn.Module) -> None:
     """Have torch compile the model's blocks, or all of it where none repeats, when it first runs.
 
-    In place: parameters keep their names. Blocks of one kind and width share what is compiled.
+    In place: parameters keep their names. Blocks of one kind, width and size of image share what is compiled; sizes are
+    not generalised, as batches are always full, and a network has few: its levels, times the stages of training.
     """
+    torch._dynamo.config.recompile_limit = 64  # of one kind of block; what comes after runs as it is
     for part in repeated_blocks(model) or [model]:
-        part.compile()
+        part.compile(dynamic=False)

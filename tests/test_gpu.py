@@ -1,0 +1,243 @@
+"""What only a GPU shows: each precision, bits after a stop, launchers with NCCL, waiting, compiled parts, memory."""
+
+import copy
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from runs import (
+    DRIVER,
+    ROOT,
+    clean_environment,
+    epochs_of,
+    json_lines,
+    last_weights,
+    make_photos,
+    run_folder,
+    small_config,
+    succeed,
+)
+
+import accel_restore
+from accel_restore import engine, train
+from accel_restore.models import MODELS, build_model
+from accel_restore.muon import Muon
+from accel_restore.restorer import Restorer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+LAUNCH = ROOT / "launch"
+
+
+def config_of(folder: Path, name: str = "small", **sections: dict) -> dict:
+    """8 steps in 2 epochs, with all the habits that keep state on the device."""
+    photos, val = folder / "train", folder / "val"
+    if not photos.exists():
+        make_photos(photos, 29), make_photos(val, 3, seed=1)
+    made = small_config(photos, val, folder, **{"model": {"width": 16}, **sections})
+    made["run"]["name"] = name
+    made["train"] = {"epochs": 2, "max_grad_norm": 1.0, "ema_decay": 0.9, "channels_last": True, **made["train"]}
+    return made
+
+
+def train_here(config: dict, *arguments: str, launcher: tuple = (), mode: str = "") -> subprocess.CompletedProcess:
+    """Train on the GPU in a process of its own, or in one that a launcher (a module and its options) starts."""
+    file = Path(config["run"]["dir"]) / f"{config['run']['name']}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, *launcher, str(DRIVER), "--config", str(file), *arguments]
+    environment = {**clean_environment(), "RUN_TEST_MODE": mode}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+FSDP2 = ("-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "fsdp2.yaml"), "--num_processes", "1")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_each_precision_learns_as_the_cpu_does(tmp_path, precision):
+    given = {"train": {"mixed_precision": precision, "epochs": 6}, "optimizer": {"name": "muon", "lr": 0.003}}
+    config = config_of(tmp_path, **given)
+    succeed(train_here(config))
+    control = config_of(tmp_path, "control", optimizer=given["optimizer"], train={"epochs": 6})
+    succeed(train_here(control, "--cpu"))
+    plan = json.loads((run_folder(config) / "plan.json").read_text())
+    assert "cuda" in json.dumps(plan).lower()
+    last, other = epochs_of(config)[-1], epochs_of(control)[-1]
+    assert last["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
+    assert last["val_psnr"] == pytest.approx(other["val_psnr"], abs=0.3)
+    # fp16's first steps may be skipped, while its scale is sought
+    steps = {line["step"] for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "skip"}
+    assert not steps or precision == "fp16"
+    memory = json_lines(run_folder(config) / "memory.jsonl")
+    assert max(line["memory"] for line in memory) > 1e5
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_stopped_run_continues_to_the_bit(tmp_path, precision, name):
+    given = {
+        "train": {"deterministic": True, "mixed_precision": precision},
+        "optimizer": {"name": name},
+        "data": {"batch_size": 4},
+    }
+    whole, parts = config_of(tmp_path, "whole", **given), config_of(tmp_path, "parts", **given)
+    succeed(train_here(whole))
+    assert train_here(parts, "--stop-after", "5").returncode == 143
+    succeed(train_here(parts))
+    for file in ("model.safetensors", "ema.safetensors"):
+        one, other = last_weights(whole, file), last_weights(parts, file)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    ours, theirs = (json_lines(run_folder(each) / "metrics.jsonl") for each in (whole, parts))
+    losses = [[line["loss"] for line in lines if line["event"] == "train"] for lines in (ours, theirs)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, FSDP2], ids=["nccl", "fsdp2"])
+def test_a_launchers_process_trains_to_the_same_scores(tmp_path, launcher):
+    given = {"train": {"channels_last": False, "mixed_precision": "bf16"}}
+    config, control = config_of(tmp_path, **given), config_of(tmp_path, "control", **given)
+    succeed(train_here(config, launcher=launcher))
+    succeed(train_here(control))
+    for one, other in zip(epochs_of(config), epochs_of(control), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
+        assert one["val_psnr"] == pytest.approx(other["val_psnr"], abs=0.1)
+
+
+def test_a_run_begun_in_parts_continues_whole(tmp_path):
+    config = config_of(tmp_path, train={"channels_last": False}, data={"batch_size": 4})
+    assert train_here(config, "--stop-after", "5", launcher=FSDP2).returncode != 0
+    assert json.loads((run_folder(config) / "status.json").read_text())["state"] == "preempted"
+    process = succeed(train_here(config))
+    assert "step-00000005" in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize(("every", "due"), [(4, {4, 8, 12, 16}), (20, set())])
+def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
+    """As torch itself counts: once to know whether the gradient is a number, once more where a log line is due."""
+    config = config_of(tmp_path, tracking={"log_every_steps": every}, data={"batch_size": 4})
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    waits, original = {}, engine.train_epoch
+
+    class Note(engine.Hook):
+        """The last hook."""
+
+        def after_step(self, state):
+            waits[state.step] = [f"{Path(each.filename).name}:{each.lineno}" for each in caught]
+            caught.clear()
+
+    def noted(state, steps, loss_fn, accelerator, hooks=(), max_grad_norm=None):
+        caught.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            return original(state, steps, loss_fn, accelerator, [*hooks, Note()], max_grad_norm)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine, "train_epoch", noted)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("always", message=".*synchronizing CUDA operation.*")
+        assert train.main(["--config", str(file)]) == 0
+    waits.pop(1)  # whatever is made once
+    assert len(waits) == 15 and all(len(those) == (2 if step in due else 1) for step, those in waits.items()), waits
+
+
+def test_fused_kernels_are_those_of_adamw(tmp_path):
+    """One step of the engine's optimizer on the GPU equals the CPU's."""
+    config = accel_restore.config.Config.model_validate({"data": {"train": {"gt": "x"}}})
+    models = [build_model("unet", {"width": 8}, 3, 1) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1].cuda()
+    optimizers = [engine.get_optimizer(model, config.optimizer, fused=True) for model in models]
+    assert all(group["fused"] for group in optimizers[1].param_groups)
+    for seed in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            random = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=random).to(parameter.device)
+            optimizer.step()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-5, atol=1e-6)
+
+
+def test_muon_takes_the_steps_of_the_cpu():
+    weights = torch.randn(3, 32, 24, 3, 3, generator=torch.Generator().manual_seed(0))
+    both = [[torch.nn.Parameter(w.clone().to(device)) for w in weights] for device in ("cpu", "cuda")]
+    for parameters in both:
+        optimizer = Muon(parameters, 0.01)
+        for update in range(3):
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.grad = weight.roll(update, 0).sin().to(parameter.device)
+            optimizer.step()
+    for one, other, start in zip(*both, weights, strict=True):
+        assert (one.detach() - other.detach().cpu()).norm() < 0.02 * (one.detach() - start).norm()
+
+
+@pytest.mark.parametrize("name", ["unet", "nafnet"])
+def test_compiled_blocks_train_to_the_same_loss(tmp_path, name):
+    given = {"model": {"name": name, "width": 8}, "train": {"epochs": 1}}
+    made = [config_of(tmp_path, f"compile-{on}", **given) for on in (True, False)]
+    for config, on in zip(made, (True, False), strict=True):
+        config["train"]["compile"] = on
+        succeed(train_here(config))
+    one, other = (epochs_of(config)[-1] for config in made)
+    assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
+    assert one["val_psnr"] == pytest.approx(other["val_psnr"], abs=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_restores_as_float32_does(name):
+    torch.manual_seed(0)
+    model = build_model(name, {}, 3, 1).eval()
+    images = torch.rand(1, 3, 96, 80)
+    described = {"model": {"name": name}, "data": {"channels": 3}}
+    plain = Restorer(model, described, torch.device("cpu"))
+    on_gpu = Restorer(copy.deepcopy(model).cuda(), described, torch.device("cuda"))
+    expected = plain(images)
+    change = (expected - images).norm()
+    assert (on_gpu(images).cpu() - expected).norm() < 5e-3 * max(change, 1)  # convolutions may use TF32
+    for precision in ("bf16", "fp16"):
+        assert (on_gpu(images, precision=precision).cpu() - expected).norm() < 2e-2 * max(change, 1)
+
+
+def test_tiles_are_made_smaller_where_the_gpus_memory_does_not_suffice(tmp_path):
+    config = config_of(tmp_path)
+    succeed(train_here(config))
+    best = run_folder(config) / "best.safetensors"
+    image = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
+    restorer = accel_restore.load(best, device="cuda")
+    expected = np.asarray(restorer(image, tile=256), float)
+    room = (torch.cuda.memory_reserved() + 60e6) / torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(room)
+    try:
+        with pytest.raises(torch.cuda.OutOfMemoryError):  # control
+            restorer.model(torch.rand(1, 3, 1024, 1024, device="cuda"))
+        output = np.asarray(restorer(image, tile=None), float)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.abs(output - expected).mean() < 0.5
+
+
+def test_restore_and_evaluate_take_the_gpu_by_themselves(tmp_path):
+    config = config_of(tmp_path)
+    succeed(train_here(config))
+    best, val = str(run_folder(config) / "best.safetensors"), config["data"]["val"]["gt"]
+    environment = clean_environment()
+    scores = {}
+    for device in ("cpu", None):
+        file = tmp_path / f"{device}.json"
+        command = [sys.executable, "-m", "accel_restore.cli", "evaluate", best, "--run", str(run_folder(config))]
+        command += ["--json", str(file), *(["--device", device] if device else [])]
+        succeed(subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300))
+        scores[device] = json.loads(file.read_text())
+    assert scores[None]["mean"]["psnr"] == pytest.approx(scores["cpu"]["mean"]["psnr"], abs=0.02)
+    command = [sys.executable, "-m", "accel_restore.cli", "restore", best, val, "-o", str(tmp_path / "restored")]
+    succeed(subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300))
+    assert len(list((tmp_path / "restored").iterdir())) == len(list(Path(val).iterdir()))
