@@ -162,7 +162,8 @@ def train(
             model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
             model = model if state.plain is None else fill(state.plain, model)
             share_buffers(model, accelerator)
-            scores = validate(model, images, loss_fn, protocol, accelerator, look, stop)
+            at_once = config.validation.batch_size
+            scores = validate(model, images, loss_fn, protocol, accelerator, look, stop, at_once)
             for hook in hooks:
                 hook.after_validate(state)
         val_loss = monitored_value(scores, config.validation.monitor)
@@ -272,14 +273,15 @@ def validate(
     accelerator: Accelerator,
     look: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     stop: Callable[[], bool] = bool,
+    batch_size: int = 1,
 ) -> dict[str, float]:
     """The mean scores over whole images, each counted once: `loss`, the protocol's, and `input_…` of the input.
 
     For super-resolution the input is scored after bicubic enlarging. A loss of several terms adds `term_…` of each.
 
-    Image i is scored by rank i mod ranks, alone, so that a score does not depend on the number of ranks. The weights
-    are not changed. `look(index, input, output, gt)` is shown every image that this rank scores; `stop` is asked before
-    each.
+    Batches of at most `batch_size` images of equal size are dealt out to the ranks; which images share one, and so a
+    score, does not depend on the number of ranks. The weights are not changed. `look(index, input, output, gt)` is
+    shown every image that this rank scores; `stop` is asked before each batch.
 
     Raises: Preempted on all ranks, where `stop` was true on one.
     """
@@ -287,27 +289,27 @@ def validate(
     rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
     terms = loss_fn.names if len(loss_fn.names) > 1 else ()
     names = ["loss", *metrics, *(f"input_{name}" for name in metrics), *(f"term_{name}" for name in terms), "scored"]
-    rows = -(-len(images) // world_size)
-    table = torch.zeros(rows, len(names), dtype=torch.float64, device=accelerator.device)
-    for row, index in enumerate(range(rank, len(images), world_size)):
+    table = torch.zeros(len(images), len(names), dtype=torch.float64, device=accelerator.device)
+    for indices in images.batches(batch_size)[rank::world_size]:
         if stop():
             break
-        image = images[index]
+        batch = images.batch(indices)
         # Where the model is compiled, not anew for the size of every image.
         with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            output = protocol.output(model, image["input"], images.scale)
-        output, gt = output.to(image["gt"].dtype), image["gt"]
+            output = protocol.output(model, batch["input"], images.scale)
+        output, gt = output.to(batch["gt"].dtype), batch["gt"]
         values = loss_fn.terms(output, gt)
         scores = [sum(values.values())]
         scores += [metric(output, gt) for metric in metrics.values()]
-        before = upscale(image["input"], images.scale)
+        before = upscale(batch["input"], images.scale)
         scores += [metric(before, gt) for metric in metrics.values()]
         scores += [values[name] for name in terms]
-        table[row] = torch.cat([*(score.double().to(table.device) for score in scores), table.new_ones(1)])
+        scores = [score.double().to(table.device) for score in scores]
+        table[indices] = torch.stack([*scores, torch.ones_like(scores[0])], 1)
         if look is not None:
-            look(index, before, output, gt)
-    ranks = accelerator.gather(table).view(world_size, rows, len(names))
-    means = ranks.transpose(0, 1).reshape(-1, len(names))[: len(images)].mean(0)  # in image order, padding cut off
+            for index, *shown in zip(indices, *(part.split(1) for part in (before, output, gt)), strict=True):
+                look(index, *shown)
+    means = accelerator.reduce(table, "sum").mean(0)  # each row is one rank's
     *means, scored = means.tolist()
     if scored < 1:
         raise Preempted("stopped during validation")

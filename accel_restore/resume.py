@@ -26,9 +26,9 @@ RUN_FILES = (
 )  # fmt: skip
 # Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
 _FREE = (
-    "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "data.cache_dir",
-    "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps", "train.check_ranks_every_steps",
-    "train.rank_timeout",
+    "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "validation.batch_size",
+    "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
+    "train.check_ranks_every_steps", "train.rank_timeout",
 )  # fmt: skip
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"

@@ -4,8 +4,12 @@ import json
 
 import pytest
 from forked import launch
+from PIL import Image
 from runs import epochs_of, make_photos, run_folder, small_config, succeed
 from safetensors import safe_open
+
+from accel_restore import fit
+from accel_restore.models.unet import UNet
 
 LUMA = {"y_channel": True, "crop_border": 2, "quantize": True}
 TILES = {"tile": 24, "tile_overlap": 8}
@@ -82,3 +86,39 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(photos, 
     refused = launch(config, change)
     assert refused.returncode == 2 and message in refused.stderr
     assert not run_folder(config).exists()
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Seven photographs of two sizes, mixed."""
+    folder = make_photos(tmp_path_factory.mktemp("alike") / "val", 7, least=28, most=29)
+    for number in (1, 4, 5):
+        file = folder / f"photo{number:03d}.png"
+        Image.open(file).crop((0, 0, 21, 28)).save(file)
+    return folder
+
+
+def test_images_of_equal_size_are_scored_together_and_each_once(photos, alike, tmp_path, monkeypatch):
+    seen, forward = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x: (self.training or seen.append(x.shape), forward(self, x))[1])
+    scores = []
+    for at_once, sizes in ((1, [28, 21, 28, 28, 21, 21, 28]), (3, [28, 21, 28]), (9, [28, 21])):
+        config = configuration((photos[0], alike), tmp_path, f"at-once-{at_once}", {"batch_size": at_once})
+        seen.clear()
+        fit(config, cpu=True)
+        assert [shape[-1] for shape in seen] == sizes and sum(shape[0] for shape in seen) == 7
+        scores.append(epochs_of(config)[0])
+    for key in ("val_loss", "val_psnr", "val_ssim", "val_input_psnr", "val_input_ssim"):
+        assert [each[key] for each in scores] == pytest.approx([scores[0][key]] * 3, rel=1e-6)
+    pictures = [sorted((tmp_path / f"at-once-{n}" / "samples").iterdir()) for n in (1, 3)]
+    assert len(pictures[0]) == len(pictures[1]) == 1
+
+
+def test_which_images_are_scored_together_does_not_depend_on_the_ranks(photos, alike, tmp_path):
+    scores = []
+    for ranks in (1, 2, 3):
+        config = configuration((photos[0], alike), tmp_path, f"shared{ranks}", {"batch_size": 2})
+        config["data"]["batch_size"] = 12 // ranks
+        succeed(launch(config, ranks=ranks, mode="float64"))
+        scores.append(epochs_of(config)[0]["val_psnr"])
+    assert scores == pytest.approx([scores[0]] * 3, rel=1e-9)

@@ -15,7 +15,8 @@ class WholeImages:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
     A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. For it
-    gt is cut, below and to the right, to multiples of the scale, as the published tables do.
+    gt is cut, below and to the right, to multiples of the scale, as the published tables do. `batch` joins images of
+    equal size.
     """
 
     def __init__(
@@ -31,6 +32,23 @@ class WholeImages:
         self.names, self.gt, self.input, self.images = names, gt, input, images
         self.degrade, self.device, self.scale = degrade, device, scale
         self.seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
+
+    def batches(self, batch_size: int) -> list[list[int]]:
+        """All indices, in groups of at most `batch_size` whose images are of one size, each as early as its first."""
+        groups, open_groups = [], {}
+        for index, image in enumerate(self.images):
+            size = tuple(self.gt.sizes[image])
+            group = open_groups.get(size)
+            if group is None or len(group) == batch_size:
+                groups.append(group := [])
+                open_groups[size] = group
+            group.append(index)
+        return groups
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """The images at `indices`, of equal size, as one."""
+        images = [self[index] for index in indices]
+        return {name: torch.cat([image[name] for image in images]) for name in images[0]}
 
     def __len__(self) -> int:
         return len(self.images)
