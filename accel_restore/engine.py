@@ -247,8 +247,8 @@ def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | 
 
 
 def skips_by_itself(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
-    """Whether the coming `optimizer.step()` changes nothing where the gradient is no number, so that it need not be
-    known before: fp16's scaler sees to it, and lowers its scale; torch's fused Adam and AdamW do, on the device.
+    """Have the coming `optimizer.step()` change nothing where the gradient is no number; whether it sees to that by itself
+    and nobody waits: torch's fused Adam and AdamW do, on the device; so does fp16's scaler, and lowers its scale.
     """
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.Adam) and not accelerator.is_fsdp2 and all(g["fused"] for g in inner.param_groups):
