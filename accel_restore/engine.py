@@ -247,8 +247,9 @@ def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | 
 
 
 def skips_by_itself(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
-    """Have the coming `optimizer.step()` change nothing where the gradient is no number; whether it sees to that by itself
-    and nobody waits: torch's fused Adam and AdamW do, on the device; so does fp16's scaler, and lowers its scale.
+    """Have the coming `optimizer.step()` change nothing where the gradient is no number; whether it sees to that alone.
+
+    torch's fused Adam and AdamW look on the device, so that nobody waits; fp16's scaler does too, and lowers its scale.
     """
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.Adam) and not accelerator.is_fsdp2 and all(g["fused"] for g in inner.param_groups):
