@@ -1,7 +1,8 @@
 """`--audit`: the flow observed on a real run. Every rank records each operation with a hash of all parameters after it.
 
 Weights may change in `optimizer.step` alone and the learning rate in `scheduler.step` alone, once an epoch, and all
-ranks must hold the same weights. Attached from outside: a run without `--audit` executes none of this.
+ranks must hold the same weights. A step that is skipped is a call that changes nothing where the optimizer skips it
+itself (torch's Adam and AdamW), else no call. Attached from outside: a run without `--audit` executes none of this.
 """
 
 import hashlib

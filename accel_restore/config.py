@@ -243,7 +243,9 @@ class Validation(Section):
     self_ensemble: bool = Field(False, description="the mean of the outputs for 8 flips and rotations, turned back")
     tile: PositiveInt | None = Field(None, description="pixels of input that the network sees at once; null: the image")
     tile_overlap: Annotated[int, Field(ge=0)] = Field(64, description="pixels of input that neighbouring tiles share")
-    batch_size: PositiveInt = Field(1, description="images of equal size that the network sees at once, on each device")
+    batch_size: PositiveInt = Field(
+        1, description="at most so many images of equal size go through the network at once, on a device"
+    )
     num_samples: Annotated[int, Field(ge=0)] = Field(4, description="validation pictures; about 20 sets a run")
 
     @model_validator(mode="after")

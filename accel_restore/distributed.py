@@ -38,7 +38,6 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             kwargs_handlers=[
-                # A static graph brings nothing where all parameters are used: 0.98 to 1.00 of the speed, measured.
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.rank_timeout)),
             ],

@@ -30,7 +30,7 @@ from accel_restore.models.pretrained import begin_model
 from accel_restore.models.regions import compile_blocks
 from accel_restore.optim import Ema, advance, get_optimizer, get_scheduler
 from accel_restore.parameters import freeze
-from accel_restore.quality import METRICS, Protocol
+from accel_restore.quality import METRICS, Measure, Protocol
 from accel_restore.sharding import autocast_forward, fill, gather_by_block, shard, whole
 
 
@@ -219,11 +219,11 @@ def train_epoch(
             state.count(losses, terms, batch)
         state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
         is_number = state.grad_norm.isfinite()  # equal on all ranks, as gradients are; still on the device
-        if skips_by_itself(state.optimizer, accelerator, is_number) or is_number:
+        if let_step_skip(state.optimizer, accelerator, is_number) or is_number:
             state.optimizer.step()  # the only place where weights change
-        is_number = bool(is_number)  # waits for the device, which has the optimizer's step in its queue
-        state.skipped_in_row = 0 if is_number else state.skipped_in_row + 1
-        if state.ema is not None and is_number:
+        was_made = bool(is_number)  # waits for the device, which has the optimizer's step in its queue
+        state.skipped_in_row = 0 if was_made else state.skipped_in_row + 1
+        if state.ema is not None and was_made:
             state.ema.update(accelerator.unwrap_model(state.model))
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
         for hook in hooks:
@@ -246,10 +246,12 @@ def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | 
     return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
-def skips_by_itself(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
-    """Have the coming `optimizer.step()` change nothing where the gradient is no number; whether it sees to that alone.
+def let_step_skip(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
+    """Have the coming `optimizer.step()` change nothing where the gradient is no number; returns whether it can.
 
-    torch's fused Adam and AdamW look on the device, so that nobody waits; fp16's scaler does too, and lowers its scale.
+    torch's fused Adam and AdamW can, told as its GradScaler tells them: the device looks, and nobody waits. Its fused
+    SGD cannot in the first step, which makes the momentum, nor can the parts of FSDP2. fp16's scaler leaves out such a
+    step by itself, and lowers its scale.
     """
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.Adam) and not accelerator.is_fsdp2 and all(g["fused"] for g in inner.param_groups):
@@ -280,9 +282,9 @@ def validate(
 
     For super-resolution the input is scored after bicubic enlarging. A loss of several terms adds `term_…` of each.
 
-    Batches of at most `batch_size` images of equal size are dealt out to the ranks; which images share one, and so a
-    score, does not depend on the number of ranks. The weights are not changed. `look(index, input, output, gt)` is
-    shown every image that this rank scores; `stop` is asked before each batch.
+    Batches of at most `batch_size` images of equal size are dealt out to the ranks, one batch to one rank; which images
+    share one, and so a score, does not depend on the number of ranks. The weights are not changed. `look(index, input,
+    output, gt)` is shown every image that this rank scores; `stop` is asked before each batch.
 
     Raises: Preempted on all ranks, where `stop` was true on one.
     """
@@ -299,22 +301,27 @@ def validate(
         with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             output = protocol.output(model, batch["input"], images.scale)
         output, gt = output.to(batch["gt"].dtype), batch["gt"]
-        values = loss_fn.terms(output, gt)
-        scores = [sum(values.values())]
-        scores += [metric(output, gt) for metric in metrics.values()]
         before = upscale(batch["input"], images.scale)
-        scores += [metric(before, gt) for metric in metrics.values()]
-        scores += [values[name] for name in terms]
-        scores = [score.double().to(table.device) for score in scores]
-        table[indices] = torch.stack([*scores, torch.ones_like(scores[0])], 1)
-        if look is not None:
-            for index, *shown in zip(indices, *(part.split(1) for part in (before, output, gt)), strict=True):
-                look(index, *shown)
+        for index, *seen in zip(indices, *(part.split(1) for part in (before, output, gt)), strict=True):
+            table[index] = scores_of(*seen, loss_fn, terms, metrics)
+            if look is not None:
+                look(index, *seen)
     means = accelerator.reduce(table, "sum").mean(0)  # each row is one rank's
     *means, scored = means.tolist()
     if scored < 1:
         raise Preempted("stopped during validation")
     return dict(zip(names[:-1], means, strict=True))
+
+
+def scores_of(
+    input: Tensor, output: Tensor, gt: Tensor, loss_fn: Loss, terms: Sequence[str], metrics: dict[str, Measure]
+) -> Tensor:
+    """The loss, the metrics of output and of input, the `terms` of the loss, and 1: a row of `validate`'s table."""
+    values = loss_fn.terms(output, gt)
+    scores = [sum(values.values())]
+    scores += [metric(image, gt) for image in (output, input) for metric in metrics.values()]
+    scores += [values[name] for name in terms]
+    return torch.cat([*(score.double().to(gt.device) for score in scores), gt.new_ones(1).double()])
 
 
 def monitored_value(scores: dict[str, float], monitor: str) -> float:

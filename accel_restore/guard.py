@@ -86,7 +86,7 @@ class SkippedSteps(Hook):
         buffers = [buffer.clone() for buffer in model.buffers()]
         with torch.random.fork_rng():
             for batch in self.loader.again(state.epoch, state.epoch_step - 1):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                     output = model.forward(batch["input"])
                 terms = self.loss_fn.terms(output, batch["gt"])
                 names += [name for name, values in terms.items() if not values.isfinite().all()]

@@ -75,7 +75,8 @@ class Muon(Optimizer):
         steps = orthogonal(torch.stack([matrix.flatten(1) for matrix in ahead]))
         size = 0.2 * max(steps.shape[1:]) ** 0.5
         torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(kernels, [*map(Tensor.view_as, steps, kernels)], alpha=-group["lr"] * size)
+        steps = [step.view_as(kernel) for step, kernel in zip(steps, kernels, strict=True)]
+        torch._foreach_add_(kernels, steps, alpha=-group["lr"] * size)
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:

@@ -29,7 +29,8 @@ class Pace(Hook):
     """Compares the time that each rank takes for its own part of a step: until its last gradient is ready.
 
     What follows is the exchange, in which the others wait; all ranks' whole steps take equally long. On a GPU it is the
-    device's time. The first hook after a step, so that the time of the others counts.
+    device's time, without that of augmenting and degrading a batch, which is done before the step begins. The first
+    hook after a step, so that the time of the others counts.
     """
 
     def __init__(self, accelerator: Accelerator, loader: TrainLoader, state: TrainState, warn: Callable[[str], None]):

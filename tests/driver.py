@@ -1,10 +1,10 @@
 """Starts training as train.py does, with what the environment variable RUN_TEST_MODE asks for added.
 
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
-the first image. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given is kept there.
-acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch. gate=FOLDER: see
-`Gate`. without=PART: without a protection. fsdp2[@POLICY], as_gpus: see `sharded`.
-waits=FILE: see `waits`.
+the first image. backend: it is printed. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given
+is kept there. acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch.
+gate=FOLDER: see `Gate`. without=PART: without a protection. fsdp2[@POLICY], as_gpus: see `sharded`. waits=FILE: see
+`waits`.
 FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
 flow of weights on purpose, for the audit to notice. Several are divided by commas.
 """
@@ -143,7 +143,8 @@ def spoil_losses(first: int, last: int, value: float) -> None:
         # A step that is computed again, to find the reason, is counted already.
         step = state_of["now"].step + torch.is_grad_enabled() if state_of else 0
         if first <= step <= last:
-            spoilt = torch.zeros(len(output))  # added, it leaves the gradient alone, which is a number without a guard
+            # Added, it leaves the gradient alone, which is a number without a guard.
+            spoilt = torch.zeros(len(output), device=output.device)
             spoilt[0] = value
             values = {name: each + spoilt for name, each in values.items()}
         return values
@@ -189,6 +190,17 @@ def hide_weights() -> None:
     """This rank's machine has no file of weights for a loss."""
     read = perceptual.read_tensors
     perceptual.read_tensors = lambda path, *named: read(None, *named)
+
+
+def tell_backend() -> None:
+    """Print what gradients are exchanged by."""
+    setup = preparation.setup_model_and_optimizer
+
+    def telling(*arguments):
+        print("backend", torch.distributed.get_backend(), flush=True)
+        return setup(*arguments)
+
+    preparation.setup_model_and_optimizer = telling
 
 
 def acknowledge(file: str) -> None:
@@ -315,6 +327,8 @@ def install(modes: str) -> None:
         elif mode.startswith("blind:"):
             if mode == f"blind:{os.environ.get('RANK')}":
                 hide_first_image()
+        elif mode == "backend":
+            tell_backend()
         elif mode == "report":
             report._SECONDS, report._SHARE = 0.0, math.inf
         elif place:

@@ -229,10 +229,11 @@ def test_the_background_thread_leaves_the_cores_to_training():
 
 
 def test_closing_ends_a_thread_that_waits_for_room():
-    background = Background(iter(int, 1))  # endless
-    assert next(background) == 0 and len(loader_threads()) == 1
-    background.__exit__()
+    with Background(iter(int, 1)) as background:  # endless
+        assert next(background) == 0 and len(loader_threads()) == 1
     assert not loader_threads()
+    with pytest.raises(StopIteration):
+        next(background)
 
 
 @pytest.fixture
@@ -241,15 +242,9 @@ def accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize(("num_threads", "early"), [(1, 1), (0, 0)])
-def test_the_next_batch_is_finished_before_the_step_is_waited_for(stores, accelerator, monkeypatch, num_threads, early):
-    """If it has been read; without a thread that reads ahead it is not."""
-    finished, finish = [], loader_module.finish_batch
-    monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: finished.append(None) or finish(*a, **k))
-    plan = Plan(12, 4, 1, 1, 0, PATCH)
-    data, degrade = dataset(stores, crops_per_image=5), build_degradation(NOISE)
-    loader = TrainLoader(data, Stages((plan,)), accelerator, degrade, False, num_threads)
-    is_ready = Background.is_ready
+def steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, finishes_early):
+    """The steps of an epoch of three batches, and the list to which each finished batch adds an element."""
+    finished, finish, is_ready = [], loader_module.finish_batch, Background.is_ready
 
     def when_read(background):
         while background.first is None and background.queue.empty():
@@ -257,9 +252,33 @@ def test_the_next_batch_is_finished_before_the_step_is_waited_for(stores, accele
         return is_ready(background)
 
     monkeypatch.setattr(Background, "is_ready", when_read)
-    for step, micro_batches in enumerate(loader.steps(0), 1):
+    monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: finished.append(None) or finish(*a, **k))
+    data, degrade = dataset(stores, crops_per_image=5), build_degradation(NOISE)
+    loader = TrainLoader(data, Stages((Plan(12, 4, 1, 1, 0, PATCH),)), accelerator, degrade, False, num_threads)
+    assert not loader.finishes_early  # on a CPU
+    loader.finishes_early = finishes_early
+    return loader.steps(0), finished
+
+
+@pytest.mark.parametrize(("num_threads", "on_gpu", "early"), [(1, True, 1), (0, True, 0), (1, False, 0)])
+def test_on_a_gpu_the_next_batch_is_finished_before_the_step_is_waited_for(
+    stores, accelerator, monkeypatch, num_threads, on_gpu, early
+):
+    """If it has been read; without a thread that reads ahead it is not."""
+    steps, finished = steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, on_gpu)
+    for step, micro_batches in enumerate(steps, 1):
         [batch] = micro_batches  # asked for all: what follows is the optimizer's step
         assert batch["is_last"] and len(finished) == min(step + early, 3)
+
+
+def test_a_batch_that_cannot_be_finished_leaves_the_step_before_it_alone(stores, accelerator, monkeypatch):
+    steps, _ = steps_that_finish_early(stores, accelerator, monkeypatch, 1, True)
+    [first] = next(steps)
+    monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: 1 / 0)
+    [second] = next(steps)  # was finished; the third fails
+    assert second["is_last"] and not second["input"].equal(first["input"])
+    with pytest.raises(ZeroDivisionError):
+        next(next(steps))
 
 
 def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
@@ -293,6 +312,16 @@ def test_whole_images_are_the_same_every_time(stores):
     assert not renamed[0]["input"].equal(whole[0]["input"])  # the control: noise goes by the name
     paired = WholeImages(names, *stores, [0, 2, 3], degrade, cpu)
     assert paired[0]["input"].mul(255).round().equal(255 - paired[0]["gt"].mul(255).round())
+
+
+def test_images_of_equal_size_share_a_batch(stores):
+    whole = WholeImages(list("abcdef"), stores[0], None, [1, 0, 1, 1, 0, 3], build_degradation(NOISE), "cpu")
+    assert whole.batches(2) == [[0, 2], [1, 4], [3], [5]] and whole.batches(1) == [[0], [1], [2], [3], [4], [5]]
+    assert whole.batches(9) == [[0, 2, 3], [1, 4], [5]]
+    batch = whole.batch([1, 4])
+    assert batch["gt"].equal(torch.cat([whole[1]["gt"], whole[4]["gt"]])) and batch["input"][1:].equal(
+        whole[4]["input"]
+    )
 
 
 def test_whole_images_of_super_resolution_are_cut_to_multiples_of_the_scale(stores):

@@ -1,4 +1,4 @@
-"""A step waits for the device once, to know whether its gradient is a number; losses are read when a line is due."""
+"""A step waits for the device once, after `optimizer.step`: was its gradient a number? Losses are read for a line."""
 
 import json
 
@@ -19,7 +19,9 @@ def test_a_step_waits_once_for_the_device(tmp_path, ranks, every, due):
     )
     file = tmp_path / "waits.json"
     succeed(launch(config, ranks=ranks, mode=f"waits={file}"))
-    counts = {int(step): count for step, count in json.loads(file.read_text()).items()}
+    written = json.loads(file.read_text())
+    assert len(written["before_step"]) >= 16 and not any(written["before_step"].values())
+    counts = {int(step): count for step, count in written["all"].items()}
     counts.pop(17, None)  # after the last step: the epoch's mean
     usual = 1 if ranks == 1 else 2  # whether a rank is to stop: on the host, whatever the device
     assert all(counts[step] <= usual for step in set(range(9, 17)) - due)

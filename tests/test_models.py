@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from accel_restore import restorer
 from accel_restore.checkpoint import serialize
@@ -222,6 +224,18 @@ def test_the_whole_model_is_one_graph(name):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # raises where the graph would break
     assert torch.equal(compiled(images), model(images))
+
+
+def test_blocks_of_one_width_and_size_share_what_is_compiled(monkeypatch):
+    counter, in_place = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **given: in_place(self, backend=counter, **given))
+    torch._dynamo.reset()
+    for _ in range(2):
+        model = build("unet", width=4, multipliers=[1, 2], blocks=2)
+        compile_blocks(model)
+        for side in (16, 24, 16, 32):
+            model(torch.rand(2, 3, side, side))
+    assert counter.frame_count == 2 * 3  # levels and sizes, of which none is generalised
 
 
 @pytest.fixture(scope="module")

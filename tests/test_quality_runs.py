@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from forked import launch
 from PIL import Image
@@ -110,11 +111,12 @@ def test_images_of_equal_size_are_scored_together_and_each_once(photos, alike, t
         scores.append(epochs_of(config)[0])
     for key in ("val_loss", "val_psnr", "val_ssim", "val_input_psnr", "val_input_ssim"):
         assert [each[key] for each in scores] == pytest.approx([scores[0][key]] * 3, rel=1e-6)
-    pictures = [sorted((tmp_path / f"at-once-{n}" / "samples").iterdir()) for n in (1, 3)]
-    assert len(pictures[0]) == len(pictures[1]) == 1
+    files = [next((tmp_path / f"at-once-{n}" / "samples").iterdir()) for n in (1, 3)]
+    one, other = (np.asarray(Image.open(file), int) for file in files)
+    assert np.abs(one - other).max() <= 1 and np.ptp(one) > 200
 
 
-def test_which_images_are_scored_together_does_not_depend_on_the_ranks(photos, alike, tmp_path):
+def test_batches_of_images_are_scored_once_on_any_number_of_ranks(photos, alike, tmp_path):
     scores = []
     for ranks in (1, 2, 3):
         config = configuration((photos[0], alike), tmp_path, f"shared{ranks}", {"batch_size": 2})

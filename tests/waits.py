@@ -18,7 +18,7 @@ class Reads(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.counts, self.step = Counter(), 1
+        self.counts, self.before_step, self.step = Counter(), {}, 1
         for name in ("tolist", "numpy", "cpu"):
             setattr(torch.Tensor, name, self.counted(getattr(torch.Tensor, name)))
 
@@ -50,14 +50,22 @@ class Steps(engine.Hook):
 
 
 def write_counts(file: Path) -> None:
-    """Have training write the reads of each step of its last epoch to a JSON file."""
+    """Have training write the reads of each step of its last epoch, all and those before `optimizer.step`, to JSON."""
     reads, original = Reads(), engine.train_epoch
 
     def train_epoch(state, steps, loss_fn, accelerator, hooks=(), max_grad_norm=None):
         reads.counts.clear()
+        step = state.optimizer.step
+
+        def noting(*arguments, **named):
+            reads.before_step[reads.step] = reads.counts[reads.step]
+            return step(*arguments, **named)
+
+        state.optimizer.step = noting
         with reads:
             result = original(state, steps, loss_fn, accelerator, [*hooks, Steps(reads)], max_grad_norm)
-        file.write_text(json.dumps(reads.counts))
+        state.optimizer.step = step
+        file.write_text(json.dumps({"all": reads.counts, "before_step": reads.before_step}))
         return result
 
     engine.train_epoch = train_epoch

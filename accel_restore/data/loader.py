@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -59,6 +59,7 @@ class TrainLoader:
         self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
         if self.device.type == "cuda" and self.device.index is None:  # as it is with one process
             self.device = torch.device("cuda", torch.cuda.current_device())
+        self.finishes_early = self.device.type == "cuda"
         self.dataset, self.readers, self.rank = dataset, dataset.readers, accelerator.process_index
         self.loaders = {}  # one a plan: Accelerate keeps the batch size that it has seen first
         for plan in stages.plans:
@@ -77,9 +78,9 @@ class TrainLoader:
         sampler.begin_at(epoch, first_step)
         read = map(self._to_device, loader)
         with Background(read, self.ahead) if self.ahead else nullcontext(read) as batches:
-            finished = _Finished(self, batches)
+            finishing = _Finishing(self, batches, batches.is_ready if self.ahead else _never)
             for step in range(first_step, plan.steps_per_epoch):
-                yield _micro_batches(finished, plan.num_micro_batches(step))
+                yield finishing.micro_batches(plan.num_micro_batches(step))
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
@@ -88,7 +89,7 @@ class TrainLoader:
         first = self.rank * plan.batch_size
         mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
         read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        yield from _micro_batches(_Finished(self, read), plan.num_micro_batches(step))
+        yield from _Finishing(self, read, _never).micro_batches(plan.num_micro_batches(step))
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""
@@ -105,22 +106,36 @@ class TrainLoader:
         }
 
 
-class _Finished:
-    """The batches of a loader, augmented and degraded; `prepare` does the next one early."""
+class _Finishing:
+    """Augments and degrades the batches that a loader reads; on a GPU the next one early, if it has been read.
 
-    def __init__(self, loader: TrainLoader, batches: Iterator[dict]):
-        self.loader, self.batches, self.early = loader, batches, None
+    The GPU then has its work in the queue before the host waits for the step; on a CPU nothing would be gained.
+    """
 
-    def __next__(self) -> dict:
-        batch, self.early = self.early, None
-        return self._next() if batch is None else batch
+    def __init__(self, loader: TrainLoader, batches: Iterator[dict], is_ready: Callable[[], bool]):
+        """`is_ready`: whether the next of `batches` can be had without waiting."""
+        self.loader, self.batches = loader, batches
+        self.may_begin = is_ready if loader.finishes_early else _never
+        self.early: tuple[dict | None, Exception | None] | None = None
 
-    def prepare(self) -> None:
-        """Finish the next batch if it has been read: a GPU has it in its queue before the host waits for the step."""
-        if self.early is None and isinstance(self.batches, Background) and self.batches.is_ready():
-            self.early = self._next()
+    def micro_batches(self, count: int) -> Iterator[dict]:
+        for position in range(count):
+            yield {**self._next(), "is_last": position == count - 1}
+            if self.early is None and self.may_begin():
+                try:
+                    self.early = self._finished(), None
+                except Exception as error:  # is raised when this batch is asked for: the step before it is made
+                    self.early = None, error
 
     def _next(self) -> dict:
+        if self.early is None:
+            return self._finished()
+        (batch, error), self.early = self.early, None
+        if error is not None:
+            raise error
+        return batch
+
+    def _finished(self) -> dict:
         loader, began = self.loader, time.perf_counter()
         batch = next(self.batches)
         loader.wait_seconds += time.perf_counter() - began
@@ -129,14 +144,12 @@ class _Finished:
         return finish_batch(batch, loader.degrade, channels_last=loader.channels_last)
 
 
-def _micro_batches(finished: _Finished, count: int) -> Iterator[dict]:
-    for position in range(count):
-        yield {**next(finished), "is_last": position == count - 1}
-        finished.prepare()
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _never() -> bool:
+    return False
 
 
 class Background(Iterator):
@@ -157,6 +170,7 @@ class Background(Iterator):
     def __exit__(self, *_: object) -> None:
         self.closed.set()
         self.thread.join()
+        self.first = None, StopIteration()
 
     def __next__(self) -> Any:
         entry, self.first = self.first or self.queue.get(), None

@@ -34,7 +34,7 @@ class WholeImages:
         self.seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
 
     def batches(self, batch_size: int) -> list[list[int]]:
-        """All indices, in groups of at most `batch_size` whose images are of one size, each as early as its first."""
+        """All indices in groups of at most `batch_size` images of one size, in the order of their first images."""
         groups, open_groups = [], {}
         for index, image in enumerate(self.images):
             size = tuple(self.gt.sizes[image])

@@ -28,9 +28,10 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 def compile_blocks(model: nn.Module) -> None:
     """Have torch compile the model's blocks, or all of it where none repeats, when it first runs.
 
-    In place: parameters keep their names. Blocks of one kind, width and size of image share what is compiled; sizes are
-    not generalised, as batches are always full, and a network has few: its levels, times the stages of training.
+    In place: parameters keep their names. Blocks of one kind, width and size of image share what is compiled: sizes
+    are not generalised (inductor fails at some that are), so each stage of progressive training compiles anew.
     """
-    torch._dynamo.config.recompile_limit = 64  # of one kind of block; what comes after runs as it is
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)  # of one kind of block; what is beyond runs uncompiled
     for part in repeated_blocks(model) or [model]:
         part.compile(dynamic=False)
