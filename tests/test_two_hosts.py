@@ -35,7 +35,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
     """The weights after a run of two ranks on one host."""
-    config = configuration(photos, tmp_path_factory.mktemp("whole"))
+    config = configuration(photos, tmp_path_factory.mktemp("whole"), rank_timeout=60.0)
     assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]
     return last_weights(config)
 
