@@ -192,17 +192,6 @@ def hide_weights() -> None:
     perceptual.read_tensors = lambda path, *named: read(None, *named)
 
 
-def tell_backend() -> None:
-    """Print what gradients are exchanged by."""
-    setup = preparation.setup_model_and_optimizer
-
-    def telling(*arguments):
-        print("backend", torch.distributed.get_backend(), flush=True)
-        return setup(*arguments)
-
-    preparation.setup_model_and_optimizer = telling
-
-
 def acknowledge(file: str) -> None:
     """Append the step of each commit to `file`, once it is written."""
     write = commits.write_commit
@@ -328,7 +317,7 @@ def install(modes: str) -> None:
             if mode == f"blind:{os.environ.get('RANK')}":
                 hide_first_image()
         elif mode == "backend":
-            tell_backend()
+            sharded.tell_backend()
         elif mode == "report":
             report._SECONDS, report._SHARE = 0.0, math.inf
         elif place:

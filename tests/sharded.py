@@ -7,6 +7,8 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
 
+from accel_restore import preparation
+
 
 def install(policy: str, version: str = "2") -> None:
     """As `accelerate launch --config_file launch/fsdp2.yaml` sets the environment up."""
@@ -31,3 +33,14 @@ def take_for_gpus() -> None:
         state.device = torch.device("cpu")
 
     PartialState._prepare_backend, PartialState.set_device = backend, device
+
+
+def tell_backend() -> None:
+    """Have training print what its processes are joined by."""
+    setup = preparation.setup_model_and_optimizer
+
+    def telling(*arguments):
+        print("joined by", distributed.get_backend(), flush=True)
+        return setup(*arguments)
+
+    preparation.setup_model_and_optimizer = telling
