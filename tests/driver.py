@@ -78,14 +78,17 @@ class Culprit(engine.Hook):
 
 
 class Fault(engine.Hook):
-    """Something that happens to one rank, after one step."""
+    """Something that happens to one rank, after one step; `slow` after each."""
 
     def __init__(self, name: str, step: int):
         self.name, self.step = name, step
+        self.woke: float | None = None
 
     def after_step(self, state: engine.TrainState) -> None:
-        if self.name == "slow":
-            time.sleep(0.1)
+        if self.name == "slow":  # several times what a step takes, on whatever machine
+            took = 0.0 if self.woke is None else time.monotonic() - self.woke
+            time.sleep(min(max(0.05, 3 * took), 2.0))
+            self.woke = time.monotonic()
         if state.step != self.step:
             return
         if self.name == "raise":
