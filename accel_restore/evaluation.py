@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,30 @@ Row = dict[str, float]  # a score by its name; those of the input are called inp
 class Decoded:
     """A sequence of images that are decoded when they are asked for, as `Store` is one of decoded images."""
 
-    def __init__(self, sources: list[ImageSource], channels: int):
-        self.sources, self.channels = sources, channels
+    def __init__(self, sources: list[ImageSource], channels: int, max_pixels: int):
+        self.sources, self.channels, self.max_pixels = sources, channels, max_pixels
 
     def __getitem__(self, index: int) -> np.ndarray:
         source = self.sources[index]
         try:
-            pixels = read_image(source, self.channels, read_header(source).bits)
+            pixels = read_image(source, self.channels, read_header(source, self.max_pixels).bits, self.max_pixels)
         except Unusable as error:
             raise Unusable(f"{source}: {error}") from None
         return np.require(pixels, requirements=["C", "W"])  # what torch can take without a copy
 
 
 def whole_images(
-    pairs: list[Pair], channels: int, scale: int, degrade: Degrade, device: torch.device, seed: int | None
+    pairs: list[Pair],
+    channels: int,
+    scale: int,
+    degrade: Degrade,
+    device: torch.device,
+    seed: int | None,
+    max_pixels: int,
 ) -> WholeImages:
     """The images of pairs as validation sees them; `seed`: with other draws of the degradation than validation's."""
-    inputs = Decoded([pair.input for pair in pairs], channels) if pairs[0].input is not None else None
-    gts = Decoded([pair.gt for pair in pairs], channels)
+    inputs = Decoded([pair.input for pair in pairs], channels, max_pixels) if pairs[0].input is not None else None
+    gts = Decoded([pair.gt for pair in pairs], channels, max_pixels)
     names = [pair.name for pair in pairs]
     images = WholeImages(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)
     if seed is not None:
@@ -85,11 +92,11 @@ def protocol_of(restorer: Restorer, synthetic: bool, given: dict[str, Any]) -> t
     return Protocol(restorer.channels, synthetic, tuple(checked["metrics"]), **kept), notes
 
 
-def find_misfits(pairs: list[Pair], scale: int, smallest_side: int) -> list[str]:
+def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: int) -> list[str]:
     """A sentence for each image that cannot be read, fits no partner, or is too small to be scored."""
     problems = []
     sources = [(pair.gt, pair.input) for pair in pairs]
-    for (gt, input), sizes in zip(sources, each_ahead(_sizes, sources), strict=True):
+    for (gt, input), sizes in zip(sources, each_ahead(partial(_sizes, max_pixels), sources), strict=True):
         if isinstance(sizes, Unusable):
             problems.append(str(sizes))
             continue
@@ -104,11 +111,11 @@ def find_misfits(pairs: list[Pair], scale: int, smallest_side: int) -> list[str]
     return problems
 
 
-def _sizes(pair: tuple[ImageSource, ImageSource | None]) -> list[tuple[int, int] | None]:
+def _sizes(max_pixels: int, pair: tuple[ImageSource, ImageSource | None]) -> list[tuple[int, int] | None]:
     sizes: list[tuple[int, int] | None] = []
     for source in pair:
         try:
-            header = read_header(source) if source is not None else None
+            header = read_header(source, max_pixels) if source is not None else None
         except Unusable as error:
             raise Unusable(f"{source}: {error}") from None
         sizes.append(header and (header.height, header.width))

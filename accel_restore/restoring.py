@@ -223,8 +223,6 @@ def _read(job: Job, channels: int, max_pixels: int) -> Photograph:
         return Photograph(read_image(job.source, channels, bits, max_pixels), read_about(job.source, channels))
     except OSError as error:
         raise Unusable(f"cannot be read ({error.strerror or error})") from None
-    except Unusable as error:
-        raise Unusable(str(error).replace("data.max_image_pixels", "--max-pixels")) from None
 
 
 def _restored(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_restore.config_data import Data
+from accel_restore.data.choices import MAX_PIXELS
 from accel_restore.data.degrade import Degrade
 from accel_restore.data.pairs import Pair, held_out
 from accel_restore.data.sources import degradation_of, pairs_of
@@ -25,6 +26,7 @@ class Validated:
     steps: list[dict[str, Any]]  # of the degradation, as the configuration names them
     settings: dict[str, Any]  # of the protocol
     precision: str = "no"
+    max_pixels: int = MAX_PIXELS
 
 
 def read_validation(folder: Path, channels: int, scale: int) -> Validated:
@@ -50,6 +52,7 @@ def read_validation(folder: Path, channels: int, scale: int) -> Validated:
         [step.model_dump() for step in data.degradation] if is_made else [],
         config.validation.model_dump(include=_SETTINGS),
         _precision(plan) or config.train.mixed_precision,
+        data.max_image_pixels,
     )
 
 

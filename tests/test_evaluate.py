@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -104,6 +105,14 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
         assert evaluate(best, "--run", folder)["protocol"]["precision"] == scored
     (folder / "plan.json").write_text(plan)
     assert "validated in fp16, which needs a GPU" in capsys.readouterr().out
+    config = (folder / "config.yaml").read_text()
+    limited, changes = re.subn(r"max_image_pixels: \d+", "max_image_pixels: 99", config)
+    assert changes == 1
+    (folder / "config.yaml").write_text(limited)
+    evaluate(best, "--run", folder, code=2)
+    assert "more than 99 pixels" in capsys.readouterr().err, "the run's own limit"
+    assert evaluate(best, "--run", folder, "--max-pixels", "9999999")["mean"] == report["mean"]
+    (folder / "config.yaml").write_text(config)
     for other in (["--gt", "x"], ["--input", "x"], ["--degrade", "quantize"], ["--recursive"]):
         capsys.readouterr()
         evaluate(best, "--run", folder, *other, code=2)
@@ -227,6 +236,8 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "quantize", "--worst", "3"], "--pictures"),
         (["--gt", "gt", "--degrade", "quantize", "--csv", "no/a.csv"], "does not exist"),
         (["--gt", "gt", "--degrade", "quantize", "--crop-border", "60"], "less than"),
+        (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "99"], "more than 99 pixels"),
+        (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "0"], "--max-pixels: must be above 0"),
         (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be equal"),
         (["--gt", "gt", "--input", "broken"], "photo001.png: is no image"),
         (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: keys the draws of a degradation"),

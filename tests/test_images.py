@@ -184,8 +184,8 @@ def test_an_unusable_image_is_refused_with_its_reason(kind, tmp_path):
 
 def test_decompression_bombs_are_refused_by_their_headers(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo(40, 50))
-    refused = r"more pixels than data\.max_image_pixels"
-    with pytest.raises(Unusable, match=rf"{refused} \(1,999\)"):
+    refused = r"more than (100|1,999) pixels: .* raise data\.max_image_pixels"
+    with pytest.raises(Unusable, match=refused):
         read_header(path, max_pixels=1999)
     assert read_image(path, 3, max_pixels=2000).shape == (40, 50, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit is raised where the user asks for more

@@ -212,7 +212,8 @@ def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
         (["photos/b.png", "-o", "out.bmp"], "no name of"), (["photos", "-o", "out", "--tile", "70"], "tile=70"),
         (["photos", "-o", "out", "--batch", "0"], "batch"), (["photos", "-o", "out", "--precision", "fp16"], "a GPU"),
         (["photos", "-o", "out", "--quality", "0"], "--quality"), (["twins", "-o", "out", "--format", "png"], "apart"),
-        (["photos/sub", "-o", "out", "--max-pixels", "99"], "raise that"), (["photos", "-o", "photos/b.png/x"], None),
+        (["photos", "-o", "photos/b.png/x"], None),
+        (["photos/sub", "-o", "out", "--max-pixels", "99"], "more than 99 pixels"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(weights, photos, tmp_path, monkeypatch, capsys, arguments, words):

@@ -92,8 +92,11 @@ def _prepare(options: argparse.Namespace, steps: list, given: dict[str, Any], pr
         raise UserError("--seed: keys the draws of a degradation, and here the input is files; leave it out")
     protocol, notes = protocol_of(first, pairs[0].input is None, {**validated.settings, **given})
     _ = protocol.scores  # files of metrics that are wrong show now
-    _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side))
-    images = whole_images(pairs, first.channels, first.scale, validated.degrade, processes.device, options.seed)
+    max_pixels = options.max_pixels or validated.max_pixels
+    _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels))
+    images = whole_images(
+        pairs, first.channels, first.scale, validated.degrade, processes.device, options.seed, max_pixels
+    )
     wanted = options.precision or validated.precision
     if options.precision is None and wanted == "fp16" and processes.device.type == "cpu":
         notes.append("the run was validated in fp16, which needs a GPU; here it is scored in float32")

@@ -7,7 +7,7 @@ from typing import Any
 
 from accel_restore.commands.processes import add_device
 from accel_restore.commands.report import check_writable
-from accel_restore.commands.restore import add_tiles
+from accel_restore.commands.restore import add_max_pixels, add_tiles
 from accel_restore.errors import UserError
 from accel_restore.yaml_text import parse_yaml
 
@@ -41,6 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the images of the worst scores there")
     parser.add_argument("--worst", type=int, metavar="N", help=f"how many pictures (default: {WORST})")
+    add_max_pixels(parser)
     add_device(parser)
     parser.set_defaults(precision=None)  # that of the run, where one is named
     options = parser.parse_intermixed_args(arguments)

@@ -33,13 +33,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made by other settings")
     add_tiles(parser, "auto")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles at once (default: %(default)s)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="larger images are refused as decompression bombs")
+    add_max_pixels(parser)
     add_device(parser)
     options = parser.parse_intermixed_args(arguments)
     if not 1 <= options.quality <= 100:
         raise UserError("--quality: must be from 1 to 100")
-    if options.max_pixels is not None and options.max_pixels < 1:
-        raise UserError("--max-pixels: must be above 0")
     return options
 
 
@@ -56,6 +54,18 @@ def add_tiles(parser: argparse.ArgumentParser, default: str | None) -> None:
         default=None,
         help="the mean over 8 flips and rotations: slower by 8, a little better",
     )
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which images are too large to be read."""
+    help = "larger images are refused as decompression bombs"
+    parser.add_argument("--max-pixels", type=_max_pixels, metavar="N", help=help)
+
+
+def _max_pixels(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise UserError("--max-pixels: must be above 0")
+    return number
 
 
 def _tile(text: str) -> int | str:

@@ -125,8 +125,8 @@ def _checked_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
 
 def _too_large(max_pixels: int) -> Unusable:
     return Unusable(
-        f"has more pixels than data.max_image_pixels ({max_pixels:,}) allows: "
-        "cut it into pieces, or raise that if you trust it"
+        f"has more than {max_pixels:,} pixels: cut it into pieces, or, if you trust it, raise data.max_image_pixels "
+        "(restore and evaluate: --max-pixels)"
     )
 
 
