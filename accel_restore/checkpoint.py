@@ -55,7 +55,14 @@ class _Counters(BaseModel):
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file; equal content gives equal bytes (the library writes metadata in random order)."""
-    data = safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own[name] = tensor.detach().contiguous()
+        if own[name].untyped_storage().data_ptr() in storages:  # two names of one tensor, which the format has not
+            own[name] = own[name].clone()
+        storages.add(own[name].untyped_storage().data_ptr())
+    data = safetensors.torch.save(own, metadata)
     if metadata is None:
         return data
     size = int.from_bytes(data[:8], "little")
@@ -193,8 +200,14 @@ def _load_optimizer(
     if slots:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-        options = StateDictOptions(full_state_dict=True)
+        named = dict(model.named_parameters())
+        if unknown := sorted(slots.keys() - named.keys()):
+            raise ValueError(f"it holds moments of {unknown[0]}, which the model does not have")
+        # Not strict: a parameter that the model does not use has no gradient, and so no moments.
+        options = StateDictOptions(full_state_dict=True, strict=False)
         set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=options)
+        for name in named.keys() - slots.keys():
+            optimizer.state.pop(named[name], None)  # zeros, which torch has just made
     else:  # plain SGD has no state, which torch's function cannot load
         for group, stored in zip(optimizer.param_groups, groups, strict=True):
             group.update({name: value for name, value in stored.items() if name != "params"})

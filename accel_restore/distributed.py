@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import distributed
 
@@ -31,6 +32,9 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     join_anew(cpu, config.train.rank_timeout)
+    # Of a run before in this process (`fit`), which may have had another precision or, where it was alone, device.
+    AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
+    GradientState._reset_state()
     try:
         accelerator = Accelerator(
             cpu=cpu,

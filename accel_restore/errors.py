@@ -25,7 +25,10 @@ class Preempted(BaseException):
 
 
 class Lost(Exception):
-    """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1."""
+    """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1.
+
+    The entry adds that it can be continued from the last commit.
+    """
 
     def __init__(self, message: str, teller: bool | None = None):
         """`teller`: whether this rank is to tell the user; None: the main process is."""
@@ -35,6 +38,11 @@ class Lost(Exception):
 
 class AuditFailed(Exception):
     """`--audit` saw weights or a learning rate change where they must not: exit 1."""
+
+
+def goes_on(overwrite: bool) -> str:
+    """How a message says that the run can be continued; with `overwrite`, the command given would remove it."""
+    return f"the same command{' without --overwrite' if overwrite else ''} continues"
 
 
 def raise_problems(title: str, problems: list[str], limit: int = 100) -> None:

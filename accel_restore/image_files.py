@@ -70,6 +70,7 @@ def _encodable(tags: dict) -> Image.Exif:
 
 def read_mark(file: Path) -> str | None:
     """What `encode` was given as the mark of this file; None of a file that is not ours."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is read
     try:
         with Image.open(file, formats=list(SUFFIXES.values())) as image:
             if image.format == "PNG" and "exif" not in image.info:  # to look further, all of it would be decoded
@@ -77,6 +78,8 @@ def read_mark(file: Path) -> str | None:
             return image.getexif().get(MARK)
     except Exception:  # whatever lies there, ours it is not
         return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def encode(pixels: np.ndarray, format: str, about: About, mark: str, quality: int = 95) -> bytes:

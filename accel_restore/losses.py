@@ -10,7 +10,7 @@ A loss is a function of (output, gt, its parameters), or a class whose objects, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,10 @@ LOSSES = {
 }
 
 
-def build_loss(terms: dict[str, float | dict[str, Any]], channels: int = 3, patch_size: int | None = None) -> Loss:
-    """The weighted sum of the configured terms, for images of so many channels and training crops of that size.
+def build_loss(
+    terms: dict[str, float | dict[str, Any]], channels: int = 3, patch_sizes: Mapping[str, int] | None = None
+) -> Loss:
+    """The weighted sum of the configured terms, for images of so many channels and crops of `Data.patch_sizes`.
 
     Raises: UserError for arguments that a term does not have or cannot work with, and for crops that are too small.
     """
@@ -50,11 +52,12 @@ def build_loss(terms: dict[str, float | dict[str, Any]], channels: int = 3, patc
         target = resolve(name, LOSSES, "loss")
         check_arguments(target, arguments, f"loss.{name}", skip=("output", "gt"))
         term = _build_term(name, target, arguments, channels)
-        if patch_size is not None and patch_size < _smallest_side(term):
-            raise UserError(
-                f"loss.{name}: needs images of at least {_smallest_side(term)} pixels a side, and data.patch_size is "
-                f"{patch_size}: raise data.patch_size, or leave loss.{name} out"
-            )
+        for key, size in (patch_sizes or {}).items():
+            if size < _smallest_side(term):
+                raise UserError(
+                    f"loss.{name}: needs images of at least {_smallest_side(term)} pixels a side, and {key} is {size}: "
+                    f"raise it, or leave loss.{name} out"
+                )
         parts.append((name, float(weight), term))
     return Loss(parts)
 

@@ -55,7 +55,7 @@ def check_arguments(function: Callable, given: Iterable[str], key: str, skip: It
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_KEYWORD)
         and name not in skip
     }
-    given, problems = set(given), []
+    given, problems = {str(name) for name in given}, []  # YAML has keys that are numbers
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in sorted(given - set(parameters)):
             guess = did_you_mean(name, parameters)

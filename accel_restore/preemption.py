@@ -29,11 +29,15 @@ _former: dict[int, Any] = {}  # while this process listens: the handlers that st
 
 
 class StopRequest:
-    """Whether this process was asked to stop. Until `may_save` is set there is nothing to save: it ends at once."""
+    """Whether this process was asked to stop. Until `may_save` is set there is nothing to save: it ends at once.
+
+    Once `is_over` is set the run is ending by an error, after which a launcher sends SIGTERM: no request any more.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.may_save = False
+        self.is_over = False
         self._launcher = os.getppid() if has_launcher() else None
         self._heard_first: float | None = None
         self._raised = False
@@ -48,6 +52,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: object) -> None:
         """Runs in the main thread, as soon as it is in Python."""
+        if self.is_over:
+            return
         self.signal = self.signal or signal.Signals(number)
         if not self.may_save and not self._raised:  # a copy must not disturb what the first has begun
             self._raised = True
@@ -77,7 +83,10 @@ class StopRequest:
 
     def _hear(self, number: signal.Signals) -> None:
         if self._heard_first is None:
-            self._heard_first, self.signal = time.monotonic(), number
+            self._heard_first = time.monotonic()
+            if self.is_over:
+                return
+            self.signal = number
             if self.may_save:
                 _say(f"{number.name}: saving after this step; a second signal ends the run without")
             else:
@@ -85,8 +94,8 @@ class StopRequest:
                 self._leaving.daemon = True
                 self._leaving.start()
         elif not self._is_copy():
-            _say(f"{number.name}: ended at once; the same command continues from the last commit")
-            os._exit(EXIT_CODE)
+            _say(f"{number.name}: ended at once; the last commit is kept")
+            os._exit(1 if self.is_over else EXIT_CODE)
 
     def _is_copy(self) -> bool:
         """Whether a further signal is a copy of the first, or comes of the launcher's death."""
@@ -97,7 +106,7 @@ class StopRequest:
 
     def _leave(self) -> None:
         """End the process where the main thread has not come back to Python since the signal."""
-        if not self.may_save and not self._raised:
+        if not self.may_save and not self._raised and not self.is_over:
             os._exit(EXIT_CODE)
 
     def _close(self) -> None:

@@ -32,7 +32,7 @@ from accel_restore.plan import plan_record, plan_rows
 from accel_restore.quality import Protocol
 from accel_restore.records import write_status
 from accel_restore.report import PLAN, Report
-from accel_restore.resume import Start, check_same_data, clear, find_start, identity_digest, rewind_best
+from accel_restore.resume import MARKER, Start, check_same_data, clear, find_start, identity_digest, rewind_best
 from accel_restore.run_lock import RunLock
 from accel_restore.tensorboard_log import check_tensorboard
 from accel_restore.tracking import Tracker
@@ -83,13 +83,12 @@ def prepare(
     if start.finished:
         if not start.is_in(folder):
             raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
-        _together(accelerator, lambda: rewind_best(folder, start, screen.say), only_main=True)
+        _together(accelerator, lambda: bool(rewind_best(folder, start, screen.say)), only_main=True)
         say_finished(folder, start, accelerator, screen, audit)
         return None
 
-    smallest_crop = min(config.data.patch_sizes.values())
     # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
-    loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, smallest_crop))
+    loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_sizes))
     _together(accelerator, lambda: _try_model(config))
     protocol = Protocol.of(config)
     _together(accelerator, lambda: protocol.scores)
@@ -124,7 +123,7 @@ def prepare(
     plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
     run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
     record = plan_record(plan, epochs, stages.num_steps(epochs), protocol, data.val.names)
-    run.best = _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
+    _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     screen.table("plan", plan)
     return run
 
@@ -177,21 +176,23 @@ def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: 
     return data
 
 
-def _prepare_folder(run: Run, lock: RunLock, plan: dict[str, Any]) -> bytes | None:
+def _prepare_folder(run: Run, lock: RunLock, plan: dict[str, Any]) -> None:
     folder = run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        if not lock.is_held:  # there was no run
+            lock.acquire()
+            if (folder / MARKER).exists():
+                raise UserError(f"{folder}: another process has begun this run meanwhile; give the same command again")
         clear(folder, run.start)
         remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")
-        best = rewind_best(folder, run.start, run.screen.say)
+        run.best = rewind_best(folder, run.start, run.screen.say)
         run.write_status("running")
         replace_file(folder / "config.yaml", to_yaml(run.config).encode())
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
-    return best
 
 
 def _together(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:

@@ -113,9 +113,12 @@ def luma(images: Tensor) -> Tensor:
 
 
 def psnr(output: Tensor, gt: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio in dB of each image (B, C, H, W) in [0, 1]: (B,), infinite for equal ones."""
+    """The peak signal-to-noise ratio in dB of each image (B, C, H, W) in [0, 1]: (B,).
+
+    At most 100, for equal images too: one that is infinite would make the mean over all images say nothing.
+    """
     error = (output.double() - gt.double()).square().flatten(1).mean(1)
-    return -10 * torch.log10(error)
+    return -10 * torch.log10(error.clamp_min(1e-10))
 
 
 def ssim(output: Tensor, gt: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def dists(weights: str | None) -> Measure:
 
 
 METRICS = {
-    "psnr": Metric(lambda _: psnr, "dB, peak 1, of the mean squared error over pixels and channels"),
+    "psnr": Metric(lambda _: psnr, "dB, peak 1, of the mean squared error over pixels and channels, at most 100"),
     "ssim": Metric(
         lambda _: ssim,
         "Gaussian window 11, sigma 1.5, K1 0.01, K2 0.03, population variance, valid region, mean over channels",

@@ -33,8 +33,8 @@ _EVIDENCE_SECONDS = 5.0  # how long to look for the rank that caused an error he
 _LEAVE_SECONDS = 15.0  # for the main thread to notice that another rank has failed
 _OF_ALL_RANKS = (UserError, Diverged, Lost, AuditFailed)  # as a rule: nobody is to be told, and to wait for that
 _TIMEOUT = ("Timed out", "Application timeout")  # gloo's words
-_PHASES = ("waiting for data", "computing", "exchanging gradients", "validating or saving")
-_DATA, _COMPUTE, _EXCHANGE, _BETWEEN = range(4)
+_PHASES = ("logging or saving", "waiting for data", "computing", "exchanging gradients", "validating")
+_SAVE, _DATA, _COMPUTE, _EXCHANGE, _BETWEEN = range(5)  # after the step before; of a step; after an epoch
 
 
 @dataclass
@@ -93,13 +93,13 @@ class Watch(Hook):
         self.wake.set()
 
     def after_step(self, state: TrainState) -> None:
-        self.place = (state.step, _DATA)
+        self.place = (state.step, _SAVE)
 
     def after_validate(self, state: TrainState) -> None:
         self.place = (state.step, _BETWEEN)
 
     def after_epoch(self, state: TrainState, record: dict) -> None:
-        self.place = (state.step, _DATA)
+        self.place = (state.step, _SAVE)
 
     def observe(self, loader: TrainLoader, state: TrainState) -> None:
         """Note from now on whether this rank waits for data, computes, or has done its part of a step."""
@@ -114,6 +114,7 @@ class Watch(Hook):
             self.place = (state.step, _DATA)
             for micro_batches in steps(*arguments):
                 yield noted(micro_batches)
+                self.place = (state.step, _DATA)
             self.place = (state.step, _BETWEEN)
 
         def ready(_: torch.Tensor) -> None:
@@ -189,7 +190,8 @@ class Watch(Hook):
         places, _ = self.standing
         last = min(places, key=places.get)
         step, phase = places[last]
-        return f"rank {last} has stood in step {step + 1}, {_PHASES[phase]}, for {seconds:.0f} s"
+        where = f"after step {step}" if phase == _SAVE else f"in step {step + 1}"
+        return f"rank {last} has stood {where}, {_PHASES[phase]}, for {seconds:.0f} s"
 
     def _end(self, reason: str) -> None:
         """End this process from the thread: the main thread waits for a rank that will not come."""
@@ -200,9 +202,11 @@ class Watch(Hook):
                 with suppress(OSError):
                     os.kill(peer.pid, signal.SIGKILL)
         self._publish(reason)
-        self.give_up(reason)
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            self.give_up(reason)
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
 
     def _publish(self, reason: str) -> None:
         """Let the other ranks know why this one ends; returns where the store does not answer, too."""

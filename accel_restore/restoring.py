@@ -57,6 +57,8 @@ def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | No
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if not alone:
             raise UserError(f"{output}: names one file, but INPUT may be several; name a folder")
+        if suffix is not None and SUFFIXES[suffix] != SUFFIXES[output.suffix.lower()]:
+            raise UserError(f"{output}: is no name for what --format asks for; leave --format out, or name it {suffix}")
         jobs, kind = [Job(found[0][0] / found[0][1], output)], "file"
     else:
         is_name = output.suffix.lower() in EXTENSIONS or (alone and output.suffix)
@@ -84,13 +86,14 @@ def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str
         root, pattern = Path(*parts[:fixed]), "/".join(parts[fixed:])
     else:
         raise UserError(f"{given}: does not exist; name a file, a folder or a pattern such as 'photos/*.jpg'")
-    own = output.resolve()  # what an earlier command has written there is no input
+    own = output.resolve()  # what an earlier command has written below the inputs is none
+    is_below = own != root.resolve() and own.is_relative_to(root.resolve())
     names = [
         name
         for name in sorted(set(matches(pattern, root)))
         if Path(name).suffix.lower() in EXTENSIONS
         and (root / name).is_file()
-        and (place.is_dir() is False or not (root / name).resolve().is_relative_to(own))
+        and not (is_below and (root / name).resolve().is_relative_to(own))
     ]
     if not names:
         hint = "; --recursive takes its sub-folders too" if place.is_dir() and not recursive else ""

@@ -68,8 +68,7 @@ def find_start(
     candidates = find_commits(folder / "checkpoints")[::-1]
     if config.run.resume == "auto" and not candidates and read_status(folder).get("state") == "finished":
         raise UserError(f"{folder}: holds a finished run without checkpoints; --overwrite starts it again")
-    if config.run.resume != "auto" and not (candidates and not _inside(config.run.resume, folder)):
-        # A commit of another run is where this one begins; once it has commits of its own, those go on.
+    if config.run.resume != "auto" and not (candidates and _has_begun(candidates[0], config.run.resume, folder)):
         path = Path(config.run.resume).expanduser()
         candidates = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
         if not candidates:
@@ -90,8 +89,17 @@ def find_start(
     return Start()
 
 
-def _inside(path: str, folder: Path) -> bool:
-    return Path(path).expanduser().resolve().is_relative_to(folder.resolve())
+def _has_begun(newest: Path, resume: str, folder: Path) -> bool:
+    """Whether the run in `folder`, whose newest commit is given, is what came of `resume`: then it goes on from there.
+
+    So it is with a commit of another run; one of its own is gone back to once.
+    """
+    if not Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
+        return True
+    try:
+        return read_counters(newest)["config"]["run"]["resume"] == resume
+    except (UserError, LookupError, TypeError):
+        return False
 
 
 def _refuse_foreign(folder: Path) -> None:

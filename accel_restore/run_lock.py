@@ -38,6 +38,10 @@ class RunLock:
         self.ended = threading.Event()
         self.beating: threading.Thread | None = None
 
+    @property
+    def is_held(self) -> bool:
+        return self.beating is not None
+
     def acquire_existing(self) -> bool:
         """Take the lock where the folder holds a run already, and say so; else nothing is written yet."""
         if exists := (self.folder / "status.json").exists():
@@ -49,7 +53,7 @@ class RunLock:
 
         Raises: UserError where another process trains in the folder.
         """
-        if self.beating is not None:
+        if self.is_held:
             return
         last_beat = _beat(self.folder)
         try:

@@ -78,7 +78,9 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
 
 def _precision(plan: dict[str, Any]) -> str | None:
     """What the run has computed in, where `auto` chose it too."""
-    found = str(plan.get("precision")).partition(" ")[0]
+    rows = plan.get("plan")
+    said = [row[1] for row in rows if isinstance(row, list) and row[:1] == ["precision"] and row[1:]] if rows else []
+    found = str(said[0]).partition(" ")[0] if said else None
     return found if found in ("no", "bf16", "fp16") else None
 
 

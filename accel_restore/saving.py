@@ -119,10 +119,7 @@ class Saver(Hook):
             self.saved = None  # try again
         self.commit(state)
         if (failure := self._failed()) is not None:
-            raise Lost(
-                f"{self.folder}: the last checkpoint cannot be written ({failure}); make room, and the same command "
-                "continues from the one before"
-            )
+            raise Lost(f"{self.folder}: the last checkpoint cannot be written ({failure}); make room")
 
     def _failed(self) -> str | None:
         """Why the main process could not write the last commit, known to all ranks."""

@@ -17,7 +17,7 @@ from accel_restore.console import Screen, leaving_as_found
 from accel_restore.dashboard import Dashboard
 from accel_restore.distributed import create_accelerator
 from accel_restore.engine import Hook, TrainState, train
-from accel_restore.errors import Lost, Preempted
+from accel_restore.errors import Lost, Preempted, goes_on
 from accel_restore.files import to_json
 from accel_restore.guard import SameWeights, SkippedSteps
 from accel_restore.models.pretrained import describe
@@ -37,8 +37,6 @@ from accel_restore.saving import Saver
 from accel_restore.stopping import StopTogether
 from accel_restore.tensorboard_log import TensorBoard
 from accel_restore.tracking import Tracker
-
-_GOES_ON = "the same command continues from the last commit"
 
 
 def fit(
@@ -83,7 +81,7 @@ def run_training(
         warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), screen.say)
     run: Run | None = None
-    finished = False
+    failed = True
 
     def note(reason: str, state: str = "failed") -> None:
         """Write down why the run ends, from the rank that is to tell it."""
@@ -95,7 +93,7 @@ def run_training(
         """Called in the watch's thread, when the main thread waits for a rank that is lost."""
         note(reason)
         if tells(accelerator.process_index, reason):
-            print(f"accel-restore: {reason}; {_GOES_ON}", file=sys.stderr, flush=True)
+            print(f"accel-restore: {reason}; {goes_on(overwrite)} from the last commit", file=sys.stderr, flush=True)
 
     watch = Watch(accelerator, config.train.rank_timeout, give_up)
     watch.start()
@@ -103,15 +101,17 @@ def run_training(
         run = prepare(config, accelerator, screen, lock, audit, overwrite, overrides)
         if run is not None:
             _fit(run, watch, stop, stop_after, audit)
-        finished = True
+        failed = False
     except Preempted as error:
+        failed = False
         error.recorded = run is not None
         note(str(error), "preempted")
         raise
     except Exception as error:
+        stop.is_over = True
         if (reason := watch.cause(error)) is not None:
             note(reason)
-            raise Lost(f"{reason}; {_GOES_ON}", teller=tells(accelerator.process_index, reason)) from error
+            raise Lost(reason, teller=tells(accelerator.process_index, reason)) from error
         watch.tell(error)
         note(str(error) or type(error).__name__, state_of(error))
         raise
@@ -120,7 +120,7 @@ def run_training(
         if run is not None and run.report is not None:
             run.report.write()  # with how the run has ended
         if run is not None and run.tracker is not None:  # last: W&B may have to be waited for, and says what it lacks
-            run.tracker.close(failed=not finished and not stop)
+            run.tracker.close(failed=failed)
         lock.release()
 
 

@@ -9,8 +9,9 @@ if not __package__:
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
+from contextlib import suppress
 
-from accel_restore.errors import AuditFailed, Diverged, Lost, Preempted, UserError
+from accel_restore.errors import AuditFailed, Diverged, Lost, Preempted, UserError, goes_on
 from accel_restore.parsing import load_config
 from accel_restore.preemption import EXIT_CODE, StopRequest, listening
 from accel_restore.redaction import redacted
@@ -66,9 +67,11 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     except Preempted as error:
         if config is not None and not error.recorded and _is_main():
             note_preempted(run_folder(config))
-        return _say(f"{error}; the same command continues from there", EXIT_CODE)
-    except (AuditFailed, Lost) as error:
-        return _say(error, 1, getattr(error, "teller", None))
+        return _say(f"{error}; {goes_on(options.overwrite)} from there", EXIT_CODE)
+    except Lost as error:
+        return _say(f"{error}; {goes_on(options.overwrite)} from the last commit", 1, error.teller)
+    except AuditFailed as error:
+        return _say(error, 1)
     except Diverged as error:
         return _say(error, 3)
     return 0
@@ -86,7 +89,8 @@ def _is_main() -> bool:
 def _say(error: Exception | str, code: int, teller: bool | None = None) -> int:
     """Print a message from one rank: the main process, unless it is said whether this one is to tell it."""
     if _is_main() if teller is None else teller:
-        print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever read it may be gone; the exit code remains
+            print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -221,7 +221,7 @@ def remove_guard(part: str) -> None:
     elif part == "screen":  # every rank prints
         session.Screen = lambda _: console.Screen(True)
     elif part == "lock":
-        run_lock.RunLock.acquire = lambda _: None
+        run_lock.RunLock.acquire, run_lock.RunLock.is_held = lambda _: None, True
     elif part == "sha256":
         commits._read_listed = lambda commit, name, _: (commit / name).read_bytes()
     elif part == "tolerance":  # of disks that are full

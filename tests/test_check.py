@@ -175,6 +175,25 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, caps
         assert words in err and "data.train" not in err
 
 
+def test_pictures_and_the_configuration_are_never_written_over(tmp_path, capsys):
+    train, val = sound(tmp_path, 4)
+    config = write_config(tmp_path, train.source, val.source)
+    image = next((tmp_path / "train" / "gt").iterdir())
+    for option, file in (("--json", config), ("--json", image), ("--picture", image)):
+        content = Path(file).read_bytes()
+        assert main(["check", "--config", config, option, str(file)]) == 2
+        assert f"{file}: " in capsys.readouterr().err and Path(file).read_bytes() == content
+
+
+def test_a_loss_is_tried_with_the_smallest_crop(tmp_path, capsys):
+    train, val = sound(tmp_path, 4)
+    stages = [{"until_epoch": 1, "patch_size": 8}]
+    config = write_config(tmp_path, train.source, val.source, stages=stages)
+    assert main(["check", "--config", config]) == 0
+    assert main(["check", "--config", config, "loss.ssim=1"]) == 2
+    assert "data.stages.0.patch_size is 8" in capsys.readouterr().err
+
+
 def test_json_is_printed_where_no_file_is_named(tmp_path, capsys):
     train, val = sound(tmp_path, 4)
     config = write_config(tmp_path, train.source, val.source)

@@ -101,7 +101,9 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
     assert evaluate(best, "--run", folder, "--crop-border", "0")["protocol"]["crop_border"] == 0, "options go first"
     plan = (folder / "plan.json").read_text()
     for computed, scored in (("bf16 (chosen by auto)", "bf16"), ("fp16", "no")):  # a CPU has no fp16
-        (folder / "plan.json").write_text(json.dumps({**json.loads(plan), "precision": computed}))
+        changed = plan.replace('"precision",\n   "no"', f'"precision",\n   "{computed}"')
+        assert changed != plan
+        (folder / "plan.json").write_text(changed)
         assert evaluate(best, "--run", folder)["protocol"]["precision"] == scored
     (folder / "plan.json").write_text(plan)
     assert "validated in fp16, which needs a GPU" in capsys.readouterr().out
@@ -229,6 +231,7 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--input", "input", "--degrade", "quantize"], "exclude"),
         (["--gt", "gt", "--degrade", "gausian_noise(sigma=25)"], "did you mean 'gaussian_noise'"),
         (["--gt", "gt", "--degrade", "gaussian_noise(sigm=25)"], "--degrade.0.sigm"),
+        (["--gt", "gt", "--degrade", "gaussian_noise(25)"], "--degrade.0.25: unknown key"),
         (["--gt", "gt", "--degrade", "[3]"], "no degradation"), (["--gt", "no", "--degrade", "quantize"], "--gt: no"),
         (["--gt", "gt", "--degrade", "quantize", "--metrics", "psnr,sim"], "metrics"),
         (["--gt", "gt", "--degrade", "quantize", "--metrics", "lpips"], "lpips"),
@@ -258,7 +261,12 @@ def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monk
     assert words in capsys.readouterr().err
 
 
-def test_a_report_is_never_written_over_an_input(weights, pairs, capsys):
+def test_a_report_is_never_written_over_an_input(weights, trained, pairs, capsys):
+    for option, kept in (("--csv", pairs[1] / "photo001.png"), ("--json", run_folder(trained) / "plan.json")):
+        content = kept.read_bytes()
+        images = ["--gt", pairs[1], "--degrade", "quantize"] if kept.suffix == ".png" else ["--run", kept.parent]
+        assert main(["evaluate", str(weights[0]), *map(str, images), "--cpu", option, str(kept)]) == 2
+        assert "name another file" in capsys.readouterr().err and kept.read_bytes() == content
     for file in (weights[0], pairs[1] / "photo000.png"):
         content = file.read_bytes()
         command = ["evaluate", str(weights[0]), "--gt", str(pairs[1] / "photo000.png"), "--degrade", "quantize"]

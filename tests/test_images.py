@@ -2,9 +2,11 @@
 
 import io
 import re
+import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -67,13 +69,13 @@ def test_16_bit_colour_keeps_all_its_bits(kind, tmp_path):
         read_image(path, 3)
 
 
-@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["png", "tif", "big-endian tif"])
 def test_16_bit_gray_keeps_all_its_bits(kind, tmp_path):
     pixels, path = photo(dtype="uint16")[..., :1], tmp_path / f"g.{kind}"
     if kind == "png":
         save_deep_png(path, pixels)
     else:
-        tifffile.imwrite(path, pixels[..., 0], compression="lzw")
+        tifffile.imwrite(path, pixels[..., 0], compression="lzw", byteorder=">" if "big" in kind else "<")
     assert read_header(path).bits == 16 and read_header(path).mode == "gray"
     np.testing.assert_array_equal(read_image(path, 1, bits=16), pixels)
     np.testing.assert_array_equal(read_image(path, 3, bits=16), np.repeat(pixels, 3, 2))
@@ -121,6 +123,17 @@ def test_exif_orientation_is_applied(orientation, tmp_path):
     assert (header.height, header.width) == expected.shape[:2] and header.orientation == orientation
 
 
+@pytest.mark.parametrize("pixels", [photo(), photo(dtype="uint16"), photo(dtype="uint16")[..., :1]],
+                         ids=["8 bits", "16 bits", "16 bits, gray"])  # fmt: skip
+@pytest.mark.parametrize("orientation", TURNED)
+def test_the_orientation_of_a_tiff_is_applied_once(orientation, pixels, tmp_path):
+    path, expected = tmp_path / "a.tif", TURNED[orientation](pixels)
+    colour = {"photometric": "rgb"} if pixels.shape[2] == 3 else {}
+    tifffile.imwrite(path, pixels.squeeze(), extratags=[(0x0112, "H", 1, orientation, True)], **colour)
+    np.testing.assert_array_equal(read_image(path, pixels.shape[2], bits=8 * pixels.itemsize), expected)
+    assert (read_header(path).height, read_header(path).width) == expected.shape[:2]
+
+
 @pytest.mark.parametrize("orientation", [0, 9])
 def test_an_exif_orientation_that_does_not_exist_is_none(orientation, tmp_path):
     exif = Image.Exif()
@@ -128,6 +141,17 @@ def test_an_exif_orientation_that_does_not_exist_is_none(orientation, tmp_path):
     path = save(tmp_path / "a.png", exif=exif)
     assert (read_header(path).height, read_header(path).orientation) == (20, 1)
     np.testing.assert_array_equal(read_image(path, 3), photo())
+
+
+def twelve_bit_tiff(pixels: np.ndarray) -> bytes:
+    """A gray TIFF of packed values of 12 bits."""
+    height, width = pixels.shape
+    bits = (pixels[..., None] >> np.arange(11, -1, -1)) & 1
+    data = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1).tobytes()
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    ifd = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + ifd
 
 
 def make_unusable(kind: str, path: Path) -> Path:
@@ -152,6 +176,14 @@ def make_unusable(kind: str, path: Path) -> Path:
         tifffile.imwrite(path, photo(dtype="uint16")[..., 0], photometric="miniswhite")
     elif kind == "16-bit PPM":
         path.write_bytes(b"P6 30 20 65535\n" + photo(dtype="uint16").tobytes())
+    elif kind == "12-bit TIFF":
+        path.write_bytes(twelve_bit_tiff(photo(dtype="uint16")[..., 0] >> 4))
+    elif kind in ("deep JPEG 2000", "deep AVIF"):  # Pillow gives 8 bits of both
+        deep, name = photo(64, 64, dtype="uint16"), kind.split(" ", 1)[1]
+        encode = {"JPEG 2000": imagecodecs.jpeg2k_encode, "AVIF": imagecodecs.avif_encode}[name]
+        path.write_bytes(encode(deep) if name == "JPEG 2000" else encode(deep >> 6, bitspersample=10))
+    elif kind == "cut EXIF":
+        Image.fromarray(rgb).save(path, exif=b"II*\0")
     elif kind == "truncated, 16 bits":
         path.write_bytes(save_deep_png(path, photo(dtype="uint16")).read_bytes()[:-500])
     elif kind == "truncated":
@@ -168,7 +200,8 @@ REASONS = {
     "two pages": "holds 2 images", "two pages, 16 bits": "holds 2 images", "signed": "signed, inverted|format",
     "inverted": "signed, inverted", "CMYK": "CMYK", "float": "format F", "16-bit PPM": "16-bit PPM",
     "truncated": "damaged", "truncated, 16 bits": "damaged", "empty": "empty", "text": "is no image",
-    "header": "is no image|cannot be read",
+    "header": "is no image|cannot be read", "12-bit TIFF": "12-bit values", "deep JPEG 2000": "more than 8 bits",
+    "deep AVIF": "more than 8 bits", "cut EXIF": "damaged",
 }  # fmt: skip
 
 

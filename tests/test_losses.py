@@ -108,11 +108,12 @@ def test_the_smallest_and_odd_sizes_are_taken(name, loss, settings):
         for channels in (1, 3):
             output, gt = photo_tensors(1, height, width, channels)
             assert loss(output, gt).isfinite().all()
-    assert build_loss({name: settings[name]}, patch_size=least).smallest_side == least
+    assert build_loss({name: settings[name]}, patch_sizes={"data.patch_size": least}).smallest_side == least
     if least > 1:
-        said = rf"loss\.{name}: needs images of at least {least} pixels a side, and data\.patch_size is {least - 1}"
+        stage = "data.stages.0.patch_size"
+        said = rf"loss\.{name}: needs images of at least {least} pixels a side, and {stage} is {least - 1}"
         with pytest.raises(UserError, match=said):
-            build_loss({name: settings[name]}, patch_size=least - 1)
+            build_loss({name: settings[name]}, patch_sizes={stage: least - 1, "data.patch_size": least})
 
 
 @pytest.mark.parametrize("name", NEEDS)

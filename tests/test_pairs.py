@@ -1,5 +1,6 @@
 """Folders, patterns and lists of files become pairs; whatever does not pair is named, all at once."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_all_problems_of_a_source_are_reported_together(tmp_path):
     text = "\n".join(find_pairs(str(gt), str(noisy), "data.train")[1])
     assert text.count("\n") == 2 and "has the same name 'a'" in text and "a.jpg" in text
     assert f"{gt / 'only_gt.png'}: has no partner" in text and f"{noisy / 'only_input.png'}: has no partner" in text
+
+
+def test_a_name_that_is_no_text_is_a_problem(tmp_path):
+    gt = make(tmp_path / "gt", "a.png")
+    (gt / "a.png").rename(os.fsdecode(bytes(gt) + b"/caf\xe9.png"))
+    make(gt, "b.png")
+    pairs, (problem,) = find_pairs(str(gt), None, "data.train")
+    assert [pair.name for pair in pairs] == ["b"]
+    assert problem.encode() and "is no name in UTF-8" in problem and "caf" in problem
 
 
 def test_where_nothing_pairs_one_sentence_says_so(tmp_path):

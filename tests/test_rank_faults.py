@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import DRIVER, last_weights, launch, make_photos, run_folder, small_config, succeed
 
+from accel_restore import ranks
 from accel_restore.pace import Pace
 
 FAULT_STEP, LAST_STEP = 6, 8  # of two epochs of four
@@ -83,7 +84,7 @@ def test_a_rank_that_stands_still_alive_is_named_with_where_it_stands(photos, wh
     config = configuration(photos, tmp_path)
     assert forked.run(config, ranks=2, mode=f"stall@1:{FAULT_STEP}") == [1, -9]
     (line,) = said(config)
-    assert f"rank 1 has stood in step {FAULT_STEP + 1}, waiting for data, for" in line
+    assert f"rank 1 has stood after step {FAULT_STEP}, logging or saving, for" in line  # in a hook
     assert forked.run(config, ranks=2) == [0, 0]
     assert_equal(last_weights(config), whole)
 
@@ -112,6 +113,19 @@ def test_a_rank_that_is_slow_is_named_with_its_times(photos, tmp_path):
     told = r"step (60|80|100|120): rank 1 is slow: its own part of a step takes (\S+) s, (\S+) s of that waiting for "
     _, own, waiting, others = re.match(told + r"data; the others' (\S+) s and ", line).groups()
     assert float(own) > 1.5 * float(others) and float(waiting) < float(own)
+
+
+def test_the_watch_ends_the_process_though_nobody_can_be_told(monkeypatch):
+    def say(reason):
+        raise BrokenPipeError
+
+    ended = []
+    monkeypatch.setattr(ranks.os, "_exit", ended.append)
+    watch = ranks.Watch(SimpleNamespace(process_index=1, num_processes=2), 10.0, say)
+    watch.is_told.set()
+    with pytest.raises(BrokenPipeError):  # the control: not caught, so that what follows it must be in `finally`
+        watch._end("rank 0 has given no sign of life")
+    assert ended == [1]
 
 
 def test_only_a_rank_that_stays_slow_is_named_and_once():

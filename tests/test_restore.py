@@ -87,6 +87,18 @@ def test_folders_patterns_and_formats(weights, photos, tmp_path):
     count = len(files_in(photos / "out"))
     assert restore(weights[3], photos, "-o", photos / "out", "--recursive") == 0
     assert len(files_in(photos / "out")) == count == 4  # what was written is no input of the next
+    for _ in range(2):
+        assert restore(weights[3], photos / "**/*.png", "-o", photos / "again") == 0
+        assert files_in(photos / "again") == ["b.png", "out/b.png", "out/d.png", "out/sub/c.png", "sub/c.png"]
+    assert restore(weights[3], photos / "sub", "-o", photos) == 0  # the inputs lie below the output
+    assert (photos / "c.png").exists()
+
+
+def test_a_file_of_more_pixels_than_are_read_is_known_as_done(weights, photos, tmp_path, monkeypatch):
+    command = (weights[3], photos / "b.png", "-o", tmp_path / "out.png")
+    assert restore(*command) == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_mark(tmp_path / "out.png").startswith("accel_restore") and Image.MAX_IMAGE_PIXELS == 100
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
@@ -213,6 +225,7 @@ def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
         (["photos", "-o", "out", "--batch", "0"], "batch"), (["photos", "-o", "out", "--precision", "fp16"], "a GPU"),
         (["photos", "-o", "out", "--quality", "0"], "--quality"), (["twins", "-o", "out", "--format", "png"], "apart"),
         (["photos", "-o", "photos/b.png/x"], None),
+        (["photos/b.png", "-o", "out.png", "--format", "jpg"], "what --format asks for"),
         (["photos/sub", "-o", "out", "--max-pixels", "99"], "more than 99 pixels"),
     ],
 )  # fmt: skip

@@ -5,8 +5,14 @@ import shutil
 
 import pytest
 import runs
+import safetensors.torch
+import torch
 from forked import launch
 from runs import audit_events, json_lines, make_photos, run_folder, samples_per_step, small_config, succeed
+from torch import nn
+
+from accel_restore import fit, preparation
+from accel_restore.errors import UserError
 
 TIMES = ("seconds", "step_s", "wait_s")
 
@@ -85,6 +91,62 @@ def test_a_run_may_begin_at_a_commit_of_another(photos, tmp_path):
     assert "is finished" in succeed(launch(second, origin, "train.epochs=2")).stdout
     missing = launch(second, "run.resume=nowhere", "run.name=third")
     assert missing.returncode == 2 and "nowhere is no checkpoint" in missing.stderr
+
+
+def test_a_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    succeed(launch(config))
+    back = f"run.resume={run_folder(config) / 'checkpoints' / 'step-00000009'}"
+    stopped = launch(config, back, "checkpoint.keep=1", "--stop-after", "13")
+    assert stopped.returncode == 143 and newest(config).name == "step-00000013", "the later ones are gone"
+    again = succeed(launch(config, back, "checkpoint.keep=1"))  # as a scheduler repeats it; step 9 is no more
+    assert "13 steps are done" in again.stdout and newest(config).name == "step-00000016"
+
+
+def test_a_message_never_recommends_to_overwrite_what_was_reached(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    for given, step, told in ((["--overwrite"], "4", " without --overwrite"), ([], "9", "")):
+        stopped = launch(config, *given, "--stop-after", step)
+        assert stopped.returncode == 143 and f"; the same command{told} continues from there" in stopped.stdout
+    assert newest(config).name == "step-00000009"
+
+
+def test_parameters_that_are_not_used_or_have_two_names_are_no_obstacle(photos, tmp_path):
+    whole, stopped = (configuration(photos, tmp_path, name) for name in ("whole", "stopped"))
+    for config in (whole, stopped):
+        config["model"] = {"name": "test_resume:Odd"}
+    succeed(launch(whole))
+    assert launch(stopped, "--stop-after", "5").returncode == 143
+    succeed(launch(stopped))
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (newest(stopped) / file).read_bytes() == (newest(whole) / file).read_bytes(), file
+    assert not any("unused" in name for name in safetensors.torch.load_file(newest(whole) / "optimizer.safetensors"))
+
+
+class Odd(nn.Module):
+    """A layer that `forward` leaves out, and one that has two names."""
+
+    def __init__(self, *, channels: int = 3, scale: int = 1):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 1)
+        self.again, self.unused = self.first, nn.Conv2d(channels, channels, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.again(self.first(images))
+
+
+def test_a_run_that_another_process_has_begun_and_ended_meanwhile_is_left_alone(photos, tmp_path, monkeypatch):
+    config = configuration(photos, tmp_path)
+    prepare_folder = preparation._prepare_folder
+
+    def late(run, *arguments):
+        succeed(launch(config))
+        prepare_folder(run, *arguments)
+
+    monkeypatch.setattr(preparation, "_prepare_folder", late)
+    with pytest.raises(UserError, match="another process has begun this run meanwhile"):
+        fit(config, cpu=True)
+    assert newest(config).name == "step-00000016"
 
 
 def test_a_finished_run_says_so_and_overwrite_starts_again(photos, tmp_path):

@@ -119,7 +119,7 @@ def test_a_second_signal_ends_the_run_at_once(photos, whole, tmp_path, ranks):
     assert all(process.is_alive() for process in training.processes)  # control: one signal does not
     training.signal(signal.SIGINT)
     assert training.exit_codes() == [143] * ranks
-    assert said(config)[-1] == "accel-restore: SIGINT: ended at once; the same command continues from the last commit"
+    assert said(config)[-1] == "accel-restore: SIGINT: ended at once; the last commit is kept"
     assert "Traceback" not in forked.printed(config)
     assert commits(config) == [STEPS]
     assert_continues(config, whole, ranks)
@@ -151,6 +151,21 @@ def test_the_death_of_the_launcher_is_no_second_signal_however_late(monkeypatch)
     assert ended == []
     stop._hear(signal.SIGTERM)  # control: it dies once
     assert ended == [143]
+
+
+@pytest.mark.parametrize("may_save", [False, True])
+def test_what_a_launcher_sends_after_an_error_is_no_request(monkeypatch, may_save):
+    """torchrun ends the other ranks by SIGTERM when one has died, which is then the reason of the run's end."""
+    stop, ended = StopRequest(), []
+    monkeypatch.setattr(preemption.os, "_exit", ended.append)
+    stop.may_save, stop.is_over = may_save, True
+    stop._hear(signal.SIGTERM)
+    stop._handle(signal.SIGTERM, None)
+    stop._leave()
+    assert not stop and ended == []
+    stop._heard_first -= 10 * COPIES_SECONDS
+    stop._hear(signal.SIGTERM)
+    assert ended == [1]  # a process that hangs in its end can still be stopped
 
 
 # Long -----------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from test_images import REASONS, make_unusable, photo, save, save_deep_png
 
 from accel_restore.data import cache as cache_module
@@ -261,7 +262,9 @@ def test_stores_are_listed_and_deleted_and_may_be_moved(images, tmp_path):
     }  # fmt: skip
     open_one(files[:2], cache=cache)
     assert list_stores(cache)[0].name == older.name  # used last
-    delete_store(cache, older.name)
+    with FileLock(cache / f"{older.name}.lock"):
+        assert not delete_store(cache, older.name) and first.path.exists()  # a process is making it
+    assert delete_store(cache, older.name)
     assert [store.name for store in list_stores(cache)] == [newer.name]
     np.testing.assert_array_equal(first[0], images[files[0]])  # whoever has it open goes on
     shutil.move(cache, tmp_path / "elsewhere")

@@ -30,10 +30,12 @@ def main(arguments: list[str]) -> int:
     stores, screen = list_stores(options.dir), Screen(True)
     if options.action == "delete":
         chosen = _chosen(stores, options)
-        for store in chosen:
-            delete_store(options.dir, store.name)
-        screen.say(f"deleted {len(chosen)} stores, {sum(store.nbytes for store in chosen) / 1e6:.0f} MB")
+        deleted = [store for store in chosen if delete_store(options.dir, store.name)]
+        kept = f"; left {len(chosen) - len(deleted)} that a process is making" if len(deleted) < len(chosen) else ""
+        screen.say(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
         return 0
+    if options.names or options.all or options.unused_days is not None:
+        raise UserError("cache: names, --all and --unused-days are for `accel-restore cache delete`")
     rows = [
         (
             store.name[:12],

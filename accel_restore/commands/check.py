@@ -53,10 +53,9 @@ def main(arguments: list[str]) -> int:
         raise UserError("check: --limit must be above 0")
     if options.json not in (None, "-"):
         check_writable(Path(options.json))
-    check_writable(options.picture, picture=True)
     screen = Screen(options.json != "-")
     config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
-    report, draw = check(config, screen, options.limit, options.pairs_per_second)
+    report, draw = check(config, screen, options.limit, options.pairs_per_second, options.picture)
     if options.json == "-":
         print(to_json(report, indent=2), flush=True)
     else:
@@ -76,16 +75,23 @@ def _save(sheet: Image.Image, file: Path) -> None:
 
 
 def check(
-    config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None
+    config: Config,
+    screen: Screen,
+    limit: int | None = None,
+    pairs_per_second: float | None = None,
+    picture: Path | None = None,
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
     """The report, and what draws a contact sheet, None where no pair could be examined.
 
-    Raises: UserError for degradations or losses that cannot be used.
+    Raises: UserError for degradations or losses that cannot be used, and where `picture` cannot be made.
     """
+    check_writable(picture, picture=True)
     degrade = degradation_of(config.data)
-    loss = build_loss(config.loss, config.data.channels, config.data.patch_size)
+    loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
     smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
     found = find_data(config.data, smallest_side, screen.track)
+    sources = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
+    check_writable(picture, picture=True, inputs=[image for image in sources if isinstance(image, Path)])
     parts = {
         "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
         "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from accel_restore.commands.evaluate_options import WORST, degradation_steps, given_settings, parse
 from accel_restore.commands.processes import Processes, choose_precision, joined
-from accel_restore.commands.report import write_report
+from accel_restore.commands.report import write_output, write_report
 from accel_restore.console import Screen
 from accel_restore.errors import UserError, raise_problems
-from accel_restore.files import replace_file
 from accel_restore.scores import format_score, titled_score
 
 if TYPE_CHECKING:
@@ -177,10 +176,7 @@ def _write_csv(file: Path, names: list[str], rows: "list[Row]") -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *rows[0]])
     writer.writerows([name, *row.values()] for name, row in zip(names, rows, strict=True))
-    try:
-        replace_file(file, text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from error
+    write_output(file, text.getvalue())
 
 
 def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None:

@@ -53,6 +53,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.worst is not None and (options.pictures is None or options.worst < 1):
         raise UserError("--worst: is the number of --pictures, above 0; give both")
     inputs = [*options.weights, *map(Path, [*(options.gt or []), *(options.input or [])])]
+    if options.run is not None:
+        inputs += options.run.glob("*")
     for file in (options.json, options.csv):
         check_writable(file, inputs=inputs)
     if options.pictures is not None and options.pictures.exists() and not options.pictures.is_dir():

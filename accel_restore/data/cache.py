@@ -252,10 +252,15 @@ def list_stores(cache: Path) -> list[Stored]:
     return sorted(found, key=lambda store: -store.last_used)
 
 
-def delete_store(cache: Path, name: str) -> None:
-    """Remove a store; a run that reads it goes on undisturbed."""
-    for suffix in ("", ".arrow", ".json"):
-        (cache / f"{name}{suffix}").unlink(missing_ok=True)
+def delete_store(cache: Path, name: str) -> bool:
+    """Remove a store, unless it is just being made; a run that reads it goes on undisturbed."""
+    try:
+        with FileLock(cache / f"{name.partition('.')[0]}.lock", timeout=0):
+            for suffix in ("", ".arrow", ".json"):
+                (cache / f"{name}{suffix}").unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ there is no one right way to RGB. A file is decoded by its content, whatever its
 
 import io
 import math
+import re
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +25,12 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` 
 # Pillow reads some forty formats, by content, one of them (EPS) by running a program on it.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
 
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, KeyError, IndexError, AttributeError,
+           struct.error)  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag
 _TIFF_CODECS = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, Deflate, PackBits, Deflate, LZMA, Zstandard
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 262, 339  # TIFF's tags
+_HEAD = 2**16  # bytes in which a file says how deep it is
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -143,6 +147,8 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         raise _too_large(max_pixels) from None
     except _DAMAGE as error:
         raise Unusable(f"cannot be read ({error}); replace or remove it") from None
+    if image.format == "TIFF":
+        image.filename = ""  # else Pillow maps it, in which it takes one that is to be turned for one that is not
     try:
         if image.width * image.height > max_pixels:
             raise _too_large(max_pixels)
@@ -155,8 +161,12 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
             raise Unusable(f"has the pixel format {image.mode}: convert it to gray or RGB of 8 or 16 bits")
         if image.format == "TIFF" and _is_deep(image) and _has_other_values(image):
             raise Unusable("is a TIFF of signed, inverted or other unusual 16-bit values: convert it to a plain one")
+        if image.format == "TIFF" and _is_deep_gray(image) and not _is_deep(image):
+            raise Unusable(f"is a TIFF of {image.tag_v2[_BITS_PER_SAMPLE][0]}-bit values: convert it to one of 16 bits")
         if _is_deep(image) and image.format not in ("PNG", "TIFF"):
             raise Unusable(f"is a 16-bit {image.format}, which would lose its lower bits: convert it to PNG or TIFF")
+        if image.format in ("JPEG2000", "AVIF") and _is_cut(content):
+            raise Unusable(f"is {image.format} of more than 8 bits, which would lose the lower ones: convert it to PNG")
     except Unusable:
         image.close()
         raise
@@ -181,6 +191,23 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16")
 
 
+def _is_cut(content: Path | io.BytesIO) -> bool:
+    """True for JPEG 2000 and AVIF of more than the 8 bits a channel that Pillow gives of them."""
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content.getvalue()) as file:
+        head = file.read(_HEAD)
+    sizes = re.search(rb"\xff\x4f\xff\x51.{36}(..)", head, re.DOTALL)  # JPEG 2000's SIZ: how many components
+    if sizes is not None:
+        depths = head[sizes.end() :: 3][: int.from_bytes(sizes[1], "big")]
+        return any((depth & 0x7F) + 1 > 8 for depth in depths)
+    profile = re.search(rb"av1C..(.)", head, re.DOTALL)  # AVIF's av1C: its flag high_bitdepth
+    return profile is not None and bool(profile[1][0] & 0x40)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as they lie in the file; of a TIFF, Pillow tells those of the upright image."""
+    return (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) if image.format == "TIFF" else image.size
+
+
 def _has_other_values(image: Image.Image) -> bool:
     """True unless a 16-bit TIFF holds unsigned values of which 0 is black, or RGB with or without alpha."""
     tags = image.tag_v2
@@ -200,7 +227,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _header(image: Image.Image) -> Header:
-    width, height = image.size
+    width, height = _stored_size(image)
     # To look for EXIF data at the end of a PNG, Pillow would decode it all.
     orientation = 1 if image.format == "PNG" and "exif" not in image.info else _orientation(image)
     if orientation >= 5:
@@ -241,20 +268,23 @@ def _deep_pixels(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
     if image.format == "PNG":
         import imagecodecs
 
+        size = image.size
         pixels = imagecodecs.png_decode(content.read_bytes() if isinstance(content, Path) else content.getvalue())
     elif _is_deep_gray(image):
-        pixels = np.asarray(image)
+        pixels = np.asarray(image)  # upright
+        pixels, size = pixels.astype(pixels.dtype.newbyteorder("="), copy=False), image.size
     else:
-        pixels = _tiff_pixels(content, image.size)
+        size = _stored_size(image)
+        pixels = _tiff_pixels(content, size)
     if image.mode == "RGB" and "transparency" in image.info and pixels.shape[2] == 3:
         raise Unusable("names a transparent colour: flatten it onto a background")
-    if pixels.dtype != np.uint16 or pixels.shape[1::-1] != image.size:
+    if pixels.dtype != np.uint16 or pixels.shape[1::-1] != size:
         raise Unusable(f"holds {pixels.dtype} values of shape {pixels.shape}: convert it to gray or RGB of 16 bits")
     return pixels
 
 
 def _tiff_pixels(content: Path | io.BytesIO, size: tuple[int, int]) -> np.ndarray:
-    """The first page of a TIFF; `size` is Pillow's width and height of it, which was found small enough."""
+    """The first page of a TIFF; `size` is its width and height by Pillow, which were found small enough."""
     import tifffile
 
     if not isinstance(content, Path):

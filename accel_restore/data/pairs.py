@@ -156,16 +156,26 @@ def _without_partner(
 
 
 def _by_name(files: list[_File], problems: list[str]) -> dict[str, _File]:
-    """The files by name, in order; adds a problem for each that has the name of another."""
+    """The files by name, in order; adds a problem for each that has the name of another, or one that is no text."""
     named: dict[str, _File] = {}
     for file in sorted(files, key=lambda file: (file.name, file.path)):
-        if file.name in named:
+        if not _is_text(str(file.path)):
+            problems.append(f"{str(file.path)!r}: is no name in UTF-8; rename it")
+        elif file.name in named:
             twin = named[file.name].path
             twin = twin if twin.name == file.path.name else twin.name  # of another folder
             problems.append(f"{file.path}: has the same name '{file.name}' as {twin}; rename one")
         else:
             named[file.name] = file
     return named
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _files(source: str | list[str], key: str, recursive: bool, gt_names: Container[str] = ()) -> Files:
