@@ -25,10 +25,7 @@ class Preempted(BaseException):
 
 
 class Lost(Exception):
-    """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1.
-
-    The entry adds that it can be continued from the last commit.
-    """
+    """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1."""
 
     def __init__(self, message: str, teller: bool | None = None):
         """`teller`: whether this rank is to tell the user; None: the main process is."""

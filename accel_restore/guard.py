@@ -124,7 +124,7 @@ class SameWeights(Hook):
         majority = f"; rank {', '.join(map(str, bad))} differs from the most" if rows.count(usual) > 1 else ""
         raise Lost(
             f"step {state.step}: ranks {good} and {bad[0]} hold different weights (first in {first}){majority}: memory "
-            "or a device is at fault; if need be, leave that device out"
+            "or a device is at fault; continue from the last commit, if need be without that device"
         )
 
 

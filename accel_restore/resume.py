@@ -68,7 +68,7 @@ def find_start(
     candidates = find_commits(folder / "checkpoints")[::-1]
     if config.run.resume == "auto" and not candidates and read_status(folder).get("state") == "finished":
         raise UserError(f"{folder}: holds a finished run without checkpoints; --overwrite starts it again")
-    if config.run.resume != "auto" and not (candidates and _has_begun(candidates[0], config.run.resume, folder)):
+    if config.run.resume != "auto" and not (candidates and _has_begun(candidates, config.run.resume, folder)):
         path = Path(config.run.resume).expanduser()
         candidates = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
         if not candidates:
@@ -89,17 +89,19 @@ def find_start(
     return Start()
 
 
-def _has_begun(newest: Path, resume: str, folder: Path) -> bool:
-    """Whether the run in `folder`, whose newest commit is given, is what came of `resume`: then it goes on from there.
+def _has_begun(commits: list[Path], resume: str, folder: Path) -> bool:
+    """Whether the run in `folder`, of these commits, newest first, has come of `resume`: then it goes on by itself.
 
     So it is with a commit of another run; one of its own is gone back to once.
     """
     if not Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
         return True
-    try:
-        return read_counters(newest)["config"]["run"]["resume"] == resume
-    except (UserError, LookupError, TypeError):
-        return False
+    for commit in commits:
+        try:
+            return json.loads(read_file(commit, "state.json"))["config"]["run"]["resume"] == redacted(resume)
+        except (UserError, ValueError, LookupError, TypeError):  # damaged
+            continue
+    return False
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -79,8 +79,8 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
 def _precision(plan: dict[str, Any]) -> str | None:
     """What the run has computed in, where `auto` chose it too."""
     rows = plan.get("plan")
-    said = [row[1] for row in rows if isinstance(row, list) and row[:1] == ["precision"] and row[1:]] if rows else []
-    found = str(said[0]).partition(" ")[0] if said else None
+    said = [row for row in rows if isinstance(row, list) and row[:1] == ["precision"]] if isinstance(rows, list) else []
+    found = str(said[0][-1]).partition(" ")[0] if said else None
     return found if found in ("no", "bf16", "fp16") else None
 
 

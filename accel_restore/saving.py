@@ -119,7 +119,10 @@ class Saver(Hook):
             self.saved = None  # try again
         self.commit(state)
         if (failure := self._failed()) is not None:
-            raise Lost(f"{self.folder}: the last checkpoint cannot be written ({failure}); make room")
+            raise Lost(
+                f"{self.folder}: the last checkpoint cannot be written ({failure}); make room, and continue from the "
+                "one before"
+            )
 
     def _failed(self) -> str | None:
         """Why the main process could not write the last commit, known to all ranks."""

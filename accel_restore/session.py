@@ -1,6 +1,7 @@
 """A training run from its configuration to its files: build, check, print the plan, train, say what came of it."""
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -89,16 +90,19 @@ def run_training(
             with suppress(OSError):
                 run.write_status(state, error=reason)
 
+    def advised(reason: str) -> str:
+        return f"{reason}; {goes_on(overwrite and run is not None)} from the last commit"
+
     def give_up(reason: str) -> None:
         """Called in the watch's thread, when the main thread waits for a rank that is lost."""
         note(reason)
         if tells(accelerator.process_index, reason):
-            print(f"accel-restore: {reason}; {goes_on(overwrite)} from the last commit", file=sys.stderr, flush=True)
+            print(f"accel-restore: {advised(reason)}", file=sys.stderr, flush=True)
 
     watch = Watch(accelerator, config.train.rank_timeout, give_up)
     watch.start()
     try:
-        run = prepare(config, accelerator, screen, lock, audit, overwrite, overrides)
+        run = prepare(config, accelerator, screen, lock, audit, overwrite and not _is_restarted(), overrides)
         if run is not None:
             _fit(run, watch, stop, stop_after, audit)
         failed = False
@@ -111,7 +115,7 @@ def run_training(
         stop.is_over = True
         if (reason := watch.cause(error)) is not None:
             note(reason)
-            raise Lost(reason, teller=tells(accelerator.process_index, reason)) from error
+            raise Lost(advised(reason), teller=tells(accelerator.process_index, reason)) from error
         watch.tell(error)
         note(str(error) or type(error).__name__, state_of(error))
         raise
@@ -122,6 +126,11 @@ def run_training(
         if run is not None and run.tracker is not None:  # last: W&B may have to be waited for, and says what it lacks
             run.tracker.close(failed=failed)
         lock.release()
+
+
+def _is_restarted() -> bool:
+    """Whether torchrun or Slurm has started this command again: it is to go on, not to remove what it has reached."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 @dataclass(frozen=True)

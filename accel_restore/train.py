@@ -9,7 +9,6 @@ if not __package__:
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
-from contextlib import suppress
 
 from accel_restore.errors import AuditFailed, Diverged, Lost, Preempted, UserError, goes_on
 from accel_restore.parsing import load_config
@@ -57,7 +56,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             config,
             cpu=options.cpu,
             audit=options.audit,
-            overwrite=options.overwrite and not _is_restarted(),
+            overwrite=options.overwrite,
             overrides=options.overrides,
             stop=stop,
             stop_after=options.stop_after,
@@ -67,19 +66,12 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     except Preempted as error:
         if config is not None and not error.recorded and _is_main():
             note_preempted(run_folder(config))
-        return _say(f"{error}; {goes_on(options.overwrite)} from there", EXIT_CODE)
-    except Lost as error:
-        return _say(f"{error}; {goes_on(options.overwrite)} from the last commit", 1, error.teller)
-    except AuditFailed as error:
-        return _say(error, 1)
+        return _say(f"{error}; {goes_on(options.overwrite and error.recorded)} from there", EXIT_CODE)
+    except (AuditFailed, Lost) as error:
+        return _say(error, 1, getattr(error, "teller", None))
     except Diverged as error:
         return _say(error, 3)
     return 0
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun or Slurm has started this command again: it is to go on, not to remove what it has reached."""
-    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _is_main() -> bool:
@@ -89,8 +81,10 @@ def _is_main() -> bool:
 def _say(error: Exception | str, code: int, teller: bool | None = None) -> int:
     """Print a message from one rank: the main process, unless it is said whether this one is to tell it."""
     if _is_main() if teller is None else teller:
-        with suppress(OSError):  # whoever read it may be gone; the exit code remains
+        try:
             print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
+        except OSError:  # its reader is gone; what is left in the buffer must not make Python end with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 
 

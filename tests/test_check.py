@@ -178,6 +178,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, caps
 def test_pictures_and_the_configuration_are_never_written_over(tmp_path, capsys):
     train, val = sound(tmp_path, 4)
     config = write_config(tmp_path, train.source, val.source)
+    config = str(Path(config).rename(tmp_path / "mine.json"))  # JSON is YAML
     image = next((tmp_path / "train" / "gt").iterdir())
     for option, file in (("--json", config), ("--json", image), ("--picture", image)):
         content = Path(file).read_bytes()

@@ -189,7 +189,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_it_continues_once_there_is_room
         assert_intact(config, ["step-00000028", "step-00000029"])
         said = training.said()
         assert "thelastcheckpointcannotbewritten(Nospaceleftondevice:" in said and "Traceback" not in said
-        assert "makeroom,andthesamecommandcontinuesfromtheonebefore" in said
+        assert "makeroom,andcontinuefromtheonebefore" in said
         assert forked.run(config, log=tmp_path / "again") == [2]  # it cannot begin either
         said = "".join((tmp_path / "again").read_text().split())
         assert "cannotbewritten(Nospaceleftondevice)" in said and "Traceback" not in said

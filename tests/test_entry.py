@@ -65,6 +65,14 @@ def test_wrong_configuration_is_one_message_and_exit_2(photos, tmp_path):
 
 
 @no_gpu
+def test_the_exit_code_remains_where_nobody_reads_the_message():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(TRAIN), "--config", "none.yaml"]
+    assert subprocess.run(command, stderr=writing, env=clean_environment()).returncode == 2
+    os.close(writing)
+
+
 def test_what_a_cpu_cannot_do_is_refused(photos, tmp_path):
     config = small_config(*photos, tmp_path)
     half = launch(config, "train.mixed_precision=fp16")

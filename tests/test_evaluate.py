@@ -240,7 +240,7 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "quantize", "--csv", "no/a.csv"], "does not exist"),
         (["--gt", "gt", "--degrade", "quantize", "--crop-border", "60"], "less than"),
         (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "99"], "more than 99 pixels"),
-        (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "0"], "--max-pixels: must be above 0"),
+        (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "0"], "--max-pixels: must be a whole number above 0"),
         (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be equal"),
         (["--gt", "gt", "--input", "broken"], "photo001.png: is no image"),
         (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: keys the draws of a degradation"),
@@ -272,6 +272,12 @@ def test_a_report_is_never_written_over_an_input(weights, trained, pairs, capsys
         command = ["evaluate", str(weights[0]), "--gt", str(pairs[1] / "photo000.png"), "--degrade", "quantize"]
         assert main([*command, "--cpu", "--json", str(file)]) == 2
         assert "name another file" in capsys.readouterr().err and file.read_bytes() == content
+
+
+def test_a_report_in_the_folder_of_the_run_may_be_written_again(trained):
+    for _ in range(2):
+        best = run_folder(trained) / "best.safetensors"
+        assert main(["evaluate", str(best), "--run", str(best.parent), "--cpu", "--csv", f"{best.parent}/s.csv"]) == 0
 
 
 def test_an_image_that_is_damaged_in_its_middle_is_named_and_no_mean_is_told(weights, pairs, capsys):

@@ -201,7 +201,7 @@ REASONS = {
     "inverted": "signed, inverted", "CMYK": "CMYK", "float": "format F", "16-bit PPM": "16-bit PPM",
     "truncated": "damaged", "truncated, 16 bits": "damaged", "empty": "empty", "text": "is no image",
     "header": "is no image|cannot be read", "12-bit TIFF": "12-bit values", "deep JPEG 2000": "more than 8 bits",
-    "deep AVIF": "more than 8 bits", "cut EXIF": "damaged",
+    "deep AVIF": "more than 8 bits|is no image", "cut EXIF": "damaged",
 }  # fmt: skip
 
 
@@ -217,14 +217,14 @@ def test_an_unusable_image_is_refused_with_its_reason(kind, tmp_path):
 
 def test_decompression_bombs_are_refused_by_their_headers(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo(40, 50))
-    refused = r"more than (100|1,999) pixels: .* raise data\.max_image_pixels"
-    with pytest.raises(Unusable, match=refused):
+    refused = r"more than {} pixels: .* raise data\.max_image_pixels"
+    with pytest.raises(Unusable, match=refused.format("1,999")):
         read_header(path, max_pixels=1999)
     assert read_image(path, 3, max_pixels=2000).shape == (40, 50, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit is raised where the user asks for more
     assert read_image(path, 3, max_pixels=2000).shape == (40, 50, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(Unusable, match=refused):
+    with pytest.raises(Unusable, match=refused.format("100")):
         read_header(path, max_pixels=100)
 
 

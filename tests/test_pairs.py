@@ -145,7 +145,10 @@ def test_all_problems_of_a_source_are_reported_together(tmp_path):
 
 def test_a_name_that_is_no_text_is_a_problem(tmp_path):
     gt = make(tmp_path / "gt", "a.png")
-    (gt / "a.png").rename(os.fsdecode(bytes(gt) + b"/caf\xe9.png"))
+    try:
+        (gt / "a.png").rename(os.fsdecode(bytes(gt) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system has no such names")
     make(gt, "b.png")
     pairs, (problem,) = find_pairs(str(gt), None, "data.train")
     assert [pair.name for pair in pairs] == ["b"]

@@ -99,6 +99,8 @@ def test_a_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
     back = f"run.resume={run_folder(config) / 'checkpoints' / 'step-00000009'}"
     stopped = launch(config, back, "checkpoint.keep=1", "--stop-after", "13")
     assert stopped.returncode == 143 and newest(config).name == "step-00000013", "the later ones are gone"
+    shutil.copytree(newest(config), newest(config).with_name("step-00000014"))
+    (newest(config) / "model.safetensors").write_bytes(b"damaged")
     again = succeed(launch(config, back, "checkpoint.keep=1"))  # as a scheduler repeats it; step 9 is no more
     assert "13 steps are done" in again.stdout and newest(config).name == "step-00000016"
 

@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> int:
     stores, screen = list_stores(options.dir), Screen(True)
     if options.action == "delete":
         chosen = _chosen(stores, options)
-        deleted = [store for store in chosen if delete_store(options.dir, store.name)]
+        try:
+            deleted = [store for store in chosen if delete_store(options.dir, store.name)]
+        except OSError as error:
+            raise UserError(f"{error.filename or options.dir}: cannot be deleted ({error.strerror})") from error
         kept = f"; left {len(chosen) - len(deleted)} that a process is making" if len(deleted) < len(chosen) else ""
         screen.say(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
         return 0

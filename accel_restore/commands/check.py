@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if options.limit is not None and options.limit < 1:
         raise UserError("check: --limit must be above 0")
     if options.json not in (None, "-"):
-        check_writable(Path(options.json))
+        check_writable(Path(options.json), inputs=[Path(options.config)] if options.config else [])
     screen = Screen(options.json != "-")
     config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     report, draw = check(config, screen, options.limit, options.pairs_per_second, options.picture)

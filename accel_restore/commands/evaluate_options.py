@@ -54,7 +54,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("--worst: is the number of --pictures, above 0; give both")
     inputs = [*options.weights, *map(Path, [*(options.gt or []), *(options.input or [])])]
     if options.run is not None:
-        inputs += options.run.glob("*")
+        from accel_restore.resume import RUN_FILES  # imports torch
+
+        inputs += [options.run / name for name in RUN_FILES]
     for file in (options.json, options.csv):
         check_writable(file, inputs=inputs)
     if options.pictures is not None and options.pictures.exists() and not options.pictures.is_dir():

@@ -88,8 +88,11 @@ def joined(device: str | None) -> Iterator[Processes]:
     try:
         chosen = torch.device(device or found)
         is_shared = promised > 1 and chosen.type != "cpu" and chosen.index is None
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))  # all on the first GPU would cost it memory for each
-        torch.empty(1, device=torch.device(chosen.type, local_rank) if is_shared else chosen)
+        if is_shared:  # as Accelerate does; all ranks on the first GPU would cost it memory for each
+            index = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
+            torch.empty(1, device=torch.device(chosen.type, index))
+        else:
+            torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device: {device} cannot be used here ({str(error).splitlines()[0]:.200})") from error
     if promised == 1:

@@ -38,9 +38,9 @@ def write_report(file: Path, report: Any) -> None:
 
 
 def write_output(file: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises: UserError where that fails."""
+    """Write a file, whole or not at all unless it is a link, a pipe or a device. Raises: UserError where that fails."""
     try:
-        if file.is_symlink() or (file.exists() and not file.is_file()):  # /dev/stdout, a pipe
+        if file.is_symlink() or (file.exists() and not file.is_file()):  # such as /dev/stdout
             file.write_bytes(text.encode())
         else:
             replace_file(file, text.encode())

@@ -63,9 +63,9 @@ def add_max_pixels(parser: argparse.ArgumentParser) -> None:
 
 
 def _max_pixels(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise UserError("--max-pixels: must be above 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError("--max-pixels: must be a whole number above 0")
+    return int(text)
 
 
 def _tile(text: str) -> int | str:

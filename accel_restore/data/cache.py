@@ -255,7 +255,7 @@ def list_stores(cache: Path) -> list[Stored]:
 def delete_store(cache: Path, name: str) -> bool:
     """Remove a store, unless it is just being made; a run that reads it goes on undisturbed."""
     try:
-        with FileLock(cache / f"{name.partition('.')[0]}.lock", timeout=0):
+        with FileLock(cache / f"{name.lstrip('.').partition('.')[0]}.lock", timeout=0):
             for suffix in ("", ".arrow", ".json"):
                 (cache / f"{name}{suffix}").unlink(missing_ok=True)
     except Timeout:

@@ -30,7 +30,6 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TIFF_CODECS = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, Deflate, PackBits, Deflate, LZMA, Zstandard
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 262, 339  # TIFF's tags
-_HEAD = 2**16  # bytes in which a file says how deep it is
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -165,11 +164,14 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
             raise Unusable(f"is a TIFF of {image.tag_v2[_BITS_PER_SAMPLE][0]}-bit values: convert it to one of 16 bits")
         if _is_deep(image) and image.format not in ("PNG", "TIFF"):
             raise Unusable(f"is a 16-bit {image.format}, which would lose its lower bits: convert it to PNG or TIFF")
-        if image.format in ("JPEG2000", "AVIF") and _is_cut(content):
+        if image.format in ("JPEG2000", "AVIF") and _is_cut(image.format, content):
             raise Unusable(f"is {image.format} of more than 8 bits, which would lose the lower ones: convert it to PNG")
     except Unusable:
         image.close()
         raise
+    except OSError as error:
+        image.close()
+        raise Unusable(f"cannot be read ({error}); replace or remove it") from None
     return image
 
 
@@ -191,16 +193,15 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16")
 
 
-def _is_cut(content: Path | io.BytesIO) -> bool:
+def _is_cut(format: str, content: Path | io.BytesIO) -> bool:
     """True for JPEG 2000 and AVIF of more than the 8 bits a channel that Pillow gives of them."""
-    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content.getvalue()) as file:
-        head = file.read(_HEAD)
-    sizes = re.search(rb"\xff\x4f\xff\x51.{36}(..)", head, re.DOTALL)  # JPEG 2000's SIZ: how many components
-    if sizes is not None:
-        depths = head[sizes.end() :: 3][: int.from_bytes(sizes[1], "big")]
-        return any((depth & 0x7F) + 1 > 8 for depth in depths)
-    profile = re.search(rb"av1C..(.)", head, re.DOTALL)  # AVIF's av1C: its flag high_bitdepth
-    return profile is not None and bool(profile[1][0] & 0x40)
+    data = content.read_bytes() if isinstance(content, Path) else content.getvalue()
+    if format == "AVIF":
+        profile = re.search(rb"av1C..(.)", data, re.DOTALL)
+        return profile is not None and bool(profile[1][0] & 0x40)  # high_bitdepth
+    sizes = re.search(rb"\xff\x4f\xff\x51.{36}(..)", data, re.DOTALL)  # SIZ, to the number of components
+    depths = data[sizes.end() :: 3][: int.from_bytes(sizes[1], "big")] if sizes is not None else b""
+    return any((depth & 0x7F) + 1 > 8 for depth in depths)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
