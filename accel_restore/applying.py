@@ -152,7 +152,7 @@ def smaller_tile(tile: int, overlap: int) -> int | None:
     return half if half < tile else None
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device, or the host, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 

@@ -92,6 +92,10 @@ class Watch(Hook):
         self.ended.set()
         self.wake.set()
 
+    @property
+    def is_validating(self) -> bool:
+        return self.training and self.place[1] == _BETWEEN
+
     def after_step(self, state: TrainState) -> None:
         self.place = (state.step, _SAVE)
 

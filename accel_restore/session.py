@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from accel_restore.applying import is_out_of_memory
 from accel_restore.audit import Audit
 from accel_restore.config import Config
 from accel_restore.console import Screen, leaving_as_found
@@ -48,7 +49,7 @@ def fit(
     `config` is a YAML file or a mapping like one, in which `data.train.dataset` and `data.val.dataset` may be
     `datasets.Dataset` objects; `overrides` are `key=value`.
 
-    Raises: UserError for wrong input, Diverged, Lost, AuditFailed; when stopped by a signal, after saving,
+    Raises: UserError for wrong input, MemoryError, Diverged, Lost, AuditFailed; when stopped by a signal, after saving,
     KeyboardInterrupt for SIGINT and else SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
@@ -74,7 +75,8 @@ def run_training(
 ) -> None:
     """Train as the configuration says; every rank calls it.
 
-    Raises: UserError, Diverged, Lost, AuditFailed; Preempted when it was asked to stop (or after step `stop_after`).
+    Raises: UserError, MemoryError, Diverged, Lost, AuditFailed; Preempted when it was asked to stop (or after step
+    `stop_after`).
     """
     accelerator = create_accelerator(config, cpu)
     screen = Screen(accelerator.is_main_process)
@@ -116,9 +118,12 @@ def run_training(
         if (reason := watch.cause(error)) is not None:
             note(reason)
             raise Lost(advised(reason), teller=tells(accelerator.process_index, reason)) from error
-        watch.tell(error)
-        note(str(error) or type(error).__name__, state_of(error))
-        raise
+        told = _out_of_memory(error, watch.is_validating) if is_out_of_memory(error) else error
+        watch.tell(told)
+        note(str(told) or type(told).__name__, state_of(told))
+        if told is error:
+            raise
+        raise told from error
     finally:
         watch.close()
         if run is not None and run.report is not None:
@@ -126,6 +131,19 @@ def run_training(
         if run is not None and run.tracker is not None:  # last: W&B may have to be waited for, and says what it lacks
             run.tracker.close(failed=failed)
         lock.release()
+
+
+def _out_of_memory(error: Exception, in_validation: bool) -> MemoryError:
+    """The same in a sentence that says what to do."""
+    if in_validation:
+        what, remedy = "validation of whole images", "set validation.tile (such as 512), so that it sees them in parts"
+    else:
+        what = "training"
+        remedy = (
+            "lower data.batch_size (with train.global_batch_size set to what a step takes now, the result stays the "
+            "same) or data.patch_size"
+        )
+    return MemoryError(f"there is too little memory for {what}: {remedy} ({' '.join(str(error).split()):.200})")
 
 
 def _is_restarted() -> bool:

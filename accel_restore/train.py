@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             stop=stop,
             stop_after=options.stop_after,
         )
-    except UserError as error:
+    except (UserError, MemoryError) as error:
         return _say(error, 2)
     except Preempted as error:
         if config is not None and not error.recorded and _is_main():

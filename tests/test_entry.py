@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 
+import forked
 import pytest
 import safetensors.torch
 import torch
@@ -158,6 +159,30 @@ def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):
     )
     assert loaded.returncode == 0, loaded.stderr
     assert all(0 < abs(value - 0.25) < 0.02 for value in json.loads(loaded.stdout))
+
+
+def test_too_little_memory_is_told_with_what_helps(photos, tmp_path):
+    for fails_in, key in (("training", "data.batch_size"), ("validation", "validation.tile")):
+        config = small_config(*photos, tmp_path)
+        config["model"] = {"name": "test_entry:Greedy", "fails_in": fails_in}
+        process = forked.launch(config, "--overwrite")
+        assert process.returncode == 2 and "Traceback" not in process.stdout
+        (line,) = (line for line in process.stdout.splitlines() if line.startswith("accel-restore: "))
+        assert f"too little memory for {fails_in}" in line and key in line and "Tried to allocate 9 GiB" in line
+        assert key in json.loads((run_folder(config) / "status.json").read_text())["error"]
+
+
+class Greedy(torch.nn.Conv2d):
+    """A model for which the memory of a GPU does not suffice."""
+
+    def __init__(self, *, channels: int = 3, scale: int = 1, fails_in: str = "training"):
+        super().__init__(channels, channels, 1)
+        self.fails_in = fails_in
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training == (self.fails_in == "training"):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+        return super().forward(images)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
