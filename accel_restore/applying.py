@@ -154,7 +154,7 @@ def smaller_tile(tile: int, overlap: int) -> int | None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -83,6 +83,7 @@ def prepare(
     if start.finished:
         if not start.is_in(folder):
             raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
+        # Only whether: all that is returned goes to every rank.
         _together(accelerator, lambda: bool(rewind_best(folder, start, screen.say)), only_main=True)
         say_finished(folder, start, accelerator, screen, audit)
         return None

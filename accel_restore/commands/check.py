@@ -77,9 +77,9 @@ def _save(sheet: Image.Image, file: Path) -> None:
 def check(
     config: Config,
     screen: Screen,
-    limit: int | None = None,
-    pairs_per_second: float | None = None,
-    picture: Path | None = None,
+    limit: int | None,
+    pairs_per_second: float | None,
+    picture: Path | None,
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
     """The report, and what draws a contact sheet, None where no pair could be examined.
 
