@@ -75,11 +75,7 @@ def _save(sheet: Image.Image, file: Path) -> None:
 
 
 def check(
-    config: Config,
-    screen: Screen,
-    limit: int | None,
-    pairs_per_second: float | None,
-    picture: Path | None,
+    config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None, picture: Path | None
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
     """The report, and what draws a contact sheet, None where no pair could be examined.
 
