@@ -171,8 +171,7 @@ def check_same_data(start: Start, identity: dict[str, Any]) -> None:
 def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
     """Compare with the commit's configuration; what matters must be equal."""
     then, now = _flat(counters["config"]), _flat(redacted(config.model_dump(mode="json")))
-    missing = object()
-    changed = [key for key in dict.fromkeys([*then, *now]) if then.get(key, missing) != now.get(key, missing)]
+    changed = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]  # a newer key may be null
     refused = []
     for key in changed:
         if _BATCH.fullmatch(key) or key.startswith(_FREE):

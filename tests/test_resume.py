@@ -11,8 +11,9 @@ from forked import launch
 from runs import audit_events, json_lines, make_photos, run_folder, samples_per_step, small_config, succeed
 from torch import nn
 
-from accel_restore import fit, preparation
+from accel_restore import fit, preparation, resume
 from accel_restore.errors import UserError
+from accel_restore.parsing import config_from
 
 TIMES = ("seconds", "step_s", "wait_s")
 
@@ -195,6 +196,21 @@ def test_what_matters_may_not_change_and_what_does_not_may(photos, tmp_path):
 
     other = launch(config, "train.epochs=3", "train.global_batch_size=12", "train.gradient_accumulation_steps=null")
     assert other.returncode == 2 and "global batch: 4 in the commit, 12 now" in other.stderr
+
+
+def test_a_run_begun_before_a_key_existed_goes_on_where_the_key_is_null(photos, tmp_path, monkeypatch):
+    config = configuration(photos, tmp_path)
+    succeed(launch(config, "train.epochs=1"))
+    counters = resume.read_counters(newest(config))
+    del counters["config"]["train"]["max_grad_norm"]
+    monkeypatch.setattr(resume, "read_counters", lambda commit: counters)
+
+    def start(*overrides):
+        return resume.find_start(run_folder(config), config_from(config, overrides), False, [*overrides], "no")
+
+    assert start("train.epochs=1").finished
+    with pytest.raises(UserError, match=r"train\.max_grad_norm: unset in the commit, 1\.0 now"):
+        start("train.epochs=1", "train.max_grad_norm=1")
 
 
 def test_a_damaged_commit_is_passed_over_for_the_one_before(photos, tmp_path):
