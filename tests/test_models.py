@@ -184,6 +184,18 @@ def test_unet_is_near_the_identity_at_first_and_scales_with_its_input():
     assert torch.allclose(model(2 * images), 2 * output, atol=1e-5)  # bias-free
 
 
+def test_unet_may_have_biases_which_are_zero_at_first():
+    plain, biased = build("unet"), build("unet", bias=True)
+    added = [name for name in biased.state_dict() if name not in plain.state_dict()]
+    layers = [m for m in biased.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+    assert len(added) == len(layers) and all(name.endswith("bias") for name in added)
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(biased(images), plain(images))
+    woken = awake("unet", bias=True)
+    assert not torch.allclose(woken(2 * images), 2 * woken(images), atol=1e-5)  # they know how bright an image is
+
+
 def test_dncnn_is_the_network_of_the_paper():
     model = build_model("dncnn", {"norm": "batch"}, 1)
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -204,6 +216,7 @@ def test_dncnn_is_the_network_of_the_paper():
             {"decoder_blocks": [2]},
             r"decoder_blocks=\[2\] is not allowed: it must be a list of 2 whole numbers",
         ),
+        ("unet", {"bias": "no"}, "bias='no' is not allowed: it must be true or false"),
         ("restormer", {"width": 7}, "width=7 is not allowed: it must be an even"),
         ("restormer", {"blocks": [4, 6, 6]}, r"blocks=\[4, 6, 6\] is not allowed: it must be a list of 4"),
         ("restormer", {"refinement_blocks": True}, "refinement_blocks=True is not allowed"),
