@@ -33,6 +33,7 @@ _FREE = (
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
+_ARGUMENTS = ("model.", "loss.", "data.degradation.")  # what is left out has a default of its own, which null is not
 _LENGTH = ("train.epochs", "train.max_steps")
 
 
@@ -171,7 +172,9 @@ def check_same_data(start: Start, identity: dict[str, Any]) -> None:
 def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
     """Compare with the commit's configuration; what matters must be equal."""
     then, now = _flat(counters["config"]), _flat(redacted(config.model_dump(mode="json")))
-    changed = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]  # a newer key may be null
+    missing = object()  # a commit of an older version lacks newer keys, of which null says that nothing has changed
+    unset = {key: missing if key.startswith(_ARGUMENTS) else None for key in [*then, *now]}
+    changed = [key for key, value in unset.items() if then.get(key, value) != now.get(key, value)]
     refused = []
     for key in changed:
         if _BATCH.fullmatch(key) or key.startswith(_FREE):

@@ -203,6 +203,7 @@ def test_a_run_begun_before_a_key_existed_goes_on_where_the_key_is_null(photos, 
     succeed(launch(config, "train.epochs=1"))
     counters = resume.read_counters(newest(config))
     del counters["config"]["train"]["max_grad_norm"]
+    counters["config"]["train"]["gone"] = None
     monkeypatch.setattr(resume, "read_counters", lambda commit: counters)
 
     def start(*overrides):
@@ -211,6 +212,8 @@ def test_a_run_begun_before_a_key_existed_goes_on_where_the_key_is_null(photos, 
     assert start("train.epochs=1").finished
     with pytest.raises(UserError, match=r"train\.max_grad_norm: unset in the commit, 1\.0 now"):
         start("train.epochs=1", "train.max_grad_norm=1")
+    with pytest.raises(UserError, match=r"model\.blocks: unset in the commit, None now"):  # its default is another
+        start("train.epochs=1", "model.blocks=null")
 
 
 def test_a_damaged_commit_is_passed_over_for_the_one_before(photos, tmp_path):

@@ -38,9 +38,9 @@ class UNet(nn.Module):
 
     `multipliers` has one entry a level, finest first; `blocks` are the residual blocks of a level, on the way down and
     again on the way up: one number for all levels or one a level. On CPUs in bf16 a layer of 24 features costs about as
-    much as one of 32. Without `bias` twice the input gives twice the output, also at noise levels not trained on, and
-    noise of any level is learned better (by 0.08 dB); with it the network knows how strong a noise is that is always
-    the same (0.2 dB at sigma 25).
+    much as one of 32. Without `bias` twice the input gives twice the output, so that noise of levels not trained on is
+    removed, too. With it the network knows the level of noise that is always the same (0.2 dB at sigma 25 after 855
+    steps), and loses where it varies (0.08 dB at sigma 0 to 55 after 570 steps, one run each).
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
