@@ -22,6 +22,13 @@ def unknown_choice(name: str, known: Iterable[str]) -> str:
     return f"unknown choice '{name}'; choose one of: {', '.join(known)}{hint}"
 
 
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """As `unknown_choice`, where an import path would do as well; it tells a dotted one how to be written."""
+    module, _, attribute = name.rpartition(".")
+    hint = f"; an import path is written '{module}:{attribute}'" if module and attribute else ""
+    return unknown_choice(name, known) + hint
+
+
 def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     """The object that `name` stands for: an entry of `table`, or `package.module:attribute`.
 

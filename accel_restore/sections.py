@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from accel_restore.naming import unknown_choice
+from accel_restore.naming import unknown_name
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -33,7 +33,7 @@ def one_of(table: dict) -> BeforeValidator:
 
     def check(name: Any) -> Any:
         if isinstance(name, str) and name not in table and ":" not in name:
-            raise PydanticCustomError("unknown_choice", "{message}", {"message": unknown_choice(name, table)})
+            raise PydanticCustomError("unknown_choice", "{message}", {"message": unknown_name(name, table)})
         return name
 
     return BeforeValidator(check)

@@ -83,6 +83,13 @@ def test_an_unknown_choice_lists_all_choices(override, choices):
     assert listed == list(choices)
 
 
+def test_an_import_path_with_a_dot_for_a_colon_is_told_how_to_be_written():
+    assert problems("model.name=my.nets.Net")[0].endswith("; an import path is written 'my.nets:Net'")
+    assert problems("loss={my.loss: 1}")[0].endswith("; an import path is written 'my:loss'")
+    assert problems("data.degradation=[{name: my.noise}]")[0].endswith("; an import path is written 'my:noise'")
+    assert "import path" not in problems("model.name=unett")[0]
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

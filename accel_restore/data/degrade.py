@@ -20,7 +20,7 @@ from accel_restore.data.choices import DEGRADATIONS
 from accel_restore.data.draws import Random, Walk, walks
 from accel_restore.data.order import key
 from accel_restore.errors import UserError
-from accel_restore.naming import check_arguments, resolve, unknown_choice
+from accel_restore.naming import check_arguments, resolve, unknown_choice, unknown_name
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
@@ -182,7 +182,7 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
     arguments = {"name": "", "probability": 1.0, **entry}
     name, probability = str(arguments.pop("name")), arguments.pop("probability")
     if name not in DEGRADATIONS and ":" not in name:
-        raise UserError(f"{where}.name: {unknown_choice(name, DEGRADATIONS)}")
+        raise UserError(f"{where}.name: {unknown_name(name, DEGRADATIONS)}")
     function = resolve(name, DEGRADATIONS, f"{where}.name")
     try:
         parameters = inspect.signature(function).parameters
