@@ -194,6 +194,15 @@ def test_unet_may_have_biases_which_are_zero_at_first():
     assert not torch.allclose(woken(2 * images), 2 * woken(images), atol=1e-5)  # they know how bright an image is
 
 
+def test_unet_takes_the_activation_that_is_asked_for():
+    plain, smooth, images = awake("unet"), awake("unet", activation="gelu"), torch.rand(1, 3, 32, 32)
+    smooth.load_state_dict(plain.state_dict())
+    blocks = [module.body for module in smooth.modules() if isinstance(module, Block)]
+    assert blocks and all(isinstance(body[1], torch.nn.GELU) for body in blocks)
+    assert not torch.allclose(smooth(images), plain(images), atol=1e-4)
+    assert not torch.allclose(smooth(2 * images), 2 * smooth(images), atol=1e-4)  # a gelu is not homogeneous
+
+
 def test_dncnn_is_the_network_of_the_paper():
     model = build_model("dncnn", {"norm": "batch"}, 1)
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -215,6 +224,7 @@ def test_dncnn_is_the_network_of_the_paper():
             r"decoder_blocks=\[2\] is not allowed: it must be a list of 2 whole numbers",
         ),
         ("unet", {"bias": "no"}, "bias='no' is not allowed: it must be true or false"),
+        ("unet", {"activation": ["gelu"]}, r"activation=\['gelu'\] is not allowed: it must be 'relu' or 'gelu'"),
         ("restormer", {"width": 7}, "width=7 is not allowed: it must be an even"),
         ("restormer", {"blocks": [4, 6, 6]}, r"blocks=\[4, 6, 6\] is not allowed: it must be a list of 4"),
         ("restormer", {"refinement_blocks": True}, "refinement_blocks=True is not allowed"),
