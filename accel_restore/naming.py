@@ -24,9 +24,9 @@ def unknown_choice(name: str, known: Iterable[str]) -> str:
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """As `unknown_choice`, where an import path would do as well; it tells a dotted one how to be written."""
-    module, _, attribute = name.rpartition(".")
-    hint = f"; an import path is written '{module}:{attribute}'" if module and attribute else ""
-    return unknown_choice(name, known) + hint
+    module, dot, attribute = name.rpartition(".")
+    dotted = dot and all(part.isidentifier() for part in name.split("."))
+    return unknown_choice(name, known) + (f"; an import path is written '{module}:{attribute}'" if dotted else "")
 
 
 def resolve(name: str, table: dict[str, Any], key: str) -> Any:

@@ -87,7 +87,8 @@ def test_an_import_path_with_a_dot_for_a_colon_is_told_how_to_be_written():
     assert problems("model.name=my.nets.Net")[0].endswith("; an import path is written 'my.nets:Net'")
     assert problems("loss={my.loss: 1}")[0].endswith("; an import path is written 'my:loss'")
     assert problems("data.degradation=[{name: my.noise}]")[0].endswith("; an import path is written 'my:noise'")
-    assert "import path" not in problems("model.name=unett")[0]
+    for name in ("unett", "my/nets.py", "my..Net"):
+        assert "import path" not in problems(f"model.name={name}")[0]
 
 
 @pytest.mark.parametrize(

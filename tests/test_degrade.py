@@ -217,6 +217,12 @@ def test_a_strength_that_cannot_be_one_is_refused(sigma):
         ("choice", {"of": [{"name": "jpeg"}, {"quality": 3}]}, ".0.of.1.name: unknown choice ''"),
         ("choice", {"of": [{"name": "jpg"}]}, ".0.of.0.name: unknown choice 'jpg'; choose one of: gaussian_noise, "),
         (
+            "choice",
+            {"of": [{"name": "my.noise"}]},
+            f".0.of.0.name: unknown choice 'my.noise'; choose one of: {', '.join(DEGRADATIONS)}; an import path is "
+            "written 'my:noise'",
+        ),
+        (
             "sequence",
             {"of": [{"name": "choice", "of": [{"name": "jpeg", "quality": -1}]}]},
             ".0.of.0.of.0.quality: must",

@@ -224,6 +224,7 @@ def test_dncnn_is_the_network_of_the_paper():
             r"decoder_blocks=\[2\] is not allowed: it must be a list of 2 whole numbers",
         ),
         ("unet", {"bias": "no"}, "bias='no' is not allowed: it must be true or false"),
+        ("unet", {"activation": "silu"}, "activation='silu' is not allowed: it must be 'relu' or 'gelu'"),
         ("unet", {"activation": ["gelu"]}, r"activation=\['gelu'\] is not allowed: it must be 'relu' or 'gelu'"),
         ("restormer", {"width": 7}, "width=7 is not allowed: it must be an even"),
         ("restormer", {"blocks": [4, 6, 6]}, r"blocks=\[4, 6, 6\] is not allowed: it must be a list of 4"),

@@ -81,11 +81,16 @@ class UNet(nn.Module):
             f"a whole number of at least 1, or a list of {len(multipliers)} of them, one a level of multipliers",
         )
         require(isinstance(bias, bool), "bias", bias, "true or false")
-        require(activation in list(ACTIVATIONS), "activation", activation, " or ".join(map(repr, ACTIVATIONS)))
+        require(
+            isinstance(activation, str) and activation in ACTIVATIONS,
+            "activation",
+            activation,
+            " or ".join(map(repr, ACTIVATIONS)),
+        )
 
         features = [width * multiplier for multiplier in multipliers]
         steps = list(pairwise(features))  # (finer, coarser) of each change of level
-        gain = (2 * sum(depths) - depths[-1]) ** -0.5  # the blocks together add the variance of one
+        gain = (2 * sum(depths) - depths[-1]) ** -0.5  # the blocks together add the variance of one (relu)
 
         def level(size: int, depth: int) -> nn.Sequential:
             return nn.Sequential(*(Block(size, gain, bias, activation) for _ in range(depth)))
