@@ -43,9 +43,9 @@ class UNet(nn.Module):
     again on the way up: one number for all levels or one a level. On CPUs in bf16 a layer of 24 features costs about as
     much as one of 32. With `bias` the network knows the level of noise that is always the same (0.2 dB at sigma 25
     after 855 steps), and loses where it varies (0.08 dB at sigma 0 to 55 after 570 steps). `activation` is "relu" or
-    "gelu", which gained 0.1 dB at sigma 25 on gray images after 855 steps and lost 0.1 to 0.2 in shorter runs on other
-    tasks. All these are of one run each. With "relu" and without `bias` twice the input gives twice the output, so that
-    noise of levels not trained on is removed, too.
+    "gelu", which gained 0.1 dB at sigma 25 on gray images after 855 steps and lost 0.1 to 0.2 in shorter runs of the
+    blind recipe and the demo. All these are of one run each. With "relu" and without `bias` twice the input gives twice
+    the output, so that noise of levels not trained on is removed, too.
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
