@@ -63,8 +63,12 @@ def whole_images(
     return images
 
 
-def protocol_of(restorer: Restorer, synthetic: bool, given: dict[str, Any]) -> tuple[Protocol, list[str]]:
+def protocol_of(
+    restorer: Restorer, degradation: list[dict[str, Any]], given: dict[str, Any]
+) -> tuple[Protocol, list[str]]:
     """The protocol that is stored beside weights, with what is `given` in its place; and notes about it.
+
+    `degradation`: the steps that make the input, none where it is in files.
 
     Raises: UserError for settings that do not fit.
     """
@@ -89,7 +93,7 @@ def protocol_of(restorer: Restorer, synthetic: bool, given: dict[str, Any]) -> t
     if checked["y_channel"] and restorer.channels == 1:
         raise UserError("--y-channel: needs weights for colours; gray images are luma already")
     kept = {name: checked[name] for name in (*SETTINGS, "weights")}
-    return Protocol(restorer.channels, synthetic, tuple(checked["metrics"]), **kept), notes
+    return Protocol(restorer.channels, tuple(degradation), tuple(checked["metrics"]), **kept), notes
 
 
 def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: int) -> list[str]:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
-from accel_restore.naming import check_arguments, resolve
+from accel_restore.naming import check_arguments, resolve, told
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
@@ -63,7 +63,7 @@ def build_loss(
 
 
 def _build_term(name: str, target: Callable, arguments: dict[str, Any], channels: int) -> Callable:
-    """(output, gt) → (B,); it has been tried on a small image."""
+    """(output, gt) → (B,); it has been tried on two small images."""
     import torch
 
     try:
@@ -73,9 +73,15 @@ def _build_term(name: str, target: Callable, arguments: dict[str, Any], channels
             term = partial(target, **arguments)
             term.smallest_side = _smallest_side(target)
         side = max(8, _smallest_side(term))
-        term(torch.zeros(1, channels, side, side), torch.zeros(1, channels, side, side))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"loss.{name}: cannot work with {arguments}: {error}") from error
+        values = term(torch.zeros(2, channels, side, side), torch.zeros(2, channels, side, side))
+    except Exception as error:  # of a user's own loss, anything
+        raise UserError(f"loss.{name}: cannot work with {arguments}: {told(error)}") from error
+    shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+    if shape != (2,):
+        raise UserError(
+            f"loss.{name}: gives {shape} for 2 samples, where one value per sample is needed, shape (2,); average over "
+            "all dimensions but the first, as value.flatten(1).mean(1) does"
+        )
     return term
 
 

@@ -3,6 +3,7 @@
 Plain functions of metadata and configurations; nothing here reads files or talks to the Hub.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ def _told_scores(metadata: dict[str, Any], dataset: str) -> str:
         "border": f"{border} pixels left out at each side" if border else "the whole image is scored",
         "network sees": protocol.get("network"),
         "input": (protocol.get("input") or "").replace("data.degradation", "the degradation that training uses"),
+        "degradation": json.dumps(protocol["degradation"]) if "degradation" in protocol else None,
         "average": protocol.get("average"),
     }
     told = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]

@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from accel_restore.errors import UserError
@@ -29,6 +32,18 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return unknown_choice(name, known) + (f"; an import path is written '{module}:{attribute}'" if dotted else "")
 
 
+def told(error: BaseException) -> str:
+    """What an error says, in a line; of one that a user's own code raises, with its kind and its place in that code."""
+    said = (str(error).splitlines() or [""])[0]
+    libraries = [str(Path(__file__).parent), *(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))]
+    places = [
+        f"{Path(frame.filename).name}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", *libraries))
+    ]
+    return f"{type(error).__name__}{': ' * bool(said)}{said} ({places[-1]})" if places else said
+
+
 def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     """The object that `name` stands for: an entry of `table`, or `package.module:attribute`.
 
@@ -42,9 +57,15 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # of a user's own module, anything
+        here = next((path for path in (Path(f"{module_name}.py"), Path(module_name)) if path.exists()), None)
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name and here is not None:
+            raise UserError(
+                f"{key}: cannot import '{name}': Python does not look for {here} in this folder; start with "
+                "PYTHONPATH=. before the command"
+            ) from error
         raise UserError(
-            f"{key}: cannot import '{name}' ({error}); write it as package.module:Name and make sure that the "
+            f"{key}: cannot import '{name}' ({told(error)}); write it as package.module:Name and make sure that the "
             "package is installed or on PYTHONPATH"
         ) from error
 

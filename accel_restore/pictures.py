@@ -69,9 +69,10 @@ def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
         for caption, tile in row:
             place = (left, top + _CAPTION, left + tile.shape[1], top + _CAPTION + tile.shape[0])
             boxes[-1].append({"caption": caption, "box": place})
-            while caption and pen.textlength(caption, font) > tile.shape[1]:
-                caption = caption[1:]  # the figures at the end matter more than a long name
-            pen.text((left + 2, top + 2), caption, "black", font)
+            shown = caption
+            while len(shown) > 1 and pen.textlength(shown, font) > tile.shape[1]:
+                shown = f"…{shown[2:]}"  # the figures at the end matter more than a long name
+            pen.text((left + 2, top + 2), shown, "black", font)
             canvas.paste(Image.fromarray(tile), place)
             left += tile.shape[1] + 4
         top += row[0][1].shape[0] + _CAPTION

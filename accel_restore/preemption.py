@@ -41,6 +41,7 @@ class StopRequest:
         self._launcher = os.getppid() if has_launcher() else None
         self._heard_first: float | None = None
         self._raised = False
+        self._is_deferred = False
         self._leaving: threading.Timer | None = None
         self._former_hook = sys.unraisablehook
 
@@ -55,9 +56,27 @@ class StopRequest:
         if self.is_over:
             return
         self.signal = self.signal or signal.Signals(number)
-        if not self.may_save and not self._raised:  # a copy must not disturb what the first has begun
+        if not self.may_save and not self._is_deferred:
+            self._raise()
+
+    def _raise(self) -> None:
+        if not self._raised:  # a copy must not disturb what the first has begun
             self._raised = True
             raise Preempted(f"{self} before the first step")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it no request is raised; at its end one that has come is.
+
+        For imports: torch's C++ drops what is raised while it imports numpy, which is then half imported for good.
+        """
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        if self:
+            self._raise()
 
     def _discarded(self, unraisable: Any) -> None:
         """Called for an exception that Python throws away, as it was raised in a destructor or a callback."""

@@ -23,7 +23,10 @@ from accel_restore.engine import TrainState, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.files import remove_temporaries, replace_file, to_json
 from accel_restore.losses import Loss, build_loss
-from accel_restore.models.pretrained import begin_model
+from accel_restore.models import MODELS
+from accel_restore.models.pretrained import begin_model, describe
+from accel_restore.models.recognised import RECOGNISED
+from accel_restore.models.trial import Trial
 from accel_restore.optim import get_optimizer
 from accel_restore.outcome import progress, say_finished
 from accel_restore.parameters import freeze
@@ -90,12 +93,15 @@ def prepare(
 
     # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
     loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_sizes))
-    _together(accelerator, lambda: _try_model(config))
+    trial = _together(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
     _together(accelerator, lambda: protocol.scores)
     if config.tracking.tensorboard:
         _together(accelerator, check_tensorboard, only_main=True)
     data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
+    if trial is not None:
+        _together(accelerator, lambda: trial.restore(data.val, protocol))
+        del trial  # and the memory of its model
     config = settle_batch_size(config, accelerator, loss_fn, len(data.train), start, screen.say)
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
@@ -141,6 +147,15 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
     else:
         global_batches = [stage.global_batch_size or train.global_batch_size for stage in stages]
         may_shrink = False
+
+    def keys(number: int, stage: Stage) -> tuple[str, str]:
+        """Where the stage's global batch and batch were set."""
+        own = f"data.stages.{number}."
+        return (
+            f"{own if stage.global_batch_size else 'train.'}global_batch_size",
+            f"{own if stage.batch_size else 'data.'}batch_size",
+        )
+
     plans = [
         make_plan(
             num_samples,
@@ -152,16 +167,23 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
             stage.patch_size or data.patch_size,
             data.mixup.probability if data.mixup else 0.0,
             may_shrink=may_shrink,
+            keys=keys(number, stage),
         )
-        for stage, global_batch in zip(stages, global_batches, strict=True)
+        for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True))
     ]
     return Stages(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
 
 
-def _try_model(config: Config) -> None:
+def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
+    """Build what trains; a model of the user's own is tried, too, and its trial returned."""
     model = begin_model(config.model, config.data.channels, config.data.scale)
     freeze(model, config.train.freeze)
+    name, trial = describe(config.model)["name"], None
+    if name not in MODELS and name != RECOGNISED:
+        trial = Trial(model, name, config, accelerator)
+        trial.train()
     get_optimizer(model, config.optimizer)
+    return trial
 
 
 def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:

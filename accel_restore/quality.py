@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from accel_restore.config import Config
+from accel_restore.data.degrade import in_full
 from accel_restore.inference import self_ensemble, tiled
+from accel_restore.redaction import redacted
 
 WINDOW = [math.exp(-((place - 5) ** 2) / (2 * 1.5**2)) for place in range(11)]  # of SSIM
 WINDOW = [weight / sum(WINDOW) for weight in WINDOW]
@@ -35,7 +37,7 @@ class Protocol:
     """How scores are measured; the fields are the configuration's, those of `validation` under their names."""
 
     channels: int = 3
-    synthetic: bool = False  # the input is made by data.degradation
+    degradation: tuple[dict[str, Any], ...] = ()  # the steps that make the input; none: it is in files
     metrics: tuple[str, ...] = ("psnr", "ssim")
     weights: dict[str, str] = field(default_factory=dict)
     crop_border: int = 0
@@ -52,7 +54,8 @@ class Protocol:
         source = config.data.val or config.data.train
         settings = config.validation.model_dump(include=keys)
         settings["metrics"] = tuple(settings["metrics"])
-        return cls(channels=config.data.channels, synthetic=source.input is None, **settings)
+        steps = [step.model_dump() for step in config.data.degradation] if source.input is None else []
+        return cls(channels=config.data.channels, degradation=tuple(redacted(steps)), **settings)
 
     def describe(self) -> dict[str, Any]:
         """The protocol in full, as it is stored beside the scores."""
@@ -60,7 +63,7 @@ class Protocol:
         luma = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds that of 8-bit images"
         noise = "made by data.degradation; its draws are keyed by the image's name alone, whatever run.seed and epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
-        hidden = ("metrics", "synthetic", "weights")  # are told otherwise
+        hidden = ("metrics", "degradation", "weights")  # are told otherwise
         settings = {key: value for key, value in asdict(self).items() if key not in hidden}
         return {
             **settings,
@@ -68,7 +71,8 @@ class Protocol:
             "range": f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}",
             **{name: METRICS[name].text for name in self.metrics},
             "average": "per image, then the mean over images",
-            "input": noise if self.synthetic else "files",
+            "input": noise if self.degradation else "files",
+            **({"degradation": in_full(self.degradation)} if self.degradation else {}),
             "network": network + (", mean over 8 flips and rotations" if self.self_ensemble else ""),
         }
 

@@ -29,6 +29,8 @@ from accel_restore.models import MODELS, build_model
 from accel_restore.models.recognised import RECOGNISED, recognise
 from accel_restore.weights_file import find_weights, read_header, read_metadata
 
+_SURELY_NO_FRACTION = 10.0  # noise takes floats out of [0, 1], but not so far
+
 
 class Restorer:
     """Restores images; `.model` is the float32 module in eval mode, (B, C, H, W) in [0, 1] to the same, not clamped.
@@ -62,11 +64,17 @@ class Restorer:
 
         Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
         in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation, and 16-bit gray ones ("I;16"), kept
-        as such (if the weights are for colours, as the luma of what they give). Floats are clamped to [0, 1].
+        as such (if the weights are for colours, as the luma of what they give). Floats that noise has taken out of
+        [0, 1] are taken as they are; what is returned is clamped to it.
 
-        Raises: TypeError for other kinds, ValueError for a wrong number of channels or options.
+        Raises: TypeError for other kinds, ValueError for a wrong number of channels or options, and for floats that
+            cannot be meant for [0, 1], as those up to 255.
         """
         settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
+        if isinstance(image, Tensor | np.ndarray) and (largest := _largest_float(image)) > _SURELY_NO_FRACTION:
+            raise ValueError(
+                f"floats must be in [0, 1], and the largest here is {largest:g}; divide by 255, or by 65535"
+            )
         if isinstance(image, Tensor):
             if not image.is_floating_point():
                 raise TypeError(f"a tensor must be of floats in [0, 1], not {image.dtype}")
@@ -110,6 +118,12 @@ class Restorer:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(images.shape)}")
         return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)
+
+
+def _largest_float(image: Tensor | np.ndarray) -> float:
+    """The largest value of an image of floats; 0 for an empty one and for whole numbers."""
+    is_float = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
+    return float(image.max()) if is_float and math.prod(image.shape) else 0.0
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:

@@ -84,7 +84,8 @@ class RunLock:
 
     def _refuse(self) -> None:
         owner = read_status(self.folder)
-        who = f"process {owner['pid']} on {owner['host']}" if "pid" in owner else "another process"
+        is_told = owner.get("state") == "running" and "pid" in owner  # else it is still preparing its run
+        who = f"process {owner['pid']} on {owner['host']}" if is_told else "another process"
         raise UserError(
             f"{self.folder}: {who} is training in it; wait until that ends or stop it, or choose another run.name"
         )

@@ -50,7 +50,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     config = None
     try:
         config = load_config(options.config, options.overrides)  # mistakes show before torch is imported
-        from accel_restore.session import run_training
+        with stop.deferred():
+            from accel_restore.session import run_training
 
         run_training(
             config,

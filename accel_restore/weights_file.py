@@ -46,6 +46,8 @@ def require_file(path: Path) -> None:
     if path.is_dir():
         raise UserError("is a folder; name the best.safetensors in it")
     if not path.is_file():  # a pipe would be waited for, a device read without end
+        if path.name == WEIGHTS and (copies := sorted(path.parent.glob(f"checkpoints/*/{WEIGHTS}"))):
+            raise UserError(f"does not exist; its run has a copy, {copies[-1]}")
         if path.name == WEIGHTS and (path.parent / "checkpoints").is_dir():
             raise UserError("does not exist yet: its run has not come to a validation")
         raise UserError("is no file of weights" if path.exists() else "does not exist")

@@ -13,7 +13,7 @@ from accel_restore.data.degrade import DEGRADATIONS
 from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES
 from accel_restore.models import MODELS
-from accel_restore.parsing import config_from, load_config, to_yaml
+from accel_restore.parsing import BASICSR_KEYS, config_from, load_config, to_yaml
 from accel_restore.quality import METRICS
 from accel_restore.train import parse_arguments
 
@@ -81,6 +81,18 @@ def test_an_unknown_choice_lists_all_choices(override, choices):
     (line,) = problems(override)
     listed = line.split("choose one of: ")[1].split(";")[0].split(", ")
     assert listed == list(choices)
+
+
+def test_keys_of_basicsr_are_told_by_those_that_mean_the_same():
+    told = "\n".join(problems("total_iter=1000", "train.optim_g=adam", "data.gt_size=64"))
+    for former, key in (("total_iter", "train.max_steps"), ("optim_g", "optimizer"), ("gt_size", "data.patch_size")):
+        assert f"{former}: unknown key; what BasicSR calls so is '{key}' here" in told
+    keys = yaml.safe_load(to_yaml(config_from(LEAST)))
+    for key in BASICSR_KEYS.values():
+        section, _, rest = key.partition(".")
+        assert section in keys and (
+            rest in ("perceptual", "train.gt", "train.input") or not rest or rest in keys[section]
+        )
 
 
 def test_an_import_path_with_a_dot_for_a_colon_is_told_how_to_be_written():

@@ -78,8 +78,8 @@ def test_the_scores_are_those_of_the_validation(trained, capsys):
         stored = load(best).metadata["metrics"]
         assert report["mean"][f"input_{name}"] == pytest.approx(stored[f"input_{name}"], abs=1e-6)
     described = {**report["protocol"]}
-    assert described.pop("degradation") == [{"name": "gaussian_noise", "sigma": [5, 50]}]
     assert described.pop("precision") == "no" and described == stored["protocol"]
+    assert described["degradation"] == [{"name": "gaussian_noise", "sigma": [5, 50], "gray": 0.0}]
     assert len(report["images"]) == 5 and report["weights"][0]["sha256"] == load(best).metadata["sha256"]
     assert report["mean"]["psnr"] == pytest.approx(fmean(image["psnr"] for image in report["images"]))
     said = capsys.readouterr().out
@@ -233,6 +233,7 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "gaussian_noise(sigm=25)"], "--degrade.0.sigm"),
         (["--gt", "gt", "--degrade", "gaussian_noise(25)"], "--degrade.0.25: unknown key"),
         (["--gt", "gt", "--degrade", "[3]"], "no degradation"), (["--gt", "no", "--degrade", "quantize"], "--gt: no"),
+        (["--gt", "gt", "--degrade", ""], "--degrade: is empty"), (["--gt", "gt", "--degrade", "[]"], "is empty"),
         (["--gt", "gt", "--degrade", "quantize", "--metrics", "psnr,sim"], "metrics"),
         (["--gt", "gt", "--degrade", "quantize", "--metrics", "lpips"], "lpips"),
         (["--gt", "gt", "--degrade", "quantize", "--tile", "70"], "tile"),

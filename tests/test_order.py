@@ -7,6 +7,9 @@ import pytest
 
 from accel_restore.data.order import Plan, Stages, hashes, key, make_plan, shuffled, uniform
 from accel_restore.errors import UserError
+from accel_restore.parsing import config_from
+from accel_restore.preparation import _make_stages
+from accel_restore.resume import Start
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 61, 1000, 4097])
@@ -96,6 +99,8 @@ def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():
 def test_a_global_batch_that_does_not_fit_is_refused_with_numbers_that_do():
     with pytest.raises(UserError, match=r"global_batch_size: 12 .*micro-batches of 8 pairs on 2.*one of 1, 2, 3, 6$"):
         make_plan(100, 8, None, 12, 2, 0, 8)
+    with pytest.raises(UserError, match=r"^its: 12 cannot .* set theirs to one of 1, 2, 3, 6$"):
+        make_plan(100, 8, None, 12, 2, 0, 8, keys=("its", "theirs"))
     for batch_size in (1, 2, 3, 6):
         assert make_plan(100, batch_size, None, 12, 2, 0, 8).global_batch == 12
     with pytest.raises(UserError, match="no multiple of 3 processes"):
@@ -127,3 +132,17 @@ def test_partners_are_a_share_of_all_and_the_same_in_every_layout():
             assert all(sample.partner == expected[sample.id] for sample in batch if sample.weight)
             assert all(sample.partner == -1 for sample in batch if not sample.weight)
     assert set(Plan(1000, 8, 1, 1, 3, 8).partners(2, ids).tolist()) == {-1}
+
+
+def test_a_batch_that_does_not_fit_a_stage_is_told_by_the_keys_that_set_it():
+    def told(train: dict, stage: dict) -> str:
+        data = {"train": {"gt": "clean"}, "batch_size": 2, "stages": [{"until_epoch": 1, **stage}]}
+        with pytest.raises(UserError) as refused:
+            _make_stages(config_from({"data": data, "train": train}), 100, 1, Start())
+        return str(refused.value)
+
+    message = told({"global_batch_size": 8}, {"batch_size": 3})
+    assert message.startswith("train.global_batch_size: 8 cannot")
+    assert message.endswith("set data.stages.0.batch_size to one of 1, 2, 4, 8")
+    message = told({}, {"global_batch_size": 5})
+    assert message.startswith("data.stages.0.global_batch_size: 5 cannot") and "set data.batch_size to" in message

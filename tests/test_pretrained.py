@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -394,3 +395,14 @@ def test_a_wrong_checkpoint_ends_the_run_before_anything_is_written(photos, tmp_
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert f"model.checkpoint: {tmp_path / 'missing.pth'}: does not exist" in process.stderr
     assert not run_folder(config).exists()
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path):
+    weights = build_model("dncnn", {"width": 8, "depth": 3}, 3).state_dict()
+    torch.save(weights, tmp_path / "good.pth")
+    begin(tmp_path / "good.pth", name="dncnn", width=8, depth=3)  # the control
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = torch.nan
+    torch.save(weights, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=f"bad.pth: holds weights that are no numbers .{re.escape(name)}.*take another"):
+        begin(tmp_path / "bad.pth", name="dncnn", width=8, depth=3)

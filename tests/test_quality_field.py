@@ -138,7 +138,11 @@ def test_the_protocol_is_described_in_full():
         assert text in told["ssim"]
     assert protocol_of(data={"channels": 1}).describe()["channels"] == "gray"
     assert protocol_of(data={"val": {"input": "a", "gt": "b"}}).describe()["input"] == "files"
-    assert protocol_of(data={"train": {"input": "a", "gt": "b"}, "val": {"gt": "b"}}).synthetic
+    assert protocol_of(data={"train": {"input": "a", "gt": "b"}, "val": {"gt": "b"}}).degradation
+    steps = [{"name": "gaussian_noise"}, {"name": "jpeg", "quality": 30}]
+    told = protocol_of(data={"degradation": steps}).describe()["degradation"]
+    assert told[0] == {"name": "gaussian_noise", "sigma": 25, "gray": 0.0} and told[1]["quality"] == 30
+    assert "degradation" not in protocol_of(data={"train": {"input": "a", "gt": "b"}}).describe()
     assert "ssim" not in protocol_of(validation={"metrics": ["psnr"]}).describe()
 
 

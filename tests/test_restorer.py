@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -283,3 +284,21 @@ def test_equal_content_gives_equal_bytes_in_every_process():
     assert other.stdout == ours
     assert len({safetensors.torch.save(tensors, metadata) for _ in range(9)}) > 1  # the control: the library's order
     assert all(value.equal(tensors[name]) for name, value in safetensors.torch.load(ours).items())
+
+
+def test_weights_that_were_moved_away_are_found_in_the_commits(tmp_path):
+    copies = [tmp_path / "checkpoints" / f"step-{step}" / "best.safetensors" for step in (1, 2)]
+    for copy in copies:
+        copy.parent.mkdir(parents=True)
+        copy.touch()
+    with pytest.raises(UserError, match=rf"does not exist; its run has a copy, {re.escape(str(copies[1]))}$"):
+        accel_restore.load(tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+def test_floats_up_to_255_are_refused(tmp_path, make):
+    restorer = accel_restore.load(write(tmp_path / "best.safetensors", build(3)))
+    image = np.random.default_rng(0).random((3, 16, 16) if make is torch.from_numpy else (16, 16, 3), np.float32)
+    with pytest.raises(ValueError, match=r"floats must be in \[0, 1\], and the largest here is 2.*divide by 255"):
+        restorer(make(image * 255))
+    restorer(make(image * 1.5))  # noise does that

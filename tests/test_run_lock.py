@@ -198,3 +198,15 @@ def test_a_stopped_start_does_not_write_into_a_folder_in_use(tmp_path):
     lock.release()
     note_preempted(tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "preempted"
+
+
+def test_a_run_that_is_still_preparing_is_not_taken_for_the_former_one(tmp_path):
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.acquire()
+    try:
+        for state, who in (("preempted", "another process"), ("running", "process 1 on here")):
+            (tmp_path / "status.json").write_text(json.dumps({"state": state, "pid": 1, "host": "here"}))
+            with pytest.raises(UserError, match=f": {who} is training in it"):
+                second.acquire()
+    finally:
+        first.release()

@@ -245,3 +245,26 @@ except preemption.Preempted:
     time.sleep(1.5)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == (0 if is_guarded else 143)
+
+
+@pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
+def test_an_interruption_waits_for_the_end_of_imports(is_guarded):
+    """What torch's C++ imports it tries again where that fails: an exception amid of it would be lost."""
+    program = f"""
+import os, signal, time
+from contextlib import nullcontext
+from accel_restore import preemption
+with preemption.listening() as stop:
+    with stop.deferred() if {is_guarded} else nullcontext():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            print("imported whole")
+        except preemption.Preempted:
+            print("imported half")
+    print("went on")
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ("imported whole" in process.stdout) == is_guarded and ("imported half" in process.stdout) != is_guarded
+    assert ("went on" in process.stdout) != is_guarded
+    assert ("Preempted: stopped by SIGINT before the first step" in process.stderr) == is_guarded

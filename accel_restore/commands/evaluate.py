@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     Raises: UserError for what cannot be used.
     """
     options = parse(arguments)
-    steps = degradation_steps(options.degrade) if options.degrade else []
+    steps = degradation_steps(options.degrade) if options.degrade is not None else []
     given = given_settings(options)
     with joined(options.device) as processes:
         return _evaluate(options, steps, given, processes)
@@ -51,7 +51,7 @@ def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], p
     rows = [rows[index] for index in range(len(pairs))]
     mean = {name: fmean(row[name] for row in rows) for name in rows[0]}
     names = [pair.name for pair in pairs]
-    protocol = _described(scorer.protocol, validated.steps, options.seed, scorer.precision)
+    protocol = _described(scorer.protocol, options.seed, scorer.precision)
     _show(screen, scorer.protocol, names, rows, mean, options.weights, protocol)
     if options.json is not None:
         images = [
@@ -89,7 +89,7 @@ def _prepare(options: argparse.Namespace, steps: list, given: dict[str, Any], pr
     pairs = validated.pairs
     if options.seed is not None and pairs[0].input is not None:
         raise UserError("--seed: keys the draws of a degradation, and here the input is files; leave it out")
-    protocol, notes = protocol_of(first, pairs[0].input is None, {**validated.settings, **given})
+    protocol, notes = protocol_of(first, validated.steps, {**validated.settings, **given})
     _ = protocol.scores  # files of metrics that are wrong show now
     max_pixels = options.max_pixels or validated.max_pixels
     _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels))
@@ -131,10 +131,8 @@ def _places(given: list[str] | None) -> str | list[str] | None:
     return given[0] if given is not None and len(given) == 1 and not Path(given[0]).is_file() else given
 
 
-def _described(protocol: "Protocol", steps: list, seed: int | None, precision: str) -> dict[str, Any]:
+def _described(protocol: "Protocol", seed: int | None, precision: str) -> dict[str, Any]:
     described = {**protocol.describe(), "precision": precision}
-    if steps:
-        described["degradation"] = steps
     if seed is not None:
         described["input"] = f"made by a degradation; its draws are keyed by --seed {seed} and the image's name"
     return described

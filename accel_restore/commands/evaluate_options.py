@@ -68,7 +68,9 @@ def _check_images(options: argparse.Namespace) -> None:
     """Raise `UserError` unless the images are named in one way: by `--run`, or by `--gt` with what the input is."""
     if options.run is not None:
         named = {"--gt": options.gt, "--input": options.input, "--degrade": options.degrade}
-        if others := [name for name, value in {**named, "--recursive": options.recursive}.items() if value]:
+        if others := [
+            name for name, value in {**named, "--recursive": options.recursive or None}.items() if value is not None
+        ]:
             raise UserError(
                 f"evaluate: --run and {others[0]} exclude each other: --run takes the images of the run's own "
                 f"validation; leave one of them out"
@@ -89,7 +91,7 @@ def degradation_steps(text: str) -> list[dict[str, Any]]:
     """The list of steps that a SPEC means: a list, one mapping, or name(argument=value)."""
     spec = text if _SHORT.fullmatch(text) else parse_yaml(text, "--degrade")
     steps = []
-    for entry in spec if isinstance(spec, list) else [spec]:
+    for entry in spec if isinstance(spec, list) else [] if spec is None else [spec]:
         short = _SHORT.fullmatch(entry) if isinstance(entry, str) else None
         if short is not None:
             named = re.sub(r"(\w+)\s*=", r"\1: ", short[2] or "")
@@ -97,6 +99,8 @@ def degradation_steps(text: str) -> list[dict[str, Any]]:
         if not isinstance(entry, dict):
             raise UserError(f"--degrade: '{entry}' is no degradation; write it as 'gaussian_noise(sigma=25)'")
         steps.append(entry)
+    if not steps:
+        raise UserError("--degrade: is empty; name a degradation, such as 'gaussian_noise(sigma=25)'")
     return steps
 
 

@@ -31,6 +31,16 @@ _GIVEN = ("image", "random", "size")  # parameters that the program gives
 _SIDE, _TRIALS = 32, 2  # of a trial: the input's sides, and how often
 
 
+def in_full(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps as they are configured, with the defaults of what they leave out."""
+    full = []
+    for step in steps:
+        parameters = inspect.signature(resolve(step["name"], DEGRADATIONS, "data.degradation")).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _GIVEN}
+        full.append({"name": step["name"], **defaults, **step})
+    return full
+
+
 def numbers(
     low: float, high: float = float("inf"), *, above: bool = False, whole: bool = False, pair: bool = True
 ) -> Check:

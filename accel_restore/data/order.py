@@ -209,11 +209,12 @@ def make_plan(
     mixup: float = 0.0,
     *,
     may_shrink: bool = False,
+    keys: tuple[str, str] = ("train.global_batch_size", "data.batch_size"),
 ) -> Plan:
     """The plan of a run; `global_batch`, where given, decides the accumulation.
 
     Where `may_shrink` the batch per rank is lowered to the next size that fits, as for a run that continues on another
-    number of ranks.
+    number of ranks. `keys` say where the global batch and the batch were set.
 
     Raises: UserError where the global batch is no multiple of what the ranks take at once.
     """
@@ -225,12 +226,12 @@ def make_plan(
         elif global_batch % at_once:
             worlds = ", ".join(str(ranks) for ranks in range(1, global_batch + 1) if global_batch % ranks == 0)
             remedy = (
-                f"with {world_size} processes set data.batch_size to one of {', '.join(map(str, fitting))}"
+                f"with {world_size} processes set {keys[1]} to one of {', '.join(map(str, fitting))}"
                 if fitting
                 else f"it is no multiple of {world_size} processes; these numbers of processes can keep it: {worlds}"
             )
             raise UserError(
-                f"train.global_batch_size: {global_batch} cannot be made of micro-batches of {batch_size} pairs on "
+                f"{keys[0]}: {global_batch} cannot be made of micro-batches of {batch_size} pairs on "
                 f"{world_size} processes ({at_once} at once); {remedy}"
             )
         accumulation = global_batch // (batch_size * world_size)

@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from accel_restore.errors import UserError
-from accel_restore.naming import check_arguments, resolve
+from accel_restore.naming import check_arguments, resolve, told
 
 # Import paths, so that names are checked without importing torch.
 MODELS = {
@@ -39,5 +39,5 @@ def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int 
     check_arguments(model_class, given, "model")
     try:
         return model_class(**given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"model: {name} cannot be built: {error}") from error
+    except Exception as error:  # of a user's own class, anything
+        raise UserError(f"model: {name} cannot be built: {told(error)}") from error

@@ -163,6 +163,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             tree = {name.removeprefix(prefix): tensor for name, tensor in tree.items()}
     if sum(tensor.numel() * tensor.element_size() for tensor in tree.values()) > _MOST * path.stat().st_size:
         raise UserError("claims to hold many times more than its size; it is damaged or hostile")
+    for name, tensor in tree.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise UserError(
+                f"holds weights that are no numbers ({name:.100}), of a run that has diverged; take another"
+            )
     return dict(tree)
 
 

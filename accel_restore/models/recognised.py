@@ -74,9 +74,9 @@ def _is_plain(descriptor) -> bool:
     return fits(output, image, descriptor.scale) and torch.allclose(output.clamp(0, 1), expected, atol=1e-4)
 
 
-def probe_image(channels: int, batch: int = 1) -> Tensor:
-    """Images (batch, channels, H, W) of odd sides to try a model with, always the same."""
-    return torch.rand(batch, channels, 17, 13, generator=torch.Generator().manual_seed(0))
+def probe_image(channels: int, batch: int = 1, height: int = 17, width: int = 13) -> Tensor:
+    """Images (batch, channels, height, width) to try a model with, always the same."""
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def fits(output: object, image: Tensor, scale: int) -> bool:
