@@ -73,7 +73,10 @@ def _build_term(name: str, target: Callable, arguments: dict[str, Any], channels
             term = partial(target, **arguments)
             term.smallest_side = _smallest_side(target)
         side = max(8, _smallest_side(term))
-        values = term(torch.zeros(2, channels, side, side), torch.zeros(2, channels, side, side))
+        output = torch.zeros(2, channels, side, side, requires_grad=True)
+        values = term(output, torch.zeros(2, channels, side, side))
+    except UserError:
+        raise
     except Exception as error:  # of a user's own loss, anything
         raise UserError(f"loss.{name}: cannot work with {arguments}: {told(error)}") from error
     shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
@@ -82,6 +85,8 @@ def _build_term(name: str, target: Callable, arguments: dict[str, Any], channels
             f"loss.{name}: gives {shape} for 2 samples, where one value per sample is needed, shape (2,); average over "
             "all dimensions but the first, as value.flatten(1).mean(1) does"
         )
+    if not values.requires_grad:
+        raise UserError(f"loss.{name}: has no gradient by the output, so nothing can be trained with it")
     return term
 
 

@@ -3,16 +3,14 @@
 Plain functions of metadata and configurations; nothing here reads files or talks to the Hub.
 """
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from accel_restore import __version__
 from accel_restore.models import MODELS
-from accel_restore.redaction import redacted
+from accel_restore.redaction import without_paths
 from accel_restore.scores import TITLES, format_score
 
 CONFIG, SAMPLES = "config.yaml", "samples.png"
@@ -22,30 +20,6 @@ _TASKS = {  # what undoes a degradation
     "gaussian_blur": "deblurring", "motion_blur": "deblurring", "rain": "deraining", "low_light": "low-light",
     "downscale": "super-resolution",
 }  # fmt: skip
-_ABSOLUTE = re.compile(r"(?:file:/+|~|/|\\\\|[A-Za-z]:[\\/]|\.\.[\\/])")
-
-
-def without_paths(tree: Any) -> Any:
-    """The tree without secrets and with no path of a machine: of an absolute one, the last folder's or file's name.
-
-    Of a pattern such as /mnt/shots/{}_real.JPG, what has the braces stays too: shots/{}_real.JPG.
-    """
-    return _without_paths(redacted(tree))
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if not _ABSOLUTE.match(value):
-        return value.replace(str(Path.home()), "~") if Path.home() != Path("/") else value
-    parts = [part for part in re.split(r"[\\/]+", value) if part and not part.endswith(":")]
-    first = next((place for place, part in enumerate(parts) if re.search(r"[{*?]", part)), len(parts))
-    base = [part for part in parts[max(0, first - 1) : first] if part not in ("~", "..", Path.home().name)]
-    return "/".join([*base, *parts[first:]]) or "data"
 
 
 def portable_config(tree: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +194,7 @@ def _told_scores(metadata: dict[str, Any], dataset: str) -> str:
         "border": f"{border} pixels left out at each side" if border else "the whole image is scored",
         "network sees": protocol.get("network"),
         "input": (protocol.get("input") or "").replace("data.degradation", "the degradation that training uses"),
-        "degradation": json.dumps(protocol["degradation"]) if "degradation" in protocol else None,
+        "degradation": "; ".join(_step(step, " to ") for step in protocol.get("degradation", [])),
         "average": protocol.get("average"),
     }
     told = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]

@@ -11,6 +11,9 @@ from typing import Any
 
 from accel_restore.errors import UserError
 
+# Errors that say enough without their kind.
+_PLAIN = (ValueError, TypeError, RuntimeError, ImportError, AttributeError, SyntaxError)
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None."""
@@ -33,15 +36,21 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
 
 
 def told(error: BaseException) -> str:
-    """What an error says, in a line; of one that a user's own code raises, with its kind and its place in that code."""
+    """What an error says, in a line; of one in a user's own file with its kind and its place there."""
     said = (str(error).splitlines() or [""])[0]
-    libraries = [str(Path(__file__).parent), *(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))]
-    places = [
-        f"{Path(frame.filename).name}, line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<", *libraries))
-    ]
-    return f"{type(error).__name__}{': ' * bool(said)}{said} ({places[-1]})" if places else said
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(frame.filename).name}, line {frame.lineno}" for frame in frames if _is_own(frame.filename)]
+    if not places and isinstance(error, _PLAIN):
+        return said
+    return f"{type(error).__name__}{': ' * bool(said)}{said}{f' ({places[-1]})' if places else ''}"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file of code is none of ours, of a library, or of Python itself."""
+    path = Path(file)
+    libraries = {"site-packages", "dist-packages"} & set(path.parts)
+    ours = Path(__file__).parent, Path(sysconfig.get_path("stdlib"))
+    return not file.startswith("<") and not libraries and not any(path.is_relative_to(folder) for folder in ours)
 
 
 def resolve(name: str, table: dict[str, Any], key: str) -> Any:
@@ -58,8 +67,9 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # of a user's own module, anything
-        here = next((path for path in (Path(f"{module_name}.py"), Path(module_name)) if path.exists()), None)
-        if isinstance(error, ModuleNotFoundError) and error.name == module_name and here is not None:
+        top = module_name.partition(".")[0]
+        here = next((path for path in (Path(f"{top}.py"), Path(top)) if path.exists()), None)
+        if isinstance(error, ModuleNotFoundError) and error.name == top and here is not None:
             raise UserError(
                 f"{key}: cannot import '{name}': Python does not look for {here} in this folder; start with "
                 "PYTHONPATH=. before the command"

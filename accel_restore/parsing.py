@@ -223,19 +223,30 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-# Keys of BasicSR's option files, and where their meaning stands here.
+# Keys of BasicSR's option files, and what means the same here.
 BASICSR_KEYS = {
-    "network_g": "model", "pretrain_network_g": "model.checkpoint", "manual_seed": "run.seed",
-    "dataroot_gt": "data.train.gt", "dataroot_lq": "data.train.input", "gt_size": "data.patch_size",
-    "batch_size_per_gpu": "data.batch_size", "num_worker_per_gpu": "data.num_threads", "total_iter": "train.max_steps",
-    "optim_g": "optimizer", "pixel_opt": "loss", "perceptual_opt": "loss.perceptual",
-    "val_freq": "validation.every_epochs", "save_checkpoint_freq": "checkpoint.every_epochs",
-}  # fmt: skip
+    "datasets": "data",
+    "dataroot_gt": "gt of data.train or data.val",
+    "dataroot_lq": "input of data.train or data.val",
+    "gt_size": "data.patch_size",
+    "batch_size_per_gpu": "data.batch_size",
+    "num_worker_per_gpu": "data.num_threads",
+    "network_g": "model",
+    "pretrain_network_g": "model.checkpoint",
+    "total_iter": "train.max_steps",
+    "optim_g": "optimizer",
+    "pixel_opt": "loss",
+    "perceptual_opt": "loss.perceptual",
+    "val_freq": "validation.every_epochs, counted in epochs",
+    "save_checkpoint_freq": "checkpoint.every_steps",
+    "logger": "tracking",
+    "manual_seed": "run.seed",
+}
 
 
 def _key_hint(name: str, section: type[BaseModel] | None) -> str:
     if name in BASICSR_KEYS:
-        return f"what BasicSR calls so is '{BASICSR_KEYS[name]}' here"
+        return f"BasicSR's {name} is here {BASICSR_KEYS[name]}"
     known = list(section.model_fields) if section else []
     guess = did_you_mean(name, known)
     if guess:

@@ -69,15 +69,19 @@ def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
         for caption, tile in row:
             place = (left, top + _CAPTION, left + tile.shape[1], top + _CAPTION + tile.shape[0])
             boxes[-1].append({"caption": caption, "box": place})
-            shown = caption
-            while len(shown) > 1 and pen.textlength(shown, font) > tile.shape[1]:
-                shown = f"…{shown[2:]}"  # the figures at the end matter more than a long name
-            pen.text((left + 2, top + 2), shown, "black", font)
+            pen.text((left + 2, top + 2), fitting(caption, tile.shape[1], font), "black", font)
             canvas.paste(Image.fromarray(tile), place)
             left += tile.shape[1] + 4
         top += row[0][1].shape[0] + _CAPTION
     path.parent.mkdir(exist_ok=True)
     canvas.save(path, pnginfo=describe_tiles(boxes))
+
+
+def fitting(caption: str, width: int, font: ImageFont.ImageFont) -> str:
+    """What of a caption fits into so many pixels: its end, as figures matter more than a long name."""
+    while len(caption) > 1 and font.getlength(caption) > width:
+        caption = f"…{caption[2:]}"
+    return caption
 
 
 def draw_curves(metrics: Path, path: Path) -> None:

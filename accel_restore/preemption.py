@@ -109,9 +109,7 @@ class StopRequest:
             if self.may_save:
                 _say(f"{number.name}: saving after this step; a second signal ends the run without")
             else:
-                self._leaving = threading.Timer(_START_SECONDS, self._leave)
-                self._leaving.daemon = True
-                self._leaving.start()
+                self._leave_later()
         elif not self._is_copy():
             _say(f"{number.name}: ended at once; the last commit is kept")
             os._exit(1 if self.is_over else EXIT_CODE)
@@ -123,9 +121,16 @@ class StopRequest:
             return True
         return time.monotonic() - self._heard_first < _COPIES_SECONDS
 
+    def _leave_later(self) -> None:
+        self._leaving = threading.Timer(_START_SECONDS, self._leave)
+        self._leaving.daemon = True
+        self._leaving.start()
+
     def _leave(self) -> None:
-        """End the process where the main thread has not come back to Python since the signal."""
-        if not self.may_save and not self._raised and not self.is_over:
+        """End the process where the main thread has not come back to Python since the signal; imports may take long."""
+        if self._is_deferred:
+            self._leave_later()
+        elif not self.may_save and not self._raised and not self.is_over:
             os._exit(EXIT_CODE)
 
     def _close(self) -> None:

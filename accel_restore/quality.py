@@ -12,7 +12,7 @@ from torch import Tensor
 from accel_restore.config import Config
 from accel_restore.data.degrade import in_full
 from accel_restore.inference import self_ensemble, tiled
-from accel_restore.redaction import redacted
+from accel_restore.redaction import without_paths
 
 WINDOW = [math.exp(-((place - 5) ** 2) / (2 * 1.5**2)) for place in range(11)]  # of SSIM
 WINDOW = [weight / sum(WINDOW) for weight in WINDOW]
@@ -55,7 +55,7 @@ class Protocol:
         settings = config.validation.model_dump(include=keys)
         settings["metrics"] = tuple(settings["metrics"])
         steps = [step.model_dump() for step in config.data.degradation] if source.input is None else []
-        return cls(channels=config.data.channels, degradation=tuple(redacted(steps)), **settings)
+        return cls(channels=config.data.channels, degradation=tuple(steps), **settings)
 
     def describe(self) -> dict[str, Any]:
         """The protocol in full, as it is stored beside the scores."""
@@ -72,7 +72,7 @@ class Protocol:
             **{name: METRICS[name].text for name in self.metrics},
             "average": "per image, then the mean over images",
             "input": noise if self.degradation else "files",
-            **({"degradation": in_full(self.degradation)} if self.degradation else {}),
+            **({"degradation": without_paths(in_full(self.degradation))} if self.degradation else {}),
             "network": network + (", mean over 8 flips and rotations" if self.self_ensemble else ""),
         }
 

@@ -1,7 +1,8 @@
-"""Keep secrets out of the files of a run: keys and tokens of the environment, logins in URLs, tokens by their form."""
+"""Keep secrets, and paths, out of files: keys and tokens of the environment, logins in URLs, tokens by their form."""
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
@@ -21,6 +22,7 @@ _FORMS = [
         HIDDEN,
     ),
 ]
+_ABSOLUTE = re.compile(r"(?:file:/+|~|/|\\\\|[A-Za-z]:[\\/]|\.\.[\\/])")
 
 
 def redacted(value: Any) -> Any:
@@ -30,6 +32,29 @@ def redacted(value: Any) -> Any:
     signatures in URLs; tokens of known forms; and in mappings what stands below such a key. Numbers are left alone.
     """
     return _redacted(value, _of_environment())
+
+
+def without_paths(tree: Any) -> Any:
+    """The tree without secrets and with no path of a machine: of an absolute one, the last folder's or file's name.
+
+    Of a pattern such as /mnt/shots/{}_real.JPG, what has the braces stays too: shots/{}_real.JPG.
+    """
+    return _without_paths(redacted(tree))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if not _ABSOLUTE.match(value):
+        return value.replace(str(Path.home()), "~") if Path.home() != Path("/") else value
+    parts = [part for part in re.split(r"[\\/]+", value) if part and not part.endswith(":")]
+    first = next((place for place, part in enumerate(parts) if re.search(r"[{*?]", part)), len(parts))
+    base = [part for part in parts[max(0, first - 1) : first] if part not in ("~", "..", Path.home().name)]
+    return "/".join([*base, *parts[first:]]) or "data"
 
 
 def _of_environment() -> list[str]:

@@ -71,10 +71,8 @@ class Restorer:
             cannot be meant for [0, 1], as those up to 255.
         """
         settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
-        if isinstance(image, Tensor | np.ndarray) and (largest := _largest_float(image)) > _SURELY_NO_FRACTION:
-            raise ValueError(
-                f"floats must be in [0, 1], and the largest here is {largest:g}; divide by 255, or by 65535"
-            )
+        if isinstance(image, Tensor | np.ndarray):
+            _check_range(image)
         if isinstance(image, Tensor):
             if not image.is_floating_point():
                 raise TypeError(f"a tensor must be of floats in [0, 1], not {image.dtype}")
@@ -120,10 +118,12 @@ class Restorer:
         return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)
 
 
-def _largest_float(image: Tensor | np.ndarray) -> float:
-    """The largest value of an image of floats; 0 for an empty one and for whole numbers."""
+def _check_range(image: Tensor | np.ndarray) -> None:
+    """Raise ValueError for floats up to 255 or 65535."""
     is_float = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
-    return float(image.max()) if is_float and math.prod(image.shape) else 0.0
+    largest = float(image.max()) if is_float and math.prod(image.shape) else 0.0
+    if _SURELY_NO_FRACTION < largest < math.inf:
+        raise ValueError(f"floats must be in [0, 1], and the largest here is {largest:g}; divide by 255, or by 65535")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:

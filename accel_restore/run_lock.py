@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -84,7 +85,8 @@ class RunLock:
 
     def _refuse(self) -> None:
         owner = read_status(self.folder)
-        is_told = owner.get("state") == "running" and "pid" in owner  # else it is still preparing its run
+        # While a run is prepared, the folder still tells of the former one.
+        is_told = owner.get("state") == "running" and "pid" in owner and _may_live(owner)
         who = f"process {owner['pid']} on {owner['host']}" if is_told else "another process"
         raise UserError(
             f"{self.folder}: {who} is training in it; wait until that ends or stop it, or choose another run.name"
@@ -110,6 +112,19 @@ class RunLock:
                 os.utime(self.folder / _FILE)
             if self.ended.wait(_BEAT_SECONDS):
                 return
+
+
+def _may_live(owner: dict[str, Any]) -> bool:
+    """Whether the process that wrote status.json may still be there: of one on another host nothing is known."""
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
 
 
 def _beat(folder: Path) -> float | None:

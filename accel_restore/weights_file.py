@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from accel_restore.commits import find_commits
 from accel_restore.errors import UserError
 
 WEIGHTS = "best.safetensors"
@@ -46,11 +47,17 @@ def require_file(path: Path) -> None:
     if path.is_dir():
         raise UserError("is a folder; name the best.safetensors in it")
     if not path.is_file():  # a pipe would be waited for, a device read without end
-        if path.name == WEIGHTS and (copies := sorted(path.parent.glob(f"checkpoints/*/{WEIGHTS}"))):
-            raise UserError(f"does not exist; its run has a copy, {copies[-1]}")
+        if path.name == WEIGHTS and (copy := _copy(path.parent)):
+            raise UserError(f"does not exist; its run has a copy, {copy}")
         if path.name == WEIGHTS and (path.parent / "checkpoints").is_dir():
             raise UserError("does not exist yet: its run has not come to a validation")
         raise UserError("is no file of weights" if path.exists() else "does not exist")
+
+
+def _copy(run: Path) -> Path | None:
+    """The best weights in a run's newest commit that has some."""
+    files = (commit / WEIGHTS for commit in reversed(find_commits(run / "checkpoints")))
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:

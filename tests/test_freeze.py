@@ -100,7 +100,9 @@ def configuration(photos, out, name: str, ranks: int, norm: str = "none", patter
     )
 
 
-@pytest.mark.parametrize(("ranks", "norm"), [(1, "batch"), (2, "none"), (3, "none")])
+@pytest.mark.parametrize(
+    ("ranks", "norm"), [(1, "batch"), (2, "none"), pytest.param(3, "none", marks=pytest.mark.sweep)]
+)
 def test_a_run_changes_the_other_parameters_alone_and_continues_to_the_bit(photos, tmp_path, ranks, norm):
     patterns = FROZEN if norm == "batch" else ["body.0.*", "body.2.*"]
     whole, killed = (configuration(photos, tmp_path, name, ranks, norm, patterns) for name in ("whole", "killed"))

@@ -24,6 +24,7 @@ from accel_restore import restorer
 from accel_restore.commits import find_commits, read_commit, write_commit
 from accel_restore.data.images import Unusable, read_header, read_image
 from accel_restore.errors import UserError
+from accel_restore.models import build_model
 
 
 @contextmanager
@@ -164,6 +165,17 @@ def test_a_header_that_names_an_absurd_model_costs_nothing(kind, tmp_path):
     path = write(tmp_path / "weights.safetensors", build(3), model=json.dumps({"name": name, "arguments": arguments}))
     with memory(300), pytest.raises(UserError, match=rf"^{path}: "):
         restorer.load(path)
+
+
+def test_an_absurd_model_is_refused_before_it_takes_memory(tmp_path, monkeypatch):
+    info = json.dumps({"name": "dncnn", "arguments": {"width": 60000}})
+    path = write(tmp_path / "weights.safetensors", build(3), model=info)
+    built = []
+    noted = lambda *given: built.append(torch.get_default_device()) or build_model(*given)  # noqa: E731
+    monkeypatch.setattr(restorer, "build_model", noted)
+    with pytest.raises(UserError, match="much larger than the weights"):
+        restorer.load(path)
+    assert [device.type for device in built] == ["meta"]
 
 
 def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path):

@@ -136,7 +136,7 @@ def killed_so_often(photos, out, ranks, kills, epochs, seed):
     assert sweep.found == []
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 5), (2, 3)])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 5), pytest.param(2, 3, marks=pytest.mark.sweep)])
 def test_a_run_that_is_killed_a_few_times(photos, tmp_path, ranks, kills):
     killed_so_often(photos, tmp_path, ranks, kills, epochs=10, seed=ranks)
 

@@ -93,6 +93,7 @@ def test_control_accelerate_refuses_a_misspelt_key(tmp_path):
     assert "fsdp_versoin" not in names_of(launch_command_parser())
 
 
+@pytest.mark.sweep  # test_two_hosts.py starts torchrun on two hosts
 def test_multi_node_trains_on_two_launchers_as_on_one(photos, whole, tmp_path):
     config, port = configuration(photos, tmp_path), str(free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "multi_node.yaml"]

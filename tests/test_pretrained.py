@@ -404,5 +404,5 @@ def test_weights_that_are_no_numbers_are_told(tmp_path):
     name = next(iter(weights))
     weights[name].view(-1)[0] = torch.nan
     torch.save(weights, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match=f"bad.pth: holds weights that are no numbers .{re.escape(name)}.*take another"):
+    with pytest.raises(UserError, match=f"bad.pth: holds weights that are NaN .{re.escape(name)}.*take another"):
         begin(tmp_path / "bad.pth", name="dncnn", width=8, depth=3)

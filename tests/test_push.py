@@ -17,12 +17,13 @@ from test_restorer import build, write
 
 from accel_restore import load
 from accel_restore.cli import main
-from accel_restore.model_card import without_paths
 from accel_restore.parsing import config_from, load_config
+from accel_restore.redaction import without_paths
 
 TOKEN = "hf_" + "a1B2" * 8
 PROTOCOL = {"channels": "RGB", "range": "clamped to [0, 1]", "psnr": "dB, peak 1", "ssim": "Gaussian window 11",
-            "average": "per image", "input": "made by data.degradation", "crop_border": 4}  # fmt: skip
+            "average": "per image", "input": "made by data.degradation", "crop_border": 4,
+            "degradation": [{"name": "own:film", "grain": "grain.png", "sigma": [5, 50]}]}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,6 +67,7 @@ def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
     assert load(hub / "best.safetensors").metadata == load(run / "best.safetensors").metadata
     assert (hub / "samples.png").read_bytes() == (run / "samples" / "epoch-0003.png").read_bytes()  # the best epoch
     card = ModelCard.load(hub / "README.md")
+    assert "- **degradation**: own:film (grain grain.png, sigma 5 to 50)" in str(card)
     data = card.data.to_dict()
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
         "apache-2.0", "accel_restore", "image-to-image",

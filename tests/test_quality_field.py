@@ -1,5 +1,8 @@
 """Scores against the field's: a plain float64 copy of MATLAB's arithmetic, and scikit-image with the same settings."""
 
+import json
+from enum import Enum
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -124,6 +127,15 @@ def test_the_smallest_image_that_can_be_scored(border):
     assert protocol.scores["ssim"](*images[..., 1:, :]).isnan().all()  # the control
 
 
+class Hue(Enum):
+    RED = 1
+
+
+def tinted(image, random, *, film: str = "", hue: Hue = Hue.RED):
+    """A degradation of a user's own, with a default that JSON cannot hold."""
+    return image
+
+
 def protocol_of(**sections) -> Protocol:
     data = {"train": {"gt": "clean"}, **sections.pop("data", {})}
     return Protocol.of(config_from({"data": data, **sections}))
@@ -142,6 +154,13 @@ def test_the_protocol_is_described_in_full():
     steps = [{"name": "gaussian_noise"}, {"name": "jpeg", "quality": 30}]
     told = protocol_of(data={"degradation": steps}).describe()["degradation"]
     assert told[0] == {"name": "gaussian_noise", "sigma": 25, "gray": 0.0} and told[1]["quality"] == 30
+    nested = {
+        "name": "choice",
+        "of": [{"name": "gaussian_noise"}, {"name": "test_quality_field:tinted", "film": "/a/film.png"}],
+    }
+    (told,) = protocol_of(data={"degradation": [nested]}).describe()["degradation"]
+    assert told["of"][0]["sigma"] == 25 and told["of"][1]["film"] == "film.png"
+    assert told["of"][1]["hue"] == "<Hue.RED: 1>" and json.dumps(told)
     assert "degradation" not in protocol_of(data={"train": {"input": "a", "gt": "b"}}).describe()
     assert "ssim" not in protocol_of(validation={"metrics": ["psnr"]}).describe()
 

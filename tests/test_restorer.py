@@ -287,7 +287,8 @@ def test_equal_content_gives_equal_bytes_in_every_process():
 
 
 def test_weights_that_were_moved_away_are_found_in_the_commits(tmp_path):
-    copies = [tmp_path / "checkpoints" / f"step-{step}" / "best.safetensors" for step in (1, 2)]
+    names = ("step-9", "step-10", ".staging-step-11")
+    copies = [tmp_path / "checkpoints" / name / "best.safetensors" for name in names]
     for copy in copies:
         copy.parent.mkdir(parents=True)
         copy.touch()

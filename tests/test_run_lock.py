@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -204,8 +205,15 @@ def test_a_run_that_is_still_preparing_is_not_taken_for_the_former_one(tmp_path)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.acquire()
     try:
-        for state, who in (("preempted", "another process"), ("running", "process 1 on here")):
-            (tmp_path / "status.json").write_text(json.dumps({"state": state, "pid": 1, "host": "here"}))
+        here, dead = socket.gethostname(), subprocess.Popen(["true"])
+        dead.wait()
+        for state, pid, host, who in (
+            ("preempted", os.getpid(), here, "another process"),
+            ("running", dead.pid, here, "another process"),
+            ("running", os.getpid(), here, f"process {os.getpid()} on {here}"),
+            ("running", dead.pid, "there", f"process {dead.pid} on there"),
+        ):
+            (tmp_path / "status.json").write_text(json.dumps({"state": state, "pid": pid, "host": host}))
             with pytest.raises(UserError, match=f": {who} is training in it"):
                 second.acquire()
     finally:

@@ -3,8 +3,9 @@
 import pytest
 from made_run import EPOCHS, made_run
 from matplotlib.figure import Figure
+from PIL import ImageFont
 
-from accel_restore.pictures import draw_curves
+from accel_restore.pictures import draw_curves, fitting
 from accel_restore.scores import format_score, titled_score
 
 
@@ -35,3 +36,12 @@ def test_the_curves_count_epochs_from_1_in_whole_ones(tmp_path, monkeypatch):
         drawn, best = (list(line.get_xdata()) for line in panel.lines)
         assert drawn == list(range(1, EPOCHS + 1)) and best == [2]
         assert all(float(tick).is_integer() for tick in panel.get_xticks())
+
+
+def test_a_caption_that_is_too_long_keeps_its_figures():
+    font = ImageFont.load_default(14)
+    caption = "a long name of an image: input 14.01 dB PSNR"
+    shown = fitting(caption, 120, font)
+    assert font.getlength(shown) <= 120 < font.getlength(caption)
+    assert shown.startswith("…") and shown.endswith("14.01 dB PSNR") and caption.endswith(shown[1:])
+    assert fitting("010", 120, font) == "010"

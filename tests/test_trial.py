@@ -36,7 +36,9 @@ class Own(nn.Module):
 
 def trial(model: nn.Module, ranks: int = 1, **data) -> Trial:
     config = config_from({"data": {"train": {"gt": "clean"}, "patch_size": 16, "batch_size": 4, **data}})
-    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=ranks, autocast=nullcontext)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), process_index=0, num_processes=ranks, is_fsdp2=False, autocast=nullcontext
+    )
     return Trial(model, "own:Net", config, accelerator)
 
 
@@ -71,8 +73,12 @@ def test_crops_of_every_stage_are_tried():
 
 
 def test_parameters_without_use_are_told_where_several_processes_would_fail():
-    with pytest.raises(UserError, match=r"does not depend on spare\.weight, spare\.bias, which several processes"):
+    with pytest.raises(UserError, match=r"does not depend on spare\.weight, spare\.bias, which DDP cannot train"):
         trial(Own(), ranks=2).train()
+    trial(Own()).train()
+    sharded = trial(Own(), ranks=2)
+    sharded.accelerator.is_fsdp2 = True
+    sharded.train()
     frozen = Own()
     frozen.spare.requires_grad_(False)
     trial(frozen, ranks=2).train()
@@ -97,7 +103,9 @@ def test_sizes_of_validation_are_tried_as_validation_takes_them():
 
 
 def test_a_trial_that_lacks_memory_is_left_out():
-    trial(Own("raise MemoryError('9 GiB')")).train()
+    greedy = trial(Own("raise MemoryError('9 GiB')"), ranks=2)
+    greedy.train()
+    greedy.restore(whole_images((16, 16)), Protocol())
 
 
 @pytest.mark.parametrize(
@@ -123,6 +131,9 @@ def test_a_module_in_the_present_folder_is_told_how_to_be_found(tmp_path, monkey
         UserError, match=r"Python does not look for mynets7.py in this folder; start with PYTHONPATH=\."
     ):
         build_model("mynets7:Net", {}, 3)
+    (tmp_path / "package7").mkdir()
+    with pytest.raises(UserError, match="Python does not look for package7 in this folder"):
+        build_model("package7.nets:Net", {}, 3)
     with pytest.raises(UserError, match="No module named 'mynets8'"):  # the control
         build_model("mynets8:Net", {}, 3)
 
@@ -155,6 +166,10 @@ def nothing(output, gt):
     return None
 
 
+def without_gradient(output, gt):
+    return per_sample(output.detach(), gt)
+
+
 def per_sample(output, gt):
     return (output - gt).abs().flatten(1).mean(1)
 
@@ -168,6 +183,11 @@ def test_a_loss_gives_one_value_per_sample():
     assert (
         build_loss({"test_trial:per_sample": 2.0})(torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8)).tolist() == [2] * 3
     )
+
+
+def test_a_loss_of_ours_tells_its_mistakes_as_they_are():
+    with pytest.raises(UserError, match=r"^loss\.perceptual\.weights: missing"):
+        build_loss({"perceptual": {}})
 
 
 def test_nothing_is_written_for_a_model_that_cannot_be_used(tmp_path):

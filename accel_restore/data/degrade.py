@@ -9,6 +9,7 @@ outcome of `random.chance` and `choice`, so that no rare one fails in its midst.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from accel_restore.data.choices import DEGRADATIONS
 from accel_restore.data.draws import Random, Walk, walks
 from accel_restore.data.order import key
 from accel_restore.errors import UserError
-from accel_restore.naming import check_arguments, resolve, unknown_choice, unknown_name
+from accel_restore.naming import check_arguments, resolve, told, unknown_choice, unknown_name
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
@@ -32,12 +33,14 @@ _SIDE, _TRIALS = 32, 2  # of a trial: the input's sides, and how often
 
 
 def in_full(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps as they are configured, with the defaults of what they leave out."""
+    """The steps as they are configured, with the defaults of what they leave out, as JSON can hold them."""
     full = []
     for step in steps:
-        parameters = inspect.signature(resolve(step["name"], DEGRADATIONS, "data.degradation")).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _GIVEN}
-        full.append({"name": step["name"], **defaults, **step})
+        function = resolve(step["name"], DEGRADATIONS, "data.degradation")
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+        values = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _GIVEN} | step
+        values |= {p.name: in_full(step[p.name]) for p in parameters if p.annotation == Steps and p.name in step}
+        full.append(json.loads(json.dumps({"name": step["name"], **values}, default=repr)))
     return full
 
 
@@ -169,7 +172,7 @@ def build_degradation(steps: list[tuple[str, dict[str, Any]]], scale: int = 1, c
             try:
                 shapes = set().union(*(step.shapes(shape, key(trial, position), size) for shape in shapes))
             except Exception as error:  # the function may be the user's
-                raise UserError(f"data.degradation.{position}: cannot work on every image: {error}") from error
+                raise UserError(f"data.degradation.{position}: cannot work on every image: {told(error)}") from error
         for shape in sorted(shapes):
             degrade.check(shape, gt)
     return degrade
@@ -237,7 +240,7 @@ def _tried(step: Step, image: Tensor) -> str | None:
     try:
         first, second = (certain(image.clone(), Random(0), size) for _ in range(2))
     except Exception as error:  # the function may be the user's
-        return f"cannot work with these arguments: {error}"
+        return f"cannot work with these arguments: {told(error)}"
     return None if first.equal(second) else "gives another result each time; it must draw from `random` alone"
 
 

@@ -39,5 +39,7 @@ def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int 
     check_arguments(model_class, given, "model")
     try:
         return model_class(**given)
+    except UserError:
+        raise
     except Exception as error:  # of a user's own class, anything
         raise UserError(f"model: {name} cannot be built: {told(error)}") from error

@@ -165,9 +165,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError("claims to hold many times more than its size; it is damaged or hostile")
     for name, tensor in tree.items():
         if tensor.is_floating_point() and tensor.isnan().any():
-            raise UserError(
-                f"holds weights that are no numbers ({name:.100}), of a run that has diverged; take another"
-            )
+            raise UserError(f"holds weights that are NaN ({name:.100}), of a run that has diverged; take another file")
     return dict(tree)
 
 

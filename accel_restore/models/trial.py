@@ -21,12 +21,13 @@ _SIZES = 8  # of validation images that are tried, the smallest
 
 
 class Trial:
-    """Tries a model on this rank's device, in the run's precision; the model is not to be used afterwards."""
+    """Tries a model on this rank's device, in the run's precision; the model is not to be used afterwards.
+
+    Where memory does not suffice for a trial, nothing is told: training may take less.
+    """
 
     def __init__(self, model: nn.Module, name: str, config: Config, accelerator: Accelerator):
-        self.name, self.config, self.accelerator = name, config, accelerator
-        self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.model = model
+        self.model, self.name, self.config, self.accelerator = model, name, config, accelerator
 
     def train(self) -> None:
         """A forward and a backward for each size of crops.
@@ -34,41 +35,55 @@ class Trial:
         Raises: UserError where the model makes no images of the right shape, or cannot be trained by them.
         """
         if any(isinstance(parameter, nn.UninitializedParameter) for parameter in self.model.parameters()):
-            raise UserError(
-                f"model: '{self.name}' has lazy layers, which have no weights yet; give them all their sizes"
-            )
+            raise UserError(f"model: '{self.name}' has lazy layers, without weights as yet; give them their sizes")
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model: '{self.name}' has no parameters to train")
-        data = self.config.data
-        self.model.to(self.accelerator.device, memory_format=self.layout).train()
+        with _memory_permitting():
+            self._train()
+        self.model.zero_grad()
+
+    def _train(self) -> None:
+        data, layout = self.config.data, torch.contiguous_format
+        if self.config.train.channels_last and not self.accelerator.is_fsdp2:
+            layout = torch.channels_last
+        with self._telling("be trained with train.channels_last"):
+            self.model.to(self.accelerator.device, memory_format=layout).train()
+        batch = 1 if 1 in (data.batch_size, *(stage.batch_size for stage in data.stages)) else 2
         for size in sorted(set(data.patch_sizes.values())):
             side = size // data.scale
             with self._telling(f"be trained on crops of {side}x{side}"):
-                output = self._output(self.model, 1 if data.batch_size == 1 else 2, side, side)
+                image = probe_image(data.channels, batch, side, side).to(memory_format=layout)
+                output = self._output(self.model, image)
                 output.float().sum().backward()
         unused = [name for name, own in self.model.named_parameters() if own.requires_grad and own.grad is None]
-        if unused and self.accelerator.num_processes > 1:
+        if unused and self.accelerator.num_processes > 1 and not self.accelerator.is_fsdp2:
             raise UserError(
-                f"model: its output does not depend on {', '.join(unused[:3])}{', ...' * (len(unused) > 3)}, which "
-                f"several processes cannot train together; leave such parameters out of '{self.name}', or name them in "
+                f"model: its output does not depend on {', '.join(unused[:3])}{', ...' * (len(unused) > 3)}, which DDP "
+                f"cannot train on several processes; leave such parameters out of '{self.name}', or name them in "
                 "train.freeze"
             )
 
     @torch.no_grad()
     def restore(self, images: WholeImages, protocol: Protocol) -> None:
-        """What validation does, for its smallest images.
+        """What validation does, for images as large as its smallest; the ranks share the sizes.
 
         Raises: UserError where the model makes no images of the right shape of them.
         """
-        self.model.eval()
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         sizes = {tuple(int(side) // images.scale for side in images.gt.sizes[image]) for image in images.images}
-        for height, width in sorted(sizes, key=math.prod)[:_SIZES]:
-            with self._telling(f"restore images of {width}x{height}, as validation has them; pad them in its forward"):
-                self._output(partial(protocol.output, self.model, scale=images.scale), 1, height, width)
+        restore = partial(protocol.output, self.model, scale=images.scale)
+        with _memory_permitting():
+            self.model.to(self.accelerator.device).eval()
+            for height, width in sorted(sizes, key=math.prod)[:_SIZES][rank::ranks]:
+                remedy = "; if it is the size, pad images in its forward"
+                with self._telling(f"restore images of {width}x{height}, as validation has them", remedy):
+                    self._output(restore, probe_image(self.config.data.channels, 1, height, width))
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
 
-    def _output(self, function: Callable[[Tensor], Tensor], *size: int) -> Tensor:
-        image = probe_image(self.config.data.channels, *size).to(self.accelerator.device, memory_format=self.layout)
-        version, scale = image._version, self.config.data.scale
+    def _output(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        image, scale = image.to(self.accelerator.device), self.config.data.scale
+        version = image._version
         with self.accelerator.autocast():
             output = function(image)
         if not fits(output, image, scale):
@@ -83,12 +98,23 @@ class Trial:
         return output
 
     @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
-        """Within it, whatever the model raises becomes a `UserError`; for want of memory the trial is left out."""
+    def _telling(self, what: str, remedy: str = "") -> Iterator[None]:
+        """Within it, whatever the model raises becomes a `UserError`, but for want of memory."""
         try:
             yield
         except UserError:
             raise
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise UserError(f"model: '{self.name}' cannot {what}: {told(error)}") from error
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"model: '{self.name}' cannot {what}: {told(error)}{remedy}") from error
+
+
+@contextmanager
+def _memory_permitting() -> Iterator[None]:
+    """What it holds ends where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
