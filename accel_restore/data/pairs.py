@@ -15,7 +15,7 @@ from accel_restore.errors import UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
 _MOST_READINGS = 10_000  # of one name by one pattern: {}*{}*{}.png reads a name of 200 letters in 60 million ways
-PATTERNS = "such as gt: shots/{}_mean.png with input: shots/{}_real.png, where {} stands for what both share"
+PATTERNS = 'such as gt: "shots/{}_mean.png" with input: "shots/{}_real.png", where {} stands for what both share'
 
 
 @dataclass(frozen=True)
