@@ -21,7 +21,7 @@ from accel_restore.data.choices import DEGRADATIONS
 from accel_restore.data.draws import Random, Walk, walks
 from accel_restore.data.order import key
 from accel_restore.errors import UserError
-from accel_restore.naming import check_arguments, resolve, told, unknown_choice, unknown_name
+from accel_restore.naming import check_arguments, resolve, unknown_choice, unknown_name
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
@@ -172,7 +172,7 @@ def build_degradation(steps: list[tuple[str, dict[str, Any]]], scale: int = 1, c
             try:
                 shapes = set().union(*(step.shapes(shape, key(trial, position), size) for shape in shapes))
             except Exception as error:  # the function may be the user's
-                raise UserError(f"data.degradation.{position}: cannot work on every image: {told(error)}") from error
+                raise UserError(f"data.degradation.{position}: cannot work on every image: {error}") from error
         for shape in sorted(shapes):
             degrade.check(shape, gt)
     return degrade
@@ -240,7 +240,7 @@ def _tried(step: Step, image: Tensor) -> str | None:
     try:
         first, second = (certain(image.clone(), Random(0), size) for _ in range(2))
     except Exception as error:  # the function may be the user's
-        return f"cannot work with these arguments: {told(error)}"
+        return f"cannot work with these arguments: {error}"
     return None if first.equal(second) else "gives another result each time; it must draw from `random` alone"
 
 
