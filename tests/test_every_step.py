@@ -64,7 +64,9 @@ def differences(first, second):
                 "validation": {"metrics": ["psnr"], "monitor": "psnr"},
             },
         ),
-        (2, {"data": {"batch_size": 2}, "scheduler": {"name": "cosine", "warmup_epochs": 1}}),
+        pytest.param(
+            2, {"data": {"batch_size": 2}, "scheduler": {"name": "cosine", "warmup_epochs": 1}}, marks=pytest.mark.sweep
+        ),
         (2, {"data": {"batch_size": 2, "stages": STAGES, "mixup": {"probability": 0.5}}}),
     ],
     ids=["1 rank, plateau, bf16", "2 ranks, cosine", "2 ranks, stages, mixup"],

@@ -70,7 +70,8 @@ CASES = {
 }
 
 
-LONG = ("torchrun, INT", "torchrun, TERM", "torchrun, killed")  # seconds each, and as other cases
+# Seconds each, and as other cases.
+LONG = ("torchrun, INT", "torchrun, TERM", "torchrun, killed", "accelerate, two processes, TERM")
 
 
 @pytest.mark.parametrize(

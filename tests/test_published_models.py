@@ -99,7 +99,8 @@ def random_model(name: str, arguments: dict, channels: int) -> torch.nn.Module:
 
 
 COMPARED = {name: PUBLISHED[name][:3] for name in PUBLISHED if "width64" not in name}  # 0.5 GB, and nothing new
-LONG = ("NAFNet-GoPro-width32", "Restormer-biases")  # the same parts in other numbers
+# The same parts in other numbers.
+LONG = ("NAFNet-GoPro-width32", "Restormer-biases", "Restormer-deraining", "Restormer-denoising-gray")
 COMPARED["Restormer-biases"] = ("restormer", {"bias": True}, 3)
 
 

@@ -180,9 +180,10 @@ def test_a_loss_gives_one_value_per_sample():
         with pytest.raises(UserError) as refused:
             build_loss({f"test_trial:{name}": 1.0})
         assert f"gives {shape} for 2 samples, where one value per sample is needed" in str(refused.value)
-    assert (
-        build_loss({"test_trial:per_sample": 2.0})(torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8)).tolist() == [2] * 3
-    )
+    with pytest.raises(UserError, match="has no gradient by the output"):
+        build_loss({"test_trial:without_gradient": 1.0})
+    loss = build_loss({"test_trial:per_sample": 2.0})  # the control
+    assert loss(torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8)).tolist() == [2] * 3
 
 
 def test_a_loss_of_ours_tells_its_mistakes_as_they_are():

@@ -68,9 +68,8 @@ def _check_images(options: argparse.Namespace) -> None:
     """Raise `UserError` unless the images are named in one way: by `--run`, or by `--gt` with what the input is."""
     if options.run is not None:
         named = {"--gt": options.gt, "--input": options.input, "--degrade": options.degrade}
-        if others := [
-            name for name, value in {**named, "--recursive": options.recursive or None}.items() if value is not None
-        ]:
+        named["--recursive"] = options.recursive or None
+        if others := [name for name, value in named.items() if value is not None]:
             raise UserError(
                 f"evaluate: --run and {others[0]} exclude each other: --run takes the images of the run's own "
                 f"validation; leave one of them out"
