@@ -27,8 +27,9 @@ import accel_restore.session  # noqa: F401
 from accel_restore import train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come, as in `runs.launch`: else sums round otherwise
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["forked"])
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["forked"])
+_IMPORTED_IN = os.getpid()  # the server's, in the processes that it forks
 
 
 def start(config: dict, *arguments: str, ranks: int = 1, mode: str = "", log: Path | None = None) -> list[BaseProcess]:
@@ -46,14 +47,19 @@ def start_ranks(function: Callable[..., int], ranks: int, log: Path, *arguments:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    _start_server()
     processes = []
     for rank in range(ranks):
         env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = CONTEXT.Process(target=_call, args=(function, env if ranks > 1 else {}, str(log), arguments))
-        process.start()
-        processes.append(process)
+        processes.append(start_process(_call, function, env if ranks > 1 else {}, str(log), arguments))
     return processes
+
+
+def start_process(function: Callable, *arguments: Any) -> BaseProcess:
+    """The running process that calls `function`, a module's own, with `arguments`."""
+    _start_server()
+    process = _CONTEXT.Process(target=_run, args=(function, arguments))
+    process.start()
+    return process
 
 
 def codes(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
@@ -87,10 +93,7 @@ def printed(config: dict) -> str:
 
 
 def _start_server() -> None:
-    """Start the process to fork from, unless it runs; it looks for this module, to import it, in PYTHONPATH alone.
-
-    Where it does not find it, it says nothing, and each forked process imports everything anew.
-    """
+    """Start the process to fork from, unless it runs; it looks for this module, to import it, in PYTHONPATH alone."""
     former = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([former] if former else [])])
     try:
@@ -99,6 +102,12 @@ def _start_server() -> None:
         del os.environ["PYTHONPATH"]
         if former is not None:
             os.environ["PYTHONPATH"] = former
+
+
+def _run(function: Callable, arguments: tuple) -> None:
+    # A server that did not find this module says nothing, and every process would import everything for itself.
+    assert os.getpid() != _IMPORTED_IN, "the process to fork from has not imported `forked`"
+    function(*arguments)
 
 
 def _call(function: Callable[..., int], env: dict, log: str, arguments: tuple) -> None:

@@ -74,11 +74,8 @@ def run(photos, out, *overrides, name="run", mode=""):
     del config["model"]["width"]
     (out / f"{name}.yaml").write_text(yaml.safe_dump(config))
     arguments = ["--config", str(out / f"{name}.yaml"), "--cpu", *OVERRIDES, *overrides]
-    process = forked.CONTEXT.Process(target=_train, args=(arguments, mode, str(out / f"{name}.log")))
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None
-    return config, process.exitcode
+    (code,) = forked.codes([forked.start_process(_train, arguments, mode, str(out / f"{name}.log"))])
+    return config, code
 
 
 def _train(arguments, mode, log):

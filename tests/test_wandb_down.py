@@ -284,9 +284,7 @@ def test_training_is_the_same_when_the_server_dies_and_tells_nobody_the_secrets(
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_PORT": port}
             environment = {**_environment(tmp_path), "WANDB_BASE_URL": server.url, "MASTER_ADDR": "127.0.0.1"}
             environment |= {name: str(value) for name, value in place.items()}
-            process = forked.CONTEXT.Process(target=_train, args=(command, environment, bounds, str(gate), str(log)))
-            process.start()
-            processes.append(process)
+            processes.append(forked.start_process(_train, command, environment, bounds, str(gate), str(log)))
         return processes
 
     def end(processes: list) -> list[int]:
