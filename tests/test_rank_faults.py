@@ -63,9 +63,10 @@ FAULTS = {
 
 @pytest.mark.parametrize(("mode", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_rank_that_is_lost_ends_the_job_and_is_named(photos, whole, tmp_path, mode, message):
-    config = configuration(photos, tmp_path)
-    codes = forked.run(config, ranks=2, mode=f"{mode}:{FAULT_STEP}")
     fault, rank = mode[:-2], int(mode[-1])
+    # One that is killed is found out by a connection that ends, long before its silence, on a busy machine too.
+    config = configuration(photos, tmp_path, rank_timeout=TIMEOUT if fault == "hang" else 5 * TIMEOUT)
+    codes = forked.run(config, ranks=2, mode=f"{mode}:{FAULT_STEP}")
     assert codes[1 - rank] == 1, forked.printed(config)
     assert codes[rank] == (1 if fault == "raise" else -9)  # one that hangs is killed by the other
     (line,) = said(config)
