@@ -56,11 +56,11 @@ def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(phot
 
 def test_wrong_configuration_is_one_message_and_exit_2(photos, tmp_path):
     config = small_config(*photos, tmp_path, optimizer={"lrr": 1}, model={"name": "unett"})
-    process = launch(config)
+    process = forked.launch(config)
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert "optimizer.lrr: unknown key; did you mean 'lr'?" in process.stderr
     assert "did you mean 'unet'?" in process.stderr
-    argument = launch(small_config(*photos, tmp_path, model={"name": "unet", "widht": 8}))
+    argument = forked.launch(small_config(*photos, tmp_path, model={"name": "unet", "widht": 8}))
     assert argument.returncode == 2 and "model.widht: unknown key; did you mean 'width'?" in argument.stderr
     assert not run_folder(config).exists()
 
@@ -88,7 +88,8 @@ def test_what_a_cpu_cannot_do_is_refused(photos, tmp_path):
 
 
 def test_a_diverging_run_exits_3_and_says_so(photos, tmp_path):
-    process = launch(small_config(*photos, tmp_path), "optimizer={name: sgd, lr: 1.0e+30}", "data.batch_size=2")
+    config = small_config(*photos, tmp_path)
+    process = forked.launch(config, "optimizer={name: sgd, lr: 1.0e+30}", "data.batch_size=2")
     assert process.returncode == 3 and "no longer a number" in process.stderr and "Traceback" not in process.stderr
     assert json.loads((tmp_path / "small" / "status.json").read_text())["state"] == "diverged"
     assert not (tmp_path / "small" / "best.safetensors").exists()
@@ -190,8 +191,8 @@ class Greedy(torch.nn.Conv2d):
 def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_path, ranks):
     config = small_config(*photos, tmp_path, data={"batch_size": 2}, train={"compile": True, "ema_decay": 0.9})
     config["model"] = {"name": "dncnn", "width": 4, "depth": 3}
-    succeed(launch(config, "train.epochs=1", ranks=ranks))
-    succeed(launch(config, "train.epochs=2", ranks=ranks))
+    succeed(forked.launch(config, "train.epochs=1", ranks=ranks, timeout=300))
+    succeed(forked.launch(config, "train.epochs=2", ranks=ranks, timeout=300))
     names = set(safetensors.torch.load_file(run_folder(config) / "best.safetensors"))
     assert names == {f"body.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
 
