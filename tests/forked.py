@@ -14,21 +14,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import datasets  # noqa: F401  (imported once, here, as what follows)
 import driver
-import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401
-import torch._dynamo  # by the first optimizer: two seconds
-import torch.distributed.checkpoint.state_dict  # noqa: F401
-import torchmetrics  # noqa: F401
 import yaml
 
-import accel_restore.session  # noqa: F401
 from accel_restore import train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come, as in `runs.launch`: else sums round otherwise
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["forked"])
+_CONTEXT.set_forkserver_preload(["preload"])
 _IMPORTED_IN = os.getpid()  # the server's, in the processes that it forks
 
 
@@ -93,7 +86,7 @@ def printed(config: dict) -> str:
 
 
 def _start_server() -> None:
-    """Start the process to fork from, unless it runs; it looks for this module, to import it, in PYTHONPATH alone."""
+    """Start the process to fork from, unless it runs; it looks for `preload`, to import it, in PYTHONPATH alone."""
     former = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([former] if former else [])])
     try:
@@ -105,8 +98,8 @@ def _start_server() -> None:
 
 
 def _run(function: Callable, arguments: tuple) -> None:
-    # A server that did not find this module says nothing, and every process would import everything for itself.
-    assert os.getpid() != _IMPORTED_IN, "the process to fork from has not imported `forked`"
+    # A server that did not find `preload` says nothing, and every process would import everything for itself.
+    assert os.getpid() != _IMPORTED_IN, "the process to fork from has not imported `preload`"
     function(*arguments)
 
 
