@@ -1,6 +1,7 @@
-"""Training in real processes that are forked from one which has imported everything: they start in a tenth of a second.
+"""Training in real processes, forked from one that has imported all (`preload`): they start in a tenth of a second.
 
-For tests that start many. A process is an ordinary one otherwise: its own rank, signals, memory and exit code.
+For tests that start many. A process is an ordinary one otherwise: its own rank, signals, memory and exit code. Its
+environment is that of the first start: what a test sets in its own later does not reach it.
 """
 
 import multiprocessing
@@ -22,7 +23,6 @@ from accel_restore import train
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come, as in `runs.launch`: else sums round otherwise
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["preload"])
-_IMPORTED_IN = os.getpid()  # the server's, in the processes that it forks
 
 
 def start(config: dict, *arguments: str, ranks: int = 1, mode: str = "", log: Path | None = None) -> list[BaseProcess]:
@@ -41,14 +41,18 @@ def start_ranks(function: Callable[..., int], ranks: int, log: Path, *arguments:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
+    log.touch()  # to be read, whatever happens
     for rank in range(ranks):
         env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         processes.append(start_process(_call, function, env if ranks > 1 else {}, str(log), arguments))
     return processes
 
 
-def start_process(function: Callable, *arguments: Any) -> BaseProcess:
-    """The running process that calls `function`, a module's own, with `arguments`."""
+def start_process(function: Callable[..., int], *arguments: Any) -> BaseProcess:
+    """The running process that calls `function`, of a module's top level, and ends with what it returns.
+
+    It prints where the tests do.
+    """
     _start_server()
     process = _CONTEXT.Process(target=_run, args=(function, arguments))
     process.start()
@@ -98,19 +102,19 @@ def _start_server() -> None:
 
 
 def _run(function: Callable, arguments: tuple) -> None:
-    # A server that did not find `preload` says nothing, and every process would import everything for itself.
-    assert os.getpid() != _IMPORTED_IN, "the process to fork from has not imported `preload`"
-    function(*arguments)
+    # Python passes over a preload that cannot be found or imported: then each process would import all for itself.
+    assert "preload" in sys.modules, "the process to fork from could not import tests/preload.py"
+    sys.exit(function(*arguments))
 
 
-def _call(function: Callable[..., int], env: dict, log: str, arguments: tuple) -> None:
+def _call(function: Callable[..., int], env: dict, log: str, arguments: tuple) -> int:
     os.environ.update({name: str(value) for name, value in env.items()})
     for name in ("WANDB_API_KEY", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(name, None)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.exit(function(*arguments))
+    return function(*arguments)
 
 
 def _train(arguments: list[str], mode: str) -> int:

@@ -1,11 +1,12 @@
-"""What the process imports that trainings are forked from: all they need, so that they need not, each for itself."""
+"""Imported once, by the process that trainings are forked from (`forked`): what they import late, which takes seconds.
 
-import datasets  # noqa: F401
-import forked  # noqa: F401
+And `forked` itself, whose functions they are started with. The tests' own processes do not import this.
+"""
+
+import datasets
+import forked
 import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401
-import torch._dynamo  # by the first optimizer: two seconds
-import torch.distributed.checkpoint.state_dict  # noqa: F401
-import torchmetrics  # noqa: F401
-
-import accel_restore.session  # noqa: F401
+import matplotlib.figure
+import torch._dynamo
+import torch.distributed.checkpoint.state_dict
+import torchmetrics

@@ -64,7 +64,8 @@ FAULTS = {
 @pytest.mark.parametrize(("mode", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_rank_that_is_lost_ends_the_job_and_is_named(photos, whole, tmp_path, mode, message):
     fault, rank = mode[:-2], int(mode[-1])
-    # One that is killed is found out by a connection that ends, long before its silence, on a busy machine too.
+    # One that hangs is found by its silence alone. The others are found at once; with a short timeout a busy machine
+    # may tell of a silence in place of the cause.
     config = configuration(photos, tmp_path, rank_timeout=TIMEOUT if fault == "hang" else 5 * TIMEOUT)
     codes = forked.run(config, ranks=2, mode=f"{mode}:{FAULT_STEP}")
     assert codes[1 - rank] == 1, forked.printed(config)
