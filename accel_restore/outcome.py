@@ -50,6 +50,8 @@ def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
     ]
     told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
     screen.say(f"finished: best epoch {best['epoch'] + 1}: {told}")
+    if "psnr" in best and best["psnr"] < best["input_psnr"]:
+        screen.say("that is worse than the input: train longer, lower optimizer.lr, or ask accel-restore check")
     screen.say(f"weights  {folder / WEIGHTS}")
     if (folder / "samples").is_dir():
         screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

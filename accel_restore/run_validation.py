@@ -71,7 +71,7 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
         found = {pair.name: pair for pair in pairs}
         pairs = [found[name] for name in names if name in found]
         missing = [f"{key}: has no image '{name}' any more" for name in names if name not in found]
-        problems = [*missing, *problems] if missing else []
+        problems = [*problems, *missing] if missing else []
     raise_problems("the validation images cannot be found", problems)
     return pairs
 

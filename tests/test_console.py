@@ -8,11 +8,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pyte
 import pytest
 from runs import ROOT, clean_environment, make_photos, small_config
+
+from accel_restore.outcome import say_result
 
 STEPS = 100
 # A training of 100 seconds, one a step. A validation comes in the middle; `end` is what is done then.
@@ -165,3 +168,13 @@ def test_only_the_main_process_prints_and_each_line_once(config):
     forked.run(config, "--overwrite", ranks=2, mode="warn,without=screen")
     repeated = "\n".join(_repeated(config))
     assert "finished: best epoch" in repeated and "as a library does" in repeated, "the control"
+
+
+def test_a_result_that_is_worse_than_its_input_is_told_as_such(tmp_path):
+    def said(psnr):
+        lines = []
+        best = {"epoch": 0, "loss": 0.1, "psnr": psnr, "input_psnr": 20.0}
+        say_result(SimpleNamespace(say=lines.append), tmp_path, SimpleNamespace(best=best))
+        return [line for line in lines if "worse than the input" in line]
+
+    assert len(said(19.9)) == 1 and said(20.1) == []
