@@ -68,6 +68,9 @@ def plan_rows(
         (f"until epoch {end}", f"crops of {early.patch_size}, global batch {_batch_in_words(early)}")
         for end, early in zip(stages.ends, stages.plans, strict=False)
     ]
+    if config.scheduler.warmup_epochs >= epochs:
+        warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs} and the run has {epochs}"
+        rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr"))
     if plan.batch_size != config.data.batch_size:
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; fewer per device keep the global batch"))
     if (data.train.input is None) != (data.val.input is None):

@@ -1,5 +1,7 @@
 """The learning rate of real runs: PyTorch's own schedule, one step an epoch, for any ranks and accumulation."""
 
+import json
+
 import pytest
 import torch
 from forked import launch
@@ -49,3 +51,16 @@ def test_rates_equal_torch_to_the_bit_on_every_rank(photos, tmp_path, name, rank
     lines = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "train"]
     assert len(lines) == EPOCHS * steps_per_epoch * ranks
     assert all(line["lr"] == expected[line["epoch"]] for line in lines)
+
+
+@pytest.mark.parametrize("warm_up", [1, 2])
+def test_the_plan_says_where_warm_up_outlasts_the_run(photos, tmp_path, warm_up):
+    sections = {"optimizer": {"lr": 0.001}, "scheduler": {"warmup_epochs": warm_up}, "train": {"epochs": 2}}
+    config = small_config(*photos, tmp_path, **sections)
+    succeed(launch(config))
+    plan = json.loads((run_folder(config) / "plan.json").read_text())["plan"]
+    notes = [text for what, text in plan if what == "note"]
+    said = "scheduler.warmup_epochs is 2 and the run has 2: the rate never reaches optimizer.lr"
+    assert notes == ([said] if warm_up == 2 else [])
+    rates = [line["lr"] for line in epochs_of(config)]
+    assert (max(rates) < config["optimizer"]["lr"]) == (warm_up == 2)
