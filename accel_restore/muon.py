@@ -20,6 +20,10 @@ class Muon(Optimizer):
     times 0.2 * sqrt(the longer side): entries as large as those of AdamW's steps, so that one rate and one decay serve
     both. First and last layers of a restoration network, depthwise kernels, norms and biases are AdamW's.
 
+    As every step is of full size, however small the gradient, kernels grow until decay holds them: a singular value
+    stays below 1.2 * 0.2 * sqrt(the longer side) / weight_decay. With AdamW's usual 0.01 a network without norms grew
+    until it broke down (configs/denoise_gray25.md), hence a default of 0.3.
+
     Units: `momentum` is the average's decay for kernels, `betas` and `eps` are AdamW's for the others.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; size of the step and weight decay: Liu et al.
         2025, "Muon is scalable for LLM training". Deviation: the iteration is made on the small matrix X X^T, in
@@ -34,7 +38,7 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        weight_decay: float = 0.3,
     ) -> None:
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}

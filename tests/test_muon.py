@@ -42,6 +42,20 @@ def test_a_step_is_that_of_torch_for_a_matrix():
         assert (ours - theirs).norm() < 0.1 * (ours - before).norm()
 
 
+def test_the_default_decay_bounds_what_steps_of_one_direction_make_of_a_kernel():
+    def largest(**settings: float) -> float:
+        kernel = nn.Parameter(torch.zeros(20, 32))
+        optimizer = Muon([kernel], 0.1, **settings)
+        for _ in range(300):
+            kernel.grad = matrices((20, 32), decades=0).float()
+            optimizer.step()
+        return torch.linalg.svdvals(kernel.detach()).max().item()
+
+    bound = 1.2 * 0.2 * 32**0.5 / 0.3
+    assert 0.5 * bound < largest() < bound
+    assert largest(weight_decay=0.01) > 4 * bound
+
+
 def test_a_kernel_is_the_matrix_of_its_first_side_and_the_others():
     weight = matrices((20, 16 * 9))
     kernel, matrix = nn.Parameter(weight.view(20, 16, 3, 3).clone()), nn.Parameter(weight.clone())
@@ -61,8 +75,8 @@ def test_small_parameters_take_the_steps_of_adamw_to_the_bit():
     twin.load_state_dict(small.state_dict())
     assert not any(map(is_large, small.parameters()))
     made = (
-        Muon(small.parameters(), LR, betas=(0.8, 0.95)),
-        torch.optim.AdamW(twin.parameters(), LR, betas=(0.8, 0.95)),
+        Muon(small.parameters(), LR, betas=(0.8, 0.95), weight_decay=0.1),
+        torch.optim.AdamW(twin.parameters(), LR, betas=(0.8, 0.95), weight_decay=0.1),
     )
     images = matrices((2, 3, 8, 8)).float()
     for _ in range(3):
