@@ -79,7 +79,7 @@ class Adam(Optimizer):
 
 class Muon(Optimizer):
     name: Literal["muon"] = "muon"
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.3, description="bounds the kernels in long runs")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.3, description="of all parameters but those of no_decay")
     momentum: Fraction = Field(0.95, description="of kernels between at least 16 channels, which take orthogonal steps")
     betas: Betas = Field((0.9, 0.999), description="of everything else, which is AdamW's")
     eps: Annotated[float, Field(gt=0)] = 1e-8

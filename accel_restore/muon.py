@@ -20,14 +20,14 @@ class Muon(Optimizer):
     times 0.2 * sqrt(the longer side): entries as large as those of AdamW's steps, so that one rate and one decay serve
     both. First and last layers of a restoration network, depthwise kernels, norms and biases are AdamW's.
 
-    As every step is of full size, however small the gradient, kernels grow until decay holds them: a singular value
-    stays below 1.2 * 0.2 * sqrt(the longer side) / weight_decay. With AdamW's usual 0.01 a network without norms grew
-    until it broke down (configs/denoise_gray25.md), hence a default of 0.3.
+    Steps keep their size while gradients become small, so kernels grow until decay holds them, which takes about
+    1 / (lr * weight_decay) steps. With AdamW's usual 0.01 that is longer than most runs, and a network without norms
+    broke down on the way; with 0.3, the default here, it did not (configs/denoise_gray25.md; others were not tried).
 
     Units: `momentum` is the average's decay for kernels, `betas` and `eps` are AdamW's for the others.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; size of the step and weight decay: Liu et al.
-        2025, "Muon is scalable for LLM training". Deviation: the iteration is made on the small matrix X X^T, in
-        float32, which takes a third of the products.
+        2025, "Muon is scalable for LLM training", where it is 0.1. Deviation: the iteration is made on the small
+        matrix X X^T, in float32, which takes a third of the products.
     """
 
     def __init__(

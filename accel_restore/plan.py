@@ -69,7 +69,7 @@ def plan_rows(
         for end, early in zip(stages.ends, stages.plans, strict=False)
     ]
     if config.scheduler.warmup_epochs >= epochs:
-        warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs} and the run has {epochs}"
+        warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs}, the epochs of the run are {epochs}"
         rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr"))
     if plan.batch_size != config.data.batch_size:
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; fewer per device keep the global batch"))
