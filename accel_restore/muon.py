@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 CHANNELS = 16  # a kernel between fewer channels than these, on either side, is left to AdamW
+LONGEST = 576  # entries of a side, 3 x 3 kernels of 64 channels, from which on steps grow no larger
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -17,17 +18,20 @@ class Muon(Optimizer):
     """Muon for kernels and matrices between at least 16 channels, AdamW for everything else.
 
     The step of a kernel, seen as a matrix of its first side times the others, is its momentum made (nearly) orthogonal,
-    times 0.2 * sqrt(the longer side): entries as large as those of AdamW's steps, so that one rate and one decay serve
-    both. First and last layers of a restoration network, depthwise kernels, norms and biases are AdamW's.
+    times 0.2 * sqrt(the longer side, at most 576): entries as large as those of AdamW's steps, so that one rate and one
+    decay serve both, and smaller ones in wider kernels. First and last layers of a restoration network, depthwise
+    kernels, norms and biases are AdamW's.
 
     Steps keep their size while gradients become small, so kernels grow until decay holds them, which takes about
     1 / (lr * weight_decay) steps. With AdamW's usual 0.01 that is longer than most runs, and a network without norms
-    broke down on the way; with 0.3, the default here, it did not (configs/denoise_gray25.md; others were not tried).
+    broke down on the way; with 0.3, the default here, it did not (others were not tried). Wide kernels need more: steps
+    of equal entries have a norm that grows with the width, and a network of 64 to 256 channels broke down after 550 to
+    700 of them. Both are in configs/denoise_gray25.md.
 
     Units: `momentum` is the average's decay for kernels, `betas` and `eps` are AdamW's for the others.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; size of the step and weight decay: Liu et al.
-        2025, "Muon is scalable for LLM training", where it is 0.1. Deviation: the iteration is made on the small
-        matrix X X^T, in float32, which takes a third of the products.
+        2025, "Muon is scalable for LLM training", where the decay is 0.1. Deviations: the limit of the longer side; the
+        iteration is made on the small matrix X X^T, in float32, which takes a third of the products.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Muon(Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - decay)
         ahead = torch._foreach_lerp(gradients, averages, decay)  # Nesterov's momentum
         steps = orthogonal(torch.stack([matrix.flatten(1) for matrix in ahead]))
-        size = 0.2 * max(steps.shape[1:]) ** 0.5
+        size = 0.2 * min(max(steps.shape[1:]), LONGEST) ** 0.5
         torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
         steps = [step.view_as(kernel) for step, kernel in zip(steps, kernels, strict=True)]
         torch._foreach_add_(kernels, steps, alpha=-group["lr"] * size)

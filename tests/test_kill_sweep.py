@@ -13,7 +13,7 @@ import pytest
 from runs import make_photos, run_folder, small_config
 
 from accel_restore.commands.verify_resume import compare
-from accel_restore.commits import find_commits, read_commit, step_of
+from accel_restore.commits import find_commits, is_commit, read_commit, step_of
 from accel_restore.errors import UserError
 
 GENEROUS = 90.0  # seconds, a guard against hanging
@@ -47,7 +47,6 @@ class Sweep:
     out: object
     ranks: int
     epochs: int
-    modes: str = ""
     hits: Counter = field(default_factory=Counter)  # what was going on, as far as a kill leaves traces of it
     found: list[str] = field(default_factory=list)  # what was lost
     runs: int = 0
@@ -63,7 +62,7 @@ class Sweep:
     def kill(self, draw):
         """Start the run, or let it go on, and kill it at a random moment; False where it ended before."""
         before = len(self.acknowledged())
-        processes = forked.start(self.config, ranks=self.ranks, mode=f"{self.modes}acknowledge={self.told}")
+        processes = forked.start(self.config, ranks=self.ranks, mode=f"acknowledge={self.told}")
         in_training = draw.random() < 0.75
         deadline = time.monotonic() + GENEROUS
         while in_training and len(self.acknowledged()) == before and any(p.is_alive() for p in processes):
@@ -147,12 +146,15 @@ def test_a_run_that_is_killed_very_often(photos, tmp_path, ranks, kills):
     killed_so_often(photos, tmp_path, ranks, kills, epochs=40, seed=10 + ranks)
 
 
-def test_control_commits_that_are_written_in_place_are_found_unreadable(photos, tmp_path):
-    sweep = Sweep(photos, tmp_path, 1, 40, "without=staging,")
-    draw = random.Random(3)
+def test_control_a_kill_while_a_commit_is_written_in_place_leaves_it_unreadable(photos, tmp_path):
+    sweep = Sweep(photos, tmp_path, 1, 40)
     sweep.start()
-    for _ in range(90):  # a few, where the machine is not busy
-        sweep.kill(draw)
-        if sweep.found:
-            break
+    (process,) = forked.start(sweep.config, ranks=1, mode="without=staging")
+    deadline = time.monotonic() + GENEROUS
+    while not (commits := find_commits(run_folder(sweep.config) / "checkpoints")) or is_commit(commits[-1]):
+        assert time.monotonic() < deadline and process.is_alive(), forked.printed(sweep.config)
+        time.sleep(0.01)
+    process.kill()
+    process.join(GENEROUS)
+    sweep.look()
     assert "COMMIT.json: is missing" in sweep.found[0]

@@ -43,6 +43,18 @@ def test_a_step_is_that_of_torch_for_a_matrix():
         assert (ours - theirs).norm() < 0.1 * (ours - before).norm()
 
 
+def test_a_step_of_a_wide_kernel_has_no_larger_norm_than_that_of_64_channels():
+    def norm(channels: int) -> float:
+        kernel = nn.Parameter(torch.zeros(channels, channels, 3, 3))
+        kernel.grad = matrices((channels, channels * 9), decades=0).float().view_as(kernel)
+        Muon([kernel], LR).step()
+        return torch.linalg.matrix_norm(kernel.detach().flatten(1), 2).item() / LR
+
+    expected = {16: 0.2 * 144**0.5, 32: 0.2 * 288**0.5, 64: 0.2 * 576**0.5, 160: 0.2 * 576**0.5}
+    for channels, size in expected.items():  # times a largest singular value of about 1
+        assert 0.9 * size < norm(channels) < 1.21 * size
+
+
 def test_the_default_decay_holds_a_kernel_that_is_pushed_in_one_direction():
     def largest(weight_decay: float) -> float:
         kernel = nn.Parameter(torch.zeros(20, 32))
