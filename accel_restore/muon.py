@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 CHANNELS = 16  # a kernel between fewer channels than these, on either side, is left to AdamW
-LONGEST = 576  # entries of a side, 3 x 3 kernels of 64 channels, from which on steps grow no larger
+LONGEST = 9 * 64  # the longer side of a 3 x 3 kernel of 64 channels, beyond which steps grow no larger
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -19,14 +19,14 @@ class Muon(Optimizer):
 
     The step of a kernel, seen as a matrix of its first side times the others, is its momentum made (nearly) orthogonal,
     times 0.2 * sqrt(the longer side, at most 576): entries as large as those of AdamW's steps, so that one rate and one
-    decay serve both, and smaller ones in wider kernels. First and last layers of a restoration network, depthwise
-    kernels, norms and biases are AdamW's.
+    decay serve both, and smaller ones in wider kernels. Layers with fewer than 16 channels on a side, as the first and
+    last mostly are, depthwise kernels, norms and biases are AdamW's.
 
     Steps keep their size while gradients become small, so kernels grow until decay holds them, which takes about
     1 / (lr * weight_decay) steps. With AdamW's usual 0.01 that is longer than most runs, and a network without norms
-    broke down on the way; with 0.3, the default here, it did not (others were not tried). Wide kernels need more: steps
-    of equal entries have a norm that grows with the width, and a network of 64 to 256 channels broke down after 550 to
-    700 of them. Both are in configs/denoise_gray25.md.
+    broke down on the way; with 0.3, the default here, it did not (other decays were not tried). Decay alone does not
+    hold wide kernels, as the norm of steps of equal entries grows with the width: a network of 64 to 256 channels broke
+    down with 0.3, too. Hence the limit. Both are in configs/denoise_gray25.md.
 
     Units: `momentum` is the average's decay for kernels, `betas` and `eps` are AdamW's for the others.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; size of the step and weight decay: Liu et al.

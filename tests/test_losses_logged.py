@@ -107,7 +107,7 @@ def differences(first, second):
     return {what: how for what, how in compare(run_folder(first), run_folder(second)) if how}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_a_run_that_is_interrupted_in_a_window_logs_the_same_terms(photos, tmp_path, ranks):
     whole, broken = (configuration(photos, tmp_path, name, WEIGHTS, every=5) for name in ("whole", "broken"))
     assert forked.run(whole, ranks=ranks) == [0] * ranks

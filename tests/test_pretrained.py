@@ -363,7 +363,7 @@ def test_a_run_begins_with_the_weights_of_another_and_leaves_a_file_that_needs_n
     accel_restore.load(run_folder(second) / "best.safetensors")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_a_foreign_model_is_fine_tuned_and_continues_to_the_bit(photos, tmp_path, ranks):
     net = foreign("swinir")
     file = saved(tmp_path / "net.pth", {"params_ema": net.state_dict()})

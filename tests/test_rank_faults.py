@@ -26,7 +26,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
     """The weights at the end of a run in which nothing happens."""
-    config = configuration(photos, tmp_path_factory.mktemp("whole"))
+    config = configuration(photos, tmp_path_factory.mktemp("whole"), rank_timeout=10 * TIMEOUT)
     assert forked.run(config, ranks=2) == [0, 0]
     return last_weights(config)
 
@@ -47,8 +47,8 @@ def assert_equal(weights, expected):
 
 
 def assert_continues(config, whole):
-    """The run goes on and ends as one in which nothing happened, at its leisure."""
-    config["train"]["rank_timeout"] = 10 * TIMEOUT
+    """The run goes on, with time for a busy machine, and ends with the weights of one in which nothing happened."""
+    config = {**config, "train": {**config["train"], "rank_timeout": 10 * TIMEOUT}}
     assert forked.run(config, ranks=2) == [0, 0], forked.printed(config)
     assert_equal(last_weights(config), whole)
 
