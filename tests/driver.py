@@ -341,5 +341,7 @@ def install(modes: str) -> None:
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # else the first step does, for seconds: longer than ranks are waited for where that is short
+
     install(os.environ["RUN_TEST_MODE"])
     sys.exit(train.main())

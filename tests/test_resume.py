@@ -46,7 +46,11 @@ def newest(config):
 
 @pytest.mark.parametrize(
     ("ranks", "optimizer", "scheduler", "precision", "killed_after", "commit"),
-    [(1, "sgd", "plateau", "bf16", 4, 3), (2, "adamw", "cosine", "no", 13, 12), (3, "adam", "step", "no", 7, 6)],
+    [
+        (1, "sgd", "plateau", "bf16", 4, 3),
+        (2, "adamw", "cosine", "no", 13, 12),
+        pytest.param(3, "adam", "step", "no", 7, 6, marks=pytest.mark.sweep),
+    ],
     ids=["1 rank, in the first epoch", "2 ranks", "3 ranks"],
 )
 def test_killed_in_mid_epoch_ends_bit_identical(

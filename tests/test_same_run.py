@@ -13,6 +13,7 @@ LAYOUTS = {  # ranks, batch per rank, accumulation: a global batch of 8
     "2x2x2": (2, 2, 2),
     "4x2": (4, 2, 1),
 }
+ROUNDED = ("1x8", "2x2x2", "4x2")  # of them, in float32
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def runs(request, photos, tmp_path_factory):
     """The same configuration, run in every layout and audited."""
     out = tmp_path_factory.mktemp(request.param)
     configs = {}
-    for name, (ranks, batch_size, accumulation) in LAYOUTS.items():
+    for name in LAYOUTS if request.param == "float64" else ROUNDED:
+        ranks, batch_size, accumulation = LAYOUTS[name]
         config = small_config(
             *photos,
             out,
