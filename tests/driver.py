@@ -341,7 +341,9 @@ def install(modes: str) -> None:
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # else the first step does, for seconds: longer than ranks are waited for where that is short
+    # Else the first `optimizer.step` imports it, for seconds, after which a rank is taken for lost where a test has a
+    # short `train.rank_timeout`. (What is forked has it from `preload`.)
+    import torch._dynamo
 
     install(os.environ["RUN_TEST_MODE"])
     sys.exit(train.main())

@@ -76,11 +76,14 @@ def run(config: dict, *arguments: str, timeout: float = 120, **options) -> list[
 
 
 def launch(config: dict, *arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
-    """As `runs.launch`, without a launcher: the exit code is the first that is not 0, the output is both streams'."""
+    """As `runs.launch`, without a launcher; the output is both streams'.
+
+    The exit code is that of the first rank that a signal has ended, or else the first that is not 0.
+    """
     log = Path(config["run"]["dir"]) / f"{config['run']['name']}.launch.log"
     log.unlink(missing_ok=True)
     ended = run(config, *arguments, timeout=timeout, log=log, **options)
-    code = next((code for code in ended if code != 0), 0)
+    code = min(filter(None, ended), key=lambda code: code > 0, default=0)
     return subprocess.CompletedProcess(arguments, code, stdout=log.read_text(), stderr=log.read_text())
 
 

@@ -13,7 +13,7 @@ LAYOUTS = {  # ranks, batch per rank, accumulation: a global batch of 8
     "2x2x2": (2, 2, 2),
     "4x2": (4, 2, 1),
 }
-ROUNDED = ("1x8", "2x2x2", "4x2")  # of them, in float32
+FLOAT32_LAYOUTS = ("1x8", "2x2x2", "4x2")  # which adds rounding: the reference, all mixed, most ranks
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def runs(request, photos, tmp_path_factory):
     """The same configuration, run in every layout and audited."""
     out = tmp_path_factory.mktemp(request.param)
     configs = {}
-    for name in LAYOUTS if request.param == "float64" else ROUNDED:
+    for name in LAYOUTS if request.param == "float64" else FLOAT32_LAYOUTS:
         ranks, batch_size, accumulation = LAYOUTS[name]
         config = small_config(
             *photos,

@@ -8,6 +8,7 @@ from forked import launch
 from runs import epochs_of, json_lines, make_photos, run_folder, small_config, succeed
 
 EPOCHS = 4
+CASES = [("cosine", ranks, accumulation) for ranks in (1, 2, 3) for accumulation in (1, 3)] + [("constant", 2, 3)]
 
 
 def torch_rates(name: str) -> list[float]:
@@ -28,9 +29,6 @@ def torch_rates(name: str) -> list[float]:
 def photos(tmp_path_factory):
     root = tmp_path_factory.mktemp("photos")
     return make_photos(root / "train", 14), make_photos(root / "val", 1, seed=1)
-
-
-CASES = [("cosine", ranks, accumulation) for ranks in (1, 2, 3) for accumulation in (1, 3)] + [("constant", 2, 3)]
 
 
 @pytest.mark.parametrize(("name", "ranks", "accumulation"), CASES)
