@@ -80,7 +80,7 @@ def _check_images(options: argparse.Namespace) -> None:
     if options.input is None and options.degrade is None:
         raise UserError(
             "evaluate: nothing says what the input is: give --input FOLDER, or --degrade such as "
-            "'gaussian_noise(sigma=25)' to make it from --gt"
+            "'gaussian_noise(sigma=25)' to make it from --gt (a run's own is data.degradation in its config.yaml)"
         )
     if options.input is not None and options.degrade is not None:
         raise UserError("evaluate: --input and --degrade exclude each other; give one")
