@@ -116,7 +116,7 @@ def test_clean_images_can_be_checked_and_a_part_of_them(tmp_path):
     code, report = check(config)
     (warning,) = report["warnings"]
     assert code == 0 and warning["kind"] == "constant" and Path(warning["files"][0]).name == "even.png"
-    assert report["train"]["psnr"] is None and report["train"]["input_files"] == {}
+    assert 20 < report["train"]["psnr"]["median"] < 21 and report["train"]["input_files"] == {}
     assert check(config, "--limit", "4")[1]["train"]["examined"] == 4
     assert main(["check", "--config", config, "--limit", "0"]) == 2
 
@@ -161,6 +161,19 @@ def test_the_sheet_of_clean_images_shows_what_the_degradation_makes(tmp_path):
         check(config, "--picture", str(tmp_path / "sheet.png"), f"data.degradation.0.sigma={sigma}")
         noise.append(np.abs(np.diff(np.asarray(Image.open(tmp_path / "sheet.png"), float), axis=1)).mean())
     assert noise[0] > 1.5 * noise[1]
+
+
+def test_inputs_that_are_made_are_measured(tmp_path):
+    train, _ = sound(tmp_path, 4)
+    config = write_config(tmp_path, {"gt": train.source["gt"]}, degradation=[{"name": "gaussian_noise", "sigma": 25}])
+    _, report = check(config)
+    assert 20.1 < report["train"]["psnr"]["median"] < 20.8 and not report["warnings"]
+    assert abs(report["train"]["input_level"] - report["train"]["gt_level"]) < 1
+    for sigma in ("0.1", "0"):  # as in units of [0, 1]
+        code, report = check(config, f"data.degradation.0.sigma={sigma}")
+        assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["faint"]
+    _, report = check(config, "data.scale=2", "data.degradation=[{name: downscale}]")
+    assert 20 < report["train"]["psnr"]["median"] < 45 and not report["warnings"]
 
 
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, capsys):

@@ -23,7 +23,7 @@ from accel_restore.data.order import make_plan
 from accel_restore.data.sources import Found, build_sets, degradation_of, find_data
 from accel_restore.errors import UserError
 from accel_restore.files import to_json
-from accel_restore.findings import Finding, find_in_set, find_leaks
+from accel_restore.findings import Finding, find_faint, find_in_set, find_leaks
 from accel_restore.losses import build_loss
 from accel_restore.parsing import load_config
 from accel_restore.quality import Protocol
@@ -89,8 +89,8 @@ def check(
     sources = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
     check_writable(picture, picture=True, inputs=[image for image in sources if isinstance(image, Path)])
     parts = {
-        "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
-        "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),
+        "train": survey(found.train, found.train_pairs, config.data, degrade, limit, screen.track, "train"),
+        "val": survey(found.val, found.val_pairs, config.data, degrade, limit, screen.track, "val"),
     }
     warnings: list[Finding] = []
     for part in parts.values():
@@ -101,6 +101,7 @@ def check(
         made, given = ("data.train", "data.val") if found.train.input is None else ("data.val", "data.train")
         text = f"the inputs of {made} are made by data.degradation, those of {given} are files: is that meant?"
         warnings.append(Finding("unlike", text))
+    warnings += find_faint([fact for part in parts.values() if part.inputs is None for fact in part.facts])
     epoch = None if found.problems else _epoch(found, config, degrade)
     if epoch and pairs_per_second and epoch["loading_pairs_per_second"] < pairs_per_second:
         text = (
@@ -115,7 +116,7 @@ def check(
         "validation_images": [pair.name for pair in found.val_pairs],
         "epoch": epoch,
     }
-    return report, (lambda: _sheet(parts, warnings, degrade))
+    return report, (lambda: _sheet(parts, warnings))
 
 
 def _statistics(part: Part) -> dict[str, Any] | None:
@@ -156,8 +157,8 @@ def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
     }
 
 
-def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degrade) -> Image.Image | None:
-    """Pairs with findings first, then those of the lowest PSNR; the input of clean images is made."""
+def _sheet(parts: dict[str, Part], warnings: list[Finding]) -> Image.Image | None:
+    """Pairs with findings first, then those of the lowest PSNR."""
     kinds: dict[str, list[str]] = {}
     for finding in warnings:
         for file in finding.files:
@@ -170,21 +171,9 @@ def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degrade) ->
     rows.sort(key=lambda row: (not row[0], parts[row[1]].facts[row[2]].psnr))
     drawn = []
     for labels, name, place in rows[:_SHEET]:
-        input, gt = parts[name].pixels(place)
-        if input is None:
-            input, gt = _made(gt, degrade, place)
-        drawn.append(
-            SheetRow(f"{name}: {parts[name].pairs[place].name}", input, gt, parts[name].facts[place].psnr, labels)
-        )
+        part = parts[name]
+        drawn.append(SheetRow(f"{name}: {part.pairs[place].name}", *part.pixels(place), part.facts[place].psnr, labels))
     return contact_sheet(drawn) if drawn else None
-
-
-def _made(gt: np.ndarray, degrade: Degrade, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The input that the degradation makes of gt (H, W, C), and gt, cut to multiples of the scale."""
-    height, width = (side - side % degrade.scale for side in gt.shape[:2])
-    gt = gt[:height, :width]
-    images = degrade(torch.from_numpy(gt).permute(2, 0, 1)[None], np.array([seed], np.uint64))
-    return images[0].permute(1, 2, 0).numpy(), gt
 
 
 def _show(report: dict[str, Any], screen: Screen) -> None:
