@@ -176,6 +176,20 @@ def test_inputs_that_are_made_are_measured(tmp_path):
     assert 20 < report["train"]["psnr"]["median"] < 45 and not report["warnings"]
 
 
+def test_gray_images_in_a_training_for_colour_are_named_once(tmp_path):
+    train, val = sound(tmp_path, 4)
+    config = write_config(tmp_path, train.source, val.source)
+    paths = [path for set_ in (train, val) for side in ("input", "gt") for path in Path(set_.source[side]).iterdir()]
+    for path in paths[1:]:
+        Image.open(path).convert("L").save(path)
+    assert not any("set data.channels=1" in warning["text"] for warning in check(config)[1]["warnings"])
+    Image.open(paths[0]).convert("L").save(paths[0])
+    code, report = check(config)
+    assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["colour"]
+    assert "set data.channels=1" in report["warnings"][0]["text"]
+    assert check(config, "data.channels=1")[1]["warnings"] == []
+
+
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, capsys):
     config = write_config(tmp_path, {"gt": str(tmp_path / "none")})
     for arguments, words in (

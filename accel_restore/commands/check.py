@@ -101,6 +101,10 @@ def check(
         made, given = ("data.train", "data.val") if found.train.input is None else ("data.val", "data.train")
         text = f"the inputs of {made} are made by data.degradation, those of {given} are files: is that meant?"
         warnings.append(Finding("unlike", text))
+    headers = [header for part in parts.values() for pair in part.headers for header in pair if header is not None]
+    if headers and config.data.channels == 3 and all("gray" in header.mode for header in headers):
+        text = "all images are gray, and will be trained on and restored as colour: set data.channels=1"
+        warnings.append(Finding("colour", text))
     warnings += find_faint([fact for part in parts.values() if part.inputs is None for fact in part.facts])
     epoch = None if found.problems else _epoch(found, config, degrade)
     if epoch and pairs_per_second and epoch["loading_pairs_per_second"] < pairs_per_second:
