@@ -41,7 +41,7 @@ class Traits(NamedTuple):
 class PairFacts:
     """What is kept of a pair (some 2 KB); without an input, what concerns it is nan or empty.
 
-    Of an input that was made, only its level and PSNR are kept: the rest would tell of what made it.
+    Of an input that was made, only its PSNR is kept: the rest would tell of what made it.
 
     Units: levels and deviations in [0, 1], dB, pixels of gt.
     """
@@ -92,11 +92,10 @@ def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> Pa
 def examine_clean(
     gt: np.ndarray, make: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], scale: int = 1
 ) -> PairFacts:
-    """The facts of a clean image whose input and gt `make` gives; it is called with the centre of the image."""
+    """The facts of a clean image, and the PSNR of what `make`, (H, W, C) → (input, gt), gives for its centre."""
     input, centre = make(_centre(gt))
-    input = input.clip(0, 1)
     enlarged = input if scale == 1 else _enlarged(input, *centre.shape[:2])
-    return replace(examine_pair(None, gt), input_mean=float(input.mean()), psnr=_psnr(enlarged, centre))
+    return replace(examine_pair(None, gt), psnr=_psnr(enlarged.clip(0, 1), centre))
 
 
 def displacement(
