@@ -5,8 +5,7 @@ of its brightness, CROP pixels wide, for everything else.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -41,8 +40,6 @@ class Traits(NamedTuple):
 class PairFacts:
     """What is kept of a pair (some 2 KB); without an input, what concerns it is nan or empty.
 
-    Of an input that was made, only its PSNR is kept: the rest would tell of what made it.
-
     Units: levels and deviations in [0, 1], dB, pixels of gt.
     """
 
@@ -75,11 +72,12 @@ def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> Pa
     if input is None:
         return PairFacts(**facts)
     enlarged = input if scale == 1 else _enlarged(input, *gt.shape[:2])
+    error = float(np.square(enlarged - gt).mean(dtype=np.float64))
     facts |= {
         "input_mean": float(input.mean()),
         "input_std": float(input.std()),
         "input_hash": _hash(input),
-        "psnr": _psnr(enlarged, gt),
+        "psnr": float(-10 * np.log10(error)) if error else np.inf,
     }
     centres = _centre(enlarged), _centre(gt)
     facts["likeness"], facts["turned"] = _likeness(shrink(luma(input)), cells)
@@ -87,15 +85,6 @@ def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> Pa
     if scale == 1:
         facts["traits"], facts["gt_noisier"] = _compared(*centres)
     return PairFacts(**facts)
-
-
-def examine_clean(
-    gt: np.ndarray, make: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], scale: int = 1
-) -> PairFacts:
-    """The facts of a clean image, and the PSNR of what `make`, (H, W, C) → (input, gt), gives for its centre."""
-    input, centre = make(_centre(gt))
-    enlarged = input if scale == 1 else _enlarged(input, *centre.shape[:2])
-    return replace(examine_pair(None, gt), psnr=_psnr(enlarged.clip(0, 1), centre))
 
 
 def displacement(
@@ -269,11 +258,6 @@ def _centre(image: np.ndarray) -> np.ndarray:
     """The middle CROP pixels of each side, cut at a border of JPEG's blocks."""
     top, left = (max(0, side - CROP) // 16 * 8 for side in image.shape[:2])
     return image[top : top + CROP, left : left + CROP]
-
-
-def _psnr(input: np.ndarray, gt: np.ndarray) -> float:
-    error = float(np.square(input - gt).mean(dtype=np.float64))
-    return float(-10 * np.log10(error)) if error else np.inf
 
 
 def _enlarged(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from accel_restore.duplicates import near_duplicates
 from accel_restore.examine import REACH, PairFacts
 
 _LEVEL = 1 / 255
-_FAINT = 50.0  # dB of an input; noise of one level in 255 has 48
 _EVEN = 0.05 * _LEVEL  # the deviation of an image of one level; 16-bit pictures taken in the dark have little more
 _TELLING = np.array(
     [1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2]
@@ -23,8 +22,8 @@ _COMPARED = 5000  # images of a set among which near duplicates are looked for: 
 class Finding:
     """One thing that is wrong.
 
-    Kinds are unrelated, swapped, shifted, outlier, constant, equal, duplicate, leak and faint. Without files it
-    concerns the whole set; of a pair, they are the input and the gt.
+    Kinds are unrelated, swapped, shifted, outlier, constant, equal, duplicate and leak. Without files it concerns the
+    whole set; of a pair, they are the input and the gt.
     """
 
     kind: str
@@ -52,15 +51,6 @@ def find_in_set(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence
         for finding in report(unequal):  # a pair that is swapped or shifted needs no word about its PSNR
             found.setdefault(finding.files[0] if finding.files else finding.text, finding)
     return [*found.values(), *_constant(facts, gts, inputs), *_equal(pairs), *_duplicates(facts, gts, inputs)]
-
-
-def find_faint(facts: Sequence[PairFacts]) -> list[Finding]:
-    """The finding where inputs that were made hardly differ from gt, as with noise in units of [0, 1]."""
-    psnr = float(np.median([fact.psnr for fact in facts])) if facts else np.nan
-    if not psnr >= _FAINT:
-        return []
-    text = "data.degradation changes most images by less than one level of 255, in which noise is given, as sigma: 25"
-    return [Finding("faint", text)]
 
 
 def find_leaks(

@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
-import torch
 from PIL import Image
 
 from accel_restore.config_data import Data
 from accel_restore.data.cache import Opened, Track, each_ahead
-from accel_restore.data.degrade import Degrade
 from accel_restore.data.images import Header, ImageSource, Unusable, read_header, read_image
 from accel_restore.data.pairs import Pair
 from accel_restore.data.sources import Images
-from accel_restore.examine import PairFacts, examine_clean, examine_pair
+from accel_restore.examine import PairFacts, examine_pair
 from accel_restore.findings import Finding
 
 _LEAST_SIDE = 16  # pixels of gt that can be compared
@@ -32,7 +29,6 @@ class Part:
 
     images: Images | None
     data: Data
-    degrade: Degrade
     total: int  # pairs of the set, with those that cannot be compared
     pairs: list[Pair] = field(default_factory=list)
     headers: list[tuple[Header | None, Header]] = field(default_factory=list)  # of input and gt
@@ -46,18 +42,14 @@ class Part:
     def inputs(self) -> list[str] | None:
         return [str(pair.input) for pair in self.pairs] if self.images and self.images.input is not None else None
 
-    def pixels(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Input, made where there is none, and gt of a pair, float32 (H, W, C) in [0, 1]."""
-        pair = self.pairs[place]
-        input, gt = _pixels(self, pair)
-        return _made(self, pair, gt) if input is None else (input, gt)
+    def pixels(self, place: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Input and gt of a pair, float32 (H, W, C) in [0, 1]."""
+        return _pixels(self, self.pairs[place])
 
 
-def survey(
-    images: Images | None, pairs: list[Pair], data: Data, degrade: Degrade, limit: int | None, track: Track, name: str
-) -> Part:
+def survey(images: Images | None, pairs: list[Pair], data: Data, limit: int | None, track: Track, name: str) -> Part:
     """The part of a source that `pairs` are, at most `limit` of them, spread evenly, examined on all cores."""
-    part = Part(images, data, degrade, len(pairs))
+    part = Part(images, data, len(pairs))
     candidates = [pair for pair in pairs if _comparable(images, pair, data.scale)]
     if limit is not None:
         candidates = candidates[:: max(1, -(-len(candidates) // limit))]
@@ -108,10 +100,7 @@ def _examined(part: Part, pairs: list[Pair]) -> Iterator[tuple[Pair, tuple, Pair
 
     def examine(pair: Pair) -> tuple[Pair, tuple, PairFacts]:
         headers = tuple(image and read_header(image, part.data.max_image_pixels) for image in (pair.input, pair.gt))
-        input, gt = _pixels(part, pair)
-        if input is None:
-            return pair, headers, examine_clean(gt, partial(_made, part, pair), part.data.scale)
-        return pair, headers, examine_pair(input, gt, part.data.scale)
+        return pair, headers, examine_pair(*_pixels(part, pair), part.data.scale)
 
     return (result for result in each_ahead(examine, pairs) if not isinstance(result, Unusable))
 
@@ -120,15 +109,6 @@ def _pixels(part: Part, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
     place = part.images.place[pair.name]
     gt = _floats(part.images.gt, place, pair.gt, part.data)
     return None if pair.input is None else _floats(part.images.input, place, pair.input, part.data), gt
-
-
-def _made(part: Part, pair: Pair, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The input that the degradation makes of gt (H, W, C), and gt, cut to multiples of the scale."""
-    height, width = (side - side % part.data.scale for side in gt.shape[:2])
-    gt = gt[:height, :width]
-    seed = np.array([part.images.place[pair.name]], np.uint64)
-    images = part.degrade(torch.from_numpy(gt).permute(2, 0, 1)[None], seed)
-    return images[0].permute(1, 2, 0).numpy(), gt
 
 
 def _floats(opened: Opened, place: int, image: ImageSource, data: Data) -> np.ndarray:

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from damage import ERRORS, WARNINGS, damaged, photographs, sound
 from PIL import Image
 from runs import clean_environment
 
 from accel_restore.cli import main
+from accel_restore.data.sources import open_data
+from accel_restore.models.blocks import upscale
+from accel_restore.parsing import load_config
+from accel_restore.quality import psnr
 
 KIND = {  # of the finding that names each of `WARNINGS`
     "swapped pair": "swapped", "shifted by 3 pixels": "shifted", "train image in val": "leak",
@@ -167,12 +172,59 @@ def test_inputs_that_are_made_are_measured(tmp_path):
     train, _ = sound(tmp_path, 4)
     config = write_config(tmp_path, {"gt": train.source["gt"]}, degradation=[{"name": "gaussian_noise", "sigma": 25}])
     _, report = check(config)
-    assert 20.1 < report["train"]["psnr"]["median"] < 20.8 and not report["warnings"]
-    for sigma in ("0.1", "0"):  # as in units of [0, 1]
-        code, report = check(config, f"data.degradation.0.sigma={sigma}")
-        assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["faint"]
-    _, report = check(config, "data.scale=2", "data.degradation=[{name: downscale}]")
-    assert 20 < report["train"]["psnr"]["median"] < 45 and not report["warnings"]
+    assert 20.3 < report["train"]["psnr"]["median"] < 20.8 and not report["warnings"]  # 20.17 unclipped
+    _, report = check(config, "data.degradation.0.sigma=50")
+    assert 14.3 < report["train"]["psnr"]["median"] < 15.5
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_input_that_is_measured_is_that_of_validation(tmp_path, scale):
+    sound(tmp_path, 4)
+    gt = tmp_path / "train" / "gt" / "sound00.png"
+    Image.open(gt).crop((0, 0, 119, 117)).save(gt)
+    steps = [{"name": "downscale"}, {"name": "gaussian_noise", "sigma": [5, 55]}]
+    config = write_config(
+        tmp_path, {"gt": str(gt.parent)}, {"gt": [str(gt)]}, scale=scale, degradation=steps, max_images=2, patch_size=32
+    )
+    _, report = check(config)
+    data = load_config(config).data
+    image = open_data(data, 0, 16, torch.device("cpu")).val[0]
+    expected = float(psnr(upscale(image["input"], scale).clamp(0, 1), image["gt"]))
+    assert report["val"]["psnr"]["median"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("degradation", "warned"),
+    [
+        ("{name: gaussian_noise, sigma: 0.1}", True),
+        ("{name: choice, of: [{name: jpeg}, {name: gaussian_noise, sigma: [0.01, 0.2]}]}", True),
+        ("{name: gaussian_noise, sigma: [0, 2]}", False),
+        ("{name: gaussian_noise, sigma: 0}", False),
+        ("{name: quantize}", False),
+    ],
+)
+def test_noise_in_units_of_one_is_doubted(tmp_path, degradation, warned):
+    train, _ = sound(tmp_path, 4)
+    config = write_config(tmp_path, {"gt": train.source["gt"]})
+    code, report = check(config, f"data.degradation=[{degradation}]")
+    assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["faint"] * warned
+
+
+def test_a_degradation_that_fails_on_an_image_hides_nothing_else(tmp_path, monkeypatch):
+    train, _ = sound(tmp_path, 4)
+    folder = Path(train.source["gt"])
+    (folder / "empty.png").write_bytes(b"")
+    (tmp_path / "halves.py").write_text(
+        "def halves(image, random):\n"
+        "    if image.shape[2] > 100:\n"
+        "        raise ValueError('too wide')\n"
+        "    return image / 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, report = check(write_config(tmp_path, {"gt": str(folder)}, degradation=[{"name": "halves:halves"}]))
+    assert code == 2 and report["train"]["pairs"] == 4
+    assert any("empty.png" in error for error in report["errors"])
+    assert any("cannot work on" in error and "too wide" in error for error in report["errors"])
 
 
 def test_gray_images_in_a_training_for_colour_are_named_once(tmp_path):
@@ -184,7 +236,7 @@ def test_gray_images_in_a_training_for_colour_are_named_once(tmp_path):
     assert not any("set data.channels=1" in warning["text"] for warning in check(config)[1]["warnings"])
     Image.open(paths[0]).convert("L").save(paths[0])
     code, report = check(config)
-    assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["colour"]
+    assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["gray"]
     assert "set data.channels=1" in report["warnings"][0]["text"]
     assert check(config, "data.channels=1")[1]["warnings"] == []
 

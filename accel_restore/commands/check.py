@@ -20,18 +20,22 @@ from accel_restore.config import Config
 from accel_restore.console import Screen
 from accel_restore.data.degrade import Degrade
 from accel_restore.data.order import make_plan
+from accel_restore.data.pairs import Pair
 from accel_restore.data.sources import Found, build_sets, degradation_of, find_data
+from accel_restore.data.whole import seed_of
 from accel_restore.errors import UserError
 from accel_restore.files import to_json
-from accel_restore.findings import Finding, find_faint, find_in_set, find_leaks
+from accel_restore.findings import Finding, find_in_set, find_leaks
 from accel_restore.losses import build_loss
+from accel_restore.models.blocks import upscale
 from accel_restore.parsing import load_config
-from accel_restore.quality import Protocol
+from accel_restore.quality import Protocol, psnr
 from accel_restore.sheet import SheetRow, contact_sheet
 from accel_restore.survey import Part, find_in_headers, survey
 
 _SHOWN = 8  # warnings of one kind; a JSON report holds all
 _SHEET = 24  # pairs of a contact sheet
+_MADE = 8  # images of a set of which the input is made, to measure it
 
 
 def main(arguments: list[str]) -> int:
@@ -89,8 +93,8 @@ def check(
     sources = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
     check_writable(picture, picture=True, inputs=[image for image in sources if isinstance(image, Path)])
     parts = {
-        "train": survey(found.train, found.train_pairs, config.data, degrade, limit, screen.track, "train"),
-        "val": survey(found.val, found.val_pairs, config.data, degrade, limit, screen.track, "val"),
+        "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
+        "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),
     }
     warnings: list[Finding] = []
     for part in parts.values():
@@ -102,11 +106,21 @@ def check(
         text = f"the inputs of {made} are made by data.degradation, those of {given} are files: is that meant?"
         warnings.append(Finding("unlike", text))
     headers = [header for part in parts.values() for pair in part.headers for header in pair if header is not None]
-    if headers and config.data.channels == 3 and all("gray" in header.mode for header in headers):
-        text = "all images are gray, and will be trained on and restored as colour: set data.channels=1"
-        warnings.append(Finding("colour", text))
-    warnings += find_faint([fact for part in parts.values() if part.inputs is None for fact in part.facts])
-    epoch = None if found.problems else _epoch(found, config, degrade)
+    for_colour = config.data.channels == 3 and config.model.checkpoint is None  # whose channels decide
+    if for_colour and headers and all("gray" in header.mode for header in headers):
+        text = f"all {len(headers)} files examined are gray, and are trained on as colour: set data.channels=1"
+        warnings.append(Finding("gray", text))
+    made: dict[str, list[float]] = {}
+    errors = list(found.problems)
+    for name, part in parts.items():
+        if part.pairs and part.inputs is None:
+            try:
+                made[name] = _made_psnr(part, degrade)
+            except UserError as error:
+                errors.append(str(error))
+    if degrade.steps:
+        warnings += _faint([step.model_dump() for step in config.data.degradation])
+    epoch = None if errors else _epoch(found, config, degrade)
     if epoch and pairs_per_second and epoch["loading_pairs_per_second"] < pairs_per_second:
         text = (
             f"loading gives {epoch['loading_pairs_per_second']:.0f} pairs/s, training takes {pairs_per_second:g}: "
@@ -114,20 +128,21 @@ def check(
         )
         warnings.append(Finding("slow", text))
     report = {
-        "errors": found.problems,
+        "errors": errors,
         "warnings": [asdict(finding) for finding in warnings],
-        **{name: _statistics(part) for name, part in parts.items()},
+        **{name: _statistics(part, made.get(name)) for name, part in parts.items()},
         "validation_images": [pair.name for pair in found.val_pairs],
         "epoch": epoch,
     }
-    return report, (lambda: _sheet(parts, warnings))
+    return report, (lambda: _sheet(parts, warnings, degrade))
 
 
-def _statistics(part: Part) -> dict[str, Any] | None:
+def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
+    """What the table shows of a part; `made`: the PSNR of some inputs where they are no files."""
     if not part.facts:
         return None
     gts = [gt for _, gt in part.headers]
-    psnr = [fact.psnr for fact in part.facts if np.isfinite(fact.psnr)]
+    decibels = made or [fact.psnr for fact in part.facts if np.isfinite(fact.psnr)]
     levels = {"gt": [fact.gt_mean for fact in part.facts], "input": [fact.input_mean for fact in part.facts]}
     return {
         "pairs": part.total,
@@ -138,7 +153,9 @@ def _statistics(part: Part) -> dict[str, Any] | None:
             side: dict(Counter(f"{h.format} {h.bits}-bit {h.mode}" for h in heads if h is not None))
             for side, heads in zip(("input_files", "gt_files"), zip(*part.headers, strict=True), strict=True)
         },
-        "psnr": {"lowest": min(psnr), "median": float(np.median(psnr)), "highest": max(psnr)} if psnr else None,
+        "psnr": {"lowest": min(decibels), "median": float(np.median(decibels)), "highest": max(decibels)}
+        if decibels
+        else None,
         **{f"{side}_level": 255 * float(np.mean(values)) for side, values in levels.items()},
     }
 
@@ -161,8 +178,8 @@ def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
     }
 
 
-def _sheet(parts: dict[str, Part], warnings: list[Finding]) -> Image.Image | None:
-    """Pairs with findings first, then those of the lowest PSNR."""
+def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degrade) -> Image.Image | None:
+    """Pairs with findings first, then those of the lowest PSNR; the input of clean images is made."""
     kinds: dict[str, list[str]] = {}
     for finding in warnings:
         for file in finding.files:
@@ -176,8 +193,47 @@ def _sheet(parts: dict[str, Part], warnings: list[Finding]) -> Image.Image | Non
     drawn = []
     for labels, name, place in rows[:_SHEET]:
         part = parts[name]
-        drawn.append(SheetRow(f"{name}: {part.pairs[place].name}", *part.pixels(place), part.facts[place].psnr, labels))
+        input, gt = part.pixels(place)
+        if input is None:
+            input, gt = (images[0].permute(1, 2, 0).numpy() for images in _made(part.pairs[place], gt, degrade))
+        drawn.append(SheetRow(f"{name}: {part.pairs[place].name}", input, gt, part.facts[place].psnr, labels))
     return contact_sheet(drawn) if drawn else None
+
+
+def _made(pair: Pair, gt: np.ndarray, degrade: Degrade) -> tuple[torch.Tensor, torch.Tensor]:
+    """The input that validation makes of gt (H, W, C), and gt, cut to multiples of the scale: (1, C, H, W).
+
+    Raises: UserError that names the image where the degradation fails.
+    """
+    height, width = (side - side % degrade.scale for side in gt.shape[:2])
+    images = torch.from_numpy(gt[:height, :width]).permute(2, 0, 1)[None]
+    try:
+        return degrade(images, np.array([seed_of(pair.name)], np.uint64)), images
+    except Exception as error:  # the function may be the user's
+        raise UserError(f"data.degradation: cannot work on {pair.gt}: {error}") from error
+
+
+def _made_psnr(part: Part, degrade: Degrade) -> list[float]:
+    """The PSNR in dB of the inputs that are made of a few of the images, spread evenly; see `_made`."""
+    found = []
+    for place in range(0, len(part.pairs), -(-len(part.pairs) // _MADE)):
+        input, gt = _made(part.pairs[place], part.pixels(place)[1], degrade)
+        found.append(float(psnr(upscale(input, degrade.scale).clamp(0, 1), gt)))
+    return found
+
+
+def _faint(steps: list[dict[str, Any]]) -> list[Finding]:
+    """A finding for each step of noise, compositions included, that seems to be meant in units of [0, 1]."""
+    found = []
+    for step in steps:
+        largest = np.max(step.get("sigma", 0))
+        if step["name"] == "gaussian_noise" and 0 < largest <= 1:
+            text = (
+                f"data.degradation: gaussian_noise of sigma {step['sigma']}, which counts levels of 255: is that meant?"
+            )
+            found.append(Finding("faint", text))
+        found += _faint(step.get("of", []))
+    return found
 
 
 def _show(report: dict[str, Any], screen: Screen) -> None:

@@ -11,6 +11,11 @@ from accel_restore.data.crops import to_float
 from accel_restore.data.store import Store
 
 
+def seed_of(name: str) -> int:
+    """What the draws of a degradation are keyed by, for a whole image of this name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
 class WholeImages:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
@@ -31,7 +36,7 @@ class WholeImages:
     ):
         self.names, self.gt, self.input, self.images = names, gt, input, images
         self.degrade, self.device, self.scale = degrade, device, scale
-        self.seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
+        self.seeds = [seed_of(name) for name in names]
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """All indices in groups of at most `batch_size` images of one size, in the order of their first images."""
