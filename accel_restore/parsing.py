@@ -253,7 +253,7 @@ def _key_hint(name: str, section: type[BaseModel] | None) -> str:
         return f"did you mean '{guess}'?"
     elsewhere = {
         key: f"{part}.{key}"
-        for part, field in Config.model_fields.items()
+        for part, field in reversed(Config.model_fields.items())  # of equal names the first section's stays
         for inner in [_section_of(field.annotation)]
         + (
             list(OPTIMIZER_SECTIONS.values())

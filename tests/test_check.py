@@ -201,10 +201,13 @@ def test_the_input_that_is_measured_is_that_of_validation(tmp_path, scale):
         ("{name: gaussian_noise, sigma: [0, 2]}", False),
         ("{name: gaussian_noise, sigma: 0}", False),
         ("{name: quantize}", False),
+        ("{name: 'own:same', sigma: fine, of: 3}", False),  # a function's own parameters may mean anything
     ],
 )
-def test_noise_in_units_of_one_is_doubted(tmp_path, degradation, warned):
+def test_noise_in_units_of_one_is_doubted(tmp_path, monkeypatch, degradation, warned):
     train, _ = sound(tmp_path, 4)
+    (tmp_path / "own.py").write_text("def same(image, random, *, sigma: str, of: int):\n    return image\n")
+    monkeypatch.syspath_prepend(tmp_path)
     config = write_config(tmp_path, {"gt": train.source["gt"]})
     code, report = check(config, f"data.degradation=[{degradation}]")
     assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["faint"] * warned

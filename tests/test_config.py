@@ -42,6 +42,7 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
     text = "\n".join(found)
     assert "optimizer.lrr: unknown key; did you mean 'lr'?" in text
     assert "lr: unknown key; did you mean 'optimizer.lr'?" in found
+    assert problems("batch_size=4") == ["batch_size: unknown key; did you mean 'data.batch_size'?"]
     assert "data.augment.0: unknown choice 'hflop'; choose one of: hflip, vflip, rot90" in text
     assert any(line.startswith("train.epochs: ") and "'x'" in line for line in found)
     assert any(line.startswith("data.batch_size: ") and "2.5" in line for line in found)

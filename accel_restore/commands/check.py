@@ -226,13 +226,14 @@ def _faint(steps: list[dict[str, Any]]) -> list[Finding]:
     """A finding for each step of noise, compositions included, that seems to be meant in units of [0, 1]."""
     found = []
     for step in steps:
-        largest = np.max(step.get("sigma", 0))
-        if step["name"] == "gaussian_noise" and 0 < largest <= 1:
+        if step["name"] in ("sequence", "random_order", "choice"):
+            found += _faint(step["of"])
+        elif step["name"] == "gaussian_noise" and 0 < np.max(step.get("sigma", 0)) <= 1:
             text = (
-                f"data.degradation: gaussian_noise of sigma {step['sigma']}, which counts levels of 255: is that meant?"
+                f"data.degradation: gaussian_noise has sigma {step['sigma']}, which counts levels of 255; "
+                "if units of [0, 1] are meant, multiply it by 255"
             )
             found.append(Finding("faint", text))
-        found += _faint(step.get("of", []))
     return found
 
 
