@@ -7,11 +7,11 @@ __all__ = ["fit", "load"]
 
 def __getattr__(name: str):  # these import torch, so only when they are asked for
     if name == "fit":
-        from accel_restore.session import fit
+        from accel_restore.trainer.run import fit
 
         return fit
     if name == "load":
-        from accel_restore.restorer import load
+        from accel_restore.inference.restorer import load
 
         return load
     raise AttributeError(f"module 'accel_restore' has no attribute '{name}'")

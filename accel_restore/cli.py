@@ -6,7 +6,7 @@ import sys
 
 from accel_restore import __version__
 from accel_restore.errors import UserError
-from accel_restore.naming import resolve
+from accel_restore.utils.imports import resolve
 
 COMMANDS = {  # name: (what it does, the function that does it)
     "train": ("train a model (also: accelerate launch accel_restore/train.py)", "accel_restore.train:main"),
@@ -21,7 +21,7 @@ COMMANDS = {  # name: (what it does, the function that does it)
     "export": ("write weights as ONNX or .pt2, for other programs", "accel_restore.commands.export:main"),
     "push": ("put a run's weights on the Hugging Face Hub", "accel_restore.commands.push:main"),
     "bench": ("measure where the time goes on this machine", "accel_restore.commands.bench:main"),
-    "report": ("make the report.html of a run anew", "accel_restore.commands.run_report:main"),
+    "report": ("make the report.html of a run anew", "accel_restore.commands.report:main"),
     "dashboard": (
         "save a W&B view: a panel for each quantity, all ranks in it",
         "accel_restore.commands.dashboard:main",

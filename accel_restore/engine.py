@@ -20,18 +20,18 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from accel_restore.config import Config
+from accel_restore.config.schema import Config
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.whole import WholeImages
+from accel_restore.data.val_dataset import WholeImages
+from accel_restore.distributed.fsdp import autocast_forward, fill, gather_by_block, shard, whole
 from accel_restore.errors import Preempted
 from accel_restore.losses import Loss
+from accel_restore.metrics.protocol import METRICS, Measure, Protocol
 from accel_restore.models.blocks import upscale
+from accel_restore.models.compile import compile_blocks
+from accel_restore.models.parameters import freeze
 from accel_restore.models.pretrained import begin_model
-from accel_restore.models.regions import compile_blocks
 from accel_restore.optim import Ema, advance, get_optimizer, get_scheduler
-from accel_restore.parameters import freeze
-from accel_restore.quality import METRICS, Measure, Protocol
-from accel_restore.sharding import autocast_forward, fill, gather_by_block, shard, whole
 
 
 class Hook:

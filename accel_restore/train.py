@@ -10,11 +10,11 @@ if not __package__:
 
 import argparse
 
+from accel_restore.checkpoint.run_lock import note_preempted, run_folder
+from accel_restore.config.load import load_config
 from accel_restore.errors import AuditFailed, Diverged, Lost, Preempted, UserError, goes_on
-from accel_restore.parsing import load_config
-from accel_restore.preemption import EXIT_CODE, StopRequest, listening
-from accel_restore.redaction import redacted
-from accel_restore.run_lock import note_preempted, run_folder
+from accel_restore.utils.redaction import redacted
+from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     try:
         config = load_config(options.config, options.overrides)  # mistakes show before torch is imported
         with stop.deferred():
-            from accel_restore.session import run_training
+            from accel_restore.trainer.run import run_training
 
         run_training(
             config,

@@ -32,23 +32,18 @@ import torch
 import waits
 import wandb_scenarios
 
-from accel_restore import (
-    commits,
-    console,
-    distributed,
-    engine,
-    guard,
-    losses,
-    perceptual,
-    preparation,
-    ranks,
-    report,
-    run_lock,
-    saving,
-    session,
-    train,
-)
-from accel_restore.data import sources
+from accel_restore import engine, losses, train
+from accel_restore.callbacks import checkpointer as saving
+from accel_restore.callbacks import nan_monitor as guard
+from accel_restore.checkpoint import commits, run_lock
+from accel_restore.data import build as sources
+from accel_restore.distributed import accelerator as distributed
+from accel_restore.distributed import heartbeat as ranks
+from accel_restore.losses import perceptual
+from accel_restore.tracking import console
+from accel_restore.tracking.report import page as report
+from accel_restore.trainer import run as session
+from accel_restore.trainer import setup as preparation
 
 
 class Culprit(engine.Hook):

@@ -6,7 +6,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from accel_restore import ranks
+from accel_restore.distributed import heartbeat as ranks
 
 DEVICE = "veth0"  # on either side
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

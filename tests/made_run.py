@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from accel_restore.pictures import draw_samples
+from accel_restore.tracking.pictures import draw_samples
 
 EVIL = "</script><img src=x onerror=window.owned=1><!--"
 EVIL_FOLDER = "<img src=x onerror=window.owned=1>"

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from accel_restore import commits, engine, preemption, preparation, tracking, train
+from accel_restore import engine, train
+from accel_restore.callbacks import metrics_logger as tracking
+from accel_restore.checkpoint import commits
 from accel_restore.data import cache
-from accel_restore.data.whole import WholeImages
+from accel_restore.data.val_dataset import WholeImages
+from accel_restore.trainer import setup as preparation
+from accel_restore.utils import signals as preemption
 
 NAMES = ("main", "listens", "decode", "model", "folder", "micro", "step", "image", "commit", "exit")
 MODES = ("phases=", "pause=", "await=", "linger=", "deaf", "no_curves", "no_death_signal", "every_signal_counts")

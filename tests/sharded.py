@@ -7,7 +7,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
 
-from accel_restore import preparation
+from accel_restore.trainer import setup as preparation
 
 
 def install(policy: str, version: str = "2") -> None:

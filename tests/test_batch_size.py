@@ -10,15 +10,15 @@ from accelerate.state import AcceleratorState
 from forked import codes, launch, start_ranks
 from runs import make_photos, run_folder, small_config, succeed
 
-from accel_restore import batch_size
-from accel_restore.applying import LiveBytes
-from accel_restore.bare import Bare
-from accel_restore.batch_size import largest_on_cpu, largest_on_gpu, possible_sizes
-from accel_restore.distributed import create_accelerator
+from accel_restore.config.load import config_from
+from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.errors import UserError
+from accel_restore.inference.apply import LiveBytes
 from accel_restore.losses import build_loss
-from accel_restore.parsing import config_from
 from accel_restore.train import main
+from accel_restore.trainer import batch_size
+from accel_restore.trainer.bare_loop import Bare
+from accel_restore.trainer.batch_size import largest_on_cpu, largest_on_gpu, possible_sizes
 
 LEAST = {"data": {"train": {"gt": "x"}, "batch_size": "auto", "patch_size": 16}, "model": {"width": 8}}
 

@@ -16,18 +16,32 @@ import yaml
 from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
-from accel_restore import engine, optim, pace, preparation
-from accel_restore.bare import Bare
+from accel_restore import engine, optim
+from accel_restore.callbacks import straggler as pace
+from accel_restore.callbacks.checkpointer import Saver
+from accel_restore.callbacks.metrics_logger import Tracker
 from accel_restore.cli import main
-from accel_restore.commands import bench_scaling, bench_split, bench_train
-from accel_restore.commands.bench_report import reported
-from accel_restore.commands.bench_split import BACKWARD, BATCH, EXCHANGE, FORWARD, HOOKS, OPTIMIZER, PHASES, WAIT, Split
+from accel_restore.commands.bench import phases as bench_split
+from accel_restore.commands.bench import scaling as bench_scaling
+from accel_restore.commands.bench import train as bench_train
+from accel_restore.commands.bench.phases import (
+    BACKWARD,
+    BATCH,
+    EXCHANGE,
+    FORWARD,
+    HOOKS,
+    OPTIMIZER,
+    PHASES,
+    WAIT,
+    Split,
+)
+from accel_restore.commands.bench.report import reported
+from accel_restore.config.load import config_from
 from accel_restore.data import loader
-from accel_restore.data.crops import CropDataset
-from accel_restore.distributed import create_accelerator
-from accel_restore.parsing import config_from
-from accel_restore.saving import Saver
-from accel_restore.tracking import Tracker
+from accel_restore.data.train_dataset import CropDataset
+from accel_restore.distributed.accelerator import create_accelerator
+from accel_restore.trainer import setup as preparation
+from accel_restore.trainer.bare_loop import Bare
 
 
 class Clock:

@@ -14,10 +14,10 @@ from PIL import Image
 from runs import clean_environment
 
 from accel_restore.cli import main
-from accel_restore.data.sources import open_data
+from accel_restore.config.load import load_config
+from accel_restore.data.build import open_data
+from accel_restore.metrics.protocol import psnr
 from accel_restore.models.blocks import upscale
-from accel_restore.parsing import load_config
-from accel_restore.quality import psnr
 
 KIND = {  # of the finding that names each of `WARNINGS`
     "swapped pair": "swapped", "shifted by 3 pixels": "shifted", "train image in val": "leak",

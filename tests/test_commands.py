@@ -11,9 +11,9 @@ from runs import make_photos
 from test_images import photo, save
 
 from accel_restore.cli import COMMANDS, main
-from accel_restore.commands import bench_data
+from accel_restore.commands.bench import data as bench_data
 from accel_restore.data.cache import list_stores, open_stores
-from accel_restore.naming import resolve
+from accel_restore.utils.imports import resolve
 
 
 def test_every_command_exists_and_has_a_help(capsys):

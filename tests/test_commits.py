@@ -10,11 +10,20 @@ from types import SimpleNamespace
 import pytest
 from recording import CRASHES, Recorder, build, contents
 
-from accel_restore import commits, files, saving
-from accel_restore.commits import find_commits, put_back, read_commit, remove_leftovers, step_of, write_commit
-from accel_restore.config import Checkpoint
+from accel_restore.callbacks import checkpointer as saving
+from accel_restore.checkpoint import commits
+from accel_restore.checkpoint.commits import (
+    find_commits,
+    put_back,
+    read_commit,
+    remove_leftovers,
+    step_of,
+    write_commit,
+)
+from accel_restore.config.schema import Checkpoint
 from accel_restore.errors import UserError
-from accel_restore.files import REMOVING, discard, replace_file
+from accel_restore.utils import files
+from accel_restore.utils.files import REMOVING, discard, replace_file
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -305,7 +314,7 @@ def test_replace_file_leaves_the_old_file_where_the_new_cannot_be_written(tmp_pa
 def test_the_kernel_sees_the_same_order(tmp_path):
     code = f"""
 from pathlib import Path
-from accel_restore.commits import prune, write_commit
+from accel_restore.checkpoint.commits import prune, write_commit
 for step in (1, 2):
     write_commit(Path({str(tmp_path / "run")!r}), step, 0, {{"state.json": b"{{}}"}})
 prune(Path({str(tmp_path / "run")!r}), 1)

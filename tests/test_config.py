@@ -9,13 +9,13 @@ import pytest
 import yaml
 from runs import ROOT, clean_environment
 
-from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
-from accel_restore.data.degrade import DEGRADATIONS
+from accel_restore.config.load import BASICSR_KEYS, config_from, load_config, to_yaml
+from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.data.degradations.pipeline import DEGRADATIONS
 from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES
+from accel_restore.metrics.protocol import METRICS
 from accel_restore.models import MODELS
-from accel_restore.parsing import BASICSR_KEYS, config_from, load_config, to_yaml
-from accel_restore.quality import METRICS
 from accel_restore.train import parse_arguments
 
 LEAST = {"data": {"train": {"gt": "photos"}}}
@@ -287,7 +287,7 @@ def test_the_schema_is_json_schema_of_the_sections():
 
 
 def test_mistakes_show_before_torch_is_imported():
-    code = "import sys; from accel_restore.parsing import load_config; load_config(); print('torch' in sys.modules)"
+    code = "import sys; from accel_restore.config.load import load_config; load_config(); print('torch' in sys.modules)"
     assert run("-c", code).stdout == "False\n"
     process = run(str(ROOT / "accel_restore" / "train.py"), "--cpu", "optimizer.lrr=1")
     assert process.returncode == 2 and "did you mean 'lr'?" in process.stderr

@@ -15,13 +15,13 @@ import pyte
 import pytest
 from runs import ROOT, clean_environment, make_photos, small_config
 
-from accel_restore.outcome import say_result
+from accel_restore.trainer.summary import say_result
 
 STEPS = 100
 # A training of 100 seconds, one a step. A validation comes in the middle; `end` is what is done then.
 PLAY = """
 import itertools, os, signal, sys
-from accel_restore import console
+from accel_restore.tracking import console
 clock = itertools.count()
 now = [0.0]
 console.time.monotonic = lambda: now[0]

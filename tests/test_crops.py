@@ -15,13 +15,13 @@ from accelerate.utils import DataLoaderConfiguration
 from PIL import Image
 
 from accel_restore.data import loader as loader_module
+from accel_restore.data.batch_plan import Plan, Sample, Stages
 from accel_restore.data.cache import open_stores
-from accel_restore.data.crops import FLIPS, CropDataset, finish_batch, to_float
-from accel_restore.data.degrade import build_degradation
+from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.data.loader import Background, StepSampler, TrainLoader
-from accel_restore.data.order import Plan, Sample, Stages
 from accel_restore.data.store import Store
-from accel_restore.data.whole import WholeImages
+from accel_restore.data.train_dataset import FLIPS, CropDataset, finish_batch, to_float
+from accel_restore.data.val_dataset import WholeImages
 from accel_restore.errors import UserError
 
 SIZES = [(40, 33), (16, 16), (17, 60), (25, 16)]  # of the images here

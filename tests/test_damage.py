@@ -10,12 +10,13 @@ import safetensors.torch
 import torch
 from runs import make_photos, run_folder, small_config
 
-from accel_restore import commits, restorer
+from accel_restore.checkpoint import commits
+from accel_restore.checkpoint.commits import find_commits, read_commit, write_commit
+from accel_restore.checkpoint.resume import find_start, rewind_best
 from accel_restore.commands.verify_resume import compare
-from accel_restore.commits import find_commits, read_commit, write_commit
+from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
-from accel_restore.parsing import config_from
-from accel_restore.resume import find_start, rewind_best
+from accel_restore.inference import restorer
 
 FILES = ("COMMIT.json", "best.safetensors", "ema.safetensors", "model.safetensors", "optimizer.safetensors",
          "state.json")  # fmt: skip

@@ -15,17 +15,17 @@ from stub_wandb import stub_server
 
 from accel_restore import cli
 from accel_restore.commands import dashboard
-from accel_restore.dashboard import chosen_mode
 from accel_restore.errors import UserError
-from accel_restore.wandb_rows import PER_RANK, Rows
+from accel_restore.tracking.rows import PER_RANK, Rows
+from accel_restore.tracking.wandb_logger import chosen_mode
 
 RANKS = (1, 2, 3)
 KEY = "0123456789abcdef" * 2 + "01234567"
 ONLINE = """
 import sys
 from pathlib import Path
-from accel_restore import dashboard
-from accel_restore.config import Tracking
+from accel_restore.tracking import wandb_logger as dashboard
+from accel_restore.config.schema import Tracking
 folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
 for name in ("SERVER_SECONDS", "INIT_SECONDS", "UPLOAD_SECONDS", "FINISH_SECONDS"):
     setattr(dashboard, name, 90.0)

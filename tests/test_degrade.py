@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from accel_restore.data import effects
-from accel_restore.data.degrade import DEGRADATIONS, Degrade, Random, Step, Steps, build_degradation
+from accel_restore.config.load import load_config
+from accel_restore.data.degradations import ops as effects
+from accel_restore.data.degradations.pipeline import DEGRADATIONS, Degrade, Random, Step, Steps, build_degradation
 from accel_restore.errors import UserError
-from accel_restore.parsing import load_config
 
 ROOT = Path(__file__).parent.parent
 SEEDS = np.arange(40, 44).astype(np.uint64)
@@ -90,7 +90,8 @@ def test_a_step_draws_the_same_whatever_the_steps_before_it_draw():
 
 
 def test_names_are_known_without_torch():
-    code = "import sys, accel_restore.data.degrade as d; assert 'jpeg' in d.DEGRADATIONS and 'torch' not in sys.modules"
+    check = "assert 'jpeg' in DEGRADATIONS and 'torch' not in sys.modules"
+    code = f"import sys; from accel_restore.data.degradations.pipeline import DEGRADATIONS; {check}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -330,8 +331,8 @@ FUTURE = """
 from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 from torch import Tensor
-from accel_restore.data.degrade import Size, Steps, numbers
-from accel_restore.data.draws import Random
+from accel_restore.data.degradations.pipeline import Size, Steps, numbers
+from accel_restore.utils.rng import Random
 if TYPE_CHECKING:
     from nowhere import Nothing
 
@@ -386,7 +387,7 @@ def test_a_function_by_import_path_is_given_the_size_and_cannot_change_gt():
     gt = torch.zeros(2, 3, 8, 12)
     output = build_degradation([("test_degrade:brighter", {"by": 0.5})])(gt, SEEDS[:2])
     assert output.eq(6).all() and gt.eq(0).all()
-    noise = [("gaussian_noise", {"sigma": 5}), ("accel_restore.data.effects:gaussian_noise", {"sigma": 5})]
+    noise = [("gaussian_noise", {"sigma": 5}), ("accel_restore.data.degradations.ops:gaussian_noise", {"sigma": 5})]
     assert build_degradation(noise[1:])(gt, SEEDS[:2]).equal(build_degradation(noise[:1])(gt, SEEDS[:2]))
 
 

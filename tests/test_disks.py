@@ -14,8 +14,8 @@ import yaml
 from runs import json_lines, make_photos, run_folder, small_config
 
 from accel_restore import load
+from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands.verify_resume import compare
-from accel_restore.commits import find_commits, read_commit
 
 GENEROUS = 90.0  # seconds, a guard against hanging
 STEPS, PER_EPOCH = 32, 4

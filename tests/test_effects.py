@@ -15,7 +15,7 @@ from test_degrade import ASTRONAUT, SEEDS, apply
 from torch import Tensor
 from torch.nn import functional as F
 
-from accel_restore.data.degrade import build_degradation
+from accel_restore.data.degradations.pipeline import build_degradation
 
 
 def impulse(side: int) -> Tensor:

@@ -19,9 +19,9 @@ from test_restorer import build, write
 
 from accel_restore import fit, load
 from accel_restore.cli import main
-from accel_restore.commands.evaluate_options import degradation_steps
-from accel_restore.data.degrade import build_degradation
-from accel_restore.quality import Protocol
+from accel_restore.commands._arguments import degradation_steps
+from accel_restore.data.degradations.pipeline import build_degradation
+from accel_restore.metrics.protocol import Protocol
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,7 +21,7 @@ from runs import (
 )
 
 from accel_restore.commands.verify_resume import compare, short
-from accel_restore.parsing import config_from
+from accel_restore.config.load import config_from
 
 STEPS = 8  # of two epochs of four, the last of an epoch ragged
 STAGES = [{"until_epoch": 1, "patch_size": 8, "batch_size": 4}]

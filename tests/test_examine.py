@@ -8,10 +8,10 @@ import skimage.data
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from accel_restore.duplicates import luma, near_duplicates, shrink, thumbnail
-from accel_restore.examine import examine_pair
-from accel_restore.findings import find_in_set, find_leaks, outliers
-from accel_restore.sheet import SheetRow, contact_sheet
+from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
+from accel_restore.data_check.findings import find_in_set, find_leaks, outliers
+from accel_restore.data_check.measure import examine_pair
+from accel_restore.data_check.near_duplicates import luma, near_duplicates, shrink, thumbnail
 
 SIDE = 144
 MARGIN = 16  # around each cut-out, so that shifted ones hold the same scene

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_restorer import write
 
-from accel_restore import exported
 from accel_restore.cli import main
+from accel_restore.inference import export as exported
 from accel_restore.models import MODELS, blocks, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

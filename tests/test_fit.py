@@ -8,9 +8,10 @@ import warnings
 import pytest
 from runs import make_photos, small_config
 
-from accel_restore import fit, session
-from accel_restore.console import Screen
+from accel_restore import fit
 from accel_restore.errors import UserError
+from accel_restore.tracking.console import Screen
+from accel_restore.trainer import run as session
 
 
 def test_standard_output_and_filters_of_warnings_stay_the_callers(monkeypatch):

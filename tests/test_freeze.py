@@ -9,12 +9,12 @@ from forked import launch
 from runs import last_weights, make_photos, run_folder, small_config, succeed
 from torch import nn
 
-from accel_restore.config import AdamW
+from accel_restore.config.load import config_from
+from accel_restore.config.schema import AdamW
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
+from accel_restore.models.parameters import freeze
 from accel_restore.optim import get_optimizer
-from accel_restore.parameters import freeze
-from accel_restore.parsing import config_from
 
 FROZEN = ["body.0.*", "body.[23].*"]  # the first convolution, and the second with its batch normalisation
 

@@ -21,16 +21,17 @@ from safetensors import SafetensorError
 from test_hostile_files import memory
 from test_restorer import write
 
-from accel_restore import checkpoint, restorer
-from accel_restore.checkpoint import collect, load_commit
-from accel_restore.commits import write_commit
-from accel_restore.config import Config
+from accel_restore.checkpoint import state_dict as checkpoint
+from accel_restore.checkpoint.commits import write_commit
+from accel_restore.checkpoint.resume import find_start
+from accel_restore.checkpoint.state_dict import collect, load_commit
+from accel_restore.config.load import config_from, load_config, parse_yaml, read_mapping, shipped, to_yaml
+from accel_restore.config.schema import Config
 from accel_restore.engine import setup_model_and_optimizer
 from accel_restore.errors import UserError
+from accel_restore.inference import restorer
 from accel_restore.models import build_model
-from accel_restore.parsing import config_from, load_config, parse_yaml, read_mapping, shipped, to_yaml
-from accel_restore.redaction import HIDDEN
-from accel_restore.resume import find_start
+from accel_restore.utils.redaction import HIDDEN
 
 DEMO = shipped("configs", "demo.yaml")
 TIMES = pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.sweep)], ids=["", "sweep"])

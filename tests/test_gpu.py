@@ -28,9 +28,9 @@ from runs import (
 import accel_restore
 from accel_restore import engine, train
 from accel_restore.cli import main
+from accel_restore.inference.restorer import Restorer
 from accel_restore.models import MODELS, build_model
-from accel_restore.muon import Muon
-from accel_restore.restorer import Restorer
+from accel_restore.optim.muon import Muon
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LAUNCH = ROOT / "launch"
@@ -164,7 +164,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
 
 def test_fused_kernels_are_those_of_adamw(tmp_path):
     """Those of the engine's optimizer on the GPU take the steps of plain AdamW on the CPU."""
-    config = accel_restore.config.Config.model_validate({"data": {"train": {"gt": "x"}}})
+    config = accel_restore.config.schema.Config.model_validate({"data": {"train": {"gt": "x"}}})
     models = [build_model("unet", {"width": 8}, 3, 1) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     models[1].cuda()

@@ -20,10 +20,10 @@ from PIL import Image
 from runs import make_photos, run_folder, small_config
 from test_restorer import build, write
 
-from accel_restore import restorer
-from accel_restore.commits import find_commits, read_commit, write_commit
-from accel_restore.data.images import Unusable, read_header, read_image
+from accel_restore.checkpoint.commits import find_commits, read_commit, write_commit
+from accel_restore.data.decode import Unusable, read_header, read_image
 from accel_restore.errors import UserError
+from accel_restore.inference import restorer
 from accel_restore.models import build_model
 
 

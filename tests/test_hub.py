@@ -15,13 +15,13 @@ from runs import clean_environment
 
 datasets = pytest.importorskip("datasets")
 
-from accel_restore.config import Config  # noqa: E402
-from accel_restore.config_data import Source  # noqa: E402
-from accel_restore.data.hub import find_rows  # noqa: E402
-from accel_restore.data.images import Cell, Unusable, read_image  # noqa: E402
+from accel_restore.config.data import Source  # noqa: E402
+from accel_restore.config.load import config_from, load_config, to_yaml  # noqa: E402
+from accel_restore.config.schema import Config  # noqa: E402
+from accel_restore.data.decode import Cell, Unusable, read_image  # noqa: E402
+from accel_restore.data.hf_datasets import find_rows  # noqa: E402
 from accel_restore.data.pairs import find_pairs  # noqa: E402
 from accel_restore.errors import UserError  # noqa: E402
-from accel_restore.parsing import config_from, load_config, to_yaml  # noqa: E402
 
 NAMES = ["c", "a", "b"]  # rows in another order than names
 
@@ -241,8 +241,8 @@ def test_the_identity_of_an_object_is_that_of_its_content():
 
 PROCESS = """
 import sys
-from accel_restore.config_data import Source
-from accel_restore.data.hub import find_rows
+from accel_restore.config.data import Source
+from accel_restore.data.hf_datasets import find_rows
 assert "datasets" not in sys.modules
 pairs, problems = find_rows(Source(dataset=sys.argv[1], gt="clean", input="noisy"), "data.train")
 assert not problems, problems

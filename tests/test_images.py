@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from accel_restore.data.images import Cell, Unusable, read_header, read_image
+from accel_restore.data.decode import Cell, Unusable, read_header, read_image
 
 
 def photo(height: int = 20, width: int = 30, seed: int = 0, dtype: str = "uint8") -> np.ndarray:

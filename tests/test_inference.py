@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from accel_restore import inference
-from accel_restore.inference import cuts, self_ensemble, tiled
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.models import tiling as inference
+from accel_restore.models.tiling import cuts, self_ensemble, tiled
 from accel_restore.models.unet import pad_to_multiple
-from accel_restore.quality import Protocol
 
 
 def photo(height: int, width: int) -> torch.Tensor:

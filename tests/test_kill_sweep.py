@@ -12,8 +12,8 @@ import forked
 import pytest
 from runs import make_photos, run_folder, small_config
 
+from accel_restore.checkpoint.commits import find_commits, is_commit, read_commit, step_of
 from accel_restore.commands.verify_resume import compare
-from accel_restore.commits import find_commits, is_commit, read_commit, step_of
 from accel_restore.errors import UserError
 
 GENEROUS = 90.0  # seconds, a guard against hanging

@@ -140,7 +140,7 @@ def test_fsdp2_trains_in_parts(photos, whole, tmp_path):
 # The loss of rank 1 ends its process, as a lack of memory would, in the sixth step of the first attempt.
 DYING = """
 import os, signal
-from accel_restore.loss_terms import l1 as exact
+from accel_restore.losses.pixel import l1 as exact
 calls = []
 def l1(output, gt):
     calls.append(None)

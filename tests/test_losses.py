@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 from vgg import write_weights
 
+from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
 from accel_restore.losses import LOSSES, Loss, build_loss
-from accel_restore.parsing import config_from
 
 AT_LEAST = {"charbonnier": 1e-3, "edge": 1e-3, "psnr": -80}  # the value of a perfect output, 0 for the others
 NEEDS = {"ssim": 11, "ms_ssim": 176, "gradient": 2, "perceptual": 16, "lpips": 16}  # pixels a side
@@ -314,7 +314,7 @@ class Shifted:
 
 def test_a_loss_by_import_path_a_function_or_a_class():
     output, gt = photo_tensors(2, 8, 8)
-    theirs = build_loss({"accel_restore.loss_terms:charbonnier": {"eps": 0.5}})(output, gt)
+    theirs = build_loss({"accel_restore.losses.pixel:charbonnier": {"eps": 0.5}})(output, gt)
     assert theirs.equal(build_loss({"charbonnier": {"eps": 0.5}})(output, gt))
     loss = build_loss({"test_losses:Shifted": {"shift": 0.5}, "l1": 1.0})
     assert isinstance(loss, Loss) and loss.smallest_side == 3

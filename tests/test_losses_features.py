@@ -11,7 +11,7 @@ from vgg import random_weights, read_network, write_weights
 
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
-from accel_restore.perceptual import _SHIPPED
+from accel_restore.losses.perceptual import _SHIPPED
 
 
 @pytest.fixture(scope="module")

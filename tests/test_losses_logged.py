@@ -11,7 +11,7 @@ from test_losses import REFERENCES
 from vgg import write_weights
 
 from accel_restore.commands.verify_resume import compare
-from accel_restore.wandb_rows import Rows
+from accel_restore.tracking.rows import Rows
 
 WEIGHTS = {"fft": 0.1, "l1": 1.0, "psnr": 0.01, "ssim": 0.25}
 

@@ -9,13 +9,13 @@ from PIL import Image
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from accel_restore import restorer
-from accel_restore.checkpoint import serialize
+from accel_restore.checkpoint.state_dict import serialize
 from accel_restore.errors import UserError
+from accel_restore.inference import restorer
 from accel_restore.models import MODELS, build_model
 from accel_restore.models.blocks import upscale
+from accel_restore.models.compile import compile_blocks
 from accel_restore.models.nafnet import NAFBlock
-from accel_restore.models.regions import compile_blocks
 from accel_restore.models.restormer import TransformerBlock
 from accel_restore.models.unet import Block
 

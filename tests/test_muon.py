@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from accel_restore.config import Muon as MuonSection
+from accel_restore.config.schema import Muon as MuonSection
 from accel_restore.models import build_model
-from accel_restore.muon import Muon, is_large, orthogonal
+from accel_restore.optim.muon import Muon, is_large, orthogonal
 
 LR = 0.01
 

@@ -10,7 +10,7 @@ import torch
 from runs import audit_events, json_lines, last_weights, make_photos, run_folder, small_config
 
 from accel_restore import engine
-from accel_restore.commits import find_commits, read_commit
+from accel_restore.checkpoint.commits import find_commits, read_commit
 
 RANKS, STEPS = 2, 4  # of an epoch; there are two
 

@@ -10,11 +10,11 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from accel_restore.config import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
+from accel_restore.config.load import config_from
+from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
 from accel_restore.optim import OPTIMIZERS, SCHEDULES, Ema, advance, get_optimizer, get_scheduler, preview_rates
-from accel_restore.parsing import config_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no weights are trained here
 

@@ -5,11 +5,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from accel_restore.data.order import Plan, Stages, hashes, key, make_plan, shuffled, uniform
+from accel_restore.checkpoint.resume import Start
+from accel_restore.config.load import config_from
+from accel_restore.data.batch_plan import Plan, Stages, hashes, key, make_plan, shuffled, uniform
 from accel_restore.errors import UserError
-from accel_restore.parsing import config_from
-from accel_restore.preparation import _make_stages
-from accel_restore.resume import Start
+from accel_restore.trainer.setup import _make_stages
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 61, 1000, 4097])

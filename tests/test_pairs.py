@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_restore.data.images import Cell
+from accel_restore.data.decode import Cell
 from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.errors import UserError
 

@@ -17,12 +17,12 @@ from test_restorer import build, write
 from test_security import Bomb
 
 import accel_restore
-from accel_restore.config import Model
+from accel_restore.config.load import config_from, to_yaml
+from accel_restore.config.safe_yaml import parse_yaml
+from accel_restore.config.schema import Model
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.models.pretrained import begin_model, describe
-from accel_restore.parsing import config_from, to_yaml
-from accel_restore.yaml_text import parse_yaml
 
 DATA = {"train": {"gt": "photos"}}
 

@@ -17,8 +17,8 @@ from test_restorer import build, write
 
 from accel_restore import load
 from accel_restore.cli import main
-from accel_restore.parsing import config_from, load_config
-from accel_restore.redaction import without_paths
+from accel_restore.config.load import config_from, load_config
+from accel_restore.utils.redaction import without_paths
 
 TOKEN = "hf_" + "a1B2" * 8
 PROTOCOL = {"channels": "RGB", "range": "clamped to [0, 1]", "psnr": "dB, peak 1", "ssim": "Gaussian window 11",

@@ -7,7 +7,7 @@ import skimage.data
 import skimage.metrics
 import torch
 
-from accel_restore.quality import Protocol, luma, psnr, ssim
+from accel_restore.metrics.protocol import Protocol, luma, psnr, ssim
 
 
 def random_pair(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

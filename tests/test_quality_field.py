@@ -12,8 +12,8 @@ import skimage.metrics
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from accel_restore.parsing import config_from
-from accel_restore.quality import METRICS, Protocol, psnr, ssim
+from accel_restore.config.load import config_from
+from accel_restore.metrics.protocol import METRICS, Protocol, psnr, ssim
 
 PHOTOS = {
     "colour": skimage.data.astronaut()[20:141, 150:317],

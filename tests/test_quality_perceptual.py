@@ -18,7 +18,7 @@ from torchvision import models
 
 from accel_restore.engine import monitored_value
 from accel_restore.errors import UserError
-from accel_restore.quality import METRICS, Protocol
+from accel_restore.metrics.protocol import METRICS, Protocol
 
 NETWORKS = {"lpips": "alexnet", "dists": "vgg16"}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from runs import DRIVER, last_weights, launch, make_photos, run_folder, small_config, succeed
 
-from accel_restore import ranks
-from accel_restore.pace import Pace
+from accel_restore.callbacks.straggler import Pace
+from accel_restore.distributed import heartbeat as ranks
 
 FAULT_STEP, LAST_STEP = 6, 8  # of two epochs of four
 TIMEOUT = 8.0  # seconds, train.rank_timeout

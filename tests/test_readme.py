@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from runs import ROOT, clean_environment, succeed
 
-from accel_restore.data.degrade import DEGRADATIONS, build_degradation
-from accel_restore.parsing import config_from, parse_yaml
+from accel_restore.config.load import config_from, parse_yaml
+from accel_restore.data.degradations.pipeline import DEGRADATIONS, build_degradation
 from accel_restore.train import parse_arguments
 
 README = (ROOT / "README.md").read_text()

@@ -17,13 +17,13 @@ from made_run import COLOURS, EPOCHS, SPIKE, STEPS, made_run
 from PIL import Image
 from runs import make_photos, run_folder, small_config
 
-from accel_restore import report
+from accel_restore.checkpoint.resume import RUN_FILES, Start, clear
 from accel_restore.cli import main
-from accel_restore.records import read_audit
-from accel_restore.report import Page, Report
-from accel_restore.report_series import Metrics, thin
-from accel_restore.resume import RUN_FILES, Start, clear
-from accel_restore.wandb_rows import read_summary
+from accel_restore.tracking.report import page as report
+from accel_restore.tracking.report.page import Page, Report
+from accel_restore.tracking.report.series import Metrics, thin
+from accel_restore.tracking.rows import read_summary
+from accel_restore.tracking.run_files import read_audit
 
 
 def content_of(file):

@@ -7,8 +7,8 @@ import pytest
 from made_run import COLOURS, EVIL, EVIL_FOLDER, made_run
 from PIL import Image
 
-from accel_restore import report
-from accel_restore.report import Page
+from accel_restore.tracking.report import page as report
+from accel_restore.tracking.report.page import Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -18,13 +18,15 @@ from PIL import Image, ImageCms
 from runs import ROOT, clean_environment
 from test_restorer import build, write
 
-from accel_restore import applying, restorer, restoring
-from accel_restore.applying import Applier, Settings
 from accel_restore.cli import main
 from accel_restore.commands.evaluate import parse as parse_evaluate
 from accel_restore.commands.restore import parse as parse_restore
-from accel_restore.data.images import read_image
-from accel_restore.image_files import About, encode, read_mark
+from accel_restore.data.decode import read_image
+from accel_restore.data.encode import About, encode, read_mark
+from accel_restore.inference import apply as applying
+from accel_restore.inference import files as restoring
+from accel_restore.inference import restorer
+from accel_restore.inference.apply import Applier, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

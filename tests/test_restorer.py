@@ -16,9 +16,9 @@ import torch
 from PIL import Image, ImageOps
 
 import accel_restore
-from accel_restore import restorer
-from accel_restore.checkpoint import serialize
+from accel_restore.checkpoint.state_dict import serialize
 from accel_restore.errors import UserError
+from accel_restore.inference import restorer
 from accel_restore.models import MODELS, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -276,7 +276,7 @@ def test_equal_content_gives_equal_bytes_in_every_process():
     metadata = {f"key{i}": str(i) for i in range(9)}
     ours = serialize(dict(reversed(tensors.items())), dict(reversed(metadata.items())))
     code = (
-        "import sys, torch; from accel_restore.checkpoint import serialize\n"
+        "import sys, torch; from accel_restore.checkpoint.state_dict import serialize\n"
         "tensors = {f't{i}': torch.full((i + 1,), float(i)) for i in range(9)}\n"
         "sys.stdout.buffer.write(serialize(tensors, {f'key{i}': str(i) for i in range(9)}))"
     )

@@ -11,9 +11,11 @@ from forked import launch
 from runs import audit_events, json_lines, make_photos, run_folder, samples_per_step, small_config, succeed
 from torch import nn
 
-from accel_restore import fit, preparation, resume
+from accel_restore import fit
+from accel_restore.checkpoint import resume
+from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
-from accel_restore.parsing import config_from
+from accel_restore.trainer import setup as preparation
 
 TIMES = ("seconds", "step_s", "wait_s")
 

@@ -14,10 +14,10 @@ import forked
 import pytest
 from runs import make_photos, run_folder, small_config
 
-from accel_restore import run_lock
+from accel_restore.checkpoint import run_lock
+from accel_restore.checkpoint.run_lock import RunLock, note_preempted
 from accel_restore.errors import UserError
-from accel_restore.records import write_status
-from accel_restore.run_lock import RunLock, note_preempted
+from accel_restore.tracking.run_files import write_status
 
 GENEROUS = 90.0  # seconds, a guard against hanging
 

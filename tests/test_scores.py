@@ -5,8 +5,8 @@ from made_run import EPOCHS, made_run
 from matplotlib.figure import Figure
 from PIL import ImageFont
 
-from accel_restore.pictures import draw_curves, fitting
-from accel_restore.scores import format_score, titled_score
+from accel_restore.metrics.format import format_score, titled_score
+from accel_restore.tracking.pictures import draw_curves, fitting
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import yaml
 from runs import make_photos, run_folder, small_config
 from torch import nn
 
-from accel_restore import redaction, train
+from accel_restore import train
 from accel_restore.commands.verify_resume import short
-from accel_restore.parsing import config_from, to_yaml
-from accel_restore.redaction import redacted
+from accel_restore.config.load import config_from, to_yaml
+from accel_restore.utils import redaction
+from accel_restore.utils.redaction import redacted
 
 ENVIRONMENT = {
     "WANDB_API_KEY": "5e1ec7ed5e1ec7ed5e1ec7ed5e1ec7ed5e1ec7ed",

@@ -18,12 +18,13 @@ from PIL import Image
 from test_restorer import build, write
 
 import accel_restore
-from accel_restore import restorer
-from accel_restore.config_data import Source
-from accel_restore.data import folders, hub
+from accel_restore.config.data import Source
+from accel_restore.config.load import config_from, load_config, parse_yaml
+from accel_restore.data import hf_datasets as hub
 from accel_restore.data.pairs import find_pairs
 from accel_restore.errors import UserError
-from accel_restore.parsing import config_from, load_config, parse_yaml
+from accel_restore.inference import restorer
+from accel_restore.utils import glob as folders
 
 PACKAGE = Path(accel_restore.__file__).parent
 PIXELS = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)

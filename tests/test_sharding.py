@@ -12,7 +12,7 @@ from torch import nn
 
 from accel_restore.models import build_model
 from accel_restore.models.blocks import ChannelNorm
-from accel_restore.models.regions import repeated_blocks
+from accel_restore.models.compile import repeated_blocks
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
 STOP_STEP = 6  # in the second epoch of four steps each

@@ -12,9 +12,9 @@ import pytest
 from runs import last_weights, make_photos, run_folder, small_config
 from watched import GENEROUS, commits, said, same, start_forked, status
 
-from accel_restore import preemption
-from accel_restore.commits import find_commits, read_commit
-from accel_restore.preemption import StopRequest
+from accel_restore.checkpoint.commits import find_commits, read_commit
+from accel_restore.utils import signals as preemption
+from accel_restore.utils.signals import StopRequest
 
 STEPS = 8  # of an epoch; there are two
 COPIES_SECONDS = 2.0  # within which a second signal is taken for a copy of the first
@@ -209,7 +209,7 @@ def test_sweep_of_signals_at_random_moments(photos, whole, tmp_path, ranks):
 def test_an_interruption_that_a_destructor_throws_away_comes_again(is_guarded):
     program = f"""
 import os, signal, time
-from accel_restore import preemption
+from accel_restore.utils import signals as preemption
 if not {is_guarded}:
     preemption.StopRequest._raise_again = lambda _: None
 class Dying:
@@ -232,7 +232,7 @@ def test_who_catches_the_interruption_of_a_start_lives_on(is_guarded):
     """`fit` in a notebook, where Ctrl-C during its start must not end Python seconds later."""
     program = f"""
 import os, signal, time
-from accel_restore import preemption
+from accel_restore.utils import signals as preemption
 preemption._START_SECONDS = 0.5
 if not {is_guarded}:
     preemption.StopRequest._leave = lambda _: os._exit(143)
@@ -254,13 +254,14 @@ def test_an_interruption_waits_for_the_end_of_imports(tmp_path, is_guarded):
 import os, signal, sys, time
 from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
-from accel_restore import preemption, train
+from accel_restore import train
+from accel_restore.utils import signals as preemption
 preemption._START_SECONDS = 0.1
 if not {is_guarded}:
     preemption.StopRequest.deferred = lambda _: nullcontext()
 class Torch:
     def find_spec(self, name, path, target=None):
-        return ModuleSpec(name, self) if name == "accel_restore.session" else None
+        return ModuleSpec(name, self) if name == "accel_restore.trainer.run" else None
     def create_module(self, spec):
         return None
     def exec_module(self, module):

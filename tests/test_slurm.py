@@ -91,7 +91,7 @@ STEPS = 8  # of an epoch; there are two
 # A loss that waits in its sixth step until a file is there: the time limit comes when the test cannot miss it.
 WAITING = """
 import os, time
-from accel_restore.loss_terms import l1 as exact
+from accel_restore.losses.pixel import l1 as exact
 calls = []
 def l1(output, gt):
     calls.append(None)

@@ -14,12 +14,12 @@ from PIL import Image
 from runs import clean_environment, last_weights, launch, make_photos, run_folder, small_config, succeed
 from test_images import make_unusable, photo, save
 
-from accel_restore.config_data import Data
-from accel_restore.data import sources
-from accel_restore.data.order import Sample
-from accel_restore.data.sources import DataSets, find_data, memory_bytes, open_data
+from accel_restore.config.data import Data
+from accel_restore.config.load import config_from
+from accel_restore.data import build as sources
+from accel_restore.data.batch_plan import Sample
+from accel_restore.data.build import DataSets, find_data, memory_bytes, open_data
 from accel_restore.errors import UserError
-from accel_restore.parsing import config_from
 
 
 def save_all(folder: Path, *names: str) -> Path:

@@ -17,7 +17,7 @@ from test_images import REASONS, make_unusable, photo, save, save_deep_png
 from accel_restore.data import cache as cache_module
 from accel_restore.data import store as store_module
 from accel_restore.data.cache import delete_store, list_stores, open_stores
-from accel_restore.data.images import Cell
+from accel_restore.data.decode import Cell
 from accel_restore.data.store import STRIP
 from accel_restore.errors import UserError
 

@@ -5,9 +5,9 @@ import pytest
 from made_run import made_run
 from runs import json_lines, make_photos, run_folder, small_config
 
-from accel_restore import tensorboard_log
-from accel_restore.tensorboard_log import TensorBoard
-from accel_restore.wandb_rows import PER_RANK
+from accel_restore.tracking import tensorboard_logger as tensorboard_log
+from accel_restore.tracking.rows import PER_RANK
+from accel_restore.tracking.tensorboard_logger import TensorBoard
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 SECRET = "hf_QmVuY2hNYXJrVG9rZW5Gb3JUZXN0cw"

@@ -10,13 +10,13 @@ from forked import launch
 from runs import make_photos, run_folder, small_config
 from torch import nn
 
-from accel_restore.data.whole import WholeImages
+from accel_restore.config.load import config_from
+from accel_restore.data.val_dataset import WholeImages
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
+from accel_restore.metrics.protocol import Protocol
 from accel_restore.models import build_model
-from accel_restore.models.trial import Trial
-from accel_restore.parsing import config_from
-from accel_restore.quality import Protocol
+from accel_restore.trainer.model_check import Trial
 
 
 class Own(nn.Module):

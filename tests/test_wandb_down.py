@@ -27,8 +27,9 @@ from runs import ROOT, clean_environment, json_lines, make_photos, run_folder, s
 from stub_wandb import free_port, stub_server
 from wandb_scenarios import AT_START, CONTROLS, FAULT_STEP, OTHERS, RANKS, SERVER_LOST, SERVICE_LOST, TOKEN, set_bounds
 
-from accel_restore import dashboard, train
-from accel_restore.config import Tracking
+from accel_restore import train
+from accel_restore.config.schema import Tracking
+from accel_restore.tracking import wandb_logger as dashboard
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 BIN = Path(sys.executable).parent

@@ -7,9 +7,9 @@ import pytest
 from runs import json_lines
 from wandb_scenarios import RANKS, STEPS, write_step
 
-from accel_restore import dashboard
-from accel_restore.config import Tracking
-from accel_restore.wandb_rows import RankRows
+from accel_restore.config.schema import Tracking
+from accel_restore.tracking import wandb_logger as dashboard
+from accel_restore.tracking.rows import RankRows
 
 
 class Client:

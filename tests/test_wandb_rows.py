@@ -2,7 +2,7 @@
 
 from wandb_scenarios import RANKS, STEPS, write_step
 
-from accel_restore.wandb_rows import Rows
+from accel_restore.tracking.rows import Rows
 
 
 def test_rows_are_read_as_their_lines_come(tmp_path):

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 from stub_wandb import Stub, free_port
 
-from accel_restore import dashboard
-from accel_restore.config import Tracking
+from accel_restore.config.schema import Tracking
+from accel_restore.tracking import wandb_logger as dashboard
 
 AT_START = ["nothing_listens", "silent", "wrong_key", "error", "short_key", "no_key"]
 SERVER_LOST = ["server_dies", "server_silent", "key_revoked"]

@@ -4,9 +4,9 @@ import argparse
 import time
 from pathlib import Path
 
-from accel_restore.console import Screen
 from accel_restore.data.cache import Stored, default_cache, delete_store, list_stores
 from accel_restore.errors import UserError
+from accel_restore.tracking.console import Screen
 
 
 def main(arguments: list[str]) -> int:

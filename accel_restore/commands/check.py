@@ -12,26 +12,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from accel_restore.batch_size import assume_batch_size
-from accel_restore.commands.bench_data import loading_rate
+from accel_restore.commands._outputs import check_writable, write_report
+from accel_restore.commands.bench.data import loading_rate
 from accel_restore.commands.config import add_configuration
-from accel_restore.commands.report import check_writable, write_report
-from accel_restore.config import Config
-from accel_restore.console import Screen
-from accel_restore.data.degrade import Degrade
-from accel_restore.data.order import make_plan
+from accel_restore.config.load import load_config
+from accel_restore.config.schema import Config
+from accel_restore.data.batch_plan import make_plan
+from accel_restore.data.build import Found, build_sets, degradation_of, find_data
+from accel_restore.data.degradations.pipeline import Degrade
 from accel_restore.data.pairs import Pair
-from accel_restore.data.sources import Found, build_sets, degradation_of, find_data
-from accel_restore.data.whole import seed_of
+from accel_restore.data.val_dataset import seed_of
+from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
+from accel_restore.data_check.findings import Finding, find_in_set, find_leaks
+from accel_restore.data_check.survey import Part, find_in_headers, survey
 from accel_restore.errors import UserError
-from accel_restore.files import to_json
-from accel_restore.findings import Finding, find_in_set, find_leaks
 from accel_restore.losses import build_loss
+from accel_restore.metrics.protocol import Protocol, psnr
 from accel_restore.models.blocks import upscale
-from accel_restore.parsing import load_config
-from accel_restore.quality import Protocol, psnr
-from accel_restore.sheet import SheetRow, contact_sheet
-from accel_restore.survey import Part, find_in_headers, survey
+from accel_restore.tracking.console import Screen
+from accel_restore.trainer.batch_size import assume_batch_size
+from accel_restore.utils.files import to_json
 
 _SHOWN = 8  # warnings of one kind; a JSON report holds all
 _SHEET = 24  # pairs of a contact sheet

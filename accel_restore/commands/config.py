@@ -3,8 +3,8 @@
 import argparse
 import json
 
-from accel_restore.config import Config
-from accel_restore.parsing import load_config, to_yaml
+from accel_restore.config.load import load_config, to_yaml
+from accel_restore.config.schema import Config
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_restore.commands.report import check_writable, write_report
-from accel_restore.config import Tracking
-from accel_restore.console import Screen
+from accel_restore.commands._outputs import check_writable, write_report
+from accel_restore.config.load import load_run_config
+from accel_restore.config.schema import Tracking
 from accel_restore.errors import UserError
-from accel_restore.parsing import load_run_config
-from accel_restore.redaction import redacted
-from accel_restore.wandb_service import has_key
+from accel_restore.tracking.console import Screen
+from accel_restore.tracking.wandb_client import has_key
+from accel_restore.utils.redaction import redacted
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

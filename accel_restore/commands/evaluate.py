@@ -8,18 +8,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from accel_restore.commands.evaluate_options import WORST, degradation_steps, given_settings, parse
-from accel_restore.commands.processes import Processes, choose_precision, joined
-from accel_restore.commands.report import write_output, write_report
-from accel_restore.console import Screen
+from accel_restore.commands._arguments import WORST, degradation_steps, given_settings, parse
+from accel_restore.commands._outputs import write_output, write_report
+from accel_restore.commands._processes import Processes, choose_precision, joined
 from accel_restore.errors import UserError, raise_problems
-from accel_restore.scores import format_score, titled_score
+from accel_restore.metrics.format import format_score, titled_score
+from accel_restore.tracking.console import Screen
 
 if TYPE_CHECKING:
-    from accel_restore.evaluation import Row, Scorer
-    from accel_restore.quality import Protocol
-    from accel_restore.restorer import Restorer
-    from accel_restore.run_validation import Validated
+    from accel_restore.inference.evaluate import Row, Scorer
+    from accel_restore.inference.restorer import Restorer
+    from accel_restore.inference.run_validation import Validated
+    from accel_restore.metrics.protocol import Protocol
 
 
 def main(arguments: list[str]) -> int:
@@ -70,9 +70,9 @@ def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], p
 
 def _prepare(options: argparse.Namespace, steps: list, given: dict[str, Any], processes: Processes) -> tuple:
     """The scorer, what it scores, and notes for the user."""
-    from accel_restore.evaluation import Scorer, find_misfits, protocol_of, whole_images
-    from accel_restore.restorer import load
-    from accel_restore.run_validation import read_validation
+    from accel_restore.inference.evaluate import Scorer, find_misfits, protocol_of, whole_images
+    from accel_restore.inference.restorer import load
+    from accel_restore.inference.run_validation import read_validation
 
     restorers = [load(file, processes.device) for file in options.weights]
     first = restorers[0]
@@ -106,9 +106,9 @@ def _prepare(options: argparse.Namespace, steps: list, given: dict[str, Any], pr
 
 def _named(options: argparse.Namespace, steps: list, restorer: "Restorer") -> "Validated":
     """The images that `--gt`, `--input` and `--degrade` name."""
-    from accel_restore.data.degrade import Degrade, build_degradation
+    from accel_restore.data.degradations.pipeline import Degrade, build_degradation
     from accel_restore.data.pairs import find_pairs
-    from accel_restore.run_validation import Validated
+    from accel_restore.inference.run_validation import Validated
 
     degrade = Degrade([], restorer.scale)
     if steps:
@@ -139,8 +139,8 @@ def _described(protocol: "Protocol", seed: int | None, precision: str) -> dict[s
 
 
 def _weights(file: Path, restorer: "Restorer") -> dict[str, Any]:
-    from accel_restore.evaluation import file_sha256
-    from accel_restore.weights_file import find_weights
+    from accel_restore.inference.evaluate import file_sha256
+    from accel_restore.models.weights_file import find_weights
 
     stored = {key: restorer.metadata.get(key) for key in ("sha256", "epoch", "step", "model")}
     return {"file": str(file), "file_sha256": file_sha256(find_weights(file)), **stored}
@@ -179,9 +179,9 @@ def _write_csv(file: Path, names: list[str], rows: "list[Row]") -> None:
 
 def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None:
     """Draw the images of the worst scores by the first metric, where they are worst."""
+    from accel_restore.metrics.protocol import METRICS
     from accel_restore.models.blocks import upscale
-    from accel_restore.pictures import draw_samples, worst_part
-    from accel_restore.quality import METRICS
+    from accel_restore.tracking.pictures import draw_samples, worst_part
 
     metric = scorer.protocol.metrics[0]
     lowest_first = METRICS[metric].higher_is_better

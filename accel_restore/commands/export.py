@@ -9,12 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from accel_restore import exported
-from accel_restore.commands.report import check_writable
-from accel_restore.console import Screen
+from accel_restore.commands._outputs import check_writable
 from accel_restore.errors import UserError
-from accel_restore.files import REMOVING, sync_folder, to_json
-from accel_restore.restorer import Restorer, load
+from accel_restore.inference import export as exported
+from accel_restore.inference.restorer import Restorer, load
+from accel_restore.tracking.console import Screen
+from accel_restore.utils.files import REMOVING, sync_folder, to_json
 
 SHAPES = [
     (1, 64, 64),

@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from accel_restore.console import Screen
+from accel_restore.config.load import read_mapping
+from accel_restore.config.safe_yaml import Dumper
 from accel_restore.errors import UserError
-from accel_restore.files import REMOVING, discard, sync_folder, write_durably
-from accel_restore.model_card import CONFIG, SAMPLES, card, portable_config
-from accel_restore.parsing import read_mapping
-from accel_restore.redaction import redacted
-from accel_restore.restorer import load
-from accel_restore.weights_file import WEIGHTS
-from accel_restore.yaml_text import Dumper
+from accel_restore.inference.model_card import CONFIG, SAMPLES, card, portable_config
+from accel_restore.inference.restorer import load
+from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.tracking.console import Screen
+from accel_restore.utils.files import REMOVING, discard, sync_folder, write_durably
+from accel_restore.utils.redaction import redacted
 
 README = "README.md"
 _OURS = {README, WEIGHTS, CONFIG, SAMPLES}

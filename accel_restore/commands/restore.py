@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accel_restore.commands.processes import Processes, add_device, choose_precision, joined
-from accel_restore.console import Screen
+from accel_restore.commands._processes import Processes, add_device, choose_precision, joined
 from accel_restore.errors import UserError, raise_problems
+from accel_restore.tracking.console import Screen
 
 _LINE_SECONDS = 30.0  # between lines about progress, where there is no terminal
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "webp": ".webp", "tif": ".tif", "tiff": ".tif"}
@@ -83,11 +83,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _restore(options: argparse.Namespace, processes: Processes) -> int:
-    from accel_restore.applying import Settings
-    from accel_restore.data.images import MAX_PIXELS
-    from accel_restore.distributed import keep_freed_memory
-    from accel_restore.restorer import load
-    from accel_restore.restoring import find_jobs, left_to_do, mark_of, remove_unfinished, restore_files
+    from accel_restore.data.decode import MAX_PIXELS
+    from accel_restore.distributed.accelerator import keep_freed_memory
+    from accel_restore.inference.apply import Settings
+    from accel_restore.inference.files import find_jobs, left_to_do, mark_of, remove_unfinished, restore_files
+    from accel_restore.inference.restorer import load
 
     def prepare() -> tuple:
         settings = _settings(options, Settings, choose_precision(options.precision, processes.device))

@@ -12,14 +12,14 @@ from typing import Any
 import safetensors.torch
 import yaml
 
-from accel_restore.batch_size import assume_batch_size
+from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands.config import add_configuration
-from accel_restore.commits import find_commits, read_commit
-from accel_restore.config import Config
-from accel_restore.console import Screen
+from accel_restore.config.load import load_config
+from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
-from accel_restore.parsing import load_config
-from accel_restore.records import read_lines
+from accel_restore.tracking.console import Screen
+from accel_restore.tracking.run_files import read_lines
+from accel_restore.trainer.batch_size import assume_batch_size
 
 _STEPS = 3.5  # per epoch, so that the last step of an epoch is ragged
 _IMAGES = 4

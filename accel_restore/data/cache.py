@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from accel_restore.data.images import MAX_PIXELS, Header, ImageSource, Unusable, read_header, read_image
+from accel_restore.data.decode import MAX_PIXELS, Header, ImageSource, Unusable, read_header, read_image
 from accel_restore.data.store import Store, write_store
 from accel_restore.errors import UserError
-from accel_restore.files import replace_file, sync_folder
-from accel_restore.redaction import redacted
+from accel_restore.utils.files import replace_file, sync_folder
+from accel_restore.utils.redaction import redacted
 
 _VERSION = 2  # of the stored layout
 _DECODED_AHEAD = 2**30  # bytes of decoded images that wait to be written

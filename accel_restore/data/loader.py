@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from accel_restore.data.crops import CropDataset, finish_batch
-from accel_restore.data.degrade import Degrade
-from accel_restore.data.order import Plan, Stages
+from accel_restore.data.batch_plan import Plan, Stages
+from accel_restore.data.degradations.pipeline import Degrade
+from accel_restore.data.train_dataset import CropDataset, finish_batch
 
 _AHEAD = 3  # batches kept ready
 

@@ -9,9 +9,9 @@ from glob import escape
 from itertools import islice
 from pathlib import Path, PurePath
 
-from accel_restore.data.folders import matches
-from accel_restore.data.images import Cell
+from accel_restore.data.decode import Cell
 from accel_restore.errors import UserError
+from accel_restore.utils.glob import matches
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
 _MOST_READINGS = 10_000  # of one name by one pattern: {}*{}*{}.png reads a name of 200 letters in 60 million ways

@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from accel_restore.errors import UserError
-from accel_restore.naming import check_arguments, resolve, told
+from accel_restore.utils.imports import check_arguments, resolve, told
 
 # Import paths, so that names are checked without importing torch.
 MODELS = {

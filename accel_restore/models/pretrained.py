@@ -12,12 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from accel_restore import restorer, weights_file
-from accel_restore.config import Model
+from accel_restore.config.schema import Model
 from accel_restore.errors import UserError
-from accel_restore.models import build_model
-from accel_restore.models.recognised import RECOGNISED, fits, probe_image, recognise
-from accel_restore.parameters import keep_in_eval
+from accel_restore.inference import restorer
+from accel_restore.models import build_model, weights_file
+from accel_restore.models.parameters import keep_in_eval
+from accel_restore.models.spandrel_models import RECOGNISED, fits, probe_image, recognise
 
 # What trainers put around a model's weights in a file, the best first, and before each name.
 _WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")

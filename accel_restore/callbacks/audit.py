@@ -1,0 +1,154 @@
+"""`--audit`: the flow observed on a real run. Every rank records each operation with a hash of all parameters after it.
+
+Weights may change in `optimizer.step` alone and the learning rate in `scheduler.step` alone, once an epoch, and all
+ranks must hold the same weights. A step that is skipped is a call that changes nothing where the optimizer skips it
+itself (torch's Adam and AdamW), else no call. Attached from outside: a run without `--audit` executes none of this.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from accel_restore.data.loader import TrainLoader
+from accel_restore.distributed.fsdp import whole
+from accel_restore.engine import Hook, TrainState
+from accel_restore.errors import AuditFailed
+from accel_restore.tracking.run_files import Lines
+from accel_restore.utils.files import replace_file, to_json
+
+OPERATIONS = ("zero_grad", "backward", "optimizer_step", "scheduler_step", "validate")
+_NAMES = {"optimizer_step": "optimizer.step", "scheduler_step": "scheduler.step", "backward": "accelerator.backward"}
+
+
+def hash_weights(model: nn.Module) -> str:
+    """The hash of all parameters, in order; every rank calls it."""
+    state = hashlib.sha256()
+    for parameter in model.parameters():
+        copied = whole(parameter.detach()).to("cpu", copy=True)  # NumPy pins its memory, which FSDP2 wants to free
+        state.update(copied.contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()[:16]
+
+
+class Audit(Hook):
+    """Observes one rank from the moment it is attached until `report`."""
+
+    def __init__(self, folder: Path, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
+        self.folder, self.state, self.accelerator = folder, state, accelerator
+        self.rank = accelerator.process_index
+        self.lines = Lines(folder / "audit" / f"rank{self.rank}.jsonl", self._is_before)
+        self.calls, self.changed_weights, self.changed_lr = Counter(), Counter(), Counter()
+        self.schedule_steps: Counter = Counter()  # per epoch
+        self.epoch_hash = defaultdict(hashlib.sha256)  # per epoch, of all that must be equal on all ranks
+        self.violations: list[str] = []
+        self.samples: list[int] = []
+        self.weights, self.lr = hash_weights(state.model), state.lr
+        self._attach(loader)
+
+    def _is_before(self, event: dict[str, Any]) -> bool:
+        """Whether an event of the file is older than the commit that this run continues from."""
+        ends_epoch = event["op"] in ("validate", "scheduler_step")
+        return event["step"] <= self.state.step and (not ends_epoch or event["epoch"] < self.state.epoch)
+
+    def _attach(self, loader: TrainLoader) -> None:
+        optimizer, scheduler = self.state.optimizer, self.state.scheduler
+        optimizer.zero_grad = self._observed("zero_grad", optimizer.zero_grad)
+        optimizer.step = self._observed("optimizer_step", optimizer.step)
+        scheduler.step = self._observed("scheduler_step", scheduler.step)
+        self.accelerator.backward = self._observed("backward", self.accelerator.backward)
+        self.steps = loader.steps
+        loader.steps = self._noting_samples
+
+    def _observed(self, operation: str, call: Callable) -> Callable:
+        def observed(*arguments: Any, **named: Any) -> Any:
+            self._look(f"before {operation}", None)
+            result = call(*arguments, **named)
+            self._look(f"in {operation}", operation)
+            return result
+
+        return observed
+
+    def _noting_samples(self, *arguments: Any) -> Iterator[Iterator[dict]]:
+        for micro_batches in self.steps(*arguments):
+            yield self._noted(micro_batches)
+
+    def _noted(self, micro_batches: Iterator[dict]) -> Iterator[dict]:
+        for batch in micro_batches:
+            self.samples = [int(id) for id in batch["id"] if id >= 0]
+            yield batch
+
+    def after_validate(self, state: TrainState) -> None:
+        self._look("in validate", "validate")
+
+    def _look(self, where: str, operation: str | None) -> None:
+        """Compare weights and rate with the last look; record the `operation` that has just ended."""
+        weights, lr = hash_weights(self.state.model), self.state.lr
+        changed_weights, changed_lr = weights != self.weights, lr != self.lr
+        self.weights, self.lr = weights, lr
+        in_step = operation in ("zero_grad", "backward", "optimizer_step")
+        epoch, step = self.state.epoch, self.state.step + (1 if in_step else 0)
+        place = f"epoch {epoch + 1}, step {step}, rank {self.rank}"
+        if changed_weights and operation != "optimizer_step":
+            self.violations.append(f"{place}: weights changed {where}, outside optimizer.step")
+        if changed_lr and operation != "scheduler_step":
+            self.violations.append(f"{place}: the learning rate changed {where}, outside scheduler.step")
+        if operation is None:
+            return
+        self.calls[operation] += 1
+        self.changed_weights[operation] += changed_weights
+        self.changed_lr[operation] += changed_lr
+        if operation == "scheduler_step":
+            self.schedule_steps[epoch] += 1
+            if self.schedule_steps[epoch] == 2:
+                self.violations.append(f"{place}: scheduler.step ran more than once in this epoch")
+        self.epoch_hash[epoch].update(f"{operation} {step} {weights} {lr!r}\n".encode())
+        samples = self.samples if operation == "backward" else []
+        self.lines.write(
+            {"op": operation, "epoch": epoch, "step": step, "samples": samples, "weights": weights, "lr": lr}
+        )
+
+    def report(self, show: Callable[[str, list[tuple], tuple[str, ...]], None]) -> None:
+        """Compare the ranks, write audit.json and show the table (of rank 0). Called by every rank.
+
+        Raises: AuditFailed.
+        """
+        self._look("after the last operation", None)
+        self.lines.close()
+        epochs = len(self.epoch_hash)
+        mine = {"hashes": {e: h.hexdigest() for e, h in self.epoch_hash.items()}, "violations": self.violations}
+        ranks = gather_object([mine])
+        violations = [text for rank in ranks for text in rank["violations"]]
+        for rank, seen in enumerate(ranks[1:], 1):
+            different = [epoch for epoch, value in ranks[0]["hashes"].items() if seen["hashes"].get(epoch) != value]
+            if different:
+                violations.append(f"epoch {different[0] + 1}: ranks 0 and {rank} hold different weights or rates")
+        table = [
+            {
+                "operation": _NAMES.get(name, name),
+                "calls": self.calls[name],
+                "calls_per_epoch": round(self.calls[name] / max(1, epochs), 2),
+                "weights_changed": self.changed_weights[name],
+                "lr_changed": self.changed_lr[name],
+            }
+            for name in OPERATIONS
+        ]
+        if self.accelerator.is_main_process:
+            result = {
+                "ok": not violations,
+                "ranks": len(ranks),
+                "epochs": epochs,
+                "table": table,
+                "violations": violations,
+            }
+            replace_file(self.folder / "audit.json", (to_json(result, indent=1) + "\n").encode())
+            header = ("operation", "calls", "calls per epoch", "weights changed", "learning rate changed")
+            show(f"audit: {epochs} epochs, {len(ranks)} ranks", [tuple(row.values()) for row in table], header)
+        if violations:
+            more = f" (and {len(violations) - 5} more, see audit.json)" if len(violations) > 5 else ""
+            raise AuditFailed("the audit failed:\n  - " + "\n  - ".join(violations[:5]) + more)

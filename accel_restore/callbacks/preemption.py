@@ -1,0 +1,66 @@
+"""The hook that ends a run on request, after the same step on all ranks."""
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+
+from accel_restore.engine import Hook, TrainState
+from accel_restore.errors import Preempted
+from accel_restore.utils.signals import StopRequest
+
+
+class StopTogether(Hook):
+    """Raises `Preempted` on all ranks after the same step, when one of them was asked to stop.
+
+    The ranks' answers are exchanged while the next step is computed, so a request takes effect after that step, and
+    nobody waits; with one process after the step it came in. The exchange goes over the CPUs (gloo), so that no GPU is
+    waited for.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, stop: StopRequest, epochs: int, stop_after: int | None, timeout: float
+    ):
+        self.stop, self.epochs, self.stop_after = stop, epochs, stop_after
+        self.group = None
+        if accelerator.num_processes > 1:
+            self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self.answer: torch.Tensor | None = None
+        self.pending: distributed.Work | None = None
+
+    def after_step(self, state: TrainState) -> None:
+        asked = self._last_answer() if self.group is not None else bool(self.stop)
+        if asked or state.step == self.stop_after:
+            self._raise(state)
+        self._exchange()
+
+    def after_epoch(self, state: TrainState, record: dict) -> None:
+        if state.epoch == self.epochs:  # the run is finished
+            return
+        asked = self._last_answer()
+        self._exchange()
+        if self._last_answer() or asked or state.step == self.stop_after:
+            self._raise(state)
+
+    def _exchange(self) -> None:
+        """Begin to ask all ranks whether they are to stop."""
+        self.answer = torch.tensor([float(bool(self.stop))])
+        if self.group is not None:
+            self.pending = distributed.all_reduce(
+                self.answer, op=distributed.ReduceOp.MAX, group=self.group, async_op=True
+            )
+
+    def _last_answer(self) -> bool:
+        if self.pending is not None:
+            self.pending.wait()
+            self.pending = None
+        answer, self.answer = self.answer, None
+        return answer is not None and bool(answer.item())
+
+    def _raise(self, state: TrainState) -> None:
+        raise Preempted(f"{self.stop} after step {state.step}")
+
+    def close(self) -> None:
+        """Take back the last question: all ranks have asked it."""
+        self._last_answer()

@@ -1,0 +1,171 @@
+"""Commits: folders of files that are whole or absent, whenever the process or the machine dies.
+
+    checkpoints/step-00001200/   model.safetensors optimizer.safetensors ... state.json COMMIT.json
+
+Order: the files are written and fsynced in a staging folder, then COMMIT.json with their sizes and sha256, then the
+staging folder is fsynced and renamed, then the folder above fsynced. Only after that are older commits removed.
+A commit is read only where every file has its size and sha256, whoever has written it.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accel_restore.errors import UserError
+from accel_restore.utils.files import discard, make_folder, remove_temporaries, sync_folder, to_json, write_durably
+
+SCHEMA = 1
+_MANIFEST = "COMMIT.json"
+_COMMIT = re.compile(r"step-[0-9]+")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of this folder: no separators, no `..`
+_STAGING, _REPLACED = ".staging-", ".replaced-"
+
+
+def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -> Path:
+    """The new commit below `folder`, durable on return.
+
+    Raises: OSError; then the older commits are as they were, and nothing of it is left (or all, where it could be put
+    in place but not be forced to stay there).
+    """
+    final = folder / f"step-{step:08d}"
+    staging = folder / f"{_STAGING}{final.name}"
+    make_folder(folder)
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of an attempt that a crash has cut off
+        staging.mkdir()
+        listed = {}
+        for name, data in files.items():
+            write_durably(staging / name, data)
+            listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest = {"schema": SCHEMA, "step": step, "epoch": epoch, "files": listed}
+        write_durably(staging / _MANIFEST, to_json(manifest, indent=1).encode())
+        sync_folder(staging)
+        _put_in_place(staging, final)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return final
+
+
+def _put_in_place(staging: Path, final: Path) -> None:
+    """Rename; a commit of the same step (made in the validation that ends its epoch) steps aside, not to be lost."""
+    aside = final.with_name(f"{_REPLACED}{final.name}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        staging.rename(final)
+    except OSError:
+        if aside.exists():
+            aside.rename(final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the `keep` newest commits."""
+    for old in find_commits(folder)[:-keep]:
+        discard(old)
+
+
+def find_commits(folder: Path) -> list[Path]:
+    """The commits below `folder`, oldest first; reading one shows whether it is sound."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _COMMIT.fullmatch(path.name)), key=step_of)
+
+
+def step_of(commit: Path) -> int:
+    """The optimizer step that a commit was made after."""
+    return int(commit.name.removeprefix("step-"))
+
+
+def is_commit(path: Path) -> bool:
+    """Whether a folder, whatever its name, is a commit."""
+    return (path / _MANIFEST).is_file()
+
+
+def put_back(folder: Path) -> None:
+    """Put back a commit that had stepped aside for one that never came; before the newest is looked for."""
+    for aside in list(folder.glob(f"{_REPLACED}*")):
+        final = folder / aside.name.removeprefix(_REPLACED)
+        if is_commit(aside) and not final.exists():
+            aside.rename(final)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a crash has left of commits that came to nothing, or are replaced."""
+    if not folder.is_dir():
+        return
+    put_back(folder)
+    for path in list(folder.iterdir()):
+        if path.name.startswith((_STAGING, _REPLACED)):
+            shutil.rmtree(path)
+    remove_temporaries(folder)
+
+
+def read_manifest(commit: Path) -> dict[str, Any]:
+    """What COMMIT.json says, with plain file names only.
+
+    Raises: UserError where it is missing, damaged or of another schema.
+    """
+    path = commit / _MANIFEST
+    text = _read(path)
+    try:
+        manifest = json.loads(text)
+        if manifest["schema"] != SCHEMA:
+            raise UserError(f"{path}: has schema {manifest['schema']!s:.20}, this version reads {SCHEMA}")
+        sound = isinstance(manifest["step"], int) and isinstance(manifest["epoch"], int)
+        for name, entry in manifest["files"].items():
+            kinds = isinstance(entry["size"], int) and isinstance(entry["sha256"], str)
+            sound = sound and kinds and _FILE.fullmatch(name) is not None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: is damaged (it does not list the files of a commit); resume from another commit")
+    return manifest
+
+
+def read_commit(commit: Path) -> dict[str, bytes]:
+    """The files of a commit, each checked against its sha256.
+
+    Raises: UserError that names what is missing or damaged.
+    """
+    return {name: _read_listed(commit, name, entry) for name, entry in read_manifest(commit)["files"].items()}
+
+
+def read_file(commit: Path, name: str) -> bytes:
+    """One file of a commit, checked against its sha256; see `read_commit`."""
+    return _read_listed(commit, name, read_manifest(commit)["files"][name])
+
+
+def _read_listed(commit: Path, name: str, entry: dict[str, Any]) -> bytes:
+    data = _read(commit / name, entry["size"])
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise UserError(f"{commit / name}: is damaged (sha256 differs); resume from another commit")
+    return data
+
+
+def _read(path: Path, size: int | None = None) -> bytes:
+    """The content of a file, which must be of that size: what a list says is no reason to read a disk full."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: is {'no file' if path.exists() else 'missing'}; resume from another commit")
+        found = path.stat().st_size
+        if size is not None and found != size:
+            raise UserError(f"{path}: is damaged ({found} bytes, not {size}); resume from another commit")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); resume from another commit") from None
+
+
+def same_content(commit: Path, name: str, other: Path) -> bool:
+    """Whether the file `other` has the content of the commit's file `name`."""
+    try:
+        return hashlib.sha256(_read(other)).hexdigest() == read_manifest(commit)["files"][name]["sha256"]
+    except UserError:
+        return False

@@ -1,0 +1,224 @@
+"""Where a run starts: afresh, or exactly where the last commit of its folder stands, with an equal configuration."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_restore.checkpoint.commits import find_commits, is_commit, read_file, read_manifest, same_content, step_of
+from accel_restore.checkpoint.state_dict import read_counters
+from accel_restore.config.schema import Config
+from accel_restore.errors import UserError, raise_problems
+from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.optim import OPEN_ENDED
+from accel_restore.tracking.run_files import read_status
+from accel_restore.utils.files import discard, replace_file
+from accel_restore.utils.redaction import HIDDEN, redacted
+
+# What a run leaves; --overwrite removes these and nothing else, and only where status.json says that it was a run.
+MARKER = "status.json"
+RUN_FILES = (
+    "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", WEIGHTS, "samples", "curves.png", "report.html",
+    "plan.json", "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
+)  # fmt: skip
+# Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
+_FREE = (
+    "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "validation.batch_size",
+    "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
+    "train.check_ranks_every_steps", "train.rank_timeout",
+)  # fmt: skip
+_BATCH = re.compile(
+    r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
+)
+_ARGUMENTS = ("model.", "loss.", "data.degradation.")  # what is left out has a default of its own, which null is not
+_LENGTH = ("train.epochs", "train.max_steps")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to continue from: a commit and its counters, or nothing."""
+
+    commit: Path | None = None
+    counters: dict[str, Any] | None = None
+    finished: bool = False
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the commit is one of the run in `folder`, not of another run."""
+        return self.commit.resolve().is_relative_to(folder.resolve())
+
+
+def find_start(
+    folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, notice=print
+) -> Start:
+    """Where the run in `folder` starts; `precision` is the mixed precision in use here. Reads only.
+
+    Raises: UserError where the folder may not be used, or the commit belongs to another configuration.
+    """
+    _refuse_foreign(folder)
+    if overwrite:
+        return Start()
+    if config.run.resume == "never":
+        if any((folder / name).exists() for name in RUN_FILES if name != MARKER):
+            raise UserError(
+                f"{folder}: holds a run, and run.resume is 'never'; choose another run.name, or use --overwrite"
+            )
+        return Start()
+    candidates = find_commits(folder / "checkpoints")[::-1]
+    if config.run.resume == "auto" and not candidates and read_status(folder).get("state") == "finished":
+        raise UserError(f"{folder}: holds a finished run without checkpoints; --overwrite starts it again")
+    if config.run.resume != "auto" and not (candidates and _has_begun(candidates, config.run.resume, folder)):
+        path = Path(config.run.resume).expanduser()
+        candidates = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
+        if not candidates:
+            raise UserError(f"run.resume: {path} is no checkpoint (a folder step-… with COMMIT.json), auto or never")
+    damages = []
+    for commit in candidates:
+        try:
+            counters = read_counters(commit)
+        except UserError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            notice(f"{damage}; going back to {commit.name}")
+        _check_equal(folder, config, counters, overrides, precision)
+        same_length = _length(config.model_dump(mode="json")) == _length(counters["config"])
+        return Start(commit, counters, finished=same_length and counters["epoch"] >= counters["epochs"])
+    raise_problems(f"{folder}: no checkpoint can be read; start again with --overwrite", damages)
+    return Start()
+
+
+def _has_begun(commits: list[Path], resume: str, folder: Path) -> bool:
+    """Whether the run in `folder`, of these commits, newest first, has come of `resume`: then it goes on by itself.
+
+    So it is with a commit of another run; one of its own is gone back to once.
+    """
+    if not Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
+        return True
+    for commit in commits:
+        try:
+            return json.loads(read_file(commit, "state.json"))["config"]["run"]["resume"] == redacted(resume)
+        except (UserError, ValueError, LookupError, TypeError):  # damaged
+            continue
+    return False
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise `UserError` where files of a run's names lie in a folder that is none: they would be overwritten."""
+    found = [name for name in RUN_FILES if (folder / name).exists()]
+    if found and MARKER not in found:
+        raise UserError(
+            f"{folder}: holds {', '.join(found)}, but no run; choose another run.name or move them, so that nothing "
+            "of yours is overwritten"
+        )
+
+
+def clear(folder: Path, start: Start) -> None:
+    """Remove what a fresh start would overwrite, or the commits that come after the one to continue from."""
+    if start.commit is None:
+        for name in RUN_FILES:
+            discard(folder / name)
+        return
+    for commit in find_commits(folder / "checkpoints"):
+        if step_of(commit) > start.counters["step"]:
+            discard(commit)
+
+
+def rewind_best(folder: Path, start: Start, notice: Callable[[str], None]) -> bytes | None:
+    """The content of best.safetensors at the commit to continue from; the file is made equal to it.
+
+    Raises: UserError where something else lies in its place.
+    """
+    if start.commit is None or not start.is_in(folder):
+        return None  # of another run: its best weights lie in its folder
+    path = folder / WEIGHTS
+    if start.counters["best"] is None:
+        discard(path)  # found after the commit
+    if WEIGHTS not in read_manifest(start.commit)["files"]:
+        return None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; move it away, and the same command continues")
+    data = read_file(start.commit, WEIGHTS)
+    if not same_content(start.commit, WEIGHTS, path):
+        what = "is damaged, or later than the commit" if path.exists() else "is missing"
+        notice(f"{path}: {what}; it is written again from {start.commit.name}")
+        replace_file(path, data)
+    return data
+
+
+def identity_digest(identity: dict[str, list[str]]) -> dict[str, Any]:
+    """What state.json keeps of the data: how many images of each kind, and a hash of their names."""
+    return {
+        kind: {"images": len(names), "names": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}
+        for kind, names in identity.items()
+    }
+
+
+def check_same_data(start: Start, identity: dict[str, Any]) -> None:
+    """Raise `UserError` where the images are not those that the commit was trained on."""
+    if start.counters is None or start.counters["data"] == identity:
+        return
+    before, now = (
+        ", ".join(f"{d['images']} {kind}" for kind, d in x.items()) for x in (start.counters["data"], identity)
+    )
+    raise UserError(
+        f"the images have changed since {start.commit}: {before} images then, {now} now, or other names; restore them, "
+        "or choose another run.name"
+    )
+
+
+def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
+    """Compare with the commit's configuration; what matters must be equal."""
+    then, now = _flat(counters["config"]), _flat(redacted(config.model_dump(mode="json")))
+    missing = object()  # a commit of an older version lacks newer keys, of which null says that nothing has changed
+    unset = {key: missing if key.startswith(_ARGUMENTS) else None for key in [*then, *now]}
+    changed = [key for key, value in unset.items() if then.get(key, value) != now.get(key, value)]
+    refused = []
+    for key in changed:
+        if _BATCH.fullmatch(key) or key.startswith(_FREE):
+            continue
+        if str(then.get(key)).count(HIDDEN) != str(now.get(key)).count(HIDDEN):
+            continue  # the environment has changed, whose secret it holds: the rest cannot be compared
+        if key in _LENGTH and _may_lengthen(config, overrides, then.get(key), now.get(key)):
+            continue
+        refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
+        if _is_longer(key, then, now):
+            refused[-1] += f"; to train longer, write {key}={now[key]} on the command line"
+    if counters["precision"] != precision:
+        refused.append(f"mixed precision in use: {counters['precision']} in the commit, {precision} now")
+    wanted = [stage.global_batch_size or config.train.global_batch_size for stage in config.data.stages]
+    for held, asked in zip(counters["global_batches"], [*wanted, config.train.global_batch_size], strict=False):
+        if asked is not None and asked != held:
+            refused.append(f"global batch: {held} in the commit, {asked} now")
+    raise_problems(
+        f"{folder}: was begun with another configuration; set these back, choose another run.name, or start again "
+        "with --overwrite",
+        refused,
+    )
+
+
+def _is_longer(key: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
+    lengths = then.get(key), now.get(key)
+    return key in _LENGTH and all(isinstance(length, int) for length in lengths) and lengths[0] < lengths[1]
+
+
+def _may_lengthen(config: Config, overrides: list[str], then: Any, now: int | None) -> bool:
+    explicit = any(override.startswith(tuple(f"{key}=" for key in _LENGTH)) for override in overrides)
+    longer = then is None or now is None or (isinstance(then, int) and now > then)  # a file may hold anything
+    return longer and (explicit or config.scheduler.name in OPEN_ENDED)
+
+
+def _length(config: dict[str, Any]) -> tuple:
+    return config["train"]["epochs"], config["train"]["max_steps"]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
+        tree = {str(place): item for place, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}.{name}".lstrip(".")).items()
+    }

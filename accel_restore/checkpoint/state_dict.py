@@ -1,0 +1,252 @@
+"""Between the training state and the files of a commit; and the best weights.
+
+    model.safetensors [ema.safetensors] optimizer.safetensors [best.safetensors] state.json
+
+Tensors are safetensors and the rest is JSON: nothing is unpickled, ever. `commits.py` makes the folder whole or absent.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from accel_restore import __version__
+from accel_restore.checkpoint.commits import SCHEMA, read_commit
+from accel_restore.distributed.fsdp import whole, whole_state
+from accel_restore.engine import TrainState
+from accel_restore.errors import Diverged, UserError
+from accel_restore.inference.restorer import digest
+from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.utils.files import decode_floats, encode_floats, to_json
+
+_LEARNT = ("params", "lr")  # what an optimizer's group is not told by the configuration
+_Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class _Counters(BaseModel):
+    """What state.json must hold; the file is taken for a stranger's."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    epoch: _Count
+    epoch_step: _Count
+    step: _Count
+    epochs: _Count
+    world_size: Annotated[int, Field(ge=1, lt=2**20)]
+    global_batches: Annotated[list[Annotated[int, Field(ge=1, lt=2**24)]], Field(min_length=1)]  # of each stage
+    best_val_loss: float
+    best: dict[str, float | None] | None
+    sums: list[list[list[float]]]
+    num_averaged: _Count | None
+    param_groups: list[dict[str, Any]]
+    scheduler: dict[str, Any] | None
+    scaler: dict[str, Any] | None
+    config: dict[str, Any]
+    precision: str
+    data: dict[str, dict[str, int | str]]
+    wandb_id: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] | None
+
+
+def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file; equal content gives equal bytes (the library writes metadata in random order)."""
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own[name] = tensor.detach().contiguous()
+        if own[name].untyped_storage().data_ptr() in storages:  # two names of one tensor, which the format has not
+            own[name] = own[name].clone()
+        storages.add(own[name].untyped_storage().data_ptr())
+    data = safetensors.torch.save(own, metadata)
+    if metadata is None:
+        return data
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]])
+
+
+def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) -> dict[str, bytes] | None:
+    """The files of a commit of this state, None but on the main process. Called by every rank.
+
+    `extra` (JSON) is stored in state.json beside the counters.
+
+    Raises: Diverged rather than let weights be committed that are lost; on every rank, as all hold the same.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # a second, after step 1
+
+    sums = torch.stack([state.epoch_sums, state.window_sums])[None]
+    sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model = accelerator.unwrap_model(state.model)
+    if not all(bool(whole(parameter.isfinite().all())) for parameter in model.parameters()):
+        raise Diverged(f"step {state.step}", "they cannot be committed", "a weight is")
+    weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
+    ema = whole_state(state.ema.module, accelerator) if state.ema is not None else None
+    if not accelerator.is_main_process:
+        return None
+    files = {"model.safetensors": serialize(weights)}
+    moments = {f"{name}|{key}": value for name, slots in optimizer["state"].items() for key, value in slots.items()}
+    files["optimizer.safetensors"] = serialize(moments)
+    if ema is not None:
+        files["ema.safetensors"] = serialize(ema)
+    scheduler = state.scheduler.scheduler.state_dict() if extra["config"]["scheduler"]["name"] == "plateau" else None
+    counters = {
+        "schema": SCHEMA,
+        "epoch": state.epoch,
+        "epoch_step": state.epoch_step,
+        "step": state.step,
+        "skipped_in_row": state.skipped_in_row,
+        "best_val_loss": state.best_val_loss,
+        "best": state.best,
+        "sums": sums,
+        "world_size": accelerator.num_processes,
+        "num_averaged": state.ema.num_updates if state.ema is not None else None,
+        "param_groups": optimizer["param_groups"],
+        "scheduler": scheduler,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+    }
+    files["state.json"] = to_json(encode_floats({**counters, **extra}), indent=1).encode()
+    return files
+
+
+def read_counters(commit: Path) -> dict[str, Any]:
+    """The state.json of a commit all of whose files are sound.
+
+    Raises: UserError that names what is missing or damaged.
+    """
+    return _counters_in(commit, read_commit(commit))
+
+
+def _counters_in(commit: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    try:
+        counters = decode_floats(json.loads(files["state.json"]))
+        _Counters.model_validate(counters)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise UserError(f"{commit / 'state.json'}: is not of this version ({wrong}); resume from another") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{commit / 'state.json'}: cannot be read ({error}); resume from another commit") from None
+    return counters
+
+
+def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> None:
+    """Put the state of a commit into a freshly set up `state`; the schedule is run to its epoch.
+
+    Raises: UserError where it is not the state of such a model and optimizer.
+    """
+    files = read_commit(commit)
+    counters = _counters_in(commit, files)
+    try:
+        tensors = {
+            name: safetensors.torch.load(data)
+            for name, data in files.items()
+            if name.endswith(".safetensors") and name != WEIGHTS
+        }
+        _put(counters, tensors, state, accelerator)
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{commit}: does not fit this run ({said:.300}); resume from another commit") from error
+
+
+def _put(
+    counters: dict[str, Any], tensors: dict[str, dict[str, Tensor]], state: TrainState, accelerator: Accelerator
+) -> None:
+    _run_schedule_to(counters, state)
+    rates = [group["lr"] for group in state.optimizer.param_groups]
+    model = accelerator.unwrap_model(state.model)
+    _load_model(model, tensors["model.safetensors"])
+    _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters["param_groups"])
+    if counters["scheduler"] is None:
+        for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the same as the commit's, but for a run that is lengthened
+    if state.ema is not None:
+        _load_model(state.ema.module, tensors["ema.safetensors"])
+        state.ema.num_updates = counters["num_averaged"]
+    if accelerator.scaler is not None and counters["scaler"] is not None:
+        accelerator.scaler.load_state_dict(counters["scaler"])
+
+    state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
+    state.skipped_in_row = counters.get("skipped_in_row", 0)
+    state.best_val_loss, state.best = counters["best_val_loss"], counters["best"]
+    epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
+    state.epoch_sums.copy_(epoch_sums)
+    state.window_sums.copy_(window_sums)
+
+
+def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+
+
+def _load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    here = [{name: value for name, value in group.items() if name not in _LEARNT} for group in optimizer.param_groups]
+    slots: dict[str, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        parameter, _, slot = name.rpartition("|")
+        slots.setdefault(parameter, {})[slot] = value
+    if slots:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        named = dict(model.named_parameters())
+        if unknown := sorted(slots.keys() - named.keys()):
+            raise ValueError(f"it holds moments of {unknown[0]}, which the model does not have")
+        # Not strict: a parameter that the model does not use has no gradient, and so no moments.
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=options)
+        for name in named.keys() - slots.keys():
+            optimizer.state.pop(named[name], None)  # zeros, which torch has just made
+    else:  # plain SGD has no state, which torch's function cannot load
+        for group, stored in zip(optimizer.param_groups, groups, strict=True):
+            group.update({name: value for name, value in stored.items() if name != "params"})
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if value.shape == parameter.shape:  # fused kernels walk parameter and moments in one memory layout
+                held[name] = torch.empty_like(parameter).copy_(value)
+            elif value.numel() != 1:
+                raise ValueError(f"the optimizer's {name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}")
+    for group, settings in zip(optimizer.param_groups, here, strict=True):
+        group.update(settings)  # the configuration's and this machine's, not the commit's
+
+
+def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
+    if counters["scheduler"] is not None:
+        state.scheduler.load_state_dict(counters["scheduler"])
+        return
+    # A schedule is a pure function of the epoch: running it there gives the rates of an uninterrupted run to the bit.
+    inner = state.scheduler.scheduler
+    inner.optimizer._opt_called = True  # torch warns about a schedule that steps before its optimizer
+    for _ in range(counters["epoch"]):
+        inner.step()
+
+
+def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
+    sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, sums)
+    if len(sums) == accelerator.num_processes:
+        return sums[accelerator.process_index]
+    total = sums.sum(0)  # another number of ranks: the main process carries the totals on
+    return total if accelerator.is_main_process else torch.zeros_like(total)
+
+
+def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> bytes | None:
+    """The content of best.safetensors for these weights (EMA weights where EMA is on), with what `load` needs.
+
+    None but on the main process. Called by every rank.
+    """
+    model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
+    weights = whole_state(model, accelerator)
+    if weights is None:
+        return None
+    return serialize(weights, {"format": "pt", "version": __version__, "sha256": digest(weights), **metadata})

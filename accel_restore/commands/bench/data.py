@@ -1,0 +1,188 @@
+"""`accel-restore bench data`: how fast this machine reads the pairs of a configuration, how many GPUs that feeds."""
+
+import argparse
+import ctypes
+import mmap
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+
+from accel_restore.commands._outputs import check_writable, write_report
+from accel_restore.commands.config import add_configuration
+from accel_restore.config.load import load_config
+from accel_restore.config.schema import Config
+from accel_restore.data.batch_plan import Sample, Stages, make_plan
+from accel_restore.data.build import DataSets, Found, build_sets, degradation_of, find_data, raise_found
+from accel_restore.data.decode import read_image
+from accel_restore.data.loader import TrainLoader
+from accel_restore.data.store import Store
+from accel_restore.data.train_dataset import finish_batch, turned
+from accel_restore.errors import UserError
+from accel_restore.tracking.console import Screen
+from accel_restore.trainer.batch_size import assume_batch_size
+
+DECODING, COPYING, TRAINING = "decode the files of each crop", "copy limit (as many bytes, in a row)", "training loader"
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print a table; the exit code.
+
+    Raises: UserError for a configuration or data that cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore bench data", description=__doc__)
+    add_configuration(parser)
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement (default: %(default)s)")
+    parser.add_argument("--pairs-per-second", type=float, default=100, help="what one GPU takes (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_intermixed_args(arguments)
+    if not (options.seconds > 0 and options.pairs_per_second > 0):
+        raise UserError("bench data: --seconds and --pairs-per-second must be above 0")
+    check_writable(options.json)
+    screen = Screen(True)
+    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
+    rates, data = bench_data(config, options.seconds, screen)
+
+    decoding, copying = rates[DECODING], rates[COPYING]
+    rows = [
+        (what, f"{rate:,.0f}" if rate > 20 else f"{rate:.1f}", f"{rate / decoding:,.1f}", f"{rate / copying:.2f}")
+        for what, rate in rates.items()
+    ]
+    size, channels = config.data.patch_size, config.data.channels
+    screen.table(
+        f"reading crops of {size}x{size}x{channels} in batches of {config.data.batch_size}",
+        rows,
+        ("", "pairs/s", "× decoding", "× copy limit"),
+    )
+    fed = rates[TRAINING] / options.pairs_per_second
+    path = "from memory" if data.fits_in_memory else "from the disk, ahead of time"
+    screen.say(f"{data.nbytes / 1e9:.2f} GB decoded, read {path}")
+    threads = f"{config.data.num_threads} loading thread" + "s" * (config.data.num_threads != 1)
+    screen.say(f"{threads} can feed {fed:.1f} GPUs that take {options.pairs_per_second:g} pairs/s each")
+    if options.json is not None:
+        record = {"pairs_per_second": rates, "bytes": data.nbytes, "fits_in_memory": data.fits_in_memory, "gpus": fed}
+        write_report(options.json, record)
+    return 0
+
+
+def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str, float], DataSets]:
+    """Pairs per second of each stage by its name, each measured for so many seconds; and the data sets.
+
+    Raises: UserError for data that cannot be used.
+    """
+    found = find_data(config.data, 1, screen.track)
+    raise_found(found)
+    cpu, data = torch.device("cpu"), config.data
+    sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)
+    train, stores = sets.train, [store for store in (sets.train.gt, sets.train.input) if store is not None]
+    plan = make_plan(len(train), data.batch_size, 1, None, 1, config.run.seed, data.patch_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def batches() -> Iterator[Sequence[Sample]]:
+        return (samples for epoch in count() for samples in plan.micro_batches(epoch))
+
+    def measure(action: Callable, before: Callable | None = None) -> float:
+        return _rate(action, batches(), data.batch_size, seconds, before)
+
+    def cold(read_ahead: bool) -> float:
+        chosen = [store.read_ahead for store in stores]
+        for store in stores:
+            store.read_ahead = read_ahead
+        rate = measure(train.__getitems__, lambda: [_forget(store) for store in stores])
+        for store, former in zip(stores, chosen, strict=True):
+            store.read_ahead = former
+        return rate
+
+    def flip(samples: list[Sample]) -> None:
+        batch = train.__getitems__(samples)
+        for name in {"gt", "input"} & set(batch):
+            for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
+                turned(crop, code).contiguous()
+
+    rates = {DECODING: measure(lambda samples: _decode(found, sets, data.max_image_pixels, samples))}
+    if hasattr(os, "posix_fadvise"):
+        rates["store, not in memory: one page after the other"] = cold(False)
+        rates["store, not in memory: a crop at once"] = cold(True)
+    measure(train.__getitems__)  # brings it back
+    rates["store, in memory"] = measure(train.__getitems__)
+    rates["store, flips"] = measure(flip)
+    rates["store, flips, degradation, float"] = measure(
+        lambda samples: finish_batch(train.__getitems__(samples), sets.degrade, channels_last=True)
+    )
+    rates[TRAINING] = loading_rate(sets, config, seconds)
+    rates[COPYING] = measure(
+        lambda samples: [
+            _copy(store, len(samples), data.patch_size // scale)
+            for store, scale in zip(stores, (1, data.scale), strict=False)
+        ]
+    )
+    torch.set_num_threads(threads)
+    return rates, sets
+
+
+def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
+    """Pairs per second that training gets on a CPU when it does nothing else."""
+    plan = make_plan(len(sets.train), config.data.batch_size, 1, None, 1, config.run.seed, config.data.patch_size)
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    loader = TrainLoader(sets.train, Stages((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
+    micro_batches = (batch for epoch in count() for step in loader.steps(epoch) for batch in step)
+    rate = _rate(lambda _: next(micro_batches), count(), config.data.batch_size, seconds)
+    micro_batches.close()
+    return rate
+
+
+def _rate(
+    action: Callable, batches: Iterator, batch_size: int, seconds: float, before: Callable | None = None
+) -> float:
+    """Pairs per second of an action on batches; the time of what comes before each does not count."""
+    if before is None:
+        action(next(batches))
+    spent, done, began = 0.0, 0, time.perf_counter()
+    while not done or (spent < seconds and time.perf_counter() - began < 3 * seconds):
+        samples = next(batches)
+        if before is not None:
+            before()
+        start = time.perf_counter()
+        action(samples)
+        spent += time.perf_counter() - start
+        done += batch_size
+    return done / spent
+
+
+def _decode(found: Found, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
+    """Decode the files of each sample, as is done where nothing is stored."""
+    train = sets.train
+    for sample in samples:
+        pair = found.train.pairs[train.images[sample.id // train.crops_per_image]]
+        for image, store in ((pair.gt, train.gt), (pair.input, train.input)):
+            if image is not None:
+                read_image(image, store.channels, 8 * store.dtype.itemsize, max_pixels)
+
+
+def _copy(store: Store, number: int, size: int) -> None:
+    crops = np.empty((number, size * size * store.channels * store.dtype.itemsize), np.uint8)
+    for crop in crops:
+        chunk = store.chunks[random.randrange(len(store.chunks))]
+        start = random.randrange(max(1, len(chunk) - len(crop)))
+        crop[: len(chunk)] = chunk[start : start + len(crop)]
+
+
+def _forget(store: Store) -> None:
+    """Drop a store's file from the memory that holds cached files; Linux does so for what no process maps."""
+    libc = ctypes.CDLL(None)
+    for chunk in store.chunks:
+        start = -(-chunk.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = chunk.ctypes.data + chunk.nbytes - start
+        if length > 0:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    with store.path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,171 @@
+"""What `bench train` says of its measurements: the table of phases, the bottleneck, and which key would move it."""
+
+from statistics import median
+from typing import Any
+
+from accel_restore.commands.bench.phases import BACKWARD, BATCH, EXCHANGE, FORWARD, OPTIMIZER, PHASES, WAIT
+from accel_restore.tracking.console import Screen
+
+_LARGE = 0.1  # share of a step from which a phase that is not the network's is worth a word
+_SLOW = 1.25  # times the others' median: a rank that they wait for
+_KEYS = {  # what a hook's work depends on
+    "Tracker": ("tracking", "log_every_steps"),
+    "Saver": ("checkpoint", "every_steps"),
+    "SameWeights": ("train", "check_ranks_every_steps"),
+}
+
+
+def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of all ranks as one record. Units: seconds, bytes, samples per second.
+
+    `bottleneck` is the longest phase of the rank whose own part of a step is the longest, for which the others wait:
+    its exchange is one of gradients, theirs is waiting.
+    """
+    main = ranks[0]
+    rounds = list(zip(*(rank["rounds"] for rank in ranks), strict=True))
+    pace = {kind: [_slowest(those, kind) for those in rounds] for kind in ("trainer", "bare")}
+    each = [median(one["samples"] / one["trainer_seconds"] for one in rank["rounds"]) for rank in ranks]
+    total = [sum(one["samples"] for one in those) / max(one["trainer_seconds"] for one in those) for those in rounds]
+    batch = main["batch_size"] * len(ranks)
+    ratios = sorted(bare / trainer for bare, trainer in zip(pace["bare"], pace["trainer"], strict=True))
+    own = [_own(rank) for rank in ranks]
+    slowest = own.index(max(own))
+    critical = ranks[slowest]
+    bottleneck = max(PHASES, key=critical["phases"].get)
+    return {
+        "processes": len(ranks),
+        "device": main["device"],
+        "precision": main["precision"],
+        "batch_size": main["batch_size"],
+        "accumulation": main["accumulation"],
+        "patch_size": main["config"]["data"]["patch_size"],
+        "samples_per_second": median(total),
+        "bare_samples_per_second": median(batch / seconds for seconds in pace["bare"]),
+        "ratio": {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1], "pairs": len(ratios)},
+        "cpu_ratio": sum(_cpu(those, "bare") for those in rounds) / sum(_cpu(those, "trainer") for those in rounds),
+        "phases": {phase: sum(rank["phases"][phase] for rank in ranks) / len(ranks) for phase in PHASES},
+        "ranks": [
+            {
+                "samples_per_second": speed,
+                "own_seconds": seconds,
+                **{key: rank[key] for key in ("phases", "hooks", "peak_memory")},
+            }
+            for rank, speed, seconds in zip(ranks, each, own, strict=True)
+        ],
+        "bottleneck": bottleneck,
+        "bottleneck_share": critical["phases"][bottleneck] / sum(critical["phases"].values()),
+        "advice": _advice(critical, bottleneck, slowest, own),
+    }
+
+
+def _slowest(those: tuple[dict[str, Any], ...], kind: str) -> float:
+    """Seconds a micro-batch of the slowest rank in a round."""
+    count = "micro_batches" if kind == "trainer" else "bare_micro_batches"
+    return max(one[f"{kind}_seconds"] / one[count] for one in those)
+
+
+def _cpu(those: tuple[dict[str, Any], ...], kind: str) -> float:
+    count = "micro_batches" if kind == "trainer" else "bare_micro_batches"
+    return sum(one[f"{kind}_cpu_seconds"] / one[count] for one in those)
+
+
+def _own(rank: dict[str, Any]) -> float:
+    """Seconds of a step in which a rank does not wait for others."""
+    return sum(rank["phases"].values()) - rank["phases"][EXCHANGE]
+
+
+def _advice(rank: dict[str, Any], bottleneck: str, slowest: int, own: list[float]) -> list[str]:
+    """A sentence for the bottleneck, for each other phase that is large though not the network's, for a slow rank."""
+    step = sum(rank["phases"].values())
+    large = [
+        phase
+        for phase in PHASES
+        if phase not in (bottleneck, FORWARD, BACKWARD) and rank["phases"][phase] > _LARGE * step
+    ]
+    lines = [f"{phase}: {_remedy(phase, rank)}" for phase in (bottleneck, *large)]
+    others = median(seconds for place, seconds in enumerate(own) if place != slowest) if len(own) > 1 else None
+    if others is not None and own[slowest] > _SLOW * others:
+        lines.append(
+            f"rank {slowest} is slow: its own part of a step takes {1000 * own[slowest]:.1f} ms, the others' "
+            f"{1000 * others:.1f} ms, and they wait for it; look at its device and its disk"
+        )
+    return lines
+
+
+def _remedy(phase: str, rank: dict[str, Any]) -> str:
+    data, train = rank["config"]["data"], rank["config"]["train"]
+    if phase == WAIT:
+        remedies = [f"raise data.num_threads ({data['num_threads']})"]
+        if not rank["fits_in_memory"]:
+            remedies.append("move data.cache_dir to a faster disk")
+        remedies.append(
+            f"raise data.crops_per_image ({data['crops_per_image']}) if epochs are short "
+            f"({rank['steps_per_epoch']} steps); 'bench data' tells more"
+        )
+    elif phase == BATCH:
+        remedies = ["use fewer or cheaper steps in data.degradation and data.augment"]
+    elif phase in (FORWARD, BACKWARD):
+        remedies = _faster_network(train)
+    elif phase == EXCHANGE:
+        remedies = [
+            f"raise data.batch_size ({rank['batch_size']}) or train.gradient_accumulation_steps "
+            f"({rank['accumulation']}): fewer exchanges a sample",
+            "use a faster network between the processes",
+        ]
+    elif phase == OPTIMIZER:
+        remedies = [
+            f"raise data.batch_size ({rank['batch_size']}) or train.gradient_accumulation_steps "
+            f"({rank['accumulation']}): fewer steps a sample"
+        ]
+        remedies += ["train without train.ema_decay"] * (train["ema_decay"] is not None)
+    else:
+        remedies = [_rarer_hook(rank)]
+    return "; ".join(remedies)
+
+
+def _faster_network(train: dict[str, Any]) -> list[str]:
+    untried = [
+        ("train.mixed_precision=bf16", train["mixed_precision"] == "no"),
+        ("train.compile=true", not train["compile"]),
+        ("train.channels_last=true", not train["channels_last"]),
+    ]
+    keys = [key for key, is_off in untried if is_off]
+    return [f"try {', '.join(keys)}"] if keys else ["a smaller model, smaller crops or more devices"]
+
+
+def _rarer_hook(rank: dict[str, Any]) -> str:
+    name = next(iter(rank["hooks"]))
+    if name not in _KEYS:
+        return f"{name} takes the most of it"
+    section, key = _KEYS[name]
+    return f"raise {section}.{key} ({rank['config'][section][key]}): {name} takes the most of it"
+
+
+def show(record: dict[str, Any], screen: Screen) -> None:
+    """Print the record of `reported`."""
+    ranks, step = record["ranks"], sum(record["phases"].values())
+    several = len(ranks) > 1
+    rows = []
+    for phase, seconds in [*record["phases"].items(), ("step", step)]:
+        of_ranks = [sum(r["phases"].values()) if phase == "step" else r["phases"][phase] for r in ranks]
+        spread = (f"{1000 * min(of_ranks):.2f} to {1000 * max(of_ranks):.2f}",) if several else ()
+        rows.append((phase, f"{1000 * seconds:.2f}", *spread, f"{seconds / step:.1%}"))
+    size = record["patch_size"]
+    screen.say(
+        f"{len(ranks)} × {record['device']}, precision {record['precision']}, crops of {size}x{size}, "
+        f"{record['batch_size']} per device × {record['accumulation']} accumulated × {len(ranks)} ranks"
+    )
+    screen.table("where the time of a step goes", rows, ("phase", "ms", *(("of ranks",) if several else ()), "share"))
+    each = f" ({', '.join(format(r['samples_per_second'], '.1f') for r in ranks)} by rank)" if several else ""
+    memory = max(r["peak_memory"] for r in ranks) / 1e9
+    kind = "tensors on the GPU" if record["device"] == "cuda" else "the process"
+    screen.say(f"{record['samples_per_second']:.1f} samples/s{each}; peak memory of {kind} {memory:.2f} GB")
+    ratio = record["ratio"]
+    screen.say(
+        f"a bare loop on one constant batch: {record['bare_samples_per_second']:.1f} samples/s; trainer/bare "
+        f"{ratio['median']:.3f} (median of {ratio['pairs']} alternating pairs, {ratio['lowest']:.2f} to "
+        f"{ratio['highest']:.2f}), by CPU time {record['cpu_ratio']:.3f}"
+    )
+    screen.say(f"bottleneck: {record['bottleneck']}, {record['bottleneck_share']:.0%} of the step")
+    for line in record["advice"]:
+        screen.say(f"  {line}")

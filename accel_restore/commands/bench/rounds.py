@@ -1,0 +1,74 @@
+"""Rounds of the trainer and of the bare loop, in turn and in one process: what disturbs the machine meets both."""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from accel_restore.commands.bench.phases import Split
+from accel_restore.engine import Hook, train_epoch
+from accel_restore.trainer.bare_loop import Bare
+from accel_restore.trainer.setup import Run
+
+
+class Trainer:
+    """The engine's loop on epoch after epoch, so many steps at a time, without validation between them."""
+
+    def __init__(self, run: Run, hooks: list[Hook]):
+        self.run, self.hooks = run, hooks
+        self.plan = run.loader.stages.plan(0)
+        self.samples = self.micro_batches = 0  # of this rank so far, without padding, and with it
+        self.endless = self._steps()
+
+    def __call__(self, steps: int, split: Split | None = None) -> None:
+        """Make so many optimizer steps, observed by `split`."""
+        run, taken, hooks = self.run, islice(self.endless, steps), self.hooks
+        if split is not None:
+            taken, hooks = split.steps_of(taken), split.hooks_of(hooks)
+        train_epoch(run.state, taken, run.loss_fn, run.accelerator, hooks, run.config.train.max_grad_norm)
+
+    def _steps(self) -> Iterator[Iterator[dict]]:
+        state = self.run.state
+        while True:
+            for micro_batches in self.run.loader.steps(state.epoch):
+                yield self._counted(micro_batches)
+            state.epoch, state.epoch_step = state.epoch + 1, 0
+            state.epoch_sums.zero_()
+
+    def _counted(self, micro_batches: Iterator[dict]) -> Iterator[dict]:
+        for batch in micro_batches:
+            self.samples += int(np.count_nonzero(batch["id"] >= 0))
+            self.micro_batches += 1
+            yield batch
+
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        self.endless.close()
+
+
+def compared(
+    trainer: Trainer, bare: Bare, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
+) -> dict[str, float | int]:
+    """So many steps of both, one after the other, each after a few that are skipped over."""
+    figures: dict[str, float | int] = {"bare_micro_batches": steps * bare.accumulation}
+    order: list[tuple[str, Callable[[int], None]]] = [("trainer", trainer), ("bare", bare)]
+    for name, loop in order if trainer_first else order[::-1]:
+        loop(skipped)
+        samples, micro_batches = trainer.samples, trainer.micro_batches
+        figures[f"{name}_seconds"], figures[f"{name}_cpu_seconds"] = timed(loop, steps, accelerator)
+        if loop is trainer:
+            figures |= {"samples": trainer.samples - samples, "micro_batches": trainer.micro_batches - micro_batches}
+    return figures
+
+
+def timed(loop: Callable[[int], None], steps: int, accelerator: Accelerator) -> tuple[float, float]:
+    """Seconds that steps take, and those of this process's threads on the CPU."""
+    wait = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
+    wait()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    loop(steps)
+    wait()
+    return time.perf_counter() - began, time.process_time() - cpu_began

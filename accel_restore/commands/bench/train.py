@@ -1,0 +1,215 @@
+"""`accel-restore bench train`: where the time of training steps goes on this machine, beside a bare loop."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from accel_restore.checkpoint.run_lock import RunLock, run_folder
+from accel_restore.commands._outputs import check_writable, write_report
+from accel_restore.commands.bench.phases import Split
+from accel_restore.commands.bench.report import reported, show
+from accel_restore.commands.bench.rounds import Trainer, compared, timed
+from accel_restore.commands.bench.scaling import show_scaling
+from accel_restore.commands.config import add_configuration
+from accel_restore.config.load import load_config
+from accel_restore.config.schema import Config
+from accel_restore.distributed.accelerator import create_accelerator
+from accel_restore.distributed.heartbeat import Watch
+from accel_restore.engine import Hook
+from accel_restore.errors import Diverged, Preempted, UserError
+from accel_restore.tracking.console import Screen
+from accel_restore.trainer.bare_loop import Bare
+from accel_restore.trainer.run import attach
+from accel_restore.trainer.setup import Run, prepare
+from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
+
+_FIRST_STEPS = 4  # not measured: allocation, compilation
+_QUEUED = 4  # steps that the trainer may make from batches that were read ahead while the bare loop ran
+_WAITING = 0.02  # share of a step from which reading is too slow for those to be a fair measure
+_PAIRS = (8, 32)  # at least and at most so many rounds of the trainer, each beside one of the bare loop
+_PROFILED_STEPS = 5
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print where the time goes; the exit code. Under a launcher every process calls it.
+
+    Raises: UserError for a configuration or data that cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="accel-restore bench train", description=__doc__)
+    add_configuration(parser)
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU, one process per launch slot")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time for each of trainer, bare loop and split")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write torch.profiler's trace of a few steps there")
+    parser.add_argument("--scaling", type=int, metavar="N", help="measure 1, 2, 4 ... N processes, started by torchrun")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.seconds > 0:
+        raise UserError("bench train: --seconds must be above 0")
+    check_writable(options.json)
+    config = load_config(options.config, options.overrides)
+    if options.scaling is not None:
+        record = show_scaling(options)
+    else:
+        _make_folder(options.profile)
+        with listening() as stop:
+            try:
+                record = _shown(config, options)
+            except Preempted:
+                print(f"accel-restore: {stop}", file=sys.stderr)
+                return EXIT_CODE
+        if record is None:
+            return 0
+    if options.json is not None:
+        write_report(options.json, record)
+    return 0
+
+
+def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The record of all ranks, printed, on the main process.
+
+    Raises: UserError; Preempted when stopped by a signal.
+    """
+    accelerator = create_accelerator(config, options.cpu)
+    try:
+        if accelerator.is_fsdp2:
+            raise UserError("bench train: compares with a loop of whole weights; start it without FSDP2")
+        record = reported(measure(config, accelerator, options.seconds, options.profile))
+    except (UserError, Diverged) as error:  # of all ranks
+        accelerator.state.destroy_process_group()
+        raise UserError(str(error)) from error
+    screen = Screen(accelerator.is_main_process)
+    show(record, screen)
+    if options.profile is not None:
+        screen.say(f"trace of {_PROFILED_STEPS} steps: {options.profile}/rank0.json, for https://ui.perfetto.dev")
+    accelerator.state.destroy_process_group()
+    return record if accelerator.is_main_process else None
+
+
+def _make_folder(folder: Path | None) -> None:
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--profile: {folder} cannot be made ({error.strerror}); name another folder") from error
+
+
+def measure(config: Config, accelerator: Accelerator, seconds: float, profile: Path | None) -> list[dict[str, Any]]:
+    """What each rank has measured, in `seconds` for each of trainer, bare loop and split; every rank calls it.
+
+    The run is real, its folder is a temporary one. What is not in it: W&B, TensorBoard and the bar on the terminal,
+    which have threads or processes of their own, validation, and what is done once an epoch.
+
+    Raises: UserError for what training would refuse.
+    """
+    if not accelerator.is_main_process:
+        warnings.simplefilter("ignore")
+    with _started(config, accelerator) as (run, hooks):
+        trainer = Trainer(run, hooks)
+        trainer(_FIRST_STEPS)
+        waited = run.loader.wait_seconds
+        took, _ = timed(trainer, _FIRST_STEPS, accelerator)
+        waits = run.loader.wait_seconds - waited > _WAITING * took
+        peak = _peak_memory(accelerator)
+        bare = Bare(run.config, accelerator, run.loss_fn, next(run.loader.again(0, 0)), trainer.plan.accumulation)
+        bare(1)
+        # All ranks make the same steps: the main process says how many there is time for.
+        steps = gather_object([max(1, round(seconds * _FIRST_STEPS / took))])[0]
+        skipped = _QUEUED if any(gather_object([waits])) else 1
+        pairs = min(max(_PAIRS[0], steps), _PAIRS[1])
+        count = max(1, round(steps / pairs))
+        rounds = [compared(trainer, bare, count, skipped, accelerator, n % 2 == 0) for n in range(pairs)]
+        del bare
+        split = Split(run.state, run.loader, accelerator)
+        with split.observing():
+            trainer(count * pairs, split)
+        if profile is not None:
+            _profile(trainer, profile / f"rank{accelerator.process_index}.json", accelerator)
+        trainer.close()
+        mine = {
+            "rank": accelerator.process_index,
+            "plan": run.plan,
+            "config": run.config.model_dump(mode="json"),
+            "device": accelerator.device.type,
+            "precision": accelerator.mixed_precision,
+            "fits_in_memory": run.data.fits_in_memory,
+            "steps_per_epoch": trainer.plan.steps_per_epoch,
+            "accumulation": trainer.plan.accumulation,
+            "batch_size": trainer.plan.batch_size,
+            "phases": split.per_step(),
+            "hooks": split.hooks_per_step(),
+            "rounds": rounds,
+            "peak_memory": peak,
+        }
+        return gather_object([mine])
+
+
+def _peak_memory(accelerator: Accelerator) -> int:
+    """Bytes: on CUDA the most that tensors of this rank have taken, else the most that the process has."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _profile(trainer: Trainer, file: Path, accelerator: Accelerator) -> None:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if accelerator.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    trainer(1)
+    with torch.profiler.profile(activities=activities) as profiler:
+        trainer(_PROFILED_STEPS)
+    try:
+        profiler.export_chrome_trace(str(file))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{file}: cannot be written ({error}); name another folder") from error
+
+
+@contextmanager
+def _started(config: Config, accelerator: Accelerator) -> Iterator[tuple[Run, list[Hook]]]:
+    """A run in a temporary folder, ready to train, and its hooks."""
+    made = tempfile.mkdtemp(prefix="accel-restore-bench-") if accelerator.is_main_process else None
+    folder = gather_object([made])[0]
+    config = _without_traces(config, folder)
+    lock = RunLock(run_folder(config))
+    watch = Watch(accelerator, config.train.rank_timeout, lambda reason: print(f"accel-restore: {reason}"))
+    run = seen = None
+    try:
+        watch.start()
+        run = prepare(config, accelerator, Screen(False), lock, False, False, [])
+        seen = attach(run, watch, StopRequest())
+        yield run, seen.hooks
+        seen.stopping.close()
+    finally:
+        watch.close()
+        if run is not None and run.tracker is not None:
+            run.tracker.close(failed=False)
+        lock.release()
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _without_traces(config: Config, folder: str) -> Config:
+    """The configuration of a run that leaves nothing outside of `folder`, of one stage, the last."""
+    run = {"name": "bench", "dir": folder, "resume": "auto"}
+    tracking = {"wandb": "disabled", "tensorboard": False}
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update=run),
+            "tracking": config.tracking.model_copy(update=tracking),
+            "data": config.data.model_copy(update={"stages": []}),
+        }
+    )

@@ -1,0 +1,153 @@
+"""Restored pixels as the bytes of a PNG, JPEG, WebP or TIFF file, with what the original's EXIF and ICC profile say.
+
+PNG and TIFF are put together here from the libraries' parts, because none writes 16-bit colour with EXIF.
+"""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from accel_restore.data.decode import FORMATS
+
+SUFFIXES = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+DEEP = ("PNG", "TIFF")  # hold 16 bits
+MARK = 0x000B  # EXIF's ProcessingSoftware
+
+_ORIENTATION, _WIDTH, _HEIGHT, _ICC = 0x0112, 0xA002, 0xA003, 34675
+# TIFF's tags that say where and how the pixels are stored: true of the original alone.
+_LAYOUT = {*range(254, 267), 273, *range(277, 280), 284, 317, *range(320, 326), 330, *range(338, 348), *range(512, 533),
+           _ICC}  # fmt: skip
+_MOST_EXIF = 65_533  # bytes, in a JPEG
+_STRIP_BYTES = 2**18
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of its picture beside the pixels."""
+
+    exif: Image.Exif
+    icc: bytes | None = None
+
+
+def read_about(file: Path, channels: int) -> About:
+    """EXIF and ICC profile of an image file, as they are to stand in that of its upright pixels of so many channels.
+
+    Left out is what would no longer be true: orientation, the thumbnail, a profile of gray for colours or vice versa;
+    and EXIF data that cannot be read.
+    """
+    exif, icc = Image.Exif(), None
+    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        profile = image.info.get("icc_profile")
+        if profile and profile[16:20] == (b"GRAY" if channels == 1 else b"RGB "):
+            icc = profile
+        try:
+            found = image.getexif()
+            groups = {group: dict(found.get_ifd(group)) for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+            kept = {tag: value for tag, value in found.items() if tag not in {*_LAYOUT, *groups}}
+            kept |= {tag: values for tag, values in groups.items() if values}
+            exif = _encodable(kept)
+        except Exception:  # Pillow raises many kinds for damaged EXIF data
+            exif = Image.Exif()
+    return About(exif, icc)
+
+
+def _encodable(tags: dict) -> Image.Exif:
+    exif = Image.Exif()
+    for tag, value in tags.items():
+        exif[tag] = value
+    if _ORIENTATION in exif:
+        exif[_ORIENTATION] = 1
+    exif.tobytes()
+    return exif
+
+
+def read_mark(file: Path) -> str | None:
+    """What `encode` was given as the mark of this file; None of a file that is not ours."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is read
+    try:
+        with Image.open(file, formats=list(SUFFIXES.values())) as image:
+            if image.format == "PNG" and "exif" not in image.info:  # to look further, all of it would be decoded
+                return None
+            return image.getexif().get(MARK)
+    except Exception:  # whatever lies there, ours it is not
+        return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def encode(pixels: np.ndarray, format: str, about: About, mark: str, quality: int = 95) -> bytes:
+    """An image file of pixels (H, W, 1 or 3), uint8, or uint16 for PNG and TIFF; `mark` says who has made it.
+
+    `quality` is that of JPEG, with colours at full resolution, and of WebP, which is lossless with 100.
+
+    Raises: ValueError or OSError for what the format cannot hold.
+    """
+    exif = Image.Exif()
+    exif.update(about.exif)
+    exif[MARK] = mark
+    inner = exif.get(ExifTags.IFD.Exif)
+    if isinstance(inner, dict):
+        size = {_WIDTH: pixels.shape[1], _HEIGHT: pixels.shape[0]}
+        exif[ExifTags.IFD.Exif] = {**inner, **{tag: value for tag, value in size.items() if tag in inner}}
+    if format == "PNG":
+        return _png(pixels, exif.tobytes(), about.icc)
+    if format == "TIFF":
+        return _tiff(pixels, exif, about.icc)
+    if len(exif.tobytes()) > _MOST_EXIF:
+        exif = Image.Exif()
+        exif[MARK] = mark
+    options = {"subsampling": 0} if format == "JPEG" else {"lossless": quality == 100, "exact": True}
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer, format, exif=exif.tobytes(), icc_profile=about.icc, quality=quality, **options)
+    return buffer.getvalue()
+
+
+def _png(pixels: np.ndarray, exif: bytes, icc: bytes | None) -> bytes:
+    import imagecodecs
+
+    plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    data = imagecodecs.png_encode(np.ascontiguousarray(plane), level=6)
+    start = 8 + 25  # of the chunks that may stand behind the signature and the header
+    chunks = [(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))] if icc else []
+    chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    added = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return data[:start] + added + data[start:]
+
+
+def _tiff(pixels: np.ndarray, exif: Image.Exif, icc: bytes | None) -> bytes:
+    """A TIFF whose first directory is the EXIF data's: that is TIFF already, and only the pixels have to be added.
+
+    Source: TIFF 6.0, Adobe 1992; strips, deflated (compression 8 of its supplement 2) with horizontal differences.
+    """
+    height, width, channels = pixels.shape
+    rows = max(1, _STRIP_BYTES // (width * channels * pixels.itemsize))
+    differences = pixels.copy()
+    differences[:, 1:] -= pixels[:, :-1]  # modulo 2^bits, as the format has it
+    stored = differences.astype(pixels.dtype.newbyteorder("<"))
+    strips = [zlib.compress(stored[top : top + rows].tobytes()) for top in range(0, height, rows)]
+    layout = {
+        "ImageWidth": width, "ImageLength": height, "BitsPerSample": (8 * pixels.itemsize,) * channels,
+        "Compression": 8, "PhotometricInterpretation": 1 if channels == 1 else 2, "SamplesPerPixel": channels,
+        "RowsPerStrip": rows, "Predictor": 2, "StripByteCounts": tuple(map(len, strips)),
+        "StripOffsets": tuple(np.cumsum([0, *map(len, strips[:-1])]).tolist()),  # from the end of the directory
+    }  # fmt: skip
+    for name, value in layout.items():
+        exif[ExifTags.Base[name]] = value
+    if icc:
+        exif[_ICC] = icc
+    exif.endian = "<"
+    directory = exif.tobytes().removeprefix(b"Exif\0\0")  # adds its own length to the offsets
+    size = len(directory) + sum(map(len, strips))
+    if size >= 2**32:
+        raise ValueError("a TIFF holds at most 4 GB; name it .png")
+    return directory + b"".join(strips)

@@ -1,0 +1,186 @@
+"""How a restorer applies its network to an image of any size: at which precision, in tiles of which size.
+
+The images stay where they are, on the host as a rule; the network's device sees one batch of tiles at a time.
+"""
+
+import gc
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from accel_restore.data.build import memory_bytes
+from accel_restore.errors import UserError
+from accel_restore.models.tiling import GRID, cuts, self_ensemble, tiled
+
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PROBES = (64, 128)  # pixels of the sides of the images that memory is counted with
+_SHARE = 0.5  # of the free memory that the network's tensors may take: kernels have scratch memory that is not seen
+_FLOAT = 4  # bytes
+
+Advance = Callable[[float], None]  # told the share of an image that has been done since it was last called
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are restored. Raises: ValueError for what cannot be."""
+
+    tile: int | Literal["auto"] | None = "auto"  # pixels of input; None: the whole image; auto: where memory is short
+    tile_overlap: int = 64
+    self_ensemble: bool = False  # the mean over 8 flips and rotations
+    precision: str = "no"  # no | bf16 | fp16, of the network's arithmetic
+    batch: int = 1  # tiles at once
+
+    def __post_init__(self) -> None:
+        least = self.tile_overlap + GRID
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} is not allowed: it must be one of {', '.join(PRECISIONS)}")
+        if self.tile_overlap < 0 or self.batch < 1:
+            raise ValueError("tile_overlap must not be below 0, and batch not below 1")
+        if self.tile not in (None, "auto") and not (isinstance(self.tile, int) and self.tile >= least):
+            raise ValueError(f"tile={self.tile!r} is not allowed: it must be None, 'auto', or {least} or more")
+
+
+class Applier:
+    """A function of images (B, C, H, W) in [0, 1] to the network's output, `scale` times as high and wide."""
+
+    def __init__(self, model: nn.Module, channels: int, scale: int, device: torch.device, channels_last: bool = False):
+        """`channels_last`: the memory layout of what the network is given; convolutions are faster in it."""
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model, self.channels, self.scale, self.device = model, channels, scale, device
+        self._bytes_per_pixel: dict[str, float] = {}  # by precision
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
+        """The float32 output, on the device of `images`.
+
+        Raises: UserError where the memory is too small for the smallest tiles.
+        """
+        tile = self.choose_tile(images, settings)
+        while True:
+            try:
+                return self._output(images, tile, settings, advance)
+            except RuntimeError as error:  # of which OutOfMemoryError is one
+                if not is_out_of_memory(error):
+                    raise
+                tile = smaller_tile(tile or max(images.shape[-2:]), settings.tile_overlap)
+                if tile is None:
+                    raise UserError(
+                        "the memory is too small, even for small tiles; free some, lower the overlap of tiles, or use "
+                        "another device"
+                    ) from error
+            gc.collect()  # after the handler, which held the failed attempt's tensors by its traceback
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def choose_tile(self, images: Tensor, settings: Settings) -> int | None:
+        """The tile to begin with: None for the whole image."""
+        if settings.tile != "auto":
+            return settings.tile
+        batch, _, height, width = images.shape
+        if batch * height * width <= _PROBES[1] ** 2:
+            return None
+        try:
+            each = self.bytes_per_pixel(settings.precision)
+        except Exception:  # a network of the user's that takes no image of that size: it is tried with this one
+            return None
+        pixels = _SHARE * self._free_bytes(images, settings) / each
+        if batch * height * width <= pixels:
+            return None
+        side = int((max(pixels, 0) / (batch * settings.batch)) ** 0.5) // GRID * GRID
+        return max(side, settings.tile_overlap + GRID, 2 * settings.tile_overlap)
+
+    def bytes_per_pixel(self, precision: str) -> float:
+        """The most bytes of tensors that live at once in the network, per pixel of its input, counted on small ones."""
+        if precision not in self._bytes_per_pixel:
+            counted = []
+            for side in _PROBES:
+                with torch.inference_mode(), LiveBytes() as live:
+                    self._network(torch.full((1, self.channels, side, side), 0.5), precision)
+                counted.append(live.most)
+            # The difference leaves out what does not grow with the image, such as weights cast to bf16.
+            self._bytes_per_pixel[precision] = (counted[1] - counted[0]) / (_PROBES[1] ** 2 - _PROBES[0] ** 2)
+        return self._bytes_per_pixel[precision]
+
+    def _free_bytes(self, images: Tensor, settings: Settings) -> float:
+        """What the network's tensors may take at most; on the host beside the images themselves."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        copies = 3 if settings.self_ensemble else 2  # of the output: what is added up, a mean, the final one
+        own = images.numel() * _FLOAT * (1 + copies * self.scale**2)
+        return memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - own
+
+    def _output(self, images: Tensor, tile: int | None, settings: Settings, advance: Advance | None) -> Tensor:
+        def network(part: Tensor) -> Tensor:
+            output = self._network(part, settings.precision)
+            if advance is not None:
+                advance(part[:, 0].numel() / total)
+            return output
+
+        height, width = images.shape[-2:]
+        total = images.shape[0] * _seen(height, tile, settings) * _seen(width, tile, settings)
+        total *= 8 if settings.self_ensemble else 1
+        run = network
+        if tile is not None:
+            run = partial(
+                tiled, network, tile=tile, overlap=settings.tile_overlap, scale=self.scale, batch=settings.batch
+            )
+        return self_ensemble(run, images) if settings.self_ensemble else run(images)
+
+    def _network(self, images: Tensor, precision: str) -> Tensor:
+        dtype = PRECISIONS[precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return self.model(images.to(self.device, memory_format=self.layout)).to(images.device, torch.float32)
+
+
+def _seen(side: int, tile: int | None, settings: Settings) -> int:
+    """How many pixels of a side the network sees, those that tiles share more than once."""
+    return sum(end - start for start, end in cuts(side, tile or side, settings.tile_overlap))
+
+
+def smaller_tile(tile: int, overlap: int) -> int | None:
+    """Half of a tile, as far as the overlap allows it; None where there is no smaller one."""
+    half = max(tile // 2 // GRID * GRID, overlap + GRID)
+    return half if half < tile else None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or the host, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, and the `most` that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self.known:
+            return
+        size = storage.nbytes()
+        self.known.add(id(storage))
+        self.live += size
+        self.most = max(self.most, self.live)
+        weakref.finalize(storage, self._drop, id(storage), size)
+
+    def _drop(self, number: int, size: int) -> None:
+        self.known.discard(number)
+        self.live -= size

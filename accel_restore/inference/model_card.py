@@ -1,0 +1,215 @@
+"""What stands beside weights on the Hugging Face Hub: a model card, and the configuration without this machine's paths.
+
+Plain functions of metadata and configurations; nothing here reads files or talks to the Hub.
+"""
+
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from accel_restore import __version__
+from accel_restore.metrics.format import TITLES, format_score
+from accel_restore.models import MODELS
+from accel_restore.utils.redaction import without_paths
+
+CONFIG, SAMPLES = "config.yaml", "samples.png"
+PACKAGE = "accel-restore"  # as pip knows it
+_TASKS = {  # what undoes a degradation
+    "gaussian_noise": "denoising", "poisson_noise": "denoising", "speckle": "denoising", "jpeg": "jpeg-artifacts",
+    "gaussian_blur": "deblurring", "motion_blur": "deblurring", "rain": "deraining", "low_light": "low-light",
+    "downscale": "super-resolution",
+}  # fmt: skip
+
+
+def portable_config(tree: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration for others: without paths and secrets, and what only says where this run was written."""
+    tree = without_paths(tree)
+    if isinstance(tree.get("run"), dict):
+        tree["run"] = {key: value for key, value in tree["run"].items() if key not in ("dir", "resume")}
+    if isinstance(tree.get("data"), dict):
+        tree["data"].pop("cache_dir", None)
+    tree.pop("tracking", None)
+    return tree
+
+
+def card(
+    repo: str, metadata: dict[str, Any], config: dict[str, Any] | None, license: str | None, samples: str | None
+) -> ModelCard:
+    """The model card; `config` is portable, `samples` says what the picture shows; both may be unknown.
+
+    Numbers without a protocol are no scores: those of the run are told with all that they were measured by.
+    """
+    tasks, dataset, model = _tasks(metadata, config), _validation_name(config), metadata["model"]["name"]
+    info = ModelCardData(
+        license=license,
+        library_name="accel_restore",
+        pipeline_tag="image-to-image",
+        tags=["image-restoration", *tasks, *([model] if model in MODELS else [])],
+        model_name=repo.split("/")[-1],
+        eval_results=[
+            EvalResult(
+                task_type="image-to-image", task_name=(tasks or ["image restoration"])[0].replace("-", " "),
+                dataset_type=re.sub(r"[^\w./-]+", "-", dataset).strip("-").lower(), dataset_name=dataset,
+                metric_type=name, metric_name=TITLES[name], metric_value=round(value, 4),
+            )
+            for name, value in _scores(metadata).items()
+        ] or None,
+    )  # fmt: skip
+    parts = [
+        f"# {repo.split('/')[-1]}",
+        _what(metadata, tasks),
+        f"![input, output, and the clean image]({SAMPLES})\n\n{samples}" if samples else "",
+        "## Use\n\n" + _use(repo, metadata),
+        "## Training\n\n" + _training(metadata, config),
+        "## Scores\n\n" + _told_scores(metadata, dataset),
+        "## Reproduce\n\n" + _reproduce(metadata, config),
+        "## License\n\n" + (f"`{license}`" if license else "The author has named none; ask before you use it."),
+    ]
+    return ModelCard(f"---\n{info}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _tasks(metadata: dict[str, Any], config: dict[str, Any] | None) -> list[str]:
+    data = (config or {}).get("data") or {}
+    made = data.get("degradation") if (data.get("train") or {}).get("input") is None else []
+    names = [step.get("name") for step in made or []]
+    first = ["super-resolution"] if metadata["data"].get("scale", 1) > 1 else []
+    return list(dict.fromkeys([*first, *(_TASKS[name] for name in names if name in _TASKS)]))
+
+
+def _what(metadata: dict[str, Any], tasks: list[str]) -> str:
+    scale = metadata["data"].get("scale", 1)
+    kind = "gray" if metadata["data"]["channels"] == 1 else "colour"
+    task = " and ".join(task.replace("-", " ") for task in tasks) or "restoration"
+    size = f"{scale} times larger" if scale > 1 else "of the same size"
+    return (
+        f"A model for **{task}** of {kind} images, trained with `accel_restore`: it takes an image of any size and "
+        f"gives the restored one, {size}. Architecture: {_architecture(metadata)}."
+    )
+
+
+def _architecture(metadata: dict[str, Any]) -> str:
+    model = metadata["model"]
+    arguments = ", ".join(f"{key} {value}" for key, value in model["arguments"].items())
+    return f"`{model['name']}`" + (f" ({arguments})" if arguments else "")
+
+
+def _use(repo: str, metadata: dict[str, Any]) -> str:
+    name, needs, extra = metadata["model"]["name"], "", ""
+    if name == "spandrel":
+        extra = "[spandrel]"  # which the architecture comes from
+    elif name not in MODELS:
+        needs = f"\n\nIts class, `{name}`, is not part of accel_restore: that package must be installed, too."
+    return f"""    pip install '.{extra}'
+
+in the folder of the source of {PACKAGE} {__version__} or later, then
+
+```python
+import accel_restore
+from PIL import Image
+
+restorer = accel_restore.load("{repo}")
+restorer(Image.open("photo.png")).save("restored.png")
+```
+
+or `accel-restore restore {repo} photo.png -o restored.png`.{needs}"""
+
+
+def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
+    if config is None:
+        return "How it was trained is not known: the weights were uploaded without the run they are from."
+    data, train = config["data"], config.get("train", {})
+    lines = [f"- **images**: {_source(data['train'])}"]
+    if data["train"].get("input") is None:
+        made = "; ".join(_step(step, " to ") for step in data.get("degradation", []))
+        lines.append(f"- **input**: made of the clean images by {made}")
+    lines += [
+        f"- **crops**: {data.get('patch_size')} pixels, {', '.join(data.get('augment', [])) or 'not augmented'}",
+        f"- **loss**: {', '.join(f'{name} ({_plain(weight)})' for name, weight in config.get('loss', {}).items())}",
+        f"- **optimizer**: {_step(config.get('optimizer', {}))}",
+        f"- **schedule**: {_step(config.get('scheduler', {}))}, {train.get('epochs')} epochs",
+        f"- **precision**: {train.get('mixed_precision')}",
+        f"- **these weights**: the best of the run, by {config.get('validation', {}).get('monitor')}: epoch "
+        f"{int(metadata.get('epoch', -1)) + 1}, optimizer step {metadata.get('step')}"
+        + (", averaged over steps (EMA)" if train.get("ema_decay") else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _source(source: dict[str, Any]) -> str:
+    if source.get("dataset"):
+        return f"data set `{source['dataset']}`, split {source.get('split') or 'train'}"
+    told = [f"{side} {_places(source[side])}" for side in ("input", "gt") if source.get(side)]
+    return ", ".join(told) + ("" if source.get("input") else " (clean images alone)")
+
+
+def _places(places: str | list[str]) -> str:
+    places = [places] if isinstance(places, str) else places
+    more = f" and {len(places) - 6} more" if len(places) > 6 else ""
+    return ", ".join(f"`{place}`" for place in places[:6]) + more
+
+
+def _step(section: dict[str, Any], between: str = ", ") -> str:
+    """A section's name and settings; `between` joins the two ends of a list of two."""
+    given = {key: value for key, value in section.items() if key != "name" and value not in (None, [], False)}
+    settings = ", ".join(f"{key} {_plain(value, between)}" for key, value in given.items())
+    return f"{section.get('name')}" + (f" ({settings})" if settings else "")
+
+
+def _plain(value: Any, between: str = ", ") -> str:
+    if isinstance(value, dict):
+        return _step(value, between) if "name" in value else ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return between.join(_plain(item, between) for item in value) if isinstance(value, list) else str(value)
+
+
+def _scores(metadata: dict[str, Any]) -> dict[str, float]:
+    found = metadata["metrics"]
+    return {name: found[name] for name in TITLES if isinstance(found.get(name), int | float)}
+
+
+def _validation_name(config: dict[str, Any] | None) -> str:
+    source = ((config or {}).get("data") or {}).get("val")
+    if config is None:
+        return "validation images of the run"
+    if source is None:
+        return f"held-out {config['data'].get('val_fraction', 0.1):.0%} of the training images"
+    places = source.get("dataset") or source.get("gt")
+    places = [places] if isinstance(places, str) else places
+    return ", ".join(place.rstrip("/").split("/")[-1] for place in places[:4]) + (", ..." if len(places) > 4 else "")
+
+
+def _told_scores(metadata: dict[str, Any], dataset: str) -> str:
+    scores, protocol = _scores(metadata), metadata["metrics"].get("protocol") or {}
+    if not scores:
+        return "None is stored with these weights."
+    lines = [f"On {dataset}:", "", "| metric | input | output | measured as |", "|---|---|---|---|"]
+    for name, value in scores.items():
+        before = metadata["metrics"].get(f"input_{name}")
+        shown = format_score(name, before) if isinstance(before, int | float) else "-"
+        lines.append(f"| {TITLES[name]} | {shown} | **{format_score(name, value)}** | {protocol.get(name, '-')} |")
+    border = protocol.get("crop_border")
+    facts = {
+        "colours": protocol.get("channels"),
+        "values": protocol.get("range"),
+        "border": f"{border} pixels left out at each side" if border else "the whole image is scored",
+        "network sees": protocol.get("network"),
+        "input": (protocol.get("input") or "").replace("data.degradation", "the degradation that training uses"),
+        "degradation": "; ".join(_step(step, " to ") for step in protocol.get("degradation", [])),
+        "average": protocol.get("average"),
+    }
+    told = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]
+    return "\n".join([*lines, "", "The protocol, without which a score means nothing:", "", *told])
+
+
+def _reproduce(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
+    made = f"Made with accel_restore {metadata.get('version')}"
+    check = f"The sha256 of the weights: `{metadata.get('sha256')}`."
+    if config is None:
+        return f"{made}. {check}"
+    seed = config.get("run", {}).get("seed", 0)
+    return f"""{made}, seed {seed}. [{CONFIG}]({CONFIG}) is its configuration, in which folders
+of data stand by their last names: put yours there.
+
+    accelerate launch accel_restore/train.py --config {CONFIG}
+
+The same samples, crops and noise follow from it on any number of devices. {check}"""

@@ -1,0 +1,241 @@
+"""From best.safetensors to restored images: `accel_restore.load`."""
+
+import hashlib
+import math
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from accel_restore.data.decode import luma
+from accel_restore.errors import UserError
+from accel_restore.inference.apply import Advance, Applier, Settings
+from accel_restore.models import MODELS, build_model
+from accel_restore.models.spandrel_models import RECOGNISED, recognise
+from accel_restore.models.weights_file import find_weights, read_header, read_metadata
+
+_SURELY_NO_FRACTION = 10.0  # noise takes floats out of [0, 1], but not so far
+
+
+class Restorer:
+    """Restores images; `.model` is the float32 module in eval mode, (B, C, H, W) in [0, 1] to the same, not clamped.
+
+    `.metadata` holds what was stored beside the weights, `.channels` the number of image channels, `.scale` how many
+    times larger the output is.
+    """
+
+    def __init__(self, model: nn.Module, metadata: dict[str, Any], device: torch.device):
+        self.model, self.metadata, self.device = model, metadata, device
+        self.channels: int = metadata["data"]["channels"]
+        self.scale: int = metadata["data"].get("scale", 1)
+        ours = metadata["model"]["name"] in MODELS  # others may not bear another layout
+        self._apply = Applier(model, self.channels, self.scale, device, channels_last=ours)
+
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        *,
+        tile: int | str | None = "auto",
+        tile_overlap: int = 64,
+        self_ensemble: bool = False,
+        precision: str = "no",
+        batch: int = 1,
+    ) -> Image.Image | np.ndarray | Tensor:
+        """The restored image, of the kind and type that was given, `scale` times as high and wide.
+
+        `tile`: pixels of input that the network sees at once, in tiles that share `tile_overlap` with their neighbours
+        and go over into each other, `batch` of them together; None: the whole image; "auto": tiles where memory is
+        short. `self_ensemble`: the mean over 8 flips and rotations. `precision` of the network: "no", "bf16", "fp16".
+
+        Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
+        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation, and 16-bit gray ones ("I;16"), kept
+        as such (if the weights are for colours, as the luma of what they give). Floats that noise has taken out of
+        [0, 1] are taken as they are; what is returned is clamped to it.
+
+        Raises: TypeError for other kinds, ValueError for a wrong number of channels or options, and for floats that
+            cannot be meant for [0, 1], as those up to 255.
+        """
+        settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
+        if isinstance(image, Tensor | np.ndarray):
+            _check_range(image)
+        if isinstance(image, Tensor):
+            if not image.is_floating_point():
+                raise TypeError(f"a tensor must be of floats in [0, 1], not {image.dtype}")
+            restored = self.restore(image if image.ndim == 4 else image[None], settings).to(image)
+            return restored if image.ndim == 4 else restored[0]
+        if isinstance(image, np.ndarray):
+            return self._restore_array(image, settings)
+        if isinstance(image, Image.Image):
+            return self._restore_picture(image, settings)
+        raise TypeError(f"cannot restore a {type(image).__name__}; give a PIL image, a numpy array or a tensor")
+
+    def _restore_picture(self, image: Image.Image, settings: Settings) -> Image.Image:
+        deep = image.mode.startswith("I;16")
+        if image.mode.startswith(("I", "F")) and not deep:
+            raise TypeError(f"PIL images of mode {image.mode} cannot be restored; give 8-bit or I;16 ones, or an array")
+        upright = ImageOps.exif_transpose(image)
+        if not deep:
+            upright = upright.convert("L" if self.channels == 1 else "RGB")
+            return Image.fromarray(self._restore_array(np.asarray(upright), settings))
+        pixels = np.asarray(upright).astype(np.uint16)[..., None]  # of either byte order
+        restored = self._restore_array(np.repeat(pixels, self.channels, axis=2), settings)
+        return Image.fromarray((luma(restored) if self.channels == 3 else restored)[..., 0])
+
+    def _restore_array(self, array: np.ndarray, settings: Settings) -> np.ndarray:
+        if array.dtype in (np.uint8, np.uint16):
+            white = np.iinfo(array.dtype).max
+        elif np.issubdtype(array.dtype, np.floating):
+            white = 1
+        else:
+            raise TypeError(f"an array must be of uint8, uint16, or floats in [0, 1], not {array.dtype}")
+        if array.ndim not in (2, 3):
+            raise ValueError(f"an array must be of shape (H, W) or (H, W, C), not {array.shape}")
+        pixels = array[..., None] if array.ndim == 2 else array
+        batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(white)).permute(2, 0, 1)[None]
+        output = self.restore(batch, settings)[0].permute(1, 2, 0).cpu() * white
+        restored = (output if white == 1 else output.round()).numpy().astype(array.dtype)
+        return restored[..., 0] if array.ndim == 2 else restored
+
+    def restore(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
+        """The restored images (B, C, H, W) in [0, 1], float32, on the device of `images`; see `__call__`."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(images.shape)}")
+        return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)
+
+
+def _check_range(image: Tensor | np.ndarray) -> None:
+    """Raise ValueError for floats up to 255 or 65535."""
+    is_float = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
+    largest = float(image.max()) if is_float and math.prod(image.shape) else 0.0
+    if _SURELY_NO_FRACTION < largest < math.inf:
+        raise ValueError(f"floats must be in [0, 1], and the largest here is {largest:g}; divide by 255, or by 65535")
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
+    """The restorer in a best.safetensors file; where none lies at `path` and it reads owner/name, in that repository
+    of the Hugging Face Hub, as `accel-restore push` has written it.
+
+    The file is taken for a stranger's. It may name any model class that can be imported here, as it must for models of
+    your own, but nothing other than a `torch.nn.Module` class is called, and none larger than the file's tensors.
+
+    Raises: UserError where the file is missing, damaged, not to be had from the Hub, or not accel_restore's.
+    """
+    try:
+        return open_weights(find_weights(path), torch.device(device))
+    except UserError as error:
+        raise UserError(f"{path!s:.500}: {error}") from error.__cause__
+
+
+def open_weights(path: Path, device: torch.device) -> Restorer:
+    """As `load`, with messages that do not name the file."""
+    stored, header = read_header(path)
+    info = read_metadata(stored)
+    name, data = info["model"]["name"], info["data"]
+    given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
+    if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
+        raise UserError(f"names '{name}' as its model, but Python's own library holds no torch.nn.Module class")
+    with as_user_error(name), limited(header):
+        if name != RECOGNISED:
+            _check_skeleton(name, given, header)
+        weights = safetensors.torch.load_file(path)
+        if digest(weights) != stored["sha256"]:
+            raise UserError("is damaged (sha256 of the weights differs); copy it again")
+        if name == RECOGNISED:
+            model, *images = recognise(weights)
+            if [info["model"]["arguments"], *images] != [{}, *given[1:]]:
+                raise UserError(f"says that it is of channels and scale {given[1:]}, but its weights are of {images}")
+        else:
+            model = build_model(name, *given)
+        _compare(name, model, header)
+        model.load_state_dict(weights)
+    return Restorer(model.float().eval().to(device), {**stored, **info}, device)
+
+
+@contextmanager
+def as_user_error(name: str) -> Iterator[None]:
+    """Within it, whatever a model's class raises, or its module when it is imported, becomes a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
+
+
+def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
+    """Compare the model with the header before it takes memory: absurd arguments must cost none."""
+    try:
+        with torch.device("meta"):
+            skeleton = build_model(name, *given)
+    except _Absurd:
+        raise
+    except Exception:  # it needs numbers while it is built; what else is wrong shows when it is built with memory
+        return
+    _compare(name, skeleton, header)
+
+
+def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], bool]]) -> None:
+    """Raise `UserError` where the model's tensors are not those that the header lists."""
+    wanted = {key: (list(tensor.shape), tensor.is_floating_point()) for key, tensor in model.state_dict().items()}
+    for key in (*header, *wanted):
+        if header.get(key) != wanted.get(key):
+            here, there = (
+                f"{'floats' if entry[1] else 'no floats'} of shape {entry[0]}" if entry else "nothing"
+                for entry in (header.get(key), wanted.get(key))
+            )
+            raise UserError(f"the weights do not fit the model '{name}': '{key:.100}' is {here}, the model has {there}")
+
+
+class _Absurd(UserError):
+    """A model is being built that is much larger than the weights for it."""
+
+
+@contextmanager
+def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
+    """Within it, this thread builds no model of many times more parts or values than the header's tensors.
+
+    The margins leave room for what a class makes and throws away, such as a head of 1000 classes.
+    """
+    thread, parts, values = threading.get_ident(), count(), 0
+    most_parts = 1000 + 100 * len(header)
+    most_values = 2**24 + 4 * sum(math.prod(shape) for shape, _ in header.values())
+
+    def registered(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+        nonlocal values
+        if threading.get_ident() != thread:
+            return
+        if isinstance(part, Tensor) and not isinstance(part, nn.parameter.UninitializedTensorMixin):
+            values += part.numel()
+        if next(parts) > most_parts or values > most_values:
+            raise _Absurd("its arguments ask for a model much larger than the weights in it; it is damaged or hostile")
+
+    with ExitStack() as hooks:
+        for register in (register_module_module_registration_hook, register_module_parameter_registration_hook,
+                         register_module_buffer_registration_hook):  # fmt: skip
+            hooks.callback(register(registered).remove)
+        yield
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """The sha256 of the tensors' bytes in order of their names; safetensors loads a flipped bit without a word."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        state.update(name.encode())
+        state.update(weights[name].contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

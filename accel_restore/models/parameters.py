@@ -1,0 +1,89 @@
+"""Which of a model's parameters are trained, and which are kept from weight decay: chosen by their names."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from types import MethodType
+
+from torch import nn
+
+from accel_restore.errors import UserError
+from accel_restore.utils.imports import did_you_mean
+
+# Their parameters are kernels, matrices and biases, whatever their shape.
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Keep the parameters that a glob pattern matches as they are: their `requires_grad` becomes False.
+
+    A normalisation layer all of whose parameters are frozen is also frozen in its running statistics: it stays in eval
+    mode for good, as it would otherwise drift away from the weights that it belongs to.
+
+    Raises: UserError for a pattern that no parameter matches, and where none is left to train.
+    """
+    patterns = list(patterns)
+    if not patterns:
+        return
+    frozen = _matching(model, patterns, "train.freeze")
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"train.freeze: {', '.join(patterns)} freeze all parameters; leave some to be trained")
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._NormBase) and own and not any(p.requires_grad for p in own):
+            keep_in_eval(module)
+
+
+def keep_in_eval(module: nn.Module) -> None:
+    """Make `train()` of the model pass this layer by, for good."""
+    module.eval()
+    module.train = MethodType(_stay, module)  # a bound method, so that copies of the model have their own
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """What `train()` does to such a layer: nothing."""
+    return module
+
+
+def without_decay(model: nn.Module, choices: Iterable[str]) -> set[str]:
+    """The names of the parameters that `optimizer.no_decay` chooses.
+
+    `biases` are all parameters called so. `norms` are the parameters of normalisation layers, and what scales whole
+    channels or heads likewise: any parameter outside of convolutions and linear layers with at most one side longer
+    than 1, such as the (1, C, 1, 1) of NAFNet's beta and gamma, Restormer's temperature, and the slopes of a PReLU.
+    Everything else is a glob pattern.
+
+    Raises: UserError for a pattern that no parameter matches.
+    """
+    choices = list(choices)
+    found = _matching(model, [choice for choice in choices if choice not in ("norms", "biases")], "optimizer.no_decay")
+    for prefix, module in model.named_modules():
+        for key, parameter in module.named_parameters(prefix, recurse=False):
+            last = key.rpartition(".")[2]
+            is_bias = last == "bias" or last.endswith("_bias")
+            scales = sum(side > 1 for side in parameter.shape) <= 1 and not isinstance(module, _LAYERS)
+            if ("biases" in choices and is_bias) or ("norms" in choices and (scales or isinstance(module, _NORMS))):
+                found.add(key)
+    return found
+
+
+def _matching(model: nn.Module, patterns: Iterable[str], key: str) -> set[str]:
+    """The names of the parameters that one of the patterns matches; each must match some."""
+    names, found = [name for name, _ in model.named_parameters()], set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise UserError(f"{key}: no parameter matches '{pattern}'; {_hint(pattern, names)}")
+        found |= matched
+    return found
+
+
+def _hint(pattern: str, names: list[str]) -> str:
+    parts = dict.fromkeys(".".join(name.split(".")[:depth]) for name in names for depth in range(1, 9))
+    guess = did_you_mean(pattern.rstrip("*."), parts)
+    if guess is not None:
+        return f"did you mean '{guess}'?" if guess in names else f"did you mean '{guess}.*'?"
+    return f"names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in names))}"

@@ -1,0 +1,148 @@
+"""`data.batch_size: auto`: the largest power of two that fits the device, found before the plan is made.
+
+It depends on the machine, so the number that was found stands in config.yaml and in every commit, and a run that
+continues takes it from there.
+"""
+
+import gc
+import os
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from accel_restore.checkpoint.resume import Start
+from accel_restore.config.schema import Config
+from accel_restore.data.build import memory_bytes
+from accel_restore.errors import UserError
+from accel_restore.inference.apply import LiveBytes, is_out_of_memory
+from accel_restore.losses import Loss
+from accel_restore.trainer.bare_loop import Bare
+
+_ASSUMED = 8
+_MOST_ON_CPU = 64  # pairs: a CPU computes them one after the other, so more of them only make steps longer
+_SHARE_ON_CPU = 0.5  # of the free memory: kernels have scratch memory that is not counted
+_SHARE_ON_GPU = 0.9  # of the GPU's memory: validation and other processes need some
+_STEPS = 2  # in the second one the optimizer's state is there
+
+
+def settle_batch_size(
+    config: Config, accelerator: Accelerator, loss_fn: Loss, num_samples: int, start: Start, say: Callable[[str], None]
+) -> Config:
+    """The configuration with a number in place of `data.batch_size: auto`, the same on every rank; all call it.
+
+    Raises: UserError where not even one pair fits.
+    """
+    if config.data.batch_size != "auto":
+        return config
+    if accelerator.is_fsdp2:
+        raise UserError("data.batch_size: auto tries whole weights, of which FSDP2 holds parts; set a number")
+    if start.counters is not None:
+        size, why = start.counters["config"]["data"]["batch_size"], f"as in {start.commit.name}"
+    else:
+        sizes = possible_sizes(config, num_samples, accelerator.num_processes)
+        find = largest_on_gpu if accelerator.device.type == "cuda" else largest_on_cpu
+        size = min(gather_object([find(config, accelerator, loss_fn, sizes)]))
+        why = f"the largest of {sizes[0]} to {sizes[-1]} that fits into memory"
+        if size == 0:
+            raise UserError(
+                f"data.batch_size: auto finds that not even one pair with a patch_size of {_largest_patch(config)} "
+                f"fits into the memory of {accelerator.device}; lower data.patch_size, or take a smaller model"
+            )
+    say(f"data.batch_size: auto is {size} here, {why}")
+    return _with_batch_size(config, size)
+
+
+def assume_batch_size(config: Config, say: Callable[[str], None]) -> Config:
+    """The configuration for a command that tries no batch sizes: with the default in place of `auto`."""
+    if config.data.batch_size != "auto":
+        return config
+    say(f"data.batch_size: auto is found when training begins; {_ASSUMED} is taken here")
+    return _with_batch_size(config, _ASSUMED)
+
+
+def _with_batch_size(config: Config, size: int) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
+
+
+def possible_sizes(config: Config, num_samples: int, world_size: int) -> list[int]:
+    """Powers of two, ascending, with which a step takes no more than an epoch and a global batch is met; 1 at least."""
+    train, stages = config.train, [stage for stage in config.data.stages if stage.batch_size is None]
+    wanted = {stage.global_batch_size or train.global_batch_size for stage in stages} | {train.global_batch_size}
+    at_once = world_size * (train.gradient_accumulation_steps or 1)
+    powers = (2**power for power in range(1, 24))
+    fitting = [
+        size
+        for size in powers
+        if size * at_once <= num_samples and all(whole % (size * world_size) == 0 for whole in wanted if whole)
+    ]
+    return [1, *fitting]
+
+
+def largest_on_gpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
+    """The largest of ascending `sizes` whose training steps fit into the GPU's memory; 0 where none does."""
+    largest = 0
+    torch.cuda.set_per_process_memory_fraction(_SHARE_ON_GPU)
+    try:
+        for size in sizes:
+            if not _fits(config, accelerator, loss_fn, size):
+                break
+            largest = size
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
+    return largest
+
+
+def _fits(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> bool:
+    try:
+        _trial(config, accelerator, loss_fn, size)(_STEPS)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+    return True
+
+
+def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
+    """The largest of ascending `sizes` whose tensors take up to half of the free memory, at most 64; 0 for none.
+
+    The tensors of steps of one pair are counted, and what a second pair leaves for the backward.
+    """
+    free = _SHARE_ON_CPU * memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    with LiveBytes() as whole:
+        _trial(config, accelerator, loss_fn, 1)(_STEPS)
+    one, two = (_forward_bytes(_trial(config, accelerator, loss_fn, size)) for size in (1, 2))
+    fitting = [size for size in sizes if size <= _MOST_ON_CPU and whole.most + (size - 1) * (two - one) <= free]
+    return max(fitting, default=0)
+
+
+def _forward_bytes(bare: Bare) -> int:
+    """The tensors that a forward makes; in a whole step those of the optimizer could hide what a pair adds."""
+    with LiveBytes() as live:
+        bare.loss()
+    return live.most
+
+
+def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> Bare:
+    """Training steps of `size` pairs, on this rank alone, of a model that is thrown away."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    side, scale = _largest_patch(config), config.data.scale
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    batch = {
+        name: torch.full((size, config.data.channels, pixels, pixels), 0.5, device=accelerator.device).to(
+            memory_format=layout
+        )
+        for name, pixels in (("input", side // scale), ("gt", side))
+    }
+    return Bare(config, accelerator, loss_fn, batch, exchanging=False)
+
+
+def _largest_patch(config: Config) -> int:
+    """The side of the largest crop that comes in batches of this size, pixels of gt."""
+    stages = [stage.patch_size for stage in config.data.stages if stage.batch_size is None and stage.patch_size]
+    return max([*stages, config.data.patch_size])

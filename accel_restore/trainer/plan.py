@@ -1,0 +1,117 @@
+"""The plan of a run, which is printed before step 1: what it will do, on what, and where it leaves it."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from accel_restore import __version__
+from accel_restore.checkpoint.resume import Start
+from accel_restore.config.schema import Config
+from accel_restore.data.batch_plan import Plan, Stages
+from accel_restore.data.build import DataSets
+from accel_restore.engine import TrainState
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.optim import preview_rates
+from accel_restore.utils.redaction import redacted
+
+
+def plan_rows(
+    config: Config,
+    accelerator: Accelerator,
+    stages: Stages,
+    data: DataSets,
+    state: TrainState,
+    epochs: int,
+    folder: Path,
+    start: Start,
+) -> list[tuple[str, str]]:
+    """The resolved plan, as (what, value)."""
+    plan = stages.plans[-1]
+    at = sorted({0, epochs // 2, epochs - 1})
+    rates = preview_rates(config.scheduler, config.optimizer.lr, epochs, at)
+    if rates is None:
+        rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
+    else:
+        rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
+    crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
+    crop += f" of gt, input {config.data.scale} times smaller," if config.data.scale > 1 else ""
+    made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
+    source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
+    precision = accelerator.mixed_precision
+    if config.train.mixed_precision == "auto":
+        precision += " (chosen by auto)"
+    steps = " + ".join(
+        f"{early.steps_per_epoch} per epoch × {last - first} epochs" for early, first, last in stages.spans(epochs)
+    )
+    rows = [
+        ("devices", f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"),
+        ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
+        (
+            "decoded",
+            f"{_bytes(data.nbytes)}, read from {'memory' if data.fits_in_memory else 'disk, ahead of training'}",
+        ),
+        ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
+        ("samples per epoch", str(plan.num_samples)),
+        ("global batch", _batch_in_words(plan)),
+        ("steps", f"{steps} = {stages.num_steps(epochs)}"),
+        ("learning rate", f"{config.scheduler.name}: {rate}"),
+        ("precision", precision),
+        ("model", _model(config, accelerator.unwrap_model(state.model))),
+        ("written to", str(folder)),
+    ]
+    rows += [
+        (f"until epoch {end}", f"crops of {early.patch_size}, global batch {_batch_in_words(early)}")
+        for end, early in zip(stages.ends, stages.plans, strict=False)
+    ]
+    if config.scheduler.warmup_epochs >= epochs:
+        warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs}, the epochs of the run are {epochs}"
+        rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr"))
+    if plan.batch_size != config.data.batch_size:
+        rows.append(("note", f"data.batch_size is {config.data.batch_size}; fewer per device keep the global batch"))
+    if (data.train.input is None) != (data.val.input is None):
+        rows.append(("note", "validation inputs are made by degradation, training's are given, or the reverse"))
+    if start.commit is not None:
+        rows.append(("continues", f"{start.commit.name}: {state.epoch} epochs, {state.step} steps are done"))
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if any(isinstance(module, kinds) for module in state.model.modules()):
+        rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
+    return rows
+
+
+def plan_record(
+    rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol, validation_images: list[str]
+) -> dict[str, Any]:
+    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, on what; and versions."""
+    used = {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy", "pillow")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    system = {"python": platform.python_version(), "cuda": torch.version.cuda or "none", "GPU": device}
+    versions = {"accel_restore": __version__, **used, **system, "system": platform.platform()}
+    measured = {"protocol": protocol.describe(), "validation_images": validation_images}
+    return redacted({"plan": rows, "epochs": epochs, "steps": steps, **measured, "versions": versions})
+
+
+def _batch_in_words(plan: Plan) -> str:
+    parts = f"{plan.batch_size} per device × {plan.accumulation} accumulated × {plan.world_size} ranks"
+    return f"{plan.global_batch} = {parts}"
+
+
+def _model(config: Config, model: nn.Module) -> str:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    some = f"{trained:,} trained of " if trained < parameters else ""
+    source = f", from {config.model.checkpoint}" if config.model.checkpoint else ""
+    return f"{config.model.name or type(model).__name__}, {some}{parameters:,} parameters{source}"
+
+
+def _in_words(name: str, arguments: dict[str, Any]) -> str:
+    shown = {key: f"{len(value)} steps" if key == "of" else value for key, value in arguments.items()}
+    return f"{name}({', '.join(f'{key}={value}' for key, value in shown.items())})" if shown else name
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

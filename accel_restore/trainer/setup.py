@@ -1,0 +1,240 @@
+"""All that a run needs, built and checked in one place: nothing is written before everything has been found good."""
+
+import math
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from accel_restore.callbacks.metrics_logger import Tracker
+from accel_restore.checkpoint.commits import put_back, remove_leftovers
+from accel_restore.checkpoint.resume import (
+    MARKER,
+    Start,
+    check_same_data,
+    clear,
+    find_start,
+    identity_digest,
+    rewind_best,
+)
+from accel_restore.checkpoint.run_lock import RunLock
+from accel_restore.checkpoint.state_dict import load_commit
+from accel_restore.config.data import Stage
+from accel_restore.config.load import to_yaml
+from accel_restore.config.schema import Config
+from accel_restore.data.batch_plan import Stages, make_plan
+from accel_restore.data.build import DataSets, open_data
+from accel_restore.data.loader import TrainLoader
+from accel_restore.engine import TrainState, setup_model_and_optimizer
+from accel_restore.errors import UserError
+from accel_restore.losses import Loss, build_loss
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.models import MODELS
+from accel_restore.models.parameters import freeze
+from accel_restore.models.pretrained import begin_model, describe
+from accel_restore.models.spandrel_models import RECOGNISED
+from accel_restore.optim import get_optimizer
+from accel_restore.tracking.console import Screen
+from accel_restore.tracking.report.page import PLAN, Report
+from accel_restore.tracking.run_files import write_status
+from accel_restore.tracking.tensorboard_logger import check_tensorboard
+from accel_restore.trainer.batch_size import settle_batch_size
+from accel_restore.trainer.model_check import Trial
+from accel_restore.trainer.plan import plan_record, plan_rows
+from accel_restore.trainer.summary import progress, say_finished
+from accel_restore.utils.files import remove_temporaries, replace_file, to_json
+
+
+@dataclass
+class Run:
+    """A run that is ready to train: its folder is locked and prepared."""
+
+    config: Config
+    accelerator: Accelerator
+    screen: Screen
+    folder: Path
+    start: Start
+    data: DataSets
+    state: TrainState
+    loader: TrainLoader
+    loss_fn: Loss
+    epochs: int
+    protocol: Protocol
+    plan: list[tuple[str, str]]  # what is done, in words
+    best: bytes | None = None  # content of best.safetensors at the commit to continue from
+    tracker: Tracker | None = None  # as long as it is open
+    report: Report | None = None  # on the main process
+
+    def write_status(self, state: str, **more: Any) -> None:
+        write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
+
+
+def prepare(
+    config: Config,
+    accelerator: Accelerator,
+    screen: Screen,
+    lock: RunLock,
+    audit: bool,
+    overwrite: bool,
+    overrides: list[str],
+) -> Run | None:
+    """All that a run needs, checked before anything is written; None where the run is finished already."""
+    folder = lock.folder
+
+    def find() -> Start:
+        if lock.acquire_existing():
+            put_back(folder / "checkpoints")
+        return find_start(folder, config, overwrite, overrides, accelerator.mixed_precision, screen.say)
+
+    start = _together(accelerator, find, only_main=True)
+    if start.finished:
+        if not start.is_in(folder):
+            raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
+        # Only whether: all that is returned goes to every rank.
+        _together(accelerator, lambda: bool(rewind_best(folder, start, screen.say)), only_main=True)
+        say_finished(folder, start, accelerator, screen, audit)
+        return None
+
+    # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
+    loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_sizes))
+    trial = _together(accelerator, lambda: _try_model(config, accelerator))
+    protocol = Protocol.of(config)
+    _together(accelerator, lambda: protocol.scores)
+    if config.tracking.tensorboard:
+        _together(accelerator, check_tensorboard, only_main=True)
+    data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
+    if trial is not None:
+        _together(accelerator, lambda: trial.restore(data.val, protocol))
+        del trial  # and the memory of its model
+    config = settle_batch_size(config, accelerator, loss_fn, len(data.train), start, screen.say)
+    stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
+    epochs = config.train.epochs
+    if config.train.max_steps is not None:
+        epochs = stages.num_epochs(config.train.max_steps)
+    state = setup_model_and_optimizer(config, accelerator, epochs)
+    loader = TrainLoader(
+        data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
+    )
+    if start.commit is not None:
+        if epochs < (done := start.counters["epoch"]):
+            raise UserError(f"train.epochs: {epochs}, but {start.commit} has completed {done}; raise it")
+
+        def load() -> None:
+            if not start.commit.exists():  # the main process has found it
+                raise UserError(
+                    f"{start.commit}: is not there on {socket.gethostname()} (rank {accelerator.process_index}); set "
+                    "run.dir to a folder that all machines share"
+                )
+            load_commit(start.commit, state, accelerator)
+
+        _together(accelerator, load)
+        if not start.is_in(folder):
+            state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
+
+    plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
+    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
+    record = plan_record(plan, epochs, stages.num_steps(epochs), protocol, data.val.names)
+    _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
+    screen.table("plan", plan)
+    return run
+
+
+def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> Stages:
+    """The plan of each stage; a run that continues keeps the global batches of its commit."""
+    data, train = config.data, config.train
+    stages = [*data.stages, Stage(until_epoch=2**31)]  # the last one: as without stages
+    if start.counters is not None:
+        global_batches = start.counters["global_batches"]
+        if len(global_batches) != len(stages):
+            raise UserError(f"{start.commit}: does not fit this run (its number of stages); resume from another commit")
+        may_shrink = start.counters["world_size"] != world_size
+    else:
+        global_batches = [stage.global_batch_size or train.global_batch_size for stage in stages]
+        may_shrink = False
+
+    def keys(number: int, stage: Stage) -> tuple[str, str]:
+        """Where the stage's global batch and batch were set."""
+        own = f"data.stages.{number}."
+        return (
+            f"{own if stage.global_batch_size else 'train.'}global_batch_size",
+            f"{own if stage.batch_size else 'data.'}batch_size",
+        )
+
+    plans = [
+        make_plan(
+            num_samples,
+            stage.batch_size or data.batch_size,
+            train.gradient_accumulation_steps,
+            global_batch,
+            world_size,
+            config.run.seed,
+            stage.patch_size or data.patch_size,
+            data.mixup.probability if data.mixup else 0.0,
+            may_shrink=may_shrink,
+            keys=keys(number, stage),
+        )
+        for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True))
+    ]
+    return Stages(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
+
+
+def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
+    """Build what trains; a model of the user's own is tried, too, and its trial returned."""
+    model = begin_model(config.model, config.data.channels, config.data.scale)
+    freeze(model, config.train.freeze)
+    name, trial = describe(config.model)["name"], None
+    if name not in MODELS and name != RECOGNISED:
+        trial = Trial(model, name, config, accelerator)
+        trial.train()
+    get_optimizer(model, config.optimizer)
+    return trial
+
+
+def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:
+    builder = Screen(True)  # whichever rank decodes the images shows it
+    data = _together(
+        accelerator,
+        lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, screen.say),
+    )
+    seen = gather_object([identity_digest(data.identity)])
+    if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
+        raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must hold the same")
+    check_same_data(start, identity_digest(data.identity))
+    return data
+
+
+def _prepare_folder(run: Run, lock: RunLock, plan: dict[str, Any]) -> None:
+    folder = run.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not lock.is_held:  # there was no run
+            lock.acquire()
+            if (folder / MARKER).exists():
+                raise UserError(f"{folder}: another process has begun this run meanwhile; give the same command again")
+        clear(folder, run.start)
+        remove_temporaries(folder)
+        remove_leftovers(folder / "checkpoints")
+        run.best = rewind_best(folder, run.start, run.screen.say)
+        run.write_status("running")
+        replace_file(folder / "config.yaml", to_yaml(run.config).encode())
+        replace_file(folder / PLAN, to_json(plan, indent=1).encode())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
+
+
+def _together(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
+    """The result of an action on every rank, or the main process's; a UserError of one rank is raised on all."""
+    result, error = None, None
+    if accelerator.is_main_process or not only_main:
+        try:
+            result = action()
+        except UserError as raised:
+            error = raised
+    ranks = gather_object([(error, result if only_main else None)])
+    if errors := [raised for raised, _ in ranks if raised is not None]:
+        raise errors[0]
+    return ranks[0][1] if only_main else result

@@ -1,0 +1,57 @@
+"""What is said and written when a run ends, however it ends."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from accel_restore.checkpoint.resume import Start
+from accel_restore.engine import TrainState
+from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
+from accel_restore.metrics.format import TITLES, format_score
+from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.tracking.console import Screen
+from accel_restore.tracking.run_files import read_audit, read_status, write_status
+
+
+def state_of(error: BaseException) -> str:
+    """What status.json says of a run that ended by `error`."""
+    return {Preempted: "preempted", Diverged: "diverged"}.get(type(error), "failed")
+
+
+def progress(state: TrainState, world_size: int) -> dict[str, Any]:
+    """How far a run has come, as status.json tells it."""
+    return {"epoch": state.epoch, "step": state.step, "world_size": world_size, "best": state.best}
+
+
+def say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Screen, audit: bool) -> None:
+    """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
+    audited = read_audit(folder)
+    if audited and not audited["ok"]:
+        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
+    if audit and not audited:
+        raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
+    if accelerator.is_main_process and read_status(folder).get("state") != "finished":
+        counters = {key: start.counters[key] for key in ("epoch", "step", "best")}
+        write_status(folder, "finished", **counters, world_size=accelerator.num_processes)
+    screen.say(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
+
+
+def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
+    """Tell what a run has reached and where that lies."""
+    best = state.best
+    if best is None:
+        screen.say(f"finished: no validation gave a number, so there is no {folder / WEIGHTS}")
+        return
+    gains = [
+        f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
+        for name in TITLES
+        if name in best
+    ]
+    told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
+    screen.say(f"finished: best epoch {best['epoch'] + 1}: {told}")
+    if "psnr" in best and best["psnr"] < best["input_psnr"]:
+        screen.say("that is worse than the input: train longer, lower optimizer.lr, or ask accel-restore check")
+    screen.say(f"weights  {folder / WEIGHTS}")
+    if (folder / "samples").is_dir():
+        screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

@@ -1,0 +1,115 @@
+"""The random draws of a sample's degradations: keyed, without state outside, and walked through before training."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from accel_restore.data.batch_plan import key
+
+if TYPE_CHECKING:  # the names of degradations are checked before torch is imported
+    import torch
+    from torch import Tensor
+
+Range = float | Sequence[float]  # a number, or a pair [low, high] drawn uniformly for each sample
+_RUNS = 1000  # of a function in a trial, at most
+
+
+def ends(span: Range) -> tuple[float, float]:
+    """The lowest and the highest value of a range."""
+    low, high = span if isinstance(span, Sequence) else (span, span)
+    return low, high
+
+
+class Random:
+    """Keyed draws: the n-th draw is a hash of (seed, n), the same in any thread and on any rank."""
+
+    def __init__(self, seed: int):
+        self.seed, self.count = seed, 0
+
+    def _next(self) -> int:
+        self.count += 1
+        return key(self.seed, self.count)
+
+    def split(self, index: int) -> Random:
+        """An independent source of draws for part `index`, whatever was drawn before."""
+        return Random(key(self.seed, -1, index))
+
+    def uniform(self, span: Range) -> float:
+        """A float from low to high, or the number itself."""
+        low, high = ends(span)
+        return low + (high - low) * (self._next() >> 11) * 2.0**-53
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer from low to high, both included."""
+        return low + self._next() % (high - low + 1)
+
+    def chance(self, probability: float) -> bool:
+        """True with the given probability."""
+        return self.uniform((0, 1)) < probability
+
+    def choice(self, items: Sequence, weights: Sequence[float] | None = None) -> Any:
+        """One of `items`, with chances in proportion to `weights`. Raises: ValueError for unfit weights."""
+        weights = [1.0] * len(items) if weights is None else weights
+        if len(weights) != len(items) or any(weight < 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
+            raise ValueError(f"weights {weights} do not fit {len(items)} choices")
+        place = self.uniform((0, sum(weights)))
+        return items[bisect(list(accumulate(weights)), place, hi=len(items) - 1)]
+
+    def permutation(self, n: int) -> list[int]:
+        """0 … n − 1 in a random order."""
+        return sorted(range(n), key=[self._next() for _ in range(n)].__getitem__)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A torch generator of the next key, for draws per pixel."""
+        import torch
+
+        return torch.Generator(device).manual_seed(self._next() >> 1)
+
+    def normal(self, like: Tensor, sigma: float = 1.0) -> Tensor:
+        """Gaussian noise of the shape, dtype and device of `like`."""
+        import torch
+
+        noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return noise.normal_(0.0, sigma, generator=self.generator(like.device))
+
+
+class Walk(Random):
+    """Draws of a trial: run by run, chances, choices and orders take all combinations of outcomes, however rare."""
+
+    def __init__(self, seed: int, run: list[int]):
+        super().__init__(seed)
+        self.run = run  # its number; this divided by the number of combinations of the outcomes so far; and that number
+
+    def split(self, index: int) -> Walk:
+        return Walk(super().split(index).seed, self.run)
+
+    def chance(self, probability: float) -> bool:
+        return self.take([True] * (probability > 0) + [False] * (probability < 1))
+
+    def choice(self, items: Sequence, weights: Sequence[float] | None = None) -> Any:
+        weights = [1.0] * len(items) if weights is None else weights
+        return self.take([item for item, weight in zip(items, weights, strict=True) if weight > 0])
+
+    def permutation(self, n: int) -> list[int]:
+        """One of n orders: each part is first in one and last in one, and each two come in both orders."""
+        first = self.take(range(max(n, 1)))
+        return [*range(first, n), *range(first)]
+
+    def take(self, outcomes: Sequence) -> Any:
+        """The outcome whose turn it is; a drawn one after many, as a loop may draw until it has what it wants."""
+        if self.run[2] > _RUNS:
+            return outcomes[key(self.run[0], self._next()) % len(outcomes)]
+        self.run[1], turn = divmod(self.run[1], len(outcomes))
+        self.run[2] *= len(outcomes)
+        return outcomes[turn]
+
+
+def walks(seed: int) -> Iterator[Walk]:
+    """Sources of draws, each for one run of the same function, that together give it all outcomes."""
+    number, runs = 0, 1
+    while number < min(runs, _RUNS):
+        yield Walk(seed, run := [number, number, 1])
+        number, runs = number + 1, max(runs, run[2])
