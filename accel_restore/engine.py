@@ -22,28 +22,28 @@ from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.val_dataset import WholeImages
-from accel_restore.distributed.fsdp import autocast_forward, fill, gather_by_block, shard, whole
-from accel_restore.errors import Preempted
+from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.distributed.fsdp import autocast_forward, copy_full_state, full_tensor, gather_by_block, shard
+from accel_restore.errors import PreemptedError
 from accel_restore.losses import Loss
 from accel_restore.metrics.protocol import METRICS, Measure, Protocol
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.parameters import freeze
-from accel_restore.models.pretrained import begin_model
-from accel_restore.optim import Ema, advance, get_optimizer, get_scheduler
+from accel_restore.models.pretrained import build_or_load_model
+from accel_restore.optim import Ema, get_optimizer, get_scheduler, step_scheduler
 
 
-class Hook:
+class Callback:
     """What observes the loop; every method is called on every rank."""
 
-    def after_step(self, state: "TrainState") -> None:
+    def on_step(self, state: "TrainState") -> None:
         """After an optimizer step, or one that was skipped; gradients are still there."""
 
-    def after_validate(self, state: "TrainState") -> None:
+    def on_validation(self, state: "TrainState") -> None:
         """After a validation, before `scheduler.step()`."""
 
-    def after_epoch(self, state: "TrainState", record: dict[str, Any]) -> None:
+    def on_epoch(self, state: "TrainState", record: dict[str, Any]) -> None:
         """After validation and `scheduler.step()`; `record` becomes the epoch's line in metrics.jsonl."""
 
 
@@ -88,7 +88,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     """Model, optimizer and scheduler at epoch 0, prepared for this rank's device; the same weights on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model = begin_model(config.model, config.data.channels, config.data.scale)
+        model = build_or_load_model(config.model, config.data.channels, config.data.scale)
     freeze(model, config.train.freeze)
     torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
     if config.train.channels_last and not accelerator.is_fsdp2:  # which shards contiguous weights alone
@@ -111,13 +111,13 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
         autocast_forward(model, accelerator)
         if ema is not None:
             ema.module = shard(ema.module, accelerator)
-    settle_buckets(model, config, accelerator)
+    warm_up_ddp_buckets(model, config, accelerator)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # a resumed run may name them in another order
     sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
     return TrainState(model, optimizer, scheduler, ema, plain, terms=terms, epoch_sums=sums, window_sums=sums.clone())
 
 
-def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -> None:
+def warm_up_ddp_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -> None:
     """Run one backward whose gradients are thrown away, where the order of a sum over ranks matters: from 3 ranks on.
 
     DDP lays out its gradient buckets anew after the first backward, which changes the order in which ranks are added
@@ -137,12 +137,12 @@ def settle_buckets(model: nn.Module, config: Config, accelerator: Accelerator) -
 def train(
     state: TrainState,
     loader: TrainLoader,
-    images: WholeImages,
+    images: ValidationDataset,
     loss_fn: Loss,
     accelerator: Accelerator,
     config: Config,
     epochs: int,
-    hooks: Sequence[Hook],
+    callbacks: Sequence[Callback],
     protocol: Protocol,
     save_best: Callable[[TrainState], None],
     look: Callable | None = None,
@@ -150,25 +150,27 @@ def train(
 ) -> None:
     """Train until `epochs` epochs are complete, from wherever `state` stands.
 
-    Raises: Preempted where `stop` says so during validation; what else ends a run early, hooks raise.
+    Raises: PreemptedError where `stop` says so during validation; what else ends a run early, hooks raise.
     """
     while state.epoch < epochs:
         epoch, lr = state.epoch, state.lr
         steps = loader.steps(epoch, state.epoch_step)
-        train_loss = train_epoch(state, steps, loss_fn, accelerator, hooks, config.train.max_grad_norm)
+        train_loss = train_epoch(state, steps, loss_fn, accelerator, callbacks, config.train.max_grad_norm)
 
         scores, is_best = {}, False
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == epochs:
             model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
-            model = model if state.plain is None else fill(state.plain, model)
-            share_buffers(model, accelerator)
+            model = model if state.plain is None else copy_full_state(state.plain, model)
+            broadcast_buffers(model, accelerator)
             at_once = config.validation.batch_size
             scores = validate(model, images, loss_fn, protocol, accelerator, look, stop, at_once)
-            for hook in hooks:
-                hook.after_validate(state)
+            for callback in callbacks:
+                callback.on_validation(state)
         val_loss = monitored_value(scores, config.validation.monitor)
 
-        advance(state.scheduler, val_loss)  # scheduler.step(): once an epoch, on every rank; only here the rate changes
+        step_scheduler(
+            state.scheduler, val_loss
+        )  # scheduler.step(): once an epoch, on every rank; only here the rate changes
 
         if val_loss < state.best_val_loss:
             is_best, state.best_val_loss = True, val_loss
@@ -186,8 +188,8 @@ def train(
         }
         state.epoch, state.epoch_step = epoch + 1, 0
         state.epoch_sums.zero_()
-        for hook in hooks:
-            hook.after_epoch(state, record)
+        for callback in callbacks:
+            callback.on_epoch(state, record)
 
 
 def train_epoch(
@@ -195,7 +197,7 @@ def train_epoch(
     steps: Iterable[Iterable[dict]],
     loss_fn: Loss,
     accelerator: Accelerator,
-    hooks: Sequence[Hook] = (),
+    callbacks: Sequence[Callback] = (),
     max_grad_norm: float | None = None,
 ) -> float:
     """The mean loss over all samples of all ranks in this epoch; makes one optimizer step for each element of `steps`.
@@ -215,25 +217,25 @@ def train_epoch(
                 terms = loss_fn.terms(output, batch["gt"])  # name → (B,), weighted
                 losses = sum(terms.values())
                 loss = (losses * batch["weight"]).sum()
-                accelerator.backward(spread_nan(loss))
+                accelerator.backward(propagate_nan(loss))
             state.count(losses, terms, batch)
         state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
         is_number = state.grad_norm.isfinite()  # equal on all ranks, as gradients are; still on the device
-        if let_step_skip(state.optimizer, accelerator, is_number) or is_number:
+        if arm_skip_if_nan(state.optimizer, accelerator, is_number) or is_number:
             state.optimizer.step()  # the only place where weights change
         was_made = bool(is_number)  # waits for the device, which has the optimizer's step in its queue
         state.skipped_in_row = 0 if was_made else state.skipped_in_row + 1
         if state.ema is not None and was_made:
             state.ema.update(accelerator.unwrap_model(state.model))
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
-        for hook in hooks:
-            hook.after_step(state)
+        for callback in callbacks:
+            callback.on_step(state)
 
     loss_sum, num_samples, *_ = accelerator.reduce(state.epoch_sums, reduction="sum").tolist()
     return loss_sum / num_samples if num_samples else math.nan
 
 
-def spread_nan(loss: Tensor) -> Tensor:
+def propagate_nan(loss: Tensor) -> Tensor:
     """The loss; where it is no number all its gradients are none, and so, once exchanged, those of every rank."""
     return loss * (1 + 0 * loss.detach())
 
@@ -241,12 +243,12 @@ def spread_nan(loss: Tensor) -> Tensor:
 def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
     """The L2 norm of all gradients together, which are then clipped to `max_norm`."""
     if max_norm is not None:
-        return whole(accelerator.clip_grad_norm_(model.parameters(), max_norm))
+        return full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_norm))
     accelerator.unscale_gradients()
-    return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    return full_tensor(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
-def let_step_skip(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
+def arm_skip_if_nan(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_number: Tensor) -> bool:
     """Have the coming `optimizer.step()` change nothing where the gradient is no number; returns whether it can.
 
     torch's fused Adam and AdamW can, told as its GradScaler tells them: the device looks, and nobody waits. Its fused
@@ -260,7 +262,7 @@ def let_step_skip(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_
     return accelerator.scaler is not None
 
 
-def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     """Give all ranks the main process's buffers (batch statistics), which each has gathered from its own samples."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
@@ -270,7 +272,7 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 @torch.no_grad()
 def validate(
     model: nn.Module,
-    images: WholeImages,
+    images: ValidationDataset,
     loss_fn: Loss,
     protocol: Protocol,
     accelerator: Accelerator,
@@ -286,7 +288,7 @@ def validate(
     share one, and so a score, does not depend on the number of ranks. The weights are not changed. `look(index, input,
     output, gt)` is shown every image that this rank scores; `stop` is asked before each batch.
 
-    Raises: Preempted on all ranks, where `stop` was true on one.
+    Raises: PreemptedError on all ranks, where `stop` was true on one.
     """
     model.eval()
     rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
@@ -309,7 +311,7 @@ def validate(
     means = accelerator.reduce(table, "sum").mean(0)  # each row is one rank's
     *means, scored = means.tolist()
     if scored < 1:
-        raise Preempted("stopped during validation")
+        raise PreemptedError("stopped during validation")
     return dict(zip(names[:-1], means, strict=True))
 
 

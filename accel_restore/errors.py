@@ -8,7 +8,7 @@ class UserError(Exception):
     """
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """Losses or gradients are no longer numbers: exit 3."""
 
     def __init__(self, place: str, reason: str, what: str = "the training loss is"):
@@ -18,13 +18,13 @@ class Diverged(Exception):
         )
 
 
-class Preempted(BaseException):
+class PreemptedError(BaseException):
     """The run was asked to stop: exit 143. No `Exception`, so that no library's handler takes it for an error."""
 
     recorded = False  # in status.json
 
 
-class Lost(Exception):
+class RunAbortedError(Exception):
     """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1."""
 
     def __init__(self, message: str, teller: bool | None = None):
@@ -33,11 +33,11 @@ class Lost(Exception):
         self.teller = teller
 
 
-class AuditFailed(Exception):
+class AuditError(Exception):
     """`--audit` saw weights or a learning rate change where they must not: exit 1."""
 
 
-def goes_on(overwrite: bool) -> str:
+def resume_hint(overwrite: bool) -> str:
     """How a message says that the run can be continued; with `overwrite`, the command given would remove it."""
     return f"the same command{' without --overwrite' if overwrite else ''} continues"
 

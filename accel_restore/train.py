@@ -10,9 +10,9 @@ if not __package__:
 
 import argparse
 
-from accel_restore.checkpoint.run_lock import note_preempted, run_folder
+from accel_restore.checkpoint.run_lock import record_preempted, run_folder
 from accel_restore.config.load import load_config
-from accel_restore.errors import AuditFailed, Diverged, Lost, Preempted, UserError, goes_on
+from accel_restore.errors import AuditError, DivergedError, PreemptedError, RunAbortedError, UserError, resume_hint
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
@@ -64,13 +64,13 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         )
     except (UserError, MemoryError) as error:
         return _say(error, 2)
-    except Preempted as error:
+    except PreemptedError as error:
         if config is not None and not error.recorded and _is_main():
-            note_preempted(run_folder(config))
-        return _say(f"{error}; {goes_on(options.overwrite and error.recorded)} from there", EXIT_CODE)
-    except (AuditFailed, Lost) as error:
+            record_preempted(run_folder(config))
+        return _say(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
+    except (AuditError, RunAbortedError) as error:
         return _say(error, 1, getattr(error, "teller", None))
-    except Diverged as error:
+    except DivergedError as error:
         return _say(error, 3)
     return 0
 

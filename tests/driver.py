@@ -46,13 +46,13 @@ from accel_restore.trainer import run as session
 from accel_restore.trainer import setup as preparation
 
 
-class Culprit(engine.Hook):
+class Culprit(engine.Callback):
     """Does what the mode says, from inside the loop."""
 
     def __init__(self, mode: str):
         self.mode = mode
 
-    def after_step(self, state: engine.TrainState) -> None:
+    def on_step(self, state: engine.TrainState) -> None:
         if self.mode == "warn":
             warnings.warn("as a library does", stacklevel=1)
         elif self.mode == "scheduler_per_batch":
@@ -72,14 +72,14 @@ class Culprit(engine.Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Fault(engine.Hook):
+class Fault(engine.Callback):
     """Something that happens to one rank, after one step; `slow` after each."""
 
     def __init__(self, name: str, step: int):
         self.name, self.step = name, step
         self.woke: float | None = None
 
-    def after_step(self, state: engine.TrainState) -> None:
+    def on_step(self, state: engine.TrainState) -> None:
         if self.name == "slow":  # several times what a step takes, on whatever machine
             took = 0.0 if self.woke is None else time.monotonic() - self.woke
             time.sleep(min(max(0.05, 3 * took), 2.0))
@@ -97,13 +97,13 @@ class Fault(engine.Hook):
             os.kill(os.getpid(), number)
 
 
-class Gate(engine.Hook):
+class Gate(engine.Callback):
     """The main process tells a step by the file at-STEP; all wait as long as there is a file hold-STEP."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
-    def after_step(self, state: engine.TrainState) -> None:
+    def on_step(self, state: engine.TrainState) -> None:
         if os.environ.get("RANK", "0") == "0":
             (self.folder / f"at-{state.step}").touch()
         while (self.folder / f"hold-{state.step}").exists():
@@ -115,11 +115,11 @@ def perturb(state: engine.TrainState) -> None:
         next(state.model.parameters())[0].add_(1e-3)
 
 
-def add_hook(hook: engine.Hook) -> None:
+def add_hook(callback: engine.Callback) -> None:
     original = engine.train_epoch
 
-    def train_epoch(state, steps, loss_fn, accelerator, hooks=(), max_grad_norm=None):
-        return original(state, steps, loss_fn, accelerator, [*hooks, hook], max_grad_norm)
+    def train_epoch(state, steps, loss_fn, accelerator, callbacks=(), max_grad_norm=None):
+        return original(state, steps, loss_fn, accelerator, [*callbacks, callback], max_grad_norm)
 
     engine.train_epoch = train_epoch
 
@@ -208,19 +208,19 @@ def remove_guard(part: str) -> None:
     if part == "gradient":  # every step is taken
         engine.gradient_norm = lambda *_: torch.ones(())
     elif part == "loss":  # gradients that are numbers hide a loss that is none
-        engine.spread_nan = lambda loss: loss
+        engine.propagate_nan = lambda loss: loss
     elif part == "weights":
-        guard.SameWeights.check = lambda *_: None
+        guard.ReplicaCheck.check = lambda *_: None
     elif part == "watch":
-        ranks.Watch.start = lambda _: None
+        ranks.RankMonitor.start = lambda _: None
     elif part == "screen":  # every rank prints
-        session.Screen = lambda _: console.Screen(True)
+        session.Console = lambda _: console.Console(True)
     elif part == "lock":
         run_lock.RunLock.acquire, run_lock.RunLock.is_held = lambda _: None, True
     elif part == "sha256":
         commits._read_listed = lambda commit, name, _: (commit / name).read_bytes()
     elif part == "tolerance":  # of disks that are full
-        saving.Saver._tell = lambda *_: reraise()
+        saving.Checkpointer._tell = lambda *_: reraise()
     elif part == "float32_parts":
         distributed.use_float32_weights = lambda _: None
     elif part == "tensorboard":

@@ -12,7 +12,7 @@ from accel_restore import engine, train
 from accel_restore.callbacks import metrics_logger as tracking
 from accel_restore.checkpoint import commits
 from accel_restore.data import cache
-from accel_restore.data.val_dataset import WholeImages
+from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.trainer import setup as preparation
 from accel_restore.utils import signals as preemption
 
@@ -49,8 +49,8 @@ class Teller:
         return wrapped
 
 
-class Steps(engine.Hook):
-    def after_step(self, state: engine.TrainState) -> None:
+class Steps(engine.Callback):
+    def on_step(self, state: engine.TrainState) -> None:
         TELLER.reach("step", state.step)
 
 
@@ -90,7 +90,7 @@ def _wrap_all() -> None:
     preparation.setup_model_and_optimizer = TELLER.before("model", preparation.setup_model_and_optimizer)
     preparation.clear = TELLER.before("folder", preparation.clear)
     train.load_config = TELLER.before("listens", train.load_config)  # the first that is done with handlers in place
-    WholeImages.__getitem__ = TELLER.before("image", WholeImages.__getitem__)
+    ValidationDataset.__getitem__ = TELLER.before("image", ValidationDataset.__getitem__)
     add_hook(Steps())
     backward, write, main, leave = engine.Accelerator.backward, commits.write_durably, train.main, os._exit
     handle = preemption.StopRequest._handle

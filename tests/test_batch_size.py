@@ -17,7 +17,7 @@ from accel_restore.inference.apply import LiveBytes
 from accel_restore.losses import build_loss
 from accel_restore.train import main
 from accel_restore.trainer import batch_size
-from accel_restore.trainer.bare_loop import Bare
+from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.trainer.batch_size import largest_on_cpu, largest_on_gpu, possible_sizes
 
 LEAST = {"data": {"train": {"gt": "x"}, "batch_size": "auto", "patch_size": 16}, "model": {"width": 8}}
@@ -86,7 +86,7 @@ def test_a_gpu_is_filled_until_it_has_no_memory_left(accelerator, monkeypatch):
         if tried[-1] > limits["room"]:
             raise error
 
-    monkeypatch.setattr(Bare, "__call__", step)
+    monkeypatch.setattr(BareLoop, "__call__", step)
     config, loss, sizes = config_from(LEAST), build_loss({"l1": 1.0}), [1, 2, 4, 8, 16]
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     for limits["room"], expected in ((5, 4), (0, 0), (99, 16)):

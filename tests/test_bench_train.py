@@ -18,8 +18,8 @@ from runs import make_photos, small_config
 
 from accel_restore import engine, optim
 from accel_restore.callbacks import straggler as pace
-from accel_restore.callbacks.checkpointer import Saver
-from accel_restore.callbacks.metrics_logger import Tracker
+from accel_restore.callbacks.checkpointer import Checkpointer
+from accel_restore.callbacks.metrics_logger import MetricsLogger
 from accel_restore.cli import main
 from accel_restore.commands.bench import phases as bench_split
 from accel_restore.commands.bench import scaling as bench_scaling
@@ -33,7 +33,7 @@ from accel_restore.commands.bench.phases import (
     OPTIMIZER,
     PHASES,
     WAIT,
-    Split,
+    PhaseTimer,
 )
 from accel_restore.commands.bench.report import reported
 from accel_restore.config.load import config_from
@@ -41,7 +41,7 @@ from accel_restore.data import loader
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.trainer import setup as preparation
-from accel_restore.trainer.bare_loop import Bare
+from accel_restore.trainer.bare_loop import BareLoop
 
 
 class Clock:
@@ -127,17 +127,17 @@ def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
         (optim.Ema, "update", 64),
         (engine, "gradient_norm", 128),
         (engine.TrainState, "count", 256),
-        (Tracker, "after_step", 512),
-        (Saver, "after_step", 1024),
+        (MetricsLogger, "on_step", 512),
+        (Checkpointer, "on_step", 1024),
     ]
     for where, name, seconds in slow:
         monkeypatch.setattr(where, name, CLOCK.around(getattr(where, name), seconds))
     config = tiny(tmp_path, model={"name": "test_bench_train:Slow"})
     del config["model"]["width"]
     config = config_from(config)
-    with bench_train._started(config, create_accelerator(config, cpu=True)) as (run, hooks):
-        trainer = bench_train.Trainer(run, hooks)
-        split = Split(run.state, run.loader, run.accelerator)
+    with bench_train._started(config, create_accelerator(config, cpu=True)) as (run, callbacks):
+        trainer = bench_train.Trainer(run, callbacks)
+        split = PhaseTimer(run.state, run.loader, run.accelerator)
         with split.observing():
             trainer(4, split)  # over the end of an epoch
         before = dict(split.seconds)
@@ -147,7 +147,7 @@ def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
         WAIT: 2 * 1, BATCH: 2 * 2, FORWARD: 2 * 4, BACKWARD: 2 * 8, EXCHANGE: 0,
         OPTIMIZER: 16 + 32 + 64 + 128, HOOKS: 2 * 256 + 512 + 1024,
     }  # fmt: skip
-    assert list(split.hooks_per_step().items())[:2] == [("Saver", 1024), ("Tracker", 512)]
+    assert list(split.hooks_per_step().items())[:2] == [("Checkpointer", 1024), ("MetricsLogger", 512)]
     assert dict(split.seconds) == before
 
 
@@ -156,7 +156,7 @@ def test_the_bare_loop_does_what_the_trainer_does(tmp_path):
     accelerator = create_accelerator(config, cpu=True)
     with bench_train._started(config, accelerator) as (run, _):
         batch = next(run.loader.again(0, 0))
-        bare = Bare(run.config, accelerator, run.loss_fn, batch, accumulation=2)
+        bare = BareLoop(run.config, accelerator, run.loss_fn, batch, accumulation=2)
         started = [parameter.clone() for parameter in bare.module.parameters()]
         bare(3)
         batch["weight"] = torch.full((2,), 1 / 4)
@@ -202,7 +202,7 @@ def rank_record(**changed: float) -> dict:
     one = {"trainer_seconds": 2.0, "trainer_cpu_seconds": 1.0, "bare_seconds": 1.0, "bare_cpu_seconds": 0.9}
     return {
         "config": config, "device": "cpu", "precision": "no", "fits_in_memory": False, "steps_per_epoch": 7,
-        "accumulation": 1, "batch_size": 8, "peak_memory": 1, "hooks": {"Tracker": 0.001},
+        "accumulation": 1, "batch_size": 8, "peak_memory": 1, "hooks": {"MetricsLogger": 0.001},
         "phases": {phase: changed.get(phase, 0.001) for phase in PHASES},
         "rounds": [{**one, "steps": 4, "micro_batches": 4, "bare_micro_batches": 4, "samples": 30}] * 3,
     }  # fmt: skip
@@ -308,7 +308,7 @@ def test_a_measurement_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, cap
         seen.extend((tmp_path / "temporary").iterdir())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Tracker, "after_step", stop)
+    monkeypatch.setattr(MetricsLogger, "on_step", stop)
     config = saved(tmp_path, tiny(tmp_path))
     assert main(["bench", "train", "--cpu", "--config", config, "--seconds", "1"]) == 143
     assert "accel-restore: stopped by SIGTERM" in capsys.readouterr().err

@@ -35,18 +35,18 @@ def content(step, version=0):
 def saver(folder, keep=2):
     """What a run saves with, without the run."""
     tracker = SimpleNamespace(sync=lambda: None, screen=SimpleNamespace(say=print))
-    needless = dict.fromkeys(("accelerator", "same_weights", "extra", "metadata"))
+    needless = dict.fromkeys(("accelerator", "replica_check", "extra", "metadata"))
     schedule = Checkpoint(keep=keep)
-    return saving.Saver(folder, schedule=schedule, epochs=1, stages=None, tracker=tracker, best=None, **needless)
+    return saving.Checkpointer(folder, schedule=schedule, epochs=1, stages=None, tracker=tracker, best=None, **needless)
 
 
 def save(recorder, versions, keep=2):
     """Save (step, version) after (step, version), each with best weights of its own, as a run does."""
-    hook = saver(recorder.root, keep)
+    callback = saver(recorder.root, keep)
     for step, version in versions:
-        hook.best, hook.best_is_written = f"best of {step}, {version}".encode(), False
-        hook._write(SimpleNamespace(step=step, epoch=0, skipped_in_row=0), content(step, version))
-        assert hook.failure is None
+        callback.best, callback.best_is_written = f"best of {step}, {version}".encode(), False
+        callback._write(SimpleNamespace(step=step, epoch=0, skipped_in_row=0), content(step, version))
+        assert callback.failure is None
         recorder.acknowledge((step, version))
 
 

@@ -53,21 +53,21 @@ def test_a_mistake_of_the_command_line_is_not_laid_on_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("data: {train: {gt: photos}}\n")
 
-    def told(*overrides: str) -> list[str]:
+    def describe_error(*overrides: str) -> list[str]:
         with pytest.raises(UserError) as caught:
             load_config(file, overrides)
         return str(caught.value).splitlines()
 
     for overrides in (["optimizer.lrr=1"], ["train.epochs=x"], ["nothing"], ["data.train={inptu: a}"]):
-        assert told(*overrides)[0].startswith("command line (key=value): ") and "mine.yaml" not in "".join(
-            told(*overrides)
+        assert describe_error(*overrides)[0].startswith("command line (key=value): ") and "mine.yaml" not in "".join(
+            describe_error(*overrides)
         )
     file.write_text("data: {train: {gt: photos}}\nmodle: {name: unet}\noptimizer: {lr: 0.1}\n")
-    title, first, second = told("optimizer.lrr=1")
+    title, first, second = describe_error("optimizer.lrr=1")
     assert title == f"{file} and the command line: 2 errors in the configuration"
     assert first.startswith("  - optimizer.lrr: unknown key") and first.endswith("(on the command line)")
     assert second.startswith("  - modle: unknown key") and "command line" not in second
-    assert told("optimizer.lr=0.2")[0] == f"{file}: 1 error in the configuration"
+    assert describe_error("optimizer.lr=0.2")[0] == f"{file}: 1 error in the configuration"
 
 
 @pytest.mark.parametrize(

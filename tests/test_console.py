@@ -15,7 +15,7 @@ import pyte
 import pytest
 from runs import ROOT, clean_environment, make_photos, small_config
 
-from accel_restore.trainer.summary import say_result
+from accel_restore.trainer.summary import report_result
 
 STEPS = 100
 # A training of 100 seconds, one a step. A validation comes in the middle; `end` is what is done then.
@@ -25,7 +25,7 @@ from accel_restore.tracking import console
 clock = itertools.count()
 now = [0.0]
 console.time.monotonic = lambda: now[0]
-screen = console.Screen(True)
+screen = console.Console(True)
 screen.table("plan", [("devices", "1 × cpu"), ("written to", "a folder with a long name " * 4)])
 screen.start(2, 100, 0)
 for step in range(1, 101):
@@ -174,7 +174,7 @@ def test_a_result_that_is_worse_than_its_input_is_told_as_such(tmp_path):
     def said(psnr):
         lines = []
         best = {"epoch": 0, "loss": 0.1, "psnr": psnr, "input_psnr": 20.0}
-        say_result(SimpleNamespace(say=lines.append), tmp_path, SimpleNamespace(best=best))
+        report_result(SimpleNamespace(say=lines.append), tmp_path, SimpleNamespace(best=best))
         return [line for line in lines if "worse than the input" in line]
 
     assert len(said(19.9)) == 1 and said(20.1) == []

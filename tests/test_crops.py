@@ -15,13 +15,13 @@ from accelerate.utils import DataLoaderConfiguration
 from PIL import Image
 
 from accel_restore.data import loader as loader_module
-from accel_restore.data.batch_plan import Plan, Sample, Stages
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
 from accel_restore.data.cache import open_stores
 from accel_restore.data.degradations.pipeline import build_degradation
-from accel_restore.data.loader import Background, StepSampler, TrainLoader
+from accel_restore.data.loader import Prefetcher, StepSampler, TrainLoader
 from accel_restore.data.store import Store
 from accel_restore.data.train_dataset import FLIPS, CropDataset, finish_batch, to_float
-from accel_restore.data.val_dataset import WholeImages
+from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 
 SIZES = [(40, 33), (16, 16), (17, 60), (25, 16)]  # of the images here
@@ -179,7 +179,7 @@ def loader_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("steps", [NOISE, [("jpeg", {"quality": [10, 90]})]], ids=["device", "host"])
 def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelerator):
-    plan, seen = Plan(61, 8, 1, 1, 0, PATCH), []
+    plan, seen = BatchPlan(61, 8, 1, 1, 0, PATCH), []
     for num_threads in (0, 1, 2, 5):
         readers = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
         data, where = dataset((stores[0], None), crops_per_image=16, readers=readers), set()
@@ -189,7 +189,7 @@ def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelera
             return read(given)
 
         data.__getitems__ = read
-        loader = TrainLoader(data, Stages((plan,)), accelerator, build_degradation(steps), True, num_threads)
+        loader = TrainLoader(data, BatchSchedule((plan,)), accelerator, build_degradation(steps), True, num_threads)
         assert loader.degrade.on_host == (steps[0][0] == "jpeg")
         batches = []
         for epoch in (0, 1):
@@ -210,8 +210,8 @@ def test_an_exception_arrives_where_its_element_would_have_come(error):
         yield from range(5)
         raise error("of the data")
 
-    assert list(Background(range(50))) == list(range(50)) and list(Background([])) == []
-    background = Background(items())
+    assert list(Prefetcher(range(50))) == list(range(50)) and list(Prefetcher([])) == []
+    background = Prefetcher(items())
     assert [next(background) for _ in range(5)] == list(range(5))
     with pytest.raises(error, match="of the data"):
         next(background)
@@ -222,14 +222,14 @@ def test_the_background_thread_leaves_the_cores_to_training():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert list(Background(torch.get_num_threads() for _ in range(2))) == [1, 1]
+        assert list(Prefetcher(torch.get_num_threads() for _ in range(2))) == [1, 1]
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
 
 def test_closing_ends_a_thread_that_waits_for_room():
-    with Background(iter(int, 1)) as background:  # endless
+    with Prefetcher(iter(int, 1)) as background:  # endless
         assert next(background) == 0 and len(loader_threads()) == 1
     assert not loader_threads()
     with pytest.raises(StopIteration):
@@ -244,17 +244,19 @@ def accelerator():
 
 def steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, finishes_early):
     """The steps of an epoch of three batches, and the list to which each finished batch adds an element."""
-    finished, finish, is_ready = [], loader_module.finish_batch, Background.is_ready
+    finished, finish, is_ready = [], loader_module.finish_batch, Prefetcher.is_ready
 
     def when_read(background):
         while background.first is None and background.queue.empty():
             time.sleep(0.001)
         return is_ready(background)
 
-    monkeypatch.setattr(Background, "is_ready", when_read)
+    monkeypatch.setattr(Prefetcher, "is_ready", when_read)
     monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: finished.append(None) or finish(*a, **k))
     data, degrade = dataset(stores, crops_per_image=5), build_degradation(NOISE)
-    loader = TrainLoader(data, Stages((Plan(12, 4, 1, 1, 0, PATCH),)), accelerator, degrade, False, num_threads)
+    loader = TrainLoader(
+        data, BatchSchedule((BatchPlan(12, 4, 1, 1, 0, PATCH),)), accelerator, degrade, False, num_threads
+    )
     assert not loader.finishes_early  # on a CPU
     loader.finishes_early = finishes_early
     return loader.steps(0), finished
@@ -282,9 +284,9 @@ def test_a_batch_that_cannot_be_finished_leaves_the_step_before_it_alone(stores,
 
 
 def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
-    plan = Plan(20, 3, 2, 1, 0, PATCH)
+    plan = BatchPlan(20, 3, 2, 1, 0, PATCH)
     loader = TrainLoader(
-        dataset(stores, crops_per_image=5), Stages((plan,)), accelerator, build_degradation(NOISE), False
+        dataset(stores, crops_per_image=5), BatchSchedule((plan,)), accelerator, build_degradation(NOISE), False
     )
 
     def steps(first: int) -> list[list[tuple]]:
@@ -302,20 +304,20 @@ def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
 
 def test_whole_images_are_the_same_every_time(stores):
     degrade, names, cpu = build_degradation(NOISE), ["a", "b", "c"], torch.device("cpu")
-    whole = WholeImages(names, stores[0], None, [0, 2, 3], degrade, cpu)
-    other = WholeImages(names[::-1], stores[0], None, [3, 2, 0], degrade, cpu)
+    whole = ValidationDataset(names, stores[0], None, [0, 2, 3], degrade, cpu)
+    other = ValidationDataset(names[::-1], stores[0], None, [3, 2, 0], degrade, cpu)
     assert len(whole) == 3 and whole[1]["gt"].shape == (1, 3, *SIZES[2])
     for i in range(3):
         assert whole[i]["gt"].equal(to_float(torch.from_numpy(stores[0][[0, 2, 3][i]].copy())[None]))
         assert whole[i]["input"].equal(whole[i]["input"]) and whole[i]["input"].equal(other[2 - i]["input"])
-    renamed = WholeImages(["x", "b", "c"], stores[0], None, [0, 2, 3], degrade, cpu)
+    renamed = ValidationDataset(["x", "b", "c"], stores[0], None, [0, 2, 3], degrade, cpu)
     assert not renamed[0]["input"].equal(whole[0]["input"])  # the control: noise goes by the name
-    paired = WholeImages(names, *stores, [0, 2, 3], degrade, cpu)
+    paired = ValidationDataset(names, *stores, [0, 2, 3], degrade, cpu)
     assert paired[0]["input"].mul(255).round().equal(255 - paired[0]["gt"].mul(255).round())
 
 
 def test_images_of_equal_size_share_a_batch(stores):
-    whole = WholeImages(list("abcdef"), stores[0], None, [1, 0, 1, 1, 0, 3], build_degradation(NOISE), "cpu")
+    whole = ValidationDataset(list("abcdef"), stores[0], None, [1, 0, 1, 1, 0, 3], build_degradation(NOISE), "cpu")
     assert whole.batches(2) == [[0, 2], [1, 4], [3], [5]] and whole.batches(1) == [[0], [1], [2], [3], [4], [5]]
     assert whole.batches(9) == [[0, 2, 3], [1, 4], [5]]
     batch = whole.batch([1, 4])
@@ -326,6 +328,6 @@ def test_images_of_equal_size_share_a_batch(stores):
 
 def test_whole_images_of_super_resolution_are_cut_to_multiples_of_the_scale(stores):
     degrade = build_degradation([("downscale", {})], 4)
-    whole = WholeImages(["a", "b"], stores[0], None, [0, 2], degrade, torch.device("cpu"), 4)
+    whole = ValidationDataset(["a", "b"], stores[0], None, [0, 2], degrade, torch.device("cpu"), 4)
     assert [whole[i]["gt"].shape[-2:] for i in range(2)] == [(40, 32), (16, 60)]
     assert [whole[i]["input"].shape[-2:] for i in range(2)] == [(10, 8), (4, 15)]

@@ -12,7 +12,7 @@ from runs import make_photos, run_folder, small_config
 
 from accel_restore.checkpoint import commits
 from accel_restore.checkpoint.commits import find_commits, read_commit, write_commit
-from accel_restore.checkpoint.resume import find_start, rewind_best
+from accel_restore.checkpoint.resume import find_resume_point, rewind_best
 from accel_restore.commands.verify_resume import compare
 from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
@@ -98,7 +98,7 @@ def checkpoints(config):
 def start_of(config):
     """Where the run would continue, and what is said about that."""
     said = []
-    start = find_start(run_folder(config), config_from(config), False, [], "no", said.append)
+    start = find_resume_point(run_folder(config), config_from(config), False, [], "no", said.append)
     return start, "\n".join(said)
 
 

@@ -29,7 +29,7 @@ from accel_restore.config.schema import Tracking
 folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
 for name in ("SERVER_SECONDS", "INIT_SECONDS", "UPLOAD_SECONDS", "FINISH_SECONDS"):
     setattr(dashboard, name, 90.0)
-board = dashboard.Dashboard(Tracking(wandb="online"), "online", folder, {}, ranks, None, print)
+board = dashboard.WandbLogger(Tracking(wandb="online"), "online", folder, {}, ranks, None, print)
 board.finish(failed=False)
 assert board.unsynced is None
 """

@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from accel_restore.config.load import load_config
 from accel_restore.data.degradations import ops as effects
-from accel_restore.data.degradations.pipeline import DEGRADATIONS, Degrade, Random, Step, Steps, build_degradation
+from accel_restore.data.degradations.pipeline import (
+    DEGRADATIONS,
+    DegradationPipeline,
+    KeyedRandom,
+    Step,
+    Steps,
+    build_degradation,
+)
 from accel_restore.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +39,7 @@ def arguments_of(name: str) -> dict:
 
 
 def apply(name: str, image: Tensor, seed: int = 0, **arguments) -> Tensor:
-    return getattr(effects, name)(image, Random(seed), **arguments)
+    return getattr(effects, name)(image, KeyedRandom(seed), **arguments)
 
 
 # Every degradation
@@ -142,19 +149,19 @@ def test_a_probability_holds_for_a_step_and_for_a_whole_sequence():
 
 
 def test_draws_are_uniform_and_keyed():
-    draws = [Random(seed).uniform((2, 4)) for seed in range(4000)] + [
-        value for random in [Random(5)] for value in (random.uniform((2, 4)) for _ in range(4000))
+    draws = [KeyedRandom(seed).uniform((2, 4)) for seed in range(4000)] + [
+        value for random in [KeyedRandom(5)] for value in (random.uniform((2, 4)) for _ in range(4000))
     ]
     counts = np.histogram(draws, bins=8, range=(2, 4))[0]
     assert counts.sum() == 8000 and np.abs(counts - 1000).max() < 150  # five standard deviations
-    assert Random(7).uniform(3) == 3
-    assert {Random(seed).integer(2, 4) for seed in range(50)} == {2, 3, 4}
-    orders = {tuple(Random(seed).permutation(3)) for seed in range(100)}
+    assert KeyedRandom(7).uniform(3) == 3
+    assert {KeyedRandom(seed).integer(2, 4) for seed in range(50)} == {2, 3, 4}
+    orders = {tuple(KeyedRandom(seed).permutation(3)) for seed in range(100)}
     assert len(orders) == 6 and all(sorted(order) == [0, 1, 2] for order in orders)
 
 
 def test_a_part_draws_its_own_whatever_was_drawn_before():
-    random = Random(3)
+    random = KeyedRandom(3)
     before = random.split(1).uniform((0, 1))
     random.uniform((0, 1))
     assert random.split(1).uniform((0, 1)) == before
@@ -162,10 +169,10 @@ def test_a_part_draws_its_own_whatever_was_drawn_before():
 
 
 def test_a_choice_without_weight_is_never_made():
-    assert {Random(seed).choice("abc", [0, 2, 0]) for seed in range(100)} == {"b"}
+    assert {KeyedRandom(seed).choice("abc", [0, 2, 0]) for seed in range(100)} == {"b"}
     for weights in ([1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]):
         with pytest.raises(ValueError, match="weights"):
-            Random(0).choice("abc", weights)
+            KeyedRandom(0).choice("abc", weights)
 
 
 # Building a list
@@ -332,19 +339,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 from torch import Tensor
 from accel_restore.data.degradations.pipeline import Size, Steps, numbers
-from accel_restore.utils.rng import Random
+from accel_restore.utils.rng import KeyedRandom
 if TYPE_CHECKING:
     from nowhere import Nothing
 
-def brighter(image: Tensor, random: Random, *, by: Annotated[float, numbers(0, 1)] = 0.5) -> Tensor:
+def brighter(image: Tensor, random: KeyedRandom, *, by: Annotated[float, numbers(0, 1)] = 0.5) -> Tensor:
     return image + by
 
-def in_turn(image: Tensor, random: Random, *, of: Steps, size: Size) -> Tensor:
+def in_turn(image: Tensor, random: KeyedRandom, *, of: Steps, size: Size) -> Tensor:
     for position, step in enumerate(of):
         image = step(image, random.split(position), size)
     return image
 
-def unknown(image: Tensor, random: Random, *, by: Nothing = None) -> Tensor:
+def unknown(image: Tensor, random: KeyedRandom, *, by: Nothing = None) -> Tensor:
     return image
 """
 
@@ -370,16 +377,16 @@ def test_an_empty_list_leaves_the_image():
     assert build_degradation([])(gt, SEEDS[:1]).equal(gt)
 
 
-def brighter(image: Tensor, random: Random, *, by: float = 0.1, size: tuple[int, int]) -> Tensor:
+def brighter(image: Tensor, random: KeyedRandom, *, by: float = 0.1, size: tuple[int, int]) -> Tensor:
     """A user's function, with a habit that must not reach gt."""
     return image.add_(by * size[1])
 
 
-def careless(image: Tensor, random: Random) -> Tensor:
+def careless(image: Tensor, random: KeyedRandom) -> Tensor:
     return image + torch.randn_like(image)
 
 
-def gray_of(image: Tensor, random: Random) -> Tensor:
+def gray_of(image: Tensor, random: KeyedRandom) -> Tensor:
     return image[:1]
 
 
@@ -391,18 +398,18 @@ def test_a_function_by_import_path_is_given_the_size_and_cannot_change_gt():
     assert build_degradation(noise[1:])(gt, SEEDS[:2]).equal(build_degradation(noise[:1])(gt, SEEDS[:2]))
 
 
-def twice(image: Tensor, random: Random, *, of: Steps, size: tuple[int, int]) -> Tensor:
+def twice(image: Tensor, random: KeyedRandom, *, of: Steps, size: tuple[int, int]) -> Tensor:
     """A user's composition, of one step."""
     for _ in range(2):
         image = of[0](image, random, size)
     return image
 
 
-def seldom_halved(image: Tensor, random: Random) -> Tensor:
+def seldom_halved(image: Tensor, random: KeyedRandom) -> Tensor:
     return image[:, :, ::2] if random.chance(1e-9) and random.choice([1, 2], [1, 1e-9]) == 2 else image
 
 
-def patient(image: Tensor, random: Random) -> Tensor:
+def patient(image: Tensor, random: KeyedRandom) -> Tensor:
     """Draws until it has what it wants, and from much."""
     while random.chance(0.5):
         pass
@@ -414,25 +421,25 @@ def patient(image: Tensor, random: Random) -> Tensor:
 SEEN: list[tuple] = []
 
 
-def drawing(image: Tensor, random: Random) -> Tensor:
+def drawing(image: Tensor, random: KeyedRandom) -> Tensor:
     rare = random.chance(1e-9)
     SEEN.append((rare, *((random.choice("abc", [1, 0, 1e-9]), tuple(random.split(3).permutation(3))) if rare else ())))
     return image
 
 
-def seldom_failing(image: Tensor, random: Random) -> Tensor:
+def seldom_failing(image: Tensor, random: KeyedRandom) -> Tensor:
     if random.chance(1e-9):
         raise RuntimeError("no luck")
     return image
 
 
-def wide_only(image: Tensor, random: Random) -> Tensor:
+def wide_only(image: Tensor, random: KeyedRandom) -> Tensor:
     if image.shape[2] < 8:
         raise RuntimeError("too small")
     return image
 
 
-def met(image: Tensor, random: Random) -> Tensor:
+def met(image: Tensor, random: KeyedRandom) -> Tensor:
     """Waits until three samples are being degraded at once."""
     MEETING.wait(timeout=30)
     THREADS.add(threading.get_ident())
@@ -451,7 +458,7 @@ def test_samples_are_degraded_by_the_threads_of_a_pool_with_the_same_result():
     degrade, gt, seeds = build_degradation(steps), ASTRONAUT[None].repeat(9, 1, 1, 1), np.arange(9).astype(np.uint64)
     with ThreadPoolExecutor(3) as pool:
         assert degrade(gt, seeds, each=pool.map).equal(degrade(gt, seeds))
-        Degrade([Step(met, {}, 1.0, False, False)], 1)(gt, seeds, each=pool.map)
+        DegradationPipeline([Step(met, {}, 1.0, False, False)], 1)(gt, seeds, each=pool.map)
         assert len(THREADS) == 3
         for each in (map, pool.map):
             with pytest.raises(ValueError, match="shorter"):

@@ -10,7 +10,7 @@ from runs import make_photos, small_config
 
 from accel_restore import fit
 from accel_restore.errors import UserError
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.trainer import run as session
 
 
@@ -18,7 +18,7 @@ def test_standard_output_and_filters_of_warnings_stay_the_callers(monkeypatch):
     seen = []
 
     def train(*_: object, **__: object) -> None:
-        Screen(True)
+        Console(True)
         warnings.simplefilter("ignore")
         seen.append((sys.stdout.errors, list(warnings.filters)))
         raise UserError("the data cannot be used")

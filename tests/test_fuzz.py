@@ -23,7 +23,7 @@ from test_restorer import write
 
 from accel_restore.checkpoint import state_dict as checkpoint
 from accel_restore.checkpoint.commits import write_commit
-from accel_restore.checkpoint.resume import find_start
+from accel_restore.checkpoint.resume import find_resume_point
 from accel_restore.checkpoint.state_dict import collect, load_commit
 from accel_restore.config.load import config_from, load_config, parse_yaml, read_mapping, shipped, to_yaml
 from accel_restore.config.schema import Config
@@ -269,7 +269,7 @@ def resume(commit, folder, files):
     config, state, accelerator, _ = commit
     write_commit(folder / "checkpoints", 1, 0, files)
     (folder / "status.json").write_text("{}")
-    start = find_start(folder, config, False, [], "no", lambda _: None)
+    start = find_resume_point(folder, config, False, [], "no", lambda _: None)
     if start.counters["epoch"] <= config.train.epochs:  # as preparation asks
         load_commit(start.commit, state, accelerator)
 
@@ -303,7 +303,7 @@ def test_commits_that_are_damaged(times, commit, tmp_path):
     def load_from(path):
         def load(data):
             path.write_bytes(data)
-            start = find_start(tmp_path, commit[0], False, [], "no", lambda _: None)
+            start = find_resume_point(tmp_path, commit[0], False, [], "no", lambda _: None)
             load_commit(start.commit, commit[1], commit[2])
 
         return load

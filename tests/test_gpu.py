@@ -134,20 +134,20 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
     file.write_text(yaml.safe_dump(config))
     waits, before_step, original = {}, [], engine.train_epoch
 
-    class Note(engine.Hook):
+    class Note(engine.Callback):
         """The last hook."""
 
-        def after_step(self, state):
+        def on_step(self, state):
             waits[state.step] = [f"{Path(each.filename).name}:{each.lineno}" for each in caught]
             caught.clear()
 
-    def noted(state, steps, loss_fn, accelerator, hooks=(), max_grad_norm=None):
+    def noted(state, steps, loss_fn, accelerator, callbacks=(), max_grad_norm=None):
         caught.clear()
         step = state.optimizer.step
         state.optimizer.step = lambda: (before_step.extend(caught), step())
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            return original(state, steps, loss_fn, accelerator, [*hooks, Note()], max_grad_norm)
+            return original(state, steps, loss_fn, accelerator, [*callbacks, Note()], max_grad_norm)
         finally:
             torch.cuda.set_sync_debug_mode("default")
             state.optimizer.step = step

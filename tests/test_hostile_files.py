@@ -21,7 +21,7 @@ from runs import make_photos, run_folder, small_config
 from test_restorer import build, write
 
 from accel_restore.checkpoint.commits import find_commits, read_commit, write_commit
-from accel_restore.data.decode import Unusable, read_header, read_image
+from accel_restore.data.decode import ImageError, read_header, read_image
 from accel_restore.errors import UserError
 from accel_restore.inference import restorer
 from accel_restore.models import build_model
@@ -80,7 +80,7 @@ def test_a_small_file_takes_little_memory(kind, tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(hostile_image(kind))
     assert path.stat().st_size < 2**20
-    with memory(70), pytest.raises(Unusable, match=r"^[^\n]+$"):
+    with memory(70), pytest.raises(ImageError, match=r"^[^\n]+$"):
         read_image(path, 3, 16)
 
 
@@ -194,14 +194,14 @@ def test_control_without_the_limit_an_absurd_model_is_built(tmp_path, monkeypatc
     info = json.dumps({"name": "dncnn", "arguments": {"depth": 3000}})
     path, parts = write(tmp_path / "weights.safetensors", build(3), model=info), []
     register = torch.nn.modules.module.register_module_module_registration_hook
-    hook = register(lambda *_: parts.append(1))
+    callback = register(lambda *_: parts.append(1))
     with pytest.raises(UserError, match="much larger than the weights"):
         restorer.load(path)
     limited = len(parts)
     monkeypatch.setattr(restorer, "limited", lambda header: nullcontext())
     with pytest.raises(UserError, match="do not fit"):
         restorer.load(path)
-    hook.remove()
+    callback.remove()
     assert len(parts) - limited > 2 * limited
 
 

@@ -18,7 +18,7 @@ datasets = pytest.importorskip("datasets")
 from accel_restore.config.data import Source  # noqa: E402
 from accel_restore.config.load import config_from, load_config, to_yaml  # noqa: E402
 from accel_restore.config.schema import Config  # noqa: E402
-from accel_restore.data.decode import Cell, Unusable, read_image  # noqa: E402
+from accel_restore.data.decode import Cell, ImageError, read_image  # noqa: E402
 from accel_restore.data.hf_datasets import find_rows  # noqa: E402
 from accel_restore.data.pairs import find_pairs  # noqa: E402
 from accel_restore.errors import UserError  # noqa: E402
@@ -184,7 +184,7 @@ def test_sixteen_bits_and_rectangles_only():
     for bad in ([[1, 2], [3]], [[1, 2], [3, None]]):
         feature = datasets.Features({"x": datasets.List(datasets.List(datasets.Value("uint8")))})
         data = datasets.Dataset.from_dict({"x": [bad]}, features=feature)
-        with pytest.raises(Unusable, match="rectangle"):
+        with pytest.raises(ImageError, match="rectangle"):
             find_rows(Source(dataset=data, gt="x"), "data.train")[0][0].gt.fetch()
 
 

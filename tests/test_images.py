@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from accel_restore.data.decode import Cell, Unusable, read_header, read_image
+from accel_restore.data.decode import Cell, ImageError, read_header, read_image
 
 
 def photo(height: int = 20, width: int = 30, seed: int = 0, dtype: str = "uint8") -> np.ndarray:
@@ -65,7 +65,7 @@ def test_16_bit_colour_keeps_all_its_bits(kind, tmp_path):
         np.testing.assert_array_equal(read_image(source, 3, bits=16), pixels)
     expected = pixels @ np.array([0.299, 0.587, 0.114])
     assert np.abs(read_image(path, 1, bits=16)[..., 0] - expected).max() < 1
-    with pytest.raises(Unusable, match="16 bits"):  # never cut to 8 without a word
+    with pytest.raises(ImageError, match="16 bits"):  # never cut to 8 without a word
         read_image(path, 3)
 
 
@@ -209,22 +209,22 @@ REASONS = {
 def test_an_unusable_image_is_refused_with_its_reason(kind, tmp_path):
     path = make_unusable(kind, tmp_path / "bad.png")
     for channels in (1, 3):
-        with pytest.raises(Unusable, match=REASONS[kind]):
+        with pytest.raises(ImageError, match=REASONS[kind]):
             read_image(path, channels, bits=16)
-    with pytest.raises(Unusable, match=REASONS[kind]):  # nor as a cell of a data set
+    with pytest.raises(ImageError, match=REASONS[kind]):  # nor as a cell of a data set
         read_image(Cell("row 1", "1", path.read_bytes), 3, bits=16)
 
 
 def test_decompression_bombs_are_refused_by_their_headers(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo(40, 50))
     refused = r"more than {} pixels: .* raise data\.max_image_pixels"
-    with pytest.raises(Unusable, match=refused.format("1,999")):
+    with pytest.raises(ImageError, match=refused.format("1,999")):
         read_header(path, max_pixels=1999)
     assert read_image(path, 3, max_pixels=2000).shape == (40, 50, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit is raised where the user asks for more
     assert read_image(path, 3, max_pixels=2000).shape == (40, 50, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(Unusable, match=refused.format("100")):
+    with pytest.raises(ImageError, match=refused.format("100")):
         read_header(path, max_pixels=100)
 
 
@@ -251,5 +251,5 @@ def test_cells_hold_encoded_files_or_pixels(tmp_path):
         assert read_header(cell).height == 20
     assert read_image(Cell("row 0", "0", lambda: pixels[..., 0]), 1).shape == (20, 30, 1)
     for wrong in (pixels.astype(np.int32), pixels[..., :2], pixels[:0], pixels[None]):
-        with pytest.raises(Unusable, match=re.escape(str(wrong.dtype))):
+        with pytest.raises(ImageError, match=re.escape(str(wrong.dtype))):
             read_image(Cell("row 0", "0", lambda wrong=wrong: wrong), 3)

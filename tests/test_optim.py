@@ -14,7 +14,15 @@ from accel_restore.config.load import config_from
 from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
 from accel_restore.errors import UserError
 from accel_restore.models import MODELS, build_model
-from accel_restore.optim import OPTIMIZERS, SCHEDULES, Ema, advance, get_optimizer, get_scheduler, preview_rates
+from accel_restore.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Ema,
+    get_optimizer,
+    get_scheduler,
+    preview_learning_rates,
+    step_scheduler,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no weights are trained here
 
@@ -63,7 +71,7 @@ def rates(name: str, epochs: int = EPOCHS, lr: float = LR, **arguments: object) 
     found = []
     for epoch in range(epochs):
         found.append(made.param_groups[0]["lr"])
-        advance(scheduler, MADE_UP[epoch])
+        step_scheduler(scheduler, MADE_UP[epoch])
     return found
 
 
@@ -157,14 +165,14 @@ def test_a_schedule_continues_from_its_stored_state(name):
     whole, resumed = (optimizer() for _ in range(2))
     first = get_scheduler(whole, section(name, **arguments), EPOCHS)
     for epoch in range(9):
-        advance(first, MADE_UP[epoch])
+        step_scheduler(first, MADE_UP[epoch])
     second = get_scheduler(resumed, section(name, **arguments), EPOCHS)
     assert resumed.param_groups[0]["lr"] != whole.param_groups[0]["lr"]
     second.load_state_dict(first.state_dict())
     resumed.param_groups[0]["lr"] = whole.param_groups[0]["lr"]
     for epoch in range(9, EPOCHS):
-        advance(first, MADE_UP[epoch])
-        advance(second, MADE_UP[epoch])
+        step_scheduler(first, MADE_UP[epoch])
+        step_scheduler(second, MADE_UP[epoch])
         assert resumed.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
 
 
@@ -174,11 +182,11 @@ def test_previewed_rates_are_those_of_training(name, warm_up):
     arguments = {**BY_HAND[name][0], "warmup_epochs": warm_up}
     trained = rates(name, **arguments)
     at = [0, EPOCHS - 1, EPOCHS // 2]
-    assert preview_rates(section(name, **arguments), LR, EPOCHS, at) == [trained[epoch] for epoch in at]
+    assert preview_learning_rates(section(name, **arguments), LR, EPOCHS, at) == [trained[epoch] for epoch in at]
 
 
 def test_plateau_cannot_be_previewed():
-    assert preview_rates(section("plateau"), LR, EPOCHS, [0]) is None
+    assert preview_learning_rates(section("plateau"), LR, EPOCHS, [0]) is None
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_SECTIONS)
@@ -215,7 +223,7 @@ def test_the_worked_example():
 def test_plateau_notices_a_falling_psnr_which_is_monitored_as_its_negative():
     def rate_after(scheduler, made):
         for epoch in range(10):
-            advance(scheduler, -(30.0 - 0.002 * epoch))
+            step_scheduler(scheduler, -(30.0 - 0.002 * epoch))
         return made.param_groups[0]["lr"]
 
     made = optimizer()
@@ -297,7 +305,7 @@ def test_all_groups_have_the_rate_of_one(name, warm_up):
     for epoch in range(EPOCHS):
         assert len(made.param_groups) == 2
         found.append({group["lr"] for group in made.param_groups})
-        advance(scheduler, MADE_UP[epoch])
+        step_scheduler(scheduler, MADE_UP[epoch])
     assert found == [{rate} for rate in rates(name, **arguments)]
 
 

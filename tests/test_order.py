@@ -7,7 +7,7 @@ import pytest
 
 from accel_restore.checkpoint.resume import Start
 from accel_restore.config.load import config_from
-from accel_restore.data.batch_plan import Plan, Stages, hashes, key, make_plan, shuffled, uniform
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, hashes, key, make_batch_plan, shuffled, uniform
 from accel_restore.errors import UserError
 from accel_restore.trainer.setup import _make_stages
 
@@ -26,7 +26,7 @@ def test_orders_of_other_epochs_and_seeds_differ():
 
 
 def test_a_place_in_a_huge_epoch_costs_no_array_of_it():
-    plan = Plan(num_samples=10**9, batch_size=8, accumulation=2, world_size=4, seed=1, patch_size=8)
+    plan = BatchPlan(num_samples=10**9, batch_size=8, accumulation=2, world_size=4, seed=1, patch_size=8)
     ids = [plan.sample_ids(epoch, step) for epoch in (0, 1) for step in (0, 12345, plan.steps_per_epoch - 1)]
     assert all(len(step) == 64 and step.min() >= 0 and step.max() < 10**9 for step in ids)
     assert len(set(np.concatenate(ids[:3]).tolist())) == 3 * 64
@@ -48,7 +48,7 @@ LAYOUTS = [  # samples, batch, accumulation, ranks
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_sample_once_per_epoch_and_exact_weights(layout):
-    plan, used = Plan(*layout, seed=3, patch_size=8), []
+    plan, used = BatchPlan(*layout, seed=3, patch_size=8), []
     epoch = list(plan.micro_batches(1))
     for step in range(plan.steps_per_epoch):
         count = plan.num_micro_batches(step)
@@ -68,7 +68,7 @@ def test_every_sample_once_per_epoch_and_exact_weights(layout):
 
 @pytest.mark.parametrize("first", [0, 1, 7, 300, 356, 357])
 def test_an_epoch_begun_in_its_middle_goes_on_as_the_whole_one(first):
-    plan = Plan(
+    plan = BatchPlan(
         10_000, batch_size=7, accumulation=2, world_size=2, seed=3, patch_size=8
     )  # 358 steps, the last one ragged
     before = sum(plan.num_micro_batches(step) for step in range(first))
@@ -77,7 +77,7 @@ def test_an_epoch_begun_in_its_middle_goes_on_as_the_whole_one(first):
 
 
 def test_a_rank_makes_its_own_samples_alone():
-    plan = Plan(10**9, batch_size=8, accumulation=1, world_size=1024, seed=3, patch_size=8)
+    plan = BatchPlan(10**9, batch_size=8, accumulation=1, world_size=1024, seed=3, patch_size=8)
     batch = next(plan.micro_batches(1, 10**5))
     tracemalloc.start()
     mine = batch[8 * 500 : 8 * 501]
@@ -90,59 +90,61 @@ def test_a_rank_makes_its_own_samples_alone():
 
 
 def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():
-    plans = [make_plan(61, batch, None, 8, ranks, 5, 8) for batch, ranks in ((8, 1), (4, 2), (4, 1), (2, 2), (1, 8))]
+    plans = [
+        make_batch_plan(61, batch, None, 8, ranks, 5, 8) for batch, ranks in ((8, 1), (4, 2), (4, 1), (2, 2), (1, 8))
+    ]
     assert [plan.accumulation for plan in plans] == [1, 1, 2, 2, 1]
     assert all(len({tuple(plan.sample_ids(*at)) for plan in plans}) == 1 for at in ((0, 0), (0, 7), (4, 3)))
-    assert plans[0].sample_ids(0, 0).tolist() != Plan(61, 8, 1, 1, 6, 8).sample_ids(0, 0).tolist()  # the control
+    assert plans[0].sample_ids(0, 0).tolist() != BatchPlan(61, 8, 1, 1, 6, 8).sample_ids(0, 0).tolist()  # the control
 
 
 def test_a_global_batch_that_does_not_fit_is_refused_with_numbers_that_do():
     with pytest.raises(UserError, match=r"global_batch_size: 12 .*micro-batches of 8 pairs on 2.*one of 1, 2, 3, 6$"):
-        make_plan(100, 8, None, 12, 2, 0, 8)
+        make_batch_plan(100, 8, None, 12, 2, 0, 8)
     with pytest.raises(UserError, match=r"^its: 12 cannot .* set theirs to one of 1, 2, 3, 6$"):
-        make_plan(100, 8, None, 12, 2, 0, 8, keys=("its", "theirs"))
+        make_batch_plan(100, 8, None, 12, 2, 0, 8, keys=("its", "theirs"))
     for batch_size in (1, 2, 3, 6):
-        assert make_plan(100, batch_size, None, 12, 2, 0, 8).global_batch == 12
+        assert make_batch_plan(100, batch_size, None, 12, 2, 0, 8).global_batch == 12
     with pytest.raises(UserError, match="no multiple of 3 processes"):
-        make_plan(100, 1, None, 8, 3, 0, 8)
+        make_batch_plan(100, 1, None, 8, 3, 0, 8)
 
 
 def test_stages_count_their_steps_and_end_before_their_epochs():
-    small, middle, large = (Plan(100, batch, 1, 1, 0, size) for batch, size in ((50, 8), (20, 16), (10, 32)))
-    stages = Stages((small, middle, large), (3, 5))  # 2, 5 and 10 steps an epoch
+    small, middle, large = (BatchPlan(100, batch, 1, 1, 0, size) for batch, size in ((50, 8), (20, 16), (10, 32)))
+    stages = BatchSchedule((small, middle, large), (3, 5))  # 2, 5 and 10 steps an epoch
     assert [stages.plan(epoch) for epoch in (0, 2, 3, 4, 5, 99)] == [small, small, middle, middle, large, large]
     assert [stages.num_steps(epochs) for epochs in (0, 1, 3, 4, 5, 7)] == [0, 2, 6, 11, 16, 36]
     assert [stages.num_epochs(steps) for steps in (1, 2, 3, 6, 7, 16, 17, 36)] == [1, 1, 2, 3, 4, 5, 6, 7]
     assert list(stages.spans(4)) == [(small, 0, 3), (middle, 3, 4)]
     assert {sample.patch_size for batch in middle.micro_batches(3) for sample in batch} == {16}
-    alone = Stages((large,))
+    alone = BatchSchedule((large,))
     assert alone.plan(7) is large and alone.num_steps(3) == 30 and alone.num_epochs(31) == 4
 
 
 def test_partners_are_a_share_of_all_and_the_same_in_every_layout():
-    plan = Plan(1000, 8, 1, 1, 3, 8, mixup=0.25)
+    plan = BatchPlan(1000, 8, 1, 1, 3, 8, mixup=0.25)
     ids = np.arange(1000)
     partners = plan.partners(2, ids)
     mixed = partners[partners >= 0]
     assert 180 < len(mixed) < 320 and mixed.max() < 1000 and len(set(mixed.tolist())) > 150  # five deviations
     assert partners.tolist() != plan.partners(3, ids).tolist()
     expected = dict(zip(ids.tolist(), partners.tolist(), strict=True))
-    for other in (plan, Plan(1000, 3, 2, 2, 3, 8, mixup=0.25)):
+    for other in (plan, BatchPlan(1000, 3, 2, 2, 3, 8, mixup=0.25)):
         for batch in other.micro_batches(2):
             assert all(sample.partner == expected[sample.id] for sample in batch if sample.weight)
             assert all(sample.partner == -1 for sample in batch if not sample.weight)
-    assert set(Plan(1000, 8, 1, 1, 3, 8).partners(2, ids).tolist()) == {-1}
+    assert set(BatchPlan(1000, 8, 1, 1, 3, 8).partners(2, ids).tolist()) == {-1}
 
 
 def test_a_batch_that_does_not_fit_a_stage_is_told_by_the_keys_that_set_it():
-    def told(train: dict, stage: dict) -> str:
+    def describe_error(train: dict, stage: dict) -> str:
         data = {"train": {"gt": "clean"}, "batch_size": 2, "stages": [{"until_epoch": 1, **stage}]}
         with pytest.raises(UserError) as refused:
             _make_stages(config_from({"data": data, "train": train}), 100, 1, Start())
         return str(refused.value)
 
-    message = told({"global_batch_size": 8}, {"batch_size": 3})
+    message = describe_error({"global_batch_size": 8}, {"batch_size": 3})
     assert message.startswith("train.global_batch_size: 8 cannot")
     assert message.endswith("set data.stages.0.batch_size to one of 1, 2, 4, 8")
-    message = told({}, {"global_batch_size": 5})
+    message = describe_error({}, {"global_batch_size": 5})
     assert message.startswith("data.stages.0.global_batch_size: 5 cannot") and "set data.batch_size to" in message

@@ -22,13 +22,13 @@ from accel_restore.config.safe_yaml import parse_yaml
 from accel_restore.config.schema import Model
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
-from accel_restore.models.pretrained import begin_model, describe
+from accel_restore.models.pretrained import build_or_load_model, describe
 
 DATA = {"train": {"gt": "photos"}}
 
 
 def begin(path: Path, channels: int = 3, scale: int = 1, **model) -> torch.nn.Module:
-    return begin_model(Model(checkpoint=str(path), **model), channels, scale)
+    return build_or_load_model(Model(checkpoint=str(path), **model), channels, scale)
 
 
 def equal(one: torch.nn.Module | dict, other: torch.nn.Module | dict) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import DRIVER, last_weights, launch, make_photos, run_folder, small_config, succeed
 
-from accel_restore.callbacks.straggler import Pace
+from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.distributed import heartbeat as ranks
 
 FAULT_STEP, LAST_STEP = 6, 8  # of two epochs of four
@@ -127,7 +127,7 @@ def test_the_watch_ends_the_process_though_nobody_can_be_told(monkeypatch):
 
     ended = []
     monkeypatch.setattr(ranks.os, "_exit", ended.append)
-    watch = ranks.Watch(SimpleNamespace(process_index=1, num_processes=2), 10.0, say)
+    watch = ranks.RankMonitor(SimpleNamespace(process_index=1, num_processes=2), 10.0, say)
     watch.is_told.set()
     with pytest.raises(BrokenPipeError):  # the control: not caught, so that what follows it must be in `finally`
         watch._end("rank 0 has given no sign of life")
@@ -137,7 +137,7 @@ def test_the_watch_ends_the_process_though_nobody_can_be_told(monkeypatch):
 def test_only_a_rank_that_stays_slow_is_named_and_once():
     said = []
     alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    pace = Pace(alone, SimpleNamespace(wait_seconds=0.0), None, said.append)
+    pace = StragglerDetector(alone, SimpleNamespace(wait_seconds=0.0), None, said.append)
 
     def compare(windows):  # of (own part of a step, of that waiting), seconds, of three ranks
         for step, window in enumerate(windows):

@@ -26,7 +26,7 @@ from accel_restore.data.encode import About, encode, read_mark
 from accel_restore.inference import apply as applying
 from accel_restore.inference import files as restoring
 from accel_restore.inference import restorer
-from accel_restore.inference.apply import Applier, Settings
+from accel_restore.inference.apply import ModelRunner, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -317,18 +317,18 @@ class Limited(torch.nn.Module):
 def test_a_device_that_runs_out_of_memory_gets_smaller_tiles():
     images = torch.rand(1, 3, 200, 190)
     network = Limited(100 * 100)
-    output = Applier(network, 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
+    output = ModelRunner(network, 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
     torch.testing.assert_close(output, images + 0.1, rtol=0, atol=1e-6)
     sides = [max(shape[2:]) for shape in network.seen]
     assert sides[0] == 200 and sides[-1] <= 96 and sides == sorted(sides, reverse=True)
     with pytest.raises(applying.UserError, match="memory is too small"):
-        Applier(Limited(100), 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
+        ModelRunner(Limited(100), 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
     with pytest.raises(RuntimeError, match="something else"):  # the control: other errors are not hidden
 
         def fail(images):
             raise RuntimeError("something else")
 
-        Applier(fail, 3, 1, torch.device("cpu"))(images, Settings(tile=None))
+        ModelRunner(fail, 3, 1, torch.device("cpu"))(images, Settings(tile=None))
 
 
 def test_the_automatic_tile_fits_the_memory(weights, monkeypatch):
@@ -342,9 +342,9 @@ def test_the_automatic_tile_fits_the_memory(weights, monkeypatch):
         assert tile is None if most is None else most - 16 < tile <= most
     monkeypatch.setattr(applying, "memory_bytes", lambda: own + 2 * each * 200 * 200)
     sides = []
-    hook = loaded.model.register_forward_pre_hook(lambda module, given: sides.append(max(given[0].shape[2:])))
+    callback = loaded.model.register_forward_pre_hook(lambda module, given: sides.append(max(given[0].shape[2:])))
     loaded(images[0])
-    hook.remove()
+    callback.remove()
     assert max(sides) <= 200 and len(sides) > 3
 
 
@@ -354,7 +354,7 @@ def test_a_network_that_cannot_be_measured_sees_the_whole_image():
         return images
 
     images = torch.rand(1, 3, 333, 333)
-    assert Applier(picky, 3, 1, torch.device("cpu"))(images, Settings()).equal(images)
+    assert ModelRunner(picky, 3, 1, torch.device("cpu"))(images, Settings()).equal(images)
 
 
 def test_bytes_are_counted_while_tensors_live():
@@ -364,7 +364,7 @@ def test_bytes_are_counted_while_tensors_live():
         del wide
         return narrow + narrow
 
-    counted = Applier(network, 3, 1, torch.device("cpu")).bytes_per_pixel("no")
+    counted = ModelRunner(network, 3, 1, torch.device("cpu")).bytes_per_pixel("no")
     assert counted == (1 + 10 + 1) * 3 * 4  # the image, ten copies, the clone; not what comes when they are gone
 
 

@@ -213,7 +213,7 @@ def test_a_run_begun_before_a_key_existed_goes_on_where_the_key_is_null(photos, 
     monkeypatch.setattr(resume, "read_counters", lambda commit: counters)
 
     def start(*overrides):
-        return resume.find_start(run_folder(config), config_from(config, overrides), False, [*overrides], "no")
+        return resume.find_resume_point(run_folder(config), config_from(config, overrides), False, [*overrides], "no")
 
     assert start("train.epochs=1").finished
     with pytest.raises(UserError, match=r"train\.max_grad_norm: unset in the commit, 1\.0 now"):

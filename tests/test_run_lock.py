@@ -15,7 +15,7 @@ import pytest
 from runs import make_photos, run_folder, small_config
 
 from accel_restore.checkpoint import run_lock
-from accel_restore.checkpoint.run_lock import RunLock, note_preempted
+from accel_restore.checkpoint.run_lock import RunLock, record_preempted
 from accel_restore.errors import UserError
 from accel_restore.tracking.run_files import write_status
 
@@ -194,10 +194,10 @@ def test_a_stopped_start_does_not_write_into_a_folder_in_use(tmp_path):
     status = (tmp_path / "status.json").read_bytes()
     lock = RunLock(tmp_path, print)
     lock.acquire()
-    note_preempted(tmp_path)
+    record_preempted(tmp_path)
     assert (tmp_path / "status.json").read_bytes() == status
     lock.release()
-    note_preempted(tmp_path)
+    record_preempted(tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "preempted"
 
 

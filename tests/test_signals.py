@@ -223,7 +223,7 @@ with preemption.listening():
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ("went on" in process.stdout) == (not is_guarded), process.stderr
-    assert ("Preempted: stopped by SIGTERM before the first step" in process.stderr) == is_guarded
+    assert ("PreemptedError: stopped by SIGTERM before the first step" in process.stderr) == is_guarded
     assert "Exception ignored" not in process.stderr
 
 
@@ -241,7 +241,7 @@ try:
     with preemption.listening():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
-except preemption.Preempted:
+except preemption.PreemptedError:
     time.sleep(1.5)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == (0 if is_guarded else 143)

@@ -18,8 +18,8 @@ TRAINING = """
 import sys
 from accel_restore import engine, train
 begin = engine.train_epoch
-class Look(engine.Hook):
-    def after_step(self, state):
+class Look(engine.Callback):
+    def on_step(self, state):
         if state.step == 1:
             print("MODULES", *sys.modules)
 engine.train_epoch = lambda state, steps, loss, accelerator, hooks, norm: begin(

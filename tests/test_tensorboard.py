@@ -7,7 +7,7 @@ from runs import json_lines, make_photos, run_folder, small_config
 
 from accel_restore.tracking import tensorboard_logger as tensorboard_log
 from accel_restore.tracking.rows import PER_RANK
-from accel_restore.tracking.tensorboard_logger import TensorBoard
+from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 SECRET = "hf_QmVuY2hNYXJrVG9rZW5Gb3JUZXN0cw"
@@ -69,7 +69,9 @@ def written(tmp_path, one_thread):
     folder, said = made_run(tmp_path / "run"), []
 
     def write():
-        board = TensorBoard(folder, {"tracking": {"project": SECRET}, "betas": [0.9], "none": None}, 2, said.append)
+        board = TensorBoardLogger(
+            folder, {"tracking": {"project": SECRET}, "betas": [0.9], "none": None}, 2, said.append
+        )
         board.update()
         board.end()
         board.finish()

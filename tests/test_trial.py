@@ -11,7 +11,7 @@ from runs import make_photos, run_folder, small_config
 from torch import nn
 
 from accel_restore.config.load import config_from
-from accel_restore.data.val_dataset import WholeImages
+from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
 from accel_restore.metrics.protocol import Protocol
@@ -42,9 +42,9 @@ def trial(model: nn.Module, ranks: int = 1, **data) -> Trial:
     return Trial(model, "own:Net", config, accelerator)
 
 
-def whole_images(*sizes: tuple[int, int]) -> WholeImages:
+def whole_images(*sizes: tuple[int, int]) -> ValidationDataset:
     gt = SimpleNamespace(sizes=sizes)  # all that is asked of the store
-    return WholeImages([], gt, None, list(range(len(sizes))), None, torch.device("cpu"))
+    return ValidationDataset([], gt, None, list(range(len(sizes))), None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_a_resumed_run_begins_with_the_rows_before_it(outcomes):
 
 
 def test_a_disabled_dashboard_keeps_the_id_for_later(tmp_path):
-    board = dashboard.Dashboard(Tracking(wandb="disabled"), "name", tmp_path, {}, 1, "former", print)
+    board = dashboard.WandbLogger(Tracking(wandb="disabled"), "name", tmp_path, {}, 1, "former", print)
     board.update()
     board.finish(failed=False)
     assert board.id == "former" and board.unsynced is None and not any(tmp_path.iterdir())

@@ -50,7 +50,7 @@ def record(folder, rank: int = 0) -> list[str]:
     folder.mkdir(exist_ok=True)
     notices: list[str] = []
     tracking = Tracking(wandb="offline", wandb_per_rank=True)
-    board = dashboard.Dashboard(tracking, "name", folder, {"lr": 0.1}, RANKS, "abc", notices.append, rank)
+    board = dashboard.WandbLogger(tracking, "name", folder, {"lr": 0.1}, RANKS, "abc", notices.append, rank)
     for step in range(1, STEPS + 1):
         if not rank:
             write_step(folder, step)
@@ -91,7 +91,7 @@ def test_a_rank_whose_run_fails_takes_nothing_from_the_run_of_all(tmp_path, monk
 
 def test_without_the_setting_there_is_one_run(tmp_path, monkeypatch):
     client = Client(monkeypatch)
-    board = dashboard.Dashboard(Tracking(wandb="offline"), "name", tmp_path, {}, RANKS, None, print)
+    board = dashboard.WandbLogger(Tracking(wandb="offline"), "name", tmp_path, {}, RANKS, None, print)
     board.finish(failed=False)
     assert [run.given["name"] for run in client.runs] == ["name"]
 

@@ -39,13 +39,13 @@ class Reads(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
-class Steps(engine.Hook):
+class Steps(engine.Callback):
     """The last hook: what comes after it is the next step's."""
 
     def __init__(self, reads):
         self.reads = reads
 
-    def after_step(self, state):
+    def on_step(self, state):
         self.reads.step = state.step + 1
 
 
@@ -53,7 +53,7 @@ def write_counts(file: Path) -> None:
     """Have training write the reads of each step of its last epoch, all and those before `optimizer.step`, to JSON."""
     reads, original = Reads(), engine.train_epoch
 
-    def train_epoch(state, steps, loss_fn, accelerator, hooks=(), max_grad_norm=None):
+    def train_epoch(state, steps, loss_fn, accelerator, callbacks=(), max_grad_norm=None):
         reads.counts.clear()
         step = state.optimizer.step
 
@@ -63,7 +63,7 @@ def write_counts(file: Path) -> None:
 
         state.optimizer.step = noting
         with reads:
-            result = original(state, steps, loss_fn, accelerator, [*hooks, Steps(reads)], max_grad_norm)
+            result = original(state, steps, loss_fn, accelerator, [*callbacks, Steps(reads)], max_grad_norm)
         state.optimizer.step = step
         file.write_text(json.dumps({"all": reads.counts, "before_step": reads.before_step}))
         return result

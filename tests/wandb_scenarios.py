@@ -42,7 +42,7 @@ def play(scenario: str, folder: Path) -> None:
     set_bounds(SHORT.get(scenario, {}))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     notices: list[str] = []
-    board = dashboard.Dashboard(
+    board = dashboard.WandbLogger(
         Tracking(wandb="online" if scenario == "no_key" else "auto"),
         "name",
         folder,
@@ -92,7 +92,7 @@ def _serve(scenario: str, folder: Path) -> Stub | None:
 
 def _former(folder: Path) -> str:
     """The id of a run that was interrupted; its lines stand in metrics.jsonl."""
-    board = dashboard.Dashboard(Tracking(wandb="offline"), "name", folder, {}, RANKS, None, print)
+    board = dashboard.WandbLogger(Tracking(wandb="offline"), "name", folder, {}, RANKS, None, print)
     for step in range(1, FAULT_STEP + 1):
         write_step(folder, step)
         board.update()

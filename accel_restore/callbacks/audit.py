@@ -17,10 +17,10 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.distributed.fsdp import whole
-from accel_restore.engine import Hook, TrainState
-from accel_restore.errors import AuditFailed
-from accel_restore.tracking.run_files import Lines
+from accel_restore.distributed.fsdp import full_tensor
+from accel_restore.engine import Callback, TrainState
+from accel_restore.errors import AuditError
+from accel_restore.tracking.run_files import JsonlWriter
 from accel_restore.utils.files import replace_file, to_json
 
 OPERATIONS = ("zero_grad", "backward", "optimizer_step", "scheduler_step", "validate")
@@ -31,18 +31,20 @@ def hash_weights(model: nn.Module) -> str:
     """The hash of all parameters, in order; every rank calls it."""
     state = hashlib.sha256()
     for parameter in model.parameters():
-        copied = whole(parameter.detach()).to("cpu", copy=True)  # NumPy pins its memory, which FSDP2 wants to free
+        copied = full_tensor(parameter.detach()).to(
+            "cpu", copy=True
+        )  # NumPy pins its memory, which FSDP2 wants to free
         state.update(copied.contiguous().flatten().view(torch.uint8).numpy())
     return state.hexdigest()[:16]
 
 
-class Audit(Hook):
+class Audit(Callback):
     """Observes one rank from the moment it is attached until `report`."""
 
     def __init__(self, folder: Path, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
         self.folder, self.state, self.accelerator = folder, state, accelerator
         self.rank = accelerator.process_index
-        self.lines = Lines(folder / "audit" / f"rank{self.rank}.jsonl", self._is_before)
+        self.lines = JsonlWriter(folder / "audit" / f"rank{self.rank}.jsonl", self._is_before)
         self.calls, self.changed_weights, self.changed_lr = Counter(), Counter(), Counter()
         self.schedule_steps: Counter = Counter()  # per epoch
         self.epoch_hash = defaultdict(hashlib.sha256)  # per epoch, of all that must be equal on all ranks
@@ -83,7 +85,7 @@ class Audit(Hook):
             self.samples = [int(id) for id in batch["id"] if id >= 0]
             yield batch
 
-    def after_validate(self, state: TrainState) -> None:
+    def on_validation(self, state: TrainState) -> None:
         self._look("in validate", "validate")
 
     def _look(self, where: str, operation: str | None) -> None:
@@ -116,7 +118,7 @@ class Audit(Hook):
     def report(self, show: Callable[[str, list[tuple], tuple[str, ...]], None]) -> None:
         """Compare the ranks, write audit.json and show the table (of rank 0). Called by every rank.
 
-        Raises: AuditFailed.
+        Raises: AuditError.
         """
         self._look("after the last operation", None)
         self.lines.close()
@@ -151,4 +153,4 @@ class Audit(Hook):
             show(f"audit: {epochs} epochs, {len(ranks)} ranks", [tuple(row.values()) for row in table], header)
         if violations:
             more = f" (and {len(violations) - 5} more, see audit.json)" if len(violations) > 5 else ""
-            raise AuditFailed("the audit failed:\n  - " + "\n  - ".join(violations[:5]) + more)
+            raise AuditError("the audit failed:\n  - " + "\n  - ".join(violations[:5]) + more)

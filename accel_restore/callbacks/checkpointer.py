@@ -7,19 +7,19 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accel_restore.callbacks.metrics_logger import Tracker
-from accel_restore.callbacks.nan_monitor import SameWeights
+from accel_restore.callbacks.metrics_logger import MetricsLogger
+from accel_restore.callbacks.nan_monitor import ReplicaCheck
 from accel_restore.checkpoint.commits import find_commits, prune, write_commit
 from accel_restore.checkpoint.state_dict import best_weights, collect
 from accel_restore.config.schema import Checkpoint
-from accel_restore.data.batch_plan import Stages
-from accel_restore.engine import Hook, TrainState
-from accel_restore.errors import Lost
+from accel_restore.data.batch_plan import BatchSchedule
+from accel_restore.engine import Callback, TrainState
+from accel_restore.errors import RunAbortedError
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.utils.files import replace_file
 
 
-class Saver(Hook):
+class Checkpointer(Callback):
     """Commits at the end of epochs and, where asked for, within them; runs after the Tracker.
 
     Training can go on without a save that fails, until the last one: it is told about, and made up for when the next is
@@ -33,9 +33,9 @@ class Saver(Hook):
         schedule: Checkpoint,
         *,
         epochs: int,
-        stages: Stages,
-        tracker: Tracker,
-        same_weights: SameWeights,
+        stages: BatchSchedule,
+        tracker: MetricsLogger,
+        replica_check: ReplicaCheck,
         extra: Callable[[], dict[str, Any]],
         metadata: Callable[[TrainState], dict[str, str]],
         best: bytes | None,
@@ -43,18 +43,18 @@ class Saver(Hook):
         """`best` is the content of best.safetensors at the commit that the run continues from."""
         self.folder, self.accelerator, self.schedule = folder, accelerator, schedule
         self.epochs, self.stages = epochs, stages
-        self.tracker, self.same_weights, self.say = tracker, same_weights, tracker.screen.say
+        self.tracker, self.replica_check, self.say = tracker, replica_check, tracker.screen.say
         self.extra, self.metadata = extra, metadata
         self.best, self.best_is_written = best, True
         self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or try of one
         self.failure: OSError | None = None  # of the last try, on the main process
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
         if every and state.step % every == 0 and state.epoch_step < self.stages.plan(state.epoch).steps_per_epoch:
             self.commit(state)
 
-    def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
+    def on_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         due = self.schedule.every_steps and state.step % self.schedule.every_steps == 0
         if due or state.epoch % self.schedule.every_epochs == 0 or state.epoch == self.epochs:
             self.commit(state)
@@ -77,12 +77,12 @@ class Saver(Hook):
     def commit(self, state: TrainState) -> None:
         """Commit the state, unless that is done; called by every rank.
 
-        Raises: Diverged, Lost, where the weights are not worth keeping.
+        Raises: DivergedError, RunAbortedError, where the weights are not worth keeping.
         """
         if self.saved == (state.epoch, state.step):
             return
         self.saved = (state.epoch, state.step)
-        self.same_weights.check(state)
+        self.replica_check.check(state)
         files = collect(state, self.accelerator, self.extra())
         if files is not None:
             self._write(state, files)
@@ -113,13 +113,13 @@ class Saver(Hook):
     def finish(self, state: TrainState) -> None:
         """Make sure that this state is committed, before the run ends; called by every rank.
 
-        Raises: Lost, on all ranks, where it cannot be written.
+        Raises: RunAbortedError, on all ranks, where it cannot be written.
         """
         if self._failed() is not None:
             self.saved = None  # try again
         self.commit(state)
         if (failure := self._failed()) is not None:
-            raise Lost(
+            raise RunAbortedError(
                 f"{self.folder}: the last checkpoint cannot be written ({failure}); make room, and continue from the "
                 "one before"
             )

@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Hook, TrainState
+from accel_restore.engine import Callback, TrainState
 from accel_restore.metrics.format import format_score
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.tracking.pictures import Samples, draw_curves, draw_samples
 from accel_restore.tracking.report.page import Report
-from accel_restore.tracking.run_files import Lines, write_status
-from accel_restore.tracking.tensorboard_logger import TensorBoard
-from accel_restore.tracking.wandb_logger import Dashboard
+from accel_restore.tracking.run_files import JsonlWriter, write_status
+from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
+from accel_restore.tracking.wandb_logger import WandbLogger
 
 _FILES = "metrics.jsonl", "memory.jsonl"  # apart: a run that resumes repeats what stands in the first to the bit
 _CURVES_SECONDS = 60.0
@@ -27,7 +27,7 @@ _OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl
 _PICTURE_SETS = 20  # about so many sets of validation pictures a run
 
 
-class Tracker(Hook):
+class MetricsLogger(Callback):
     """Writes what every rank has seen from the main process."""
 
     def __init__(
@@ -39,11 +39,11 @@ class Tracker(Hook):
         *,
         epochs: int,
         log_every_steps: int,
-        screen: Screen,
+        screen: Console,
         samples: Samples,
-        dashboard: Dashboard | None,
+        dashboard: WandbLogger | None,
         report: Report | None,
-        tensorboard: TensorBoard | None,
+        tensorboard: TensorBoardLogger | None,
     ):
         self.folder, self.accelerator, self.loader = folder, accelerator, loader
         self.epochs, self.log_every_steps = epochs, log_every_steps
@@ -51,7 +51,9 @@ class Tracker(Hook):
         self.dashboard, self.tensorboard = dashboard, tensorboard
         self.main = accelerator.is_main_process
         files = (
-            [Lines(folder / name, lambda line: is_before(line, state)) for name in _FILES] if self.main else [None] * 2
+            [JsonlWriter(folder / name, lambda line: is_before(line, state)) for name in _FILES]
+            if self.main
+            else [None] * 2
         )
         self.lines, self.memory_lines = files
         self.unwritten = False  # whether the user has been told so
@@ -65,7 +67,7 @@ class Tracker(Hook):
     def _begin_window(self, state: TrainState) -> None:
         self.window = (state.step, time.perf_counter(), self.loader.wait_seconds)
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         self.screen.advance(state.epoch, state.step)
         if state.step % self.log_every_steps:
             return
@@ -113,7 +115,7 @@ class Tracker(Hook):
         speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
         self.screen.update(state.epoch, state.step, loss, ranks[0][-4], speed)
 
-    def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
+    def on_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         position = state.scheduler.scheduler.last_epoch
         scheduler_steps, self.schedule_position = position - self.schedule_position, position
         seconds, self.epoch_began = time.perf_counter() - self.epoch_began, time.perf_counter()

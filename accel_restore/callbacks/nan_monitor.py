@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Hook, TrainState
-from accel_restore.errors import Diverged, Lost
+from accel_restore.engine import Callback, TrainState
+from accel_restore.errors import DivergedError, RunAbortedError
 from accel_restore.losses import Loss
 from accel_restore.utils.redaction import redacted
 
@@ -19,7 +19,7 @@ _TOLD = 20  # skipped steps that are told about on the screen; metrics.jsonl hol
 _FILES = 8  # files of one step that are named
 
 
-class SkippedSteps(Hook):
+class NaNMonitor(Callback):
     """Tells what made a gradient no number; ends the run after `limit` such steps in a row. The engine skips them."""
 
     def __init__(
@@ -37,7 +37,7 @@ class SkippedSteps(Hook):
         self.files, self.record, self.say = files, record, say
         self.told = 0
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         if not state.skipped_in_row:  # equal on all ranks
             return
         found = [rank for rank in gather_object([self._find(state)]) if rank["files"]]
@@ -56,12 +56,12 @@ class SkippedSteps(Hook):
             more = "; further ones stand in metrics.jsonl alone" if self.told == _TOLD else ""
             self.say(f"{where}: not a number: {reason}; the step is skipped{more}")
         if state.skipped_in_row >= self.limit:
-            raise Diverged(where, f"{state.skipped_in_row} steps in a row, the last by {reason}")
+            raise DivergedError(where, f"{state.skipped_in_row} steps in a row, the last by {reason}")
 
-    def after_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
+    def on_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         scores = record["scores"]
         if state.skipped_in_row and scores and not torch.tensor(scores["loss"]).isfinite():
-            raise Diverged(f"epoch {record['epoch'] + 1}", "neither its last step nor its validation gave one")
+            raise DivergedError(f"epoch {record['epoch'] + 1}", "neither its last step nor its validation gave one")
 
     def _find(self, state: TrainState) -> dict[str, Any]:
         """The files of this rank whose loss is no number, and which terms of the loss are none."""
@@ -95,7 +95,7 @@ class SkippedSteps(Hook):
         return list(dict.fromkeys(names)) or ["(a number when computed again)"]
 
 
-class SameWeights(Hook):
+class ReplicaCheck(Callback):
     """Compares a checksum of the weights of all ranks every so many steps, and ends the run where they differ.
 
     The checksum is the sum of each parameter's bits as integers, on the device: one pass over the weights. Any single
@@ -105,12 +105,12 @@ class SameWeights(Hook):
     def __init__(self, accelerator: Accelerator, every_steps: int):
         self.accelerator, self.every_steps = accelerator, every_steps
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         if state.step % self.every_steps == 0:
             self.check(state)
 
     def check(self, state: TrainState) -> None:
-        """Raises: Lost, on all ranks, where one holds other weights; names it."""
+        """Raises: RunAbortedError, on all ranks, where one holds other weights; names it."""
         if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # no two ranks hold the same
             return
         ranks = self.accelerator.gather(checksums(state.model)[None]).cpu()  # (ranks, parameters)
@@ -122,7 +122,7 @@ class SameWeights(Hook):
         names = [name for name, _ in self.accelerator.unwrap_model(state.model).named_parameters()]
         first = next(name for name, a, b in zip(names, rows[bad[0]], usual, strict=True) if a != b)
         majority = f"; rank {', '.join(map(str, bad))} differs from the most" if rows.count(usual) > 1 else ""
-        raise Lost(
+        raise RunAbortedError(
             f"step {state.step}: ranks {good} and {bad[0]} hold different weights (first in {first}){majority}: memory "
             "or a device is at fault; continue from the last commit, if need be without that device"
         )

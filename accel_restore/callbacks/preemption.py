@@ -6,13 +6,13 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from accel_restore.engine import Hook, TrainState
-from accel_restore.errors import Preempted
+from accel_restore.engine import Callback, TrainState
+from accel_restore.errors import PreemptedError
 from accel_restore.utils.signals import StopRequest
 
 
-class StopTogether(Hook):
-    """Raises `Preempted` on all ranks after the same step, when one of them was asked to stop.
+class PreemptionCallback(Callback):
+    """Raises `PreemptedError` on all ranks after the same step, when one of them was asked to stop.
 
     The ranks' answers are exchanged while the next step is computed, so a request takes effect after that step, and
     nobody waits; with one process after the step it came in. The exchange goes over the CPUs (gloo), so that no GPU is
@@ -29,13 +29,13 @@ class StopTogether(Hook):
         self.answer: torch.Tensor | None = None
         self.pending: distributed.Work | None = None
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         asked = self._last_answer() if self.group is not None else bool(self.stop)
         if asked or state.step == self.stop_after:
             self._raise(state)
         self._exchange()
 
-    def after_epoch(self, state: TrainState, record: dict) -> None:
+    def on_epoch(self, state: TrainState, record: dict) -> None:
         if state.epoch == self.epochs:  # the run is finished
             return
         asked = self._last_answer()
@@ -59,7 +59,7 @@ class StopTogether(Hook):
         return answer is not None and bool(answer.item())
 
     def _raise(self, state: TrainState) -> None:
-        raise Preempted(f"{self.stop} after step {state.step}")
+        raise PreemptedError(f"{self.stop} after step {state.step}")
 
     def close(self) -> None:
         """Take back the last question: all ranks have asked it."""

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Hook, TrainState
+from accel_restore.engine import Callback, TrainState
 
 _WINDOW_STEPS = 20
 _WINDOWS = 3  # in a row, before a rank is called slow
@@ -25,7 +25,7 @@ def moment(on_cuda: bool) -> Any:
     return event
 
 
-class Pace(Hook):
+class StragglerDetector(Callback):
     """Compares the time that each rank takes for its own part of a step: until its last gradient is ready.
 
     What follows is the exchange, in which the others wait; all ranks' whole steps take equally long. On a GPU it is the
@@ -47,7 +47,7 @@ class Pace(Hook):
     def _mark(self, _: torch.Tensor) -> None:
         self.ready = moment(self.on_cuda)
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         if self.accelerator.num_processes == 1:
             return
         took = self.began.elapsed_time(self.ready) / 1000 if self.on_cuda else self.ready - self.began
@@ -59,7 +59,7 @@ class Pace(Hook):
             self._compare((self.accelerator.gather(mine) / self.steps).tolist(), state.step)
             self.own, self.steps = 0.0, 0
 
-    def after_epoch(self, state: TrainState, record: dict) -> None:
+    def on_epoch(self, state: TrainState, record: dict) -> None:
         self.began = moment(self.on_cuda)  # validation is not a part of the next step
 
     def _compare(self, ranks: list[list[float]], step: int) -> None:

@@ -50,7 +50,7 @@ class Start:
         return self.commit.resolve().is_relative_to(folder.resolve())
 
 
-def find_start(
+def find_resume_point(
     folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, notice=print
 ) -> Start:
     """Where the run in `folder` starts; `precision` is the mixed precision in use here. Reads only.

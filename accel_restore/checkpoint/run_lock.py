@@ -145,7 +145,7 @@ def _file_time(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def note_preempted(folder: Path) -> None:
+def record_preempted(folder: Path) -> None:
     """Write down that a run was stopped before its first step, unless the folder is another's or in use."""
     former = read_status(folder)
     others = folder.exists() and any(not path.name.startswith((".", _FILE)) for path in folder.iterdir())

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from accel_restore import __version__
 from accel_restore.checkpoint.commits import SCHEMA, read_commit
-from accel_restore.distributed.fsdp import whole, whole_state
+from accel_restore.distributed.fsdp import full_state_dict, full_tensor
 from accel_restore.engine import TrainState
-from accel_restore.errors import Diverged, UserError
+from accel_restore.errors import DivergedError, UserError
 from accel_restore.inference.restorer import digest
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.utils.files import decode_floats, encode_floats, to_json
@@ -78,7 +78,7 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
 
     `extra` (JSON) is stored in state.json beside the counters.
 
-    Raises: Diverged rather than let weights be committed that are lost; on every rank, as all hold the same.
+    Raises: DivergedError rather than let weights be committed that are lost; on every rank, as all hold the same.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # a second, after step 1
 
@@ -86,10 +86,10 @@ def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) 
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model = accelerator.unwrap_model(state.model)
-    if not all(bool(whole(parameter.isfinite().all())) for parameter in model.parameters()):
-        raise Diverged(f"step {state.step}", "they cannot be committed", "a weight is")
+    if not all(bool(full_tensor(parameter.isfinite().all())) for parameter in model.parameters()):
+        raise DivergedError(f"step {state.step}", "they cannot be committed", "a weight is")
     weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
-    ema = whole_state(state.ema.module, accelerator) if state.ema is not None else None
+    ema = full_state_dict(state.ema.module, accelerator) if state.ema is not None else None
     if not accelerator.is_main_process:
         return None
     files = {"model.safetensors": serialize(weights)}
@@ -246,7 +246,7 @@ def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str
     None but on the main process. Called by every rank.
     """
     model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
-    weights = whole_state(model, accelerator)
+    weights = full_state_dict(model, accelerator)
     if weights is None:
         return None
     return serialize(weights, {"format": "pt", "version": __version__, "sha256": digest(weights), **metadata})

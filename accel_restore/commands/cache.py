@@ -4,9 +4,9 @@ import argparse
 import time
 from pathlib import Path
 
-from accel_restore.data.cache import Stored, default_cache, delete_store, list_stores
+from accel_restore.data.cache import StoredSource, default_cache, delete_store, list_stores
 from accel_restore.errors import UserError
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.dir.is_dir() and options.dir != default_cache():
         raise UserError(f"{options.dir}: no such folder; name the cache folder by --dir")
-    stores, screen = list_stores(options.dir), Screen(True)
+    stores, screen = list_stores(options.dir), Console(True)
     if options.action == "delete":
         chosen = _chosen(stores, options)
         try:
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _chosen(stores: list[Stored], options: argparse.Namespace) -> list[Stored]:
+def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[StoredSource]:
     if options.all:
         return stores
     if options.unused_days is not None:

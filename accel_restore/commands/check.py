@@ -17,9 +17,9 @@ from accel_restore.commands.bench.data import loading_rate
 from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import make_plan
-from accel_restore.data.build import Found, build_sets, degradation_of, find_data
-from accel_restore.data.degradations.pipeline import Degrade
+from accel_restore.data.batch_plan import make_batch_plan
+from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
+from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair
 from accel_restore.data.val_dataset import seed_of
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
@@ -29,7 +29,7 @@ from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
 from accel_restore.metrics.protocol import Protocol, psnr
 from accel_restore.models.blocks import upscale
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
 from accel_restore.utils.files import to_json
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("check: --limit must be above 0")
     if options.json not in (None, "-"):
         check_writable(Path(options.json), inputs=[Path(options.config)] if options.config else [])
-    screen = Screen(options.json != "-")
+    screen = Console(options.json != "-")
     config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     report, draw = check(config, screen, options.limit, options.pairs_per_second, options.picture)
     if options.json == "-":
@@ -79,7 +79,7 @@ def _save(sheet: Image.Image, file: Path) -> None:
 
 
 def check(
-    config: Config, screen: Screen, limit: int | None, pairs_per_second: float | None, picture: Path | None
+    config: Config, screen: Console, limit: int | None, pairs_per_second: float | None, picture: Path | None
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
     """The report, and what draws a contact sheet, None where no pair could be examined.
 
@@ -160,12 +160,12 @@ def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
     }
 
 
-def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
+def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> dict[str, Any]:
     """What an epoch on one device takes."""
     sets = build_sets(found, config.data, config.run.seed, degrade, torch.device("cpu"))
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
-    plan = make_plan(len(sets.train), batch, 1, None, 1, 0, config.data.patch_size)
+    plan = make_batch_plan(len(sets.train), batch, 1, None, 1, 0, config.data.patch_size)
     rate = loading_rate(sets, config, 1.0)
     return {
         "samples": plan.num_samples,
@@ -178,7 +178,7 @@ def _epoch(found: Found, config: Config, degrade: Degrade) -> dict[str, Any]:
     }
 
 
-def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degrade) -> Image.Image | None:
+def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: DegradationPipeline) -> Image.Image | None:
     """Pairs with findings first, then those of the lowest PSNR; the input of clean images is made."""
     kinds: dict[str, list[str]] = {}
     for finding in warnings:
@@ -200,7 +200,7 @@ def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degrade) ->
     return contact_sheet(drawn) if drawn else None
 
 
-def _made(pair: Pair, gt: np.ndarray, degrade: Degrade) -> tuple[torch.Tensor, torch.Tensor]:
+def _made(pair: Pair, gt: np.ndarray, degrade: DegradationPipeline) -> tuple[torch.Tensor, torch.Tensor]:
     """The input that validation makes of gt (H, W, C), and gt, cut to multiples of the scale: (1, C, H, W).
 
     Raises: UserError that names the image where the degradation fails.
@@ -213,7 +213,7 @@ def _made(pair: Pair, gt: np.ndarray, degrade: Degrade) -> tuple[torch.Tensor, t
         raise UserError(f"data.degradation: cannot work on {pair.gt}: {error}") from error
 
 
-def _made_psnr(part: Part, degrade: Degrade) -> list[float]:
+def _made_psnr(part: Part, degrade: DegradationPipeline) -> list[float]:
     """The PSNR in dB of the inputs that are made of a few of the images, spread evenly; see `_made`."""
     found = []
     for place in range(0, len(part.pairs), -(-len(part.pairs) // _MADE)):
@@ -237,7 +237,7 @@ def _faint(steps: list[dict[str, Any]]) -> list[Finding]:
     return found
 
 
-def _show(report: dict[str, Any], screen: Screen) -> None:
+def _show(report: dict[str, Any], screen: Console) -> None:
     names = [name for name in ("train", "val") if report[name]]
     if names:
         rows = [

@@ -10,7 +10,7 @@ from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.config.load import load_run_config
 from accel_restore.config.schema import Tracking
 from accel_restore.errors import UserError
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.tracking.wandb_client import has_key
 from accel_restore.utils.redaction import redacted
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     if options.print:
         rows = [(title, panel, x, _words(y)) for title, panels in SECTIONS.items() for panel, x, y in panels]
         title = f"view '{_name(name)}' of project {project}"
-        Screen(True).table(title, [*rows, ("Pictures", "Validation", "step", PICTURES)])
+        Console(True).table(title, [*rows, ("Pictures", "Validation", "step", PICTURES)])
     if options.json:
         check_writable(options.json)
         view = make_view(options.entity or "", project, name)._to_model()

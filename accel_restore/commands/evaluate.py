@@ -13,12 +13,12 @@ from accel_restore.commands._outputs import write_output, write_report
 from accel_restore.commands._processes import Processes, choose_precision, joined
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.metrics.format import format_score, titled_score
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 
 if TYPE_CHECKING:
     from accel_restore.inference.evaluate import Row, Scorer
     from accel_restore.inference.restorer import Restorer
-    from accel_restore.inference.run_validation import Validated
+    from accel_restore.inference.run_validation import ValidationSettings
     from accel_restore.metrics.protocol import Protocol
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], processes: Processes) -> int:
-    screen = Screen(processes.is_main)
+    screen = Console(processes.is_main)
     scorer, validated, notes = processes.together(lambda: _prepare(options, steps, given, processes))
     pairs = validated.pairs
     for note in notes:
@@ -104,13 +104,13 @@ def _prepare(options: argparse.Namespace, steps: list, given: dict[str, Any], pr
     return Scorer(restorers, images, protocol, precision), validated, notes
 
 
-def _named(options: argparse.Namespace, steps: list, restorer: "Restorer") -> "Validated":
+def _named(options: argparse.Namespace, steps: list, restorer: "Restorer") -> "ValidationSettings":
     """The images that `--gt`, `--input` and `--degrade` name."""
-    from accel_restore.data.degradations.pipeline import Degrade, build_degradation
+    from accel_restore.data.degradations.pipeline import DegradationPipeline, build_degradation
     from accel_restore.data.pairs import find_pairs
-    from accel_restore.inference.run_validation import Validated
+    from accel_restore.inference.run_validation import ValidationSettings
 
-    degrade = Degrade([], restorer.scale)
+    degrade = DegradationPipeline([], restorer.scale)
     if steps:
         named = [(str(step.get("name", "")), {k: v for k, v in step.items() if k != "name"}) for step in steps]
         try:
@@ -119,7 +119,7 @@ def _named(options: argparse.Namespace, steps: list, restorer: "Restorer") -> "V
             raise UserError(str(error).replace("data.degradation", "--degrade")) from None
     pairs, problems = find_pairs(_places(options.gt), _places(options.input), "evaluate", options.recursive)
     _raise_misfits([re.sub(r"\bevaluate\.(gt|input)", r"--\1", problem) for problem in problems])
-    return Validated(pairs, degrade, steps, {})
+    return ValidationSettings(pairs, degrade, steps, {})
 
 
 def _raise_misfits(problems: list[str]) -> None:
@@ -147,7 +147,7 @@ def _weights(file: Path, restorer: "Restorer") -> dict[str, Any]:
 
 
 def _show(
-    screen: Screen,
+    screen: Console,
     protocol: "Protocol",
     names: list[str],
     rows: "list[Row]",

@@ -13,7 +13,7 @@ from accel_restore.commands._outputs import check_writable
 from accel_restore.errors import UserError
 from accel_restore.inference import export as exported
 from accel_restore.inference.restorer import Restorer, load
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.utils.files import REMOVING, sync_folder, to_json
 
 SHAPES = [
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shapes: list, staged: Path) -> int:
-    screen, begin = Screen(True), time.monotonic()
+    screen, begin = Console(True), time.monotonic()
     stored = {key: value for key, value in restorer.metadata.items() if key != "format"}  # which is of safetensors
     metadata = {key: value if isinstance(value, str) else to_json(value) for key, value in stored.items()}
     program = exported.trace(restorer, options.size, options.half)

@@ -15,7 +15,7 @@ from accel_restore.errors import UserError
 from accel_restore.inference.model_card import CONFIG, SAMPLES, card, portable_config
 from accel_restore.inference.restorer import load
 from accel_restore.models.weights_file import WEIGHTS
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.utils.files import REMOVING, discard, sync_folder, write_durably
 from accel_restore.utils.redaction import redacted
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     folder = options.output or weights.parent / "hub"
     _check_folder(folder)
     token = None if options.dry_run else _token()
-    screen = Screen(True)
+    screen = Console(True)
     write_folder(folder, options.repo, weights, options.license)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     screen.say(f"{folder}: {names}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accel_restore.commands._processes import Processes, add_device, choose_precision, joined
 from accel_restore.errors import UserError, raise_problems
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 
 _LINE_SECONDS = 30.0  # between lines about progress, where there is no terminal
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "webp": ".webp", "tif": ".tif", "tiff": ".tif"}
@@ -101,7 +101,7 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
             remove_unfinished(jobs)
         return settings, restorer, jobs, marks, left
 
-    screen = Screen(processes.is_main)
+    screen = Console(processes.is_main)
     settings, restorer, jobs, marks, left = processes.together(prepare)
     # Each file belongs to one process, whatever is done already: the others may find that out a moment later.
     mine = [job for job in jobs[processes.rank :: processes.world_size] if job in set(left)]
@@ -142,7 +142,7 @@ def _settings(options: argparse.Namespace, make: Callable, precision: str):
 
 
 @contextmanager
-def _progress(screen: Screen, total: int) -> Iterator[Callable[[float], None]]:
+def _progress(screen: Console, total: int) -> Iterator[Callable[[float], None]]:
     """A function that is told how many files more are done: it moves a bar, or prints a line now and then."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

@@ -17,7 +17,7 @@ from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import read_lines
 from accel_restore.trainer.batch_size import assume_batch_size
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.processes < 1:
         raise UserError("verify-resume: --processes must be above 0")
-    screen = Screen(True)
+    screen = Console(True)
     config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     with tempfile.TemporaryDirectory(prefix="accel-restore-verify-") as folder:
         launcher = _Launcher(Path(folder), short(config, options.processes), options.cpu, options.processes)

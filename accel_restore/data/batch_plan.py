@@ -104,7 +104,7 @@ class MicroBatch(Sequence[Sample]):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """How the samples of an epoch make up optimizer steps, micro-batches and the shares of ranks."""
 
     num_samples: int  # per epoch
@@ -174,16 +174,16 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Stages:
+class BatchSchedule:
     """The plan of each epoch: one for all of them, or one a stage of training with growing crops."""
 
-    plans: tuple[Plan, ...]  # of equal seeds, samples and ranks
+    plans: tuple[BatchPlan, ...]  # of equal seeds, samples and ranks
     ends: tuple[int, ...] = ()  # the epoch before which each plan but the last ends, ascending
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> BatchPlan:
         return self.plans[bisect_right(self.ends, epoch)]
 
-    def spans(self, epochs: int) -> Iterator[tuple[Plan, int, int]]:
+    def spans(self, epochs: int) -> Iterator[tuple[BatchPlan, int, int]]:
         """The plans of the first `epochs` epochs, each with its first epoch and the one before which it ends."""
         for plan, first, end in zip(self.plans, (0, *self.ends), (*self.ends, epochs), strict=True):
             if first < epochs:
@@ -198,7 +198,7 @@ class Stages:
         return bisect_left(range(steps + 1), steps, key=self.num_steps)
 
 
-def make_plan(
+def make_batch_plan(
     num_samples: int,
     batch_size: int,
     accumulation: int | None,
@@ -210,7 +210,7 @@ def make_plan(
     *,
     may_shrink: bool = False,
     keys: tuple[str, str] = ("train.global_batch_size", "data.batch_size"),
-) -> Plan:
+) -> BatchPlan:
     """The plan of a run; `global_batch`, where given, decides the accumulation.
 
     Where `may_shrink` the batch per rank is lowered to the next size that fits, as for a run that continues on another
@@ -235,4 +235,4 @@ def make_plan(
                 f"{world_size} processes ({at_once} at once); {remedy}"
             )
         accumulation = global_batch // (batch_size * world_size)
-    return Plan(num_samples, batch_size, accumulation or 1, world_size, seed, patch_size, mixup)
+    return BatchPlan(num_samples, batch_size, accumulation or 1, world_size, seed, patch_size, mixup)

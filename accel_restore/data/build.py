@@ -11,11 +11,11 @@ import torch
 
 from accel_restore.config.data import Data, Source
 from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
-from accel_restore.data.degradations.pipeline import Degrade, build_degradation
+from accel_restore.data.degradations.pipeline import DegradationPipeline, build_degradation
 from accel_restore.data.hf_datasets import find_rows
 from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.data.train_dataset import CropDataset
-from accel_restore.data.val_dataset import WholeImages
+from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import raise_problems
 
 _READERS = 8  # of data larger than memory: a disk answers several at once
@@ -27,8 +27,8 @@ class DataSets:
     """What a run trains on and is scored on."""
 
     train: CropDataset
-    val: WholeImages
-    degrade: Degrade
+    val: ValidationDataset
+    degrade: DegradationPipeline
     train_files: list[str]  # of each training image: its input, or its gt where the input is made
     identity: dict  # what a resumed run's data must equal: names of training and validation images
     nbytes: int  # decoded images
@@ -50,7 +50,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Found:
+class ScannedData:
     """What the `data` section names, and all that is wrong with it."""
 
     train: Images | None
@@ -62,7 +62,7 @@ class Found:
 
 def find_data(
     data: Data, smallest_val_side: int, track: Track | None = None, wait: Callable[[str], None] | None = None
-) -> Found:
+) -> ScannedData:
     """The data of a configuration, every image decoded, measured and compared with its partner; see `open_stores`."""
     problems: list[str] = []
     sources = {"data.train": data.train} | ({"data.val": data.val} if data.val is not None else {})
@@ -84,7 +84,7 @@ def find_data(
     problems += _too_small(train, train_pairs, data.scale, largest, f"{key}; lower it")
     needed = "what validation needs to score (its metrics and the loss); remove it"
     problems += _too_small(val, val_pairs, data.scale, smallest_val_side, needed)
-    return Found(train, val, train_pairs, val_pairs, problems)
+    return ScannedData(train, val, train_pairs, val_pairs, problems)
 
 
 def open_data(
@@ -105,23 +105,25 @@ def open_data(
     return build_sets(found, data, seed, degrade, device)
 
 
-def degradation_of(data: Data) -> Degrade:
+def degradation_of(data: Data) -> DegradationPipeline:
     """The degradation that makes the input of sources without one.
 
     Raises: UserError for arguments that cannot be used.
     """
     if all(source.input is not None for source in (data.train, data.val) if source is not None):
-        return Degrade([], data.scale)  # which nothing will call
+        return DegradationPipeline([], data.scale)  # which nothing will call
     return build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
 
 
-def raise_found(found: Found) -> None:
+def raise_found(found: ScannedData) -> None:
     """Raise `UserError` with the problems of the data, if there are any."""
     count = len(found.problems)
     raise_problems(f"the data cannot be used: {count} problem{'s' * (count != 1)}", found.problems)
 
 
-def build_sets(found: Found, data: Data, seed: int, degrade: Degrade, device: torch.device) -> DataSets:
+def build_sets(
+    found: ScannedData, data: Data, seed: int, degrade: DegradationPipeline, device: torch.device
+) -> DataSets:
     """The data sets of data without problems."""
     train, val = found.train, found.val
     stores = {
@@ -151,7 +153,7 @@ def build_sets(found: Found, data: Data, seed: int, degrade: Degrade, device: to
             mixup_alpha=data.mixup.alpha if data.mixup else 1.0,
             readers=ThreadPoolExecutor(readers, "accel-restore-reader") if readers > 1 else None,
         ),
-        WholeImages(
+        ValidationDataset(
             [pair.name for pair in found.val_pairs],
             val.gt.store,
             val.input and val.input.store,

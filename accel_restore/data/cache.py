@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from accel_restore.data.decode import MAX_PIXELS, Header, ImageSource, Unusable, read_header, read_image
+from accel_restore.data.decode import MAX_PIXELS, Header, ImageError, ImageSource, read_header, read_image
 from accel_restore.data.store import Store, write_store
 from accel_restore.errors import UserError
 from accel_restore.utils.files import replace_file, sync_folder
@@ -133,9 +133,9 @@ class _Build:
         finally:
             staging.unlink(missing_ok=True)
 
-    def _usable(self, decoded: Iterable[np.ndarray | Unusable]) -> Iterator[np.ndarray]:
+    def _usable(self, decoded: Iterable[np.ndarray | ImageError]) -> Iterator[np.ndarray]:
         for image, pixels in zip(self.images, decoded, strict=True):
-            if isinstance(pixels, Unusable):
+            if isinstance(pixels, ImageError):
                 self.problems.append(f"{image}: {pixels}")
             elif not self.problems:
                 yield pixels
@@ -219,7 +219,7 @@ def each_ahead(read: Callable, items: Iterable, at_once: int | None = None) -> I
     def attempt(item: Any) -> Any:
         try:
             return read(item)
-        except Unusable as error:
+        except ImageError as error:
             return error
 
     workers = num_cores()
@@ -234,7 +234,7 @@ def each_ahead(read: Callable, items: Iterable, at_once: int | None = None) -> I
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSource:
     """A store in the cache folder."""
 
     name: str
@@ -243,12 +243,12 @@ class Stored:
     description: dict[str, Any]  # images, first, channels, bits; empty for what a killed process has left
 
 
-def list_stores(cache: Path) -> list[Stored]:
+def list_stores(cache: Path) -> list[StoredSource]:
     """The stores of a cache folder, and what killed processes have left there; those used last first."""
     found = []
     for path in [*cache.glob("*.arrow"), *cache.glob("*.tmp")]:
         stat = path.stat()
-        found.append(Stored(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
+        found.append(StoredSource(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
     return sorted(found, key=lambda store: -store.last_used)
 
 

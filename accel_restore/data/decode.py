@@ -43,7 +43,7 @@ _USABLE = {"1": "black and white", "L": "gray", "I;16": "gray", "LA": "gray with
            "PA": "palette", "RGBA": "RGB with alpha"}  # fmt: skip
 
 
-class Unusable(Exception):
+class ImageError(Exception):
     """An image that cannot be used; the message is the reason, without the file's name."""
 
 
@@ -77,7 +77,7 @@ class Header:
 def read_header(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Header:
     """What the image's header says; nothing is decoded.
 
-    Raises: Unusable.
+    Raises: ImageError.
     """
     content = _content(source)
     if isinstance(content, np.ndarray):
@@ -91,7 +91,7 @@ def read_header(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Header:
 def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels (H, W, channels), uint8 for `bits` 8 and uint16 for 16, upright.
 
-    Raises: Unusable for what is no image, damaged, empty, too large, deeper than `bits`, or of a pixel format that
+    Raises: ImageError for what is no image, damaged, empty, too large, deeper than `bits`, or of a pixel format that
     would silently lose something.
     """
     content = _content(source)
@@ -101,7 +101,7 @@ def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: in
         with _opened(content, max_pixels) as image:
             pixels = _decoded(image, content)
     if pixels.dtype == np.uint16 and bits == 8:
-        raise Unusable("has 16 bits, which 8 cannot hold")
+        raise ImageError("has 16 bits, which 8 cannot hold")
     if pixels.dtype == np.uint8 and bits == 16:
         pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
     if channels == 1 and pixels.shape[2] == 3:
@@ -120,14 +120,16 @@ def _checked_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
     """(H, W, 1 or 3) of uint8 or uint16."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size or pixels.dtype not in ("uint8", "uint16"):
-        raise Unusable(f"is an array of {pixels.dtype} {pixels.shape}; give uint8 or uint16 of (H, W), (H, W, 1 or 3)")
+        raise ImageError(
+            f"is an array of {pixels.dtype} {pixels.shape}; give uint8 or uint16 of (H, W), (H, W, 1 or 3)"
+        )
     if pixels.shape[0] * pixels.shape[1] > max_pixels:
         raise _too_large(max_pixels)
     return pixels
 
 
-def _too_large(max_pixels: int) -> Unusable:
-    return Unusable(
+def _too_large(max_pixels: int) -> ImageError:
+    return ImageError(
         f"has more than {max_pixels:,} pixels: cut it into pieces, or, if you trust it, raise data.max_image_pixels "
         "(restore and evaluate: --max-pixels)"
     )
@@ -138,14 +140,16 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = max_pixels  # asked for by the configuration
     try:
         if (content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes) == 0:
-            raise Unusable("is empty (0 bytes); replace or remove it")
+            raise ImageError("is empty (0 bytes); replace or remove it")
         image = Image.open(content, formats=_known_formats())
     except UnidentifiedImageError:
-        raise Unusable(f"is no image that can be read ({', '.join(FORMATS)}); convert, replace or remove it") from None
+        raise ImageError(
+            f"is no image that can be read ({', '.join(FORMATS)}); convert, replace or remove it"
+        ) from None
     except Image.DecompressionBombError:  # more than twice Pillow's own limit, which is at least ours
         raise _too_large(max_pixels) from None
     except _DAMAGE as error:
-        raise Unusable(f"cannot be read ({error}); replace or remove it") from None
+        raise ImageError(f"cannot be read ({error}); replace or remove it") from None
     if image.format == "TIFF":
         image.filename = ""  # else Pillow maps it, in which it takes one that is to be turned for one that is not
     try:
@@ -153,25 +157,29 @@ def _opened(content: Path | io.BytesIO, max_pixels: int) -> Image.Image:
             raise _too_large(max_pixels)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # of which a camera's first picture is the photograph
-            raise Unusable(f"holds {frames} images: save the one that is meant in a file of its own")
+            raise ImageError(f"holds {frames} images: save the one that is meant in a file of its own")
         if image.mode == "CMYK":
-            raise Unusable("is CMYK, whose colours depend on the printer: convert it to RGB with its colour profile")
+            raise ImageError("is CMYK, whose colours depend on the printer: convert it to RGB with its colour profile")
         if image.mode not in _USABLE and not _is_deep_gray(image):
-            raise Unusable(f"has the pixel format {image.mode}: convert it to gray or RGB of 8 or 16 bits")
+            raise ImageError(f"has the pixel format {image.mode}: convert it to gray or RGB of 8 or 16 bits")
         if image.format == "TIFF" and _is_deep(image) and _has_other_values(image):
-            raise Unusable("is a TIFF of signed, inverted or other unusual 16-bit values: convert it to a plain one")
+            raise ImageError("is a TIFF of signed, inverted or other unusual 16-bit values: convert it to a plain one")
         if image.format == "TIFF" and _is_deep_gray(image) and not _is_deep(image):
-            raise Unusable(f"is a TIFF of {image.tag_v2[_BITS_PER_SAMPLE][0]}-bit values: convert it to one of 16 bits")
+            raise ImageError(
+                f"is a TIFF of {image.tag_v2[_BITS_PER_SAMPLE][0]}-bit values: convert it to one of 16 bits"
+            )
         if _is_deep(image) and image.format not in ("PNG", "TIFF"):
-            raise Unusable(f"is a 16-bit {image.format}, which would lose its lower bits: convert it to PNG or TIFF")
+            raise ImageError(f"is a 16-bit {image.format}, which would lose its lower bits: convert it to PNG or TIFF")
         if image.format in ("JPEG2000", "AVIF") and _is_cut(image.format, content):
-            raise Unusable(f"is {image.format} of more than 8 bits, which would lose the lower ones: convert it to PNG")
-    except Unusable:
+            raise ImageError(
+                f"is {image.format} of more than 8 bits, which would lose the lower ones: convert it to PNG"
+            )
+    except ImageError:
         image.close()
         raise
     except OSError as error:
         image.close()
-        raise Unusable(f"cannot be read ({error}); replace or remove it") from None
+        raise ImageError(f"cannot be read ({error}); replace or remove it") from None
     return image
 
 
@@ -223,7 +231,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except _DAMAGE as error:
-        raise Unusable(f"is damaged ({error}); replace or remove it") from None
+        raise ImageError(f"is damaged ({error}); replace or remove it") from None
     return orientation if orientation in _UPRIGHT else 1
 
 
@@ -244,11 +252,11 @@ def _decoded(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
         pixels = _deep_pixels(image, content) if _is_deep(image) else _pixels(image)
         orientation = _orientation(image)
     except _DAMAGE as error:
-        raise Unusable(f"is damaged ({error}); replace or remove it") from None
+        raise ImageError(f"is damaged ({error}); replace or remove it") from None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] in (2, 4):
         if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
-            raise Unusable("has transparent pixels, which have no one colour: flatten it onto a background")
+            raise ImageError("has transparent pixels, which have no one colour: flatten it onto a background")
         pixels = pixels[..., :-1]
     return _UPRIGHT.get(orientation, lambda upright: upright)(pixels)
 
@@ -278,9 +286,9 @@ def _deep_pixels(image: Image.Image, content: Path | io.BytesIO) -> np.ndarray:
         size = _stored_size(image)
         pixels = _tiff_pixels(content, size)
     if image.mode == "RGB" and "transparency" in image.info and pixels.shape[2] == 3:
-        raise Unusable("names a transparent colour: flatten it onto a background")
+        raise ImageError("names a transparent colour: flatten it onto a background")
     if pixels.dtype != np.uint16 or pixels.shape[1::-1] != size:
-        raise Unusable(f"holds {pixels.dtype} values of shape {pixels.shape}: convert it to gray or RGB of 16 bits")
+        raise ImageError(f"holds {pixels.dtype} values of shape {pixels.shape}: convert it to gray or RGB of 16 bits")
     return pixels
 
 
@@ -294,9 +302,9 @@ def _tiff_pixels(content: Path | io.BytesIO, size: tuple[int, int]) -> np.ndarra
         page = file.pages.first
         values = math.prod(page.shape)  # as many are allocated, and for each tile as many as it claims
         if (page.imagewidth, page.imagelength) != size or values > 4 * math.prod(size):
-            raise Unusable("is a TIFF whose tags contradict each other; save it anew")
+            raise ImageError("is a TIFF whose tags contradict each other; save it anew")
         if math.prod(page.chunks) > max(2**26, 4 * values) or page.compression not in _TIFF_CODECS:
-            raise Unusable("is a TIFF of an unusual compression or tile size; save it anew, plain or with LZW")
+            raise ImageError("is a TIFF of an unusual compression or tile size; save it anew, plain or with LZW")
         pixels = page.asarray()
     if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
         pixels = np.moveaxis(pixels, 0, -1)  # planes stored apart

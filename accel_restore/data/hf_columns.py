@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_restore.data.decode import Cell, Unusable
+from accel_restore.data.decode import Cell, ImageError
 from accel_restore.utils.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -172,6 +172,6 @@ def _pixels(row: "pyarrow.Array") -> np.ndarray:
         lengths = set(values.value_lengths().to_pylist())
         values = values.flatten()
         if len(lengths) != 1 or values.null_count:
-            raise Unusable("has rows of several lengths, or gaps; give one rectangle of pixels")
+            raise ImageError("has rows of several lengths, or gaps; give one rectangle of pixels")
         shape += lengths
     return values.to_numpy().reshape(shape)

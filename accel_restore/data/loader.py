@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from accel_restore.data.batch_plan import Plan, Stages
-from accel_restore.data.degradations.pipeline import Degrade
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
+from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.train_dataset import CropDataset, finish_batch
 
 _AHEAD = 3  # batches kept ready
@@ -27,7 +27,7 @@ class StepSampler(Sampler):
     Accelerate's wrapper calls with counts of its own on one process and not at all on two.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: BatchPlan):
         self.plan, self.batch_size, self.drop_last = plan, plan.micro_batch, False
         self.begin_at(0, 0)
 
@@ -48,9 +48,9 @@ class TrainLoader:
     def __init__(
         self,
         dataset: CropDataset,
-        stages: Stages,
+        stages: BatchSchedule,
         accelerator: Accelerator,
-        degrade: Degrade,
+        degrade: DegradationPipeline,
         channels_last: bool,
         num_threads: int = 1,
     ):
@@ -77,8 +77,8 @@ class TrainLoader:
         sampler, loader = self.loaders[plan]
         sampler.begin_at(epoch, first_step)
         read = map(self._to_device, loader)
-        with Background(read, self.ahead) if self.ahead else nullcontext(read) as batches:
-            finishing = _Finishing(self, batches, batches.is_ready if self.ahead else _never)
+        with Prefetcher(read, self.ahead) if self.ahead else nullcontext(read) as batches:
+            finishing = _Augmenting(self, batches, batches.is_ready if self.ahead else _never)
             for step in range(first_step, plan.steps_per_epoch):
                 yield finishing.micro_batches(plan.num_micro_batches(step))
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
@@ -89,7 +89,7 @@ class TrainLoader:
         first = self.rank * plan.batch_size
         mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
         read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        yield from _Finishing(self, read, _never).micro_batches(plan.num_micro_batches(step))
+        yield from _Augmenting(self, read, _never).micro_batches(plan.num_micro_batches(step))
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""
@@ -106,7 +106,7 @@ class TrainLoader:
         }
 
 
-class _Finishing:
+class _Augmenting:
     """Augments and degrades the batches that a loader reads; on a GPU the next one early, if it has been read.
 
     The GPU then has its work in the queue before the host waits for the step; on a CPU nothing would be gained.
@@ -152,7 +152,7 @@ def _never() -> bool:
     return False
 
 
-class Background(Iterator):
+class Prefetcher(Iterator):
     """The elements of an iterable, taken by a thread up to `ahead` elements before they are asked for.
 
     An exception of the iterable is raised at the place where the element would have come; closing ends the thread.
@@ -164,7 +164,7 @@ class Background(Iterator):
         self.thread = threading.Thread(target=self._work, name="accel-restore-loader", daemon=True)
         self.thread.start()
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> "Prefetcher":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from accel_restore.data.batch_plan import Sample, hashes, key, uniform
-from accel_restore.data.degradations.pipeline import Degrade
+from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.store import Store
 
 _TOP, _LEFT, _FLIP, _DEGRADE, _SHARE = 0, 1, 2, 3, 18  # what a hash is drawn for; order.py has others
@@ -100,7 +100,7 @@ class CropDataset(Dataset):
 
 
 def finish_batch(
-    batch: dict, degrade: Degrade, *, channels_last: bool, readers: Executor | None = None
+    batch: dict, degrade: DegradationPipeline, *, channels_last: bool, readers: Executor | None = None
 ) -> dict[str, Tensor | np.ndarray]:
     """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded where it lies.
 

@@ -16,7 +16,7 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-class WholeImages:
+class ValidationDataset:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
     A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. For it

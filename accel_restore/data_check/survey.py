@@ -9,7 +9,7 @@ from PIL import Image
 from accel_restore.config.data import Data
 from accel_restore.data.build import Images
 from accel_restore.data.cache import Opened, Track, each_ahead
-from accel_restore.data.decode import Header, ImageSource, Unusable, read_header, read_image
+from accel_restore.data.decode import Header, ImageError, ImageSource, read_header, read_image
 from accel_restore.data.pairs import Pair
 from accel_restore.data_check.findings import Finding
 from accel_restore.data_check.measure import PairFacts, examine_pair
@@ -102,7 +102,7 @@ def _examined(part: Part, pairs: list[Pair]) -> Iterator[tuple[Pair, tuple, Pair
         headers = tuple(image and read_header(image, part.data.max_image_pixels) for image in (pair.input, pair.gt))
         return pair, headers, examine_pair(*_pixels(part, pair), part.data.scale)
 
-    return (result for result in each_ahead(examine, pairs) if not isinstance(result, Unusable))
+    return (result for result in each_ahead(examine, pairs) if not isinstance(result, ImageError))
 
 
 def _pixels(part: Part, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:

@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from accel_restore.models.compile import repeated_blocks
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor, gathered from the ranks that hold its parts; every rank calls it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def whole_state(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor] | None:
+def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor] | None:
     """The model's state by name, tensors whole and on the CPU; None but on the main process. Every rank calls it."""
     state = {}
     for name, tensor in model.state_dict().items():
-        tensor = whole(tensor.detach())
+        tensor = full_tensor(tensor.detach())
         if accelerator.is_main_process:
             state[name] = tensor.cpu()
     return state or None
 
 
-def fill(copy: nn.Module, model: nn.Module) -> nn.Module:
+def copy_full_state(copy: nn.Module, model: nn.Module) -> nn.Module:
     """The `copy`, a plain one, with the state of the sharded `model`; every rank calls it."""
     targets = copy.state_dict()
     for name, tensor in model.state_dict().items():  # one at a time is whole twice
-        targets[name].copy_(whole(tensor.detach()))
+        targets[name].copy_(full_tensor(tensor.detach()))
     return copy
 
 

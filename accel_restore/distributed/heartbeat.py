@@ -25,13 +25,18 @@ from accelerate.utils import gather_object
 from torch import distributed
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Hook, TrainState
-from accel_restore.errors import AuditFailed, Diverged, Lost, UserError
+from accel_restore.engine import Callback, TrainState
+from accel_restore.errors import AuditError, DivergedError, RunAbortedError, UserError
 
 _SHARE = 0.9  # of the timeout, after which a rank is given up; torch's own collectives fail at the whole
 _EVIDENCE_SECONDS = 5.0  # how long to look for the rank that caused an error here
 _LEAVE_SECONDS = 15.0  # for the main thread to notice that another rank has failed
-_OF_ALL_RANKS = (UserError, Diverged, Lost, AuditFailed)  # as a rule: nobody is to be told, and to wait for that
+_OF_ALL_RANKS = (
+    UserError,
+    DivergedError,
+    RunAbortedError,
+    AuditError,
+)  # as a rule: nobody is to be told, and to wait for that
 _TIMEOUT = ("Timed out", "Application timeout")  # gloo's words
 _PHASES = ("logging or saving", "waiting for data", "computing", "exchanging gradients", "validating")
 _SAVE, _DATA, _COMPUTE, _EXCHANGE, _BETWEEN = range(5)  # after the step before; of a step; after an epoch
@@ -50,7 +55,7 @@ class _Peer:
     moved: float = 0.0
 
 
-class Watch(Hook):
+class RankMonitor(Callback):
     """Threads that tell the others how far this rank is, and hear how far they are; only with several ranks.
 
     The main process hears all ranks, the others the main process, so that the traffic grows with the ranks and not
@@ -96,13 +101,13 @@ class Watch(Hook):
     def is_validating(self) -> bool:
         return self.training and self.place[1] == _BETWEEN
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         self.place = (state.step, _SAVE)
 
-    def after_validate(self, state: TrainState) -> None:
+    def on_validation(self, state: TrainState) -> None:
         self.place = (state.step, _BETWEEN)
 
-    def after_epoch(self, state: TrainState, record: dict) -> None:
+    def on_epoch(self, state: TrainState, record: dict) -> None:
         self.place = (state.step, _SAVE)
 
     def observe(self, loader: TrainLoader, state: TrainState) -> None:

@@ -48,7 +48,7 @@ class Settings:
             raise ValueError(f"tile={self.tile!r} is not allowed: it must be None, 'auto', or {least} or more")
 
 
-class Applier:
+class ModelRunner:
     """A function of images (B, C, H, W) in [0, 1] to the network's output, `scale` times as high and wide."""
 
     def __init__(self, model: nn.Module, channels: int, scale: int, device: torch.device, channels_last: bool = False):

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from accel_restore.config.schema import Validation
 from accel_restore.data.cache import each_ahead
-from accel_restore.data.decode import ImageSource, Unusable, read_header, read_image
-from accel_restore.data.degradations.pipeline import Degrade
+from accel_restore.data.decode import ImageError, ImageSource, read_header, read_image
+from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair
-from accel_restore.data.val_dataset import WholeImages
+from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import PRECISIONS, is_out_of_memory
 from accel_restore.inference.restorer import Restorer
@@ -38,8 +38,8 @@ class Decoded:
         source = self.sources[index]
         try:
             pixels = read_image(source, self.channels, read_header(source, self.max_pixels).bits, self.max_pixels)
-        except Unusable as error:
-            raise Unusable(f"{source}: {error}") from None
+        except ImageError as error:
+            raise ImageError(f"{source}: {error}") from None
         return np.require(pixels, requirements=["C", "W"])  # what torch can take without a copy
 
 
@@ -47,16 +47,16 @@ def whole_images(
     pairs: list[Pair],
     channels: int,
     scale: int,
-    degrade: Degrade,
+    degrade: DegradationPipeline,
     device: torch.device,
     seed: int | None,
     max_pixels: int,
-) -> WholeImages:
+) -> ValidationDataset:
     """The images of pairs as validation sees them; `seed`: with other draws of the degradation than validation's."""
     inputs = Decoded([pair.input for pair in pairs], channels, max_pixels) if pairs[0].input is not None else None
     gts = Decoded([pair.gt for pair in pairs], channels, max_pixels)
     names = [pair.name for pair in pairs]
-    images = WholeImages(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)
+    images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)
     if seed is not None:
         digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
         images.seeds = [int.from_bytes(digest[:8], "big") for digest in digests]
@@ -101,7 +101,7 @@ def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: 
     problems = []
     sources = [(pair.gt, pair.input) for pair in pairs]
     for (gt, input), sizes in zip(sources, each_ahead(partial(_sizes, max_pixels), sources), strict=True):
-        if isinstance(sizes, Unusable):
+        if isinstance(sizes, ImageError):
             problems.append(str(sizes))
             continue
         (height, width), small = sizes
@@ -120,8 +120,8 @@ def _sizes(max_pixels: int, pair: tuple[ImageSource, ImageSource | None]) -> lis
     for source in pair:
         try:
             header = read_header(source, max_pixels) if source is not None else None
-        except Unusable as error:
-            raise Unusable(f"{source}: {error}") from None
+        except ImageError as error:
+            raise ImageError(f"{source}: {error}") from None
         sizes.append(header and (header.height, header.width))
     return sizes
 
@@ -131,7 +131,7 @@ class Scorer:
     """Scores images by a protocol, restored by one or two networks."""
 
     restorers: list[Restorer]
-    images: WholeImages
+    images: ValidationDataset
     protocol: Protocol
     precision: str = "no"
 
@@ -145,7 +145,7 @@ class Scorer:
         rows, problems = [], []
         indices = list(indices)
         for index, image in zip(indices, track(each_ahead(self.images.__getitem__, indices, 2)), strict=True):
-            if isinstance(image, Unusable):
+            if isinstance(image, ImageError):
                 problems.append(str(image))
             else:
                 rows.append((index, self._row(image)))

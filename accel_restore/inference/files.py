@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accel_restore import __version__
-from accel_restore.data.decode import MAX_PIXELS, Unusable, read_header, read_image
+from accel_restore.data.decode import MAX_PIXELS, ImageError, read_header, read_image
 from accel_restore.data.encode import DEEP, SUFFIXES, About, encode, read_about, read_mark
 from accel_restore.data.pairs import EXTENSIONS
 from accel_restore.errors import UserError, raise_problems
@@ -189,7 +189,7 @@ def restore_files(
 
     with ThreadPoolExecutor(_WAITING + 1) as pool:
         for job, photograph in _ahead(pool, lambda job: _read(job, restorer.channels, max_pixels), jobs):
-            if isinstance(photograph, Unusable):
+            if isinstance(photograph, ImageError):
                 problems.append(f"{job.source}: {photograph}")
                 continue
             try:
@@ -207,7 +207,7 @@ def restore_files(
 
 def _ahead(
     pool: ThreadPoolExecutor, read: Callable, jobs: Iterable[Job]
-) -> Iterator[tuple[Job, Photograph | Unusable]]:
+) -> Iterator[tuple[Job, Photograph | ImageError]]:
     """Each job with what `read` gives for it, which is read while the one before it is worked on."""
     jobs = iter(jobs)
     waiting = deque((job, pool.submit(read, job)) for job in islice(jobs, 1))
@@ -216,7 +216,7 @@ def _ahead(
         waiting.extend((next_job, pool.submit(read, next_job)) for next_job in islice(jobs, 1))
         try:
             yield job, future.result()
-        except Unusable as error:
+        except ImageError as error:
             yield job, error
 
 
@@ -225,7 +225,7 @@ def _read(job: Job, channels: int, max_pixels: int) -> Photograph:
         bits = read_header(job.source, max_pixels).bits
         return Photograph(read_image(job.source, channels, bits, max_pixels), read_about(job.source, channels))
     except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror or error})") from None
+        raise ImageError(f"cannot be read ({error.strerror or error})") from None
 
 
 def _restored(

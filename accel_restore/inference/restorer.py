@@ -24,7 +24,7 @@ from torch.nn.modules.module import (
 
 from accel_restore.data.decode import luma
 from accel_restore.errors import UserError
-from accel_restore.inference.apply import Advance, Applier, Settings
+from accel_restore.inference.apply import Advance, ModelRunner, Settings
 from accel_restore.models import MODELS, build_model
 from accel_restore.models.spandrel_models import RECOGNISED, recognise
 from accel_restore.models.weights_file import find_weights, read_header, read_metadata
@@ -44,7 +44,7 @@ class Restorer:
         self.channels: int = metadata["data"]["channels"]
         self.scale: int = metadata["data"].get("scale", 1)
         ours = metadata["model"]["name"] in MODELS  # others may not bear another layout
-        self._apply = Applier(model, self.channels, self.scale, device, channels_last=ours)
+        self._apply = ModelRunner(model, self.channels, self.scale, device, channels_last=ours)
 
     def __call__(
         self,
@@ -183,7 +183,7 @@ def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], 
     try:
         with torch.device("meta"):
             skeleton = build_model(name, *given)
-    except _Absurd:
+    except _AbsurdSizeError:
         raise
     except Exception:  # it needs numbers while it is built; what else is wrong shows when it is built with memory
         return
@@ -202,7 +202,7 @@ def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], boo
             raise UserError(f"the weights do not fit the model '{name}': '{key:.100}' is {here}, the model has {there}")
 
 
-class _Absurd(UserError):
+class _AbsurdSizeError(UserError):
     """A model is being built that is much larger than the weights for it."""
 
 
@@ -223,12 +223,14 @@ def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
         if isinstance(part, Tensor) and not isinstance(part, nn.parameter.UninitializedTensorMixin):
             values += part.numel()
         if next(parts) > most_parts or values > most_values:
-            raise _Absurd("its arguments ask for a model much larger than the weights in it; it is damaged or hostile")
+            raise _AbsurdSizeError(
+                "its arguments ask for a model much larger than the weights in it; it is damaged or hostile"
+            )
 
-    with ExitStack() as hooks:
+    with ExitStack() as callbacks:
         for register in (register_module_module_registration_hook, register_module_parameter_registration_hook,
                          register_module_buffer_registration_hook):  # fmt: skip
-            hooks.callback(register(registered).remove)
+            callbacks.callback(register(registered).remove)
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from accel_restore.config.data import Data
 from accel_restore.config.load import load_run_config
 from accel_restore.data.build import degradation_of, pairs_of
-from accel_restore.data.degradations.pipeline import Degrade
+from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair, held_out
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.evaluate import SETTINGS
@@ -18,18 +18,18 @@ _SETTINGS = {"metrics", "weights", *SETTINGS}
 
 
 @dataclass(frozen=True)
-class Validated:
+class ValidationSettings:
     """Images, and how they are scored."""
 
     pairs: list[Pair]
-    degrade: Degrade
+    degrade: DegradationPipeline
     steps: list[dict[str, Any]]  # of the degradation, as the configuration names them
     settings: dict[str, Any]  # of the protocol
     precision: str = "no"
     max_pixels: int = MAX_PIXELS
 
 
-def read_validation(folder: Path, channels: int, scale: int) -> Validated:
+def read_validation(folder: Path, channels: int, scale: int) -> ValidationSettings:
     """The validation of the run in `folder`, for weights of so many channels and of this scale.
 
     Raises: UserError where the folder holds no run, its images are not what they were, or the weights do not fit.
@@ -46,7 +46,7 @@ def read_validation(folder: Path, channels: int, scale: int) -> Validated:
     except UserError as error:
         raise UserError(f"--run: {folder}, whose paths begin where it was started: {error}") from error
     is_made = pairs[0].input is None
-    return Validated(
+    return ValidationSettings(
         pairs,
         degradation_of(data),
         [step.model_dump() for step in data.degradation] if is_made else [],

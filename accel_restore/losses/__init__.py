@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
-from accel_restore.utils.imports import check_arguments, resolve, told
+from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
@@ -78,7 +78,7 @@ def _build_term(name: str, target: Callable, arguments: dict[str, Any], channels
     except UserError:
         raise
     except Exception as error:  # of a user's own loss, anything
-        raise UserError(f"loss.{name}: cannot work with {arguments}: {told(error)}") from error
+        raise UserError(f"loss.{name}: cannot work with {arguments}: {describe_error(error)}") from error
     shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
     if shape != (2,):
         raise UserError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel_restore.config.schema import Config
-from accel_restore.data.degradations.pipeline import in_full
+from accel_restore.data.degradations.pipeline import with_defaults
 from accel_restore.models.tiling import self_ensemble, tiled
 from accel_restore.utils.redaction import without_paths
 
@@ -72,7 +72,7 @@ class Protocol:
             **{name: METRICS[name].text for name in self.metrics},
             "average": "per image, then the mean over images",
             "input": noise if self.degradation else "files",
-            **({"degradation": without_paths(in_full(self.degradation))} if self.degradation else {}),
+            **({"degradation": without_paths(with_defaults(self.degradation))} if self.degradation else {}),
             "network": network + (", mean over 8 flips and rotations" if self.self_ensemble else ""),
         }
 

@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from accel_restore.errors import UserError
-from accel_restore.utils.imports import check_arguments, resolve, told
+from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
 # Import paths, so that names are checked without importing torch.
 MODELS = {
@@ -42,4 +42,4 @@ def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int 
     except UserError:
         raise
     except Exception as error:  # of a user's own class, anything
-        raise UserError(f"model: {name} cannot be built: {told(error)}") from error
+        raise UserError(f"model: {name} cannot be built: {describe_error(error)}") from error

@@ -25,7 +25,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 _MOST = 4  # times the size of its file that weights may take, as some are shared
 
 
-def begin_model(config: Model, channels: int, scale: int) -> nn.Module:
+def build_or_load_model(config: Model, channels: int, scale: int) -> nn.Module:
     """The module that `model` of the configuration describes, with the weights of its checkpoint, if it names one.
 
     Raises: UserError where it cannot be built, or the file does not hold weights for it or for such images.
@@ -40,7 +40,7 @@ def begin_model(config: Model, channels: int, scale: int) -> nn.Module:
 
 
 def describe(config: Model) -> dict[str, Any]:
-    """The name and arguments that rebuild the module of `begin_model` from best.safetensors alone."""
+    """The name and arguments that rebuild the module of `build_or_load_model` from best.safetensors alone."""
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
     stored = _read_stored(Path(config.checkpoint).expanduser())

@@ -144,7 +144,7 @@ class WarmUp(LRScheduler):
         if self.last_epoch <= self.epochs:
             self._rise()
         else:
-            advance(self.after, metrics)
+            step_scheduler(self.after, metrics)
 
     def get_last_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -157,7 +157,7 @@ class WarmUp(LRScheduler):
         self.after.load_state_dict(state["after"])
 
 
-def advance(scheduler: LRScheduler, monitored: float | None) -> None:
+def step_scheduler(scheduler: LRScheduler, monitored: float | None) -> None:
     """Step a schedule once; `plateau` looks at the monitored value (lower is better), the others do not."""
     inner = getattr(scheduler, "scheduler", scheduler)  # what accelerate has wrapped
     if isinstance(inner, WarmUp | lr_scheduler.ReduceLROnPlateau):
@@ -173,7 +173,7 @@ def get_scheduler(optimizer: Optimizer, config: AnySchedule, epochs: int) -> LRS
     return WarmUp(schedule, config.warmup_epochs) if config.warmup_epochs else schedule
 
 
-def preview_rates(config: AnySchedule, lr: float, epochs: int, at: list[int]) -> list[float] | None:
+def preview_learning_rates(config: AnySchedule, lr: float, epochs: int, at: list[int]) -> list[float] | None:
     """The learning rates of the epochs `at`, found by running the schedule; None for `plateau`, unknown beforehand."""
     if config.name == "plateau":
         return None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich import console as rich_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -23,7 +23,7 @@ _WIDE = 100  # characters, of a terminal where units are written out
 _REFRESHES = 4  # of the bar, a second
 
 
-class Screen:
+class Console:
     """Prints for the main process, and nothing for the others."""
 
     def __init__(self, main: bool):
@@ -159,7 +159,7 @@ def _stop(progress: Progress) -> None:
         progress.stop()
 
 
-class _Console(Console):
+class _Console(rich_console.Console):
     """Goes on where nobody reads any more: rich would end the process."""
 
     def on_broken_pipe(self) -> None:

@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accel_restore.tracking.run_files import Tail, read_audit, read_status
+from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status
 
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
 
@@ -15,7 +15,7 @@ class Rows:
 
     def __init__(self, folder: Path, ranks: int):
         self.folder, self.ranks = folder, ranks
-        self.metrics, self.memory = Tail(folder / "metrics.jsonl"), Tail(folder / "memory.jsonl")
+        self.metrics, self.memory = JsonlTail(folder / "metrics.jsonl"), JsonlTail(folder / "memory.jsonl")
         self.ahead: list[dict[str, Any]] = []  # the line of memory.jsonl that was read before its step was a row
         self.held: list[dict[str, Any]] = []  # the lines of one step, or one epoch, that are not a row yet
 
@@ -61,7 +61,7 @@ class RankRows:
 
     def __init__(self, folder: Path, rank: int):
         self.rank = rank
-        self.metrics, self.memory = Tail(folder / "metrics.jsonl"), Tail(folder / "memory.jsonl")
+        self.metrics, self.memory = JsonlTail(folder / "metrics.jsonl"), JsonlTail(folder / "memory.jsonl")
         self.bytes: dict[int, int] = {}  # by step, of lines that are not a row yet
 
     def read(self, rest: bool) -> Iterator[dict[str, Any]]:

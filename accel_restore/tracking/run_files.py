@@ -14,7 +14,7 @@ from accel_restore.utils.files import replace_file, to_json
 from accel_restore.utils.redaction import redacted
 
 
-class Lines:
+class JsonlWriter:
     """A file of one JSON object per line; opened at a commit, it first loses the lines that come after it.
 
     What cannot be written (a full disk) is kept and written with a later line.
@@ -63,7 +63,7 @@ class Lines:
         self.file.close()
 
 
-class Tail:
+class JsonlTail:
     """The objects of a JSON-lines file, those that have come since it was last looped over."""
 
     def __init__(self, path: Path):

@@ -35,7 +35,7 @@ def check_tensorboard() -> None:
         ) from error
 
 
-class TensorBoard:
+class TensorBoardLogger:
     """Writes a run's figures and pictures, by the keys of W&B, over steps and epochs; it cannot stop training."""
 
     def __init__(self, folder: Path, config: dict[str, Any], ranks: int, notice: Callable[[str], None]):

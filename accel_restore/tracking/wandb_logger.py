@@ -47,7 +47,7 @@ _AGAIN_SECONDS = 4.0  # of these, to write the run anew where W&B's process hang
 _STARTS = 4  # of W&B's background process
 
 
-class Dashboard:
+class WandbLogger:
     """The W&B run, or nothing where it is disabled or has failed: then one line says so, and training goes on."""
 
     def __init__(
@@ -177,7 +177,7 @@ class _Sender:
                 self.wake.clear()
                 self._persist(self._send)
             self._persist(self._end)
-        except _GaveUp as error:
+        except _GaveUpError as error:
             if not self.abandoned:
                 self.notice(f"W&B stopped ({error}); training and metrics.jsonl go on")
         finally:
@@ -219,7 +219,7 @@ class _Sender:
         drop_service()
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if self.abandoned or self.starts >= _STARTS or (self.mode != "online" and not lost):
-            raise _GaveUp(reason) from error
+            raise _GaveUpError(reason) from error
         self.mode = "offline"
         if lost:
             self.notice(f"W&B's process was lost ({reason}); the run goes on offline, from metrics.jsonl")
@@ -275,5 +275,5 @@ class _Sender:
                 end_run(self.rider.run, exit_code=int(self.failed))
 
 
-class _GaveUp(Exception):
+class _GaveUpError(Exception):
     """W&B cannot be had."""

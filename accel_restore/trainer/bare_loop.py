@@ -12,11 +12,11 @@ from accel_restore.inference.apply import PRECISIONS
 from accel_restore.losses import Loss
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.parameters import freeze
-from accel_restore.models.pretrained import begin_model
+from accel_restore.models.pretrained import build_or_load_model
 from accel_restore.optim import Ema, get_optimizer
 
 
-class Bare:
+class BareLoop:
     """Optimizer steps of the same model, loss, optimizer, clipping and EMA, in the same precision and number of
     micro-batches, on one batch that stays the same; `DistributedDataParallel` where there are several ranks.
 
@@ -38,7 +38,7 @@ class Bare:
         self.max_grad_norm, self.dtype = config.train.max_grad_norm, PRECISIONS[accelerator.mixed_precision]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            model = begin_model(config.model, config.data.channels, config.data.scale)
+            model = build_or_load_model(config.model, config.data.channels, config.data.scale)
         freeze(model, config.train.freeze)
         layout = torch.channels_last if config.train.channels_last else torch.preserve_format
         model = model.to(self.device, memory_format=layout).train()

@@ -18,7 +18,7 @@ from accel_restore.data.build import memory_bytes
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import LiveBytes, is_out_of_memory
 from accel_restore.losses import Loss
-from accel_restore.trainer.bare_loop import Bare
+from accel_restore.trainer.bare_loop import BareLoop
 
 _ASSUMED = 8
 _MOST_ON_CPU = 64  # pairs: a CPU computes them one after the other, so more of them only make steps longer
@@ -27,7 +27,7 @@ _SHARE_ON_GPU = 0.9  # of the GPU's memory: validation and other processes need 
 _STEPS = 2  # in the second one the optimizer's state is there
 
 
-def settle_batch_size(
+def resolve_batch_size(
     config: Config, accelerator: Accelerator, loss_fn: Loss, num_samples: int, start: Start, say: Callable[[str], None]
 ) -> Config:
     """The configuration with a number in place of `data.batch_size: auto`, the same on every rank; all call it.
@@ -121,14 +121,14 @@ def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, size
     return max(fitting, default=0)
 
 
-def _forward_bytes(bare: Bare) -> int:
+def _forward_bytes(bare: BareLoop) -> int:
     """The tensors that a forward makes; in a whole step those of the optimizer could hide what a pair adds."""
     with LiveBytes() as live:
         bare.loss()
     return live.most
 
 
-def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> Bare:
+def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> BareLoop:
     """Training steps of `size` pairs, on this rank alone, of a model that is thrown away."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
     side, scale = _largest_patch(config), config.data.scale
@@ -139,7 +139,7 @@ def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -
         )
         for name, pixels in (("input", side // scale), ("gt", side))
     }
-    return Bare(config, accelerator, loss_fn, batch, exchanging=False)
+    return BareLoop(config, accelerator, loss_fn, batch, exchanging=False)
 
 
 def _largest_patch(config: Config) -> int:

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
-from accel_restore.data.val_dataset import WholeImages
+from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import is_out_of_memory
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.spandrel_models import fits, probe_image
-from accel_restore.utils.imports import told
+from accel_restore.utils.imports import describe_error
 
 _SIZES = 8  # of validation images that are tried, the smallest
 
@@ -64,7 +64,7 @@ class Trial:
             )
 
     @torch.no_grad()
-    def restore(self, images: WholeImages, protocol: Protocol) -> None:
+    def restore(self, images: ValidationDataset, protocol: Protocol) -> None:
         """What validation does, for images as large as its smallest; the ranks share the sizes.
 
         Raises: UserError where the model makes no images of the right shape of them.
@@ -107,7 +107,7 @@ class Trial:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"model: '{self.name}' cannot {what}: {told(error)}{remedy}") from error
+            raise UserError(f"model: '{self.name}' cannot {what}: {describe_error(error)}{remedy}") from error
 
 
 @contextmanager

@@ -12,18 +12,18 @@ from torch import nn
 from accel_restore import __version__
 from accel_restore.checkpoint.resume import Start
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import Plan, Stages
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import DataSets
 from accel_restore.engine import TrainState
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.optim import preview_rates
+from accel_restore.optim import preview_learning_rates
 from accel_restore.utils.redaction import redacted
 
 
 def plan_rows(
     config: Config,
     accelerator: Accelerator,
-    stages: Stages,
+    stages: BatchSchedule,
     data: DataSets,
     state: TrainState,
     epochs: int,
@@ -33,7 +33,7 @@ def plan_rows(
     """The resolved plan, as (what, value)."""
     plan = stages.plans[-1]
     at = sorted({0, epochs // 2, epochs - 1})
-    rates = preview_rates(config.scheduler, config.optimizer.lr, epochs, at)
+    rates = preview_learning_rates(config.scheduler, config.optimizer.lr, epochs, at)
     if rates is None:
         rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
     else:
@@ -95,7 +95,7 @@ def plan_record(
     return redacted({"plan": rows, "epochs": epochs, "steps": steps, **measured, "versions": versions})
 
 
-def _batch_in_words(plan: Plan) -> str:
+def _batch_in_words(plan: BatchPlan) -> str:
     parts = f"{plan.batch_size} per device × {plan.accumulation} accumulated × {plan.world_size} ranks"
     return f"{plan.global_batch} = {parts}"
 

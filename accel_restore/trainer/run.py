@@ -13,29 +13,29 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from accel_restore.callbacks.audit import Audit
-from accel_restore.callbacks.checkpointer import Saver
-from accel_restore.callbacks.metrics_logger import Tracker
-from accel_restore.callbacks.nan_monitor import SameWeights, SkippedSteps
-from accel_restore.callbacks.preemption import StopTogether
-from accel_restore.callbacks.straggler import Pace
+from accel_restore.callbacks.checkpointer import Checkpointer
+from accel_restore.callbacks.metrics_logger import MetricsLogger
+from accel_restore.callbacks.nan_monitor import NaNMonitor, ReplicaCheck
+from accel_restore.callbacks.preemption import PreemptionCallback
+from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.checkpoint.resume import identity_digest
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
 from accel_restore.distributed.accelerator import create_accelerator
-from accel_restore.distributed.heartbeat import Watch, tells
-from accel_restore.engine import Hook, TrainState, train
-from accel_restore.errors import Lost, Preempted, goes_on
+from accel_restore.distributed.heartbeat import RankMonitor, tells
+from accel_restore.engine import Callback, TrainState, train
+from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
 from accel_restore.inference.apply import is_out_of_memory
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.pretrained import describe
-from accel_restore.tracking.console import Screen, leaving_as_found
+from accel_restore.tracking.console import Console, leaving_as_found
 from accel_restore.tracking.pictures import Samples
 from accel_restore.tracking.report.page import Report
-from accel_restore.tracking.tensorboard_logger import TensorBoard
-from accel_restore.tracking.wandb_logger import Dashboard
-from accel_restore.trainer.setup import Run, prepare
-from accel_restore.trainer.summary import say_result, state_of
+from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
+from accel_restore.tracking.wandb_logger import WandbLogger
+from accel_restore.trainer.setup import RunContext, prepare
+from accel_restore.trainer.summary import report_result, state_of
 from accel_restore.utils.files import to_json
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
@@ -49,14 +49,14 @@ def fit(
     `config` is a YAML file or a mapping like one, in which `data.train.dataset` and `data.val.dataset` may be
     `datasets.Dataset` objects; `overrides` are `key=value`.
 
-    Raises: UserError for wrong input, MemoryError, Diverged, Lost, AuditFailed; when stopped by a signal, after saving,
-    KeyboardInterrupt for SIGINT and else SystemExit.
+    Raises: UserError for wrong input, MemoryError, DivergedError, RunAbortedError, AuditError; when stopped by a
+    signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
     with leaving_as_found(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
-        except Preempted as error:
+        except PreemptedError as error:
             if stop.signal == signal.SIGINT:
                 raise KeyboardInterrupt(*error.args) from error
             raise SystemExit(EXIT_CODE) from error
@@ -75,15 +75,15 @@ def run_training(
 ) -> None:
     """Train as the configuration says; every rank calls it.
 
-    Raises: UserError, MemoryError, Diverged, Lost, AuditFailed; Preempted when it was asked to stop (or after step
-    `stop_after`).
+    Raises: UserError, MemoryError, DivergedError, RunAbortedError, AuditError; PreemptedError when asked to stop, or
+    after step `stop_after`.
     """
     accelerator = create_accelerator(config, cpu)
-    screen = Screen(accelerator.is_main_process)
+    screen = Console(accelerator.is_main_process)
     if not screen.main:  # all ranks get the same warnings of libraries
         warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), screen.say)
-    run: Run | None = None
+    run: RunContext | None = None
     failed = True
 
     def note(reason: str, state: str = "failed") -> None:
@@ -93,7 +93,7 @@ def run_training(
                 run.write_status(state, error=reason)
 
     def advised(reason: str) -> str:
-        return f"{reason}; {goes_on(overwrite and run is not None)} from the last commit"
+        return f"{reason}; {resume_hint(overwrite and run is not None)} from the last commit"
 
     def give_up(reason: str) -> None:
         """Called in the watch's thread, when the main thread waits for a rank that is lost."""
@@ -101,14 +101,14 @@ def run_training(
         if tells(accelerator.process_index, reason):
             print(f"accel-restore: {advised(reason)}", file=sys.stderr, flush=True)
 
-    watch = Watch(accelerator, config.train.rank_timeout, give_up)
+    watch = RankMonitor(accelerator, config.train.rank_timeout, give_up)
     watch.start()
     try:
         run = prepare(config, accelerator, screen, lock, audit, overwrite and not _is_restarted(), overrides)
         if run is not None:
             _fit(run, watch, stop, stop_after, audit)
         failed = False
-    except Preempted as error:
+    except PreemptedError as error:
         failed = False
         error.recorded = run is not None
         note(str(error), "preempted")
@@ -117,7 +117,7 @@ def run_training(
         stop.is_over = True
         if (reason := watch.cause(error)) is not None:
             note(reason)
-            raise Lost(advised(reason), teller=tells(accelerator.process_index, reason)) from error
+            raise RunAbortedError(advised(reason), teller=tells(accelerator.process_index, reason)) from error
         told = _out_of_memory(error, watch.is_validating) if is_out_of_memory(error) else error
         watch.tell(told)
         note(str(told) or type(told).__name__, state_of(told))
@@ -155,14 +155,16 @@ def _is_restarted() -> bool:
 class Observers:
     """What observes the loop of a run."""
 
-    hooks: list[Hook]  # in the order in which they are called
+    callbacks: list[Callback]  # in the order in which they are called
     samples: Samples
-    saver: Saver
-    stopping: StopTogether
+    saver: Checkpointer
+    stopping: PreemptionCallback
     audit: Audit | None
 
 
-def attach(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None = None, audit: bool = False) -> Observers:
+def attach(
+    run: RunContext, watch: RankMonitor, stop: StopRequest, stop_after: int | None = None, audit: bool = False
+) -> Observers:
     """What observes the loop of `run`, attached to it; the run's files are open from now on."""
     config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
     resolved = redacted(config.model_dump(mode="json"))
@@ -172,8 +174,8 @@ def attach(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None = N
     if accelerator.is_main_process:
         run.report = Report(run.folder, run.screen.say)
         if config.tracking.tensorboard:
-            tensorboard = TensorBoard(run.folder, resolved, accelerator.num_processes, run.screen.say)
-    tracker = run.tracker = Tracker(
+            tensorboard = TensorBoardLogger(run.folder, resolved, accelerator.num_processes, run.screen.say)
+    tracker = run.tracker = MetricsLogger(
         run.folder,
         state,
         accelerator,
@@ -197,21 +199,21 @@ def attach(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None = N
             "wandb_id": dashboard.id if dashboard else None,
         }
 
-    same_weights = SameWeights(accelerator, config.train.check_ranks_every_steps)
-    saver = Saver(
+    replica_check = ReplicaCheck(accelerator, config.train.check_ranks_every_steps)
+    saver = Checkpointer(
         run.folder,
         accelerator,
         config.checkpoint,
         epochs=run.epochs,
         stages=loader.stages,
         tracker=tracker,
-        same_weights=same_weights,
+        replica_check=replica_check,
         extra=beside_counters,
         metadata=lambda state: _metadata(model, config, state, run.protocol),
         best=run.best,
     )
-    stopping = StopTogether(accelerator, stop, run.epochs, stop_after, config.train.rank_timeout)
-    skipped = SkippedSteps(
+    stopping = PreemptionCallback(accelerator, stop, run.epochs, stop_after, config.train.rank_timeout)
+    skipped = NaNMonitor(
         accelerator,
         loader,
         run.loss_fn,
@@ -221,13 +223,13 @@ def attach(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None = N
         run.screen.say,
     )
     audit_hook = Audit(run.folder, state, loader, accelerator) if audit else None
-    pace = Pace(accelerator, loader, state, run.screen.say)
+    pace = StragglerDetector(accelerator, loader, state, run.screen.say)
     watch.observe(loader, state)
-    hooks = [pace, watch, tracker, skipped, same_weights, saver, *([audit_hook] if audit_hook else []), stopping]
-    return Observers(hooks, samples, saver, stopping, audit_hook)
+    callbacks = [pace, watch, tracker, skipped, replica_check, saver, *([audit_hook] if audit_hook else []), stopping]
+    return Observers(callbacks, samples, saver, stopping, audit_hook)
 
 
-def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
+def _fit(run: RunContext, watch: RankMonitor, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
     """Attach what observes the loop, train, and write what a finished run leaves."""
     config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
     seen = attach(run, watch, stop, stop_after, audit)
@@ -242,16 +244,16 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
             accelerator,
             config,
             run.epochs,
-            seen.hooks,
+            seen.callbacks,
             run.protocol,
             saver.save_best,
             seen.samples.look,
             stop.__bool__,
         )
-    except Preempted:
+    except PreemptedError:
         saver.finish(state)
-        raise Preempted(f"{stop} after step {state.step}") from None
-    except Lost:  # by all ranks alike
+        raise PreemptedError(f"{stop} after step {state.step}") from None
+    except RunAbortedError:  # by all ranks alike
         if audit_hook is not None:
             audit_hook.report(run.screen.table)
         raise
@@ -262,19 +264,19 @@ def _fit(run: Run, watch: Watch, stop: StopRequest, stop_after: int | None, audi
         audit_hook.report(run.screen.table)
     if accelerator.is_main_process:
         run.write_status("finished")
-    say_result(run.screen, run.folder, state)
+    report_result(run.screen, run.folder, state)
 
 
-def _begin_dashboard(run: Run, resolved: dict[str, Any]) -> Dashboard | None:
+def _begin_dashboard(run: RunContext, resolved: dict[str, Any]) -> WandbLogger | None:
     """The W&B run of the main process and, with `tracking.wandb_per_rank`, of every other."""
     tracking, accelerator = run.config.tracking, run.accelerator
     plan = {what: value for what, value in run.plan if what != "note"}
     id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
     dashboard = None
 
-    def begin(rank: int) -> Dashboard:
+    def begin(rank: int) -> WandbLogger:
         content = {**resolved, "plan": plan}
-        return Dashboard(
+        return WandbLogger(
             tracking, run.config.run.name, run.folder, content, accelerator.num_processes, id, run.screen.say, rank
         )
 

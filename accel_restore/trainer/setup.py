@@ -10,14 +10,14 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accel_restore.callbacks.metrics_logger import Tracker
+from accel_restore.callbacks.metrics_logger import MetricsLogger
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
 from accel_restore.checkpoint.resume import (
     MARKER,
     Start,
     check_same_data,
     clear,
-    find_start,
+    find_resume_point,
     identity_digest,
     rewind_best,
 )
@@ -26,7 +26,7 @@ from accel_restore.checkpoint.state_dict import load_commit
 from accel_restore.config.data import Stage
 from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import Stages, make_plan
+from accel_restore.data.batch_plan import BatchSchedule, make_batch_plan
 from accel_restore.data.build import DataSets, open_data
 from accel_restore.data.loader import TrainLoader
 from accel_restore.engine import TrainState, setup_model_and_optimizer
@@ -35,27 +35,27 @@ from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models import MODELS
 from accel_restore.models.parameters import freeze
-from accel_restore.models.pretrained import begin_model, describe
+from accel_restore.models.pretrained import build_or_load_model, describe
 from accel_restore.models.spandrel_models import RECOGNISED
 from accel_restore.optim import get_optimizer
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.tracking.report.page import PLAN, Report
 from accel_restore.tracking.run_files import write_status
 from accel_restore.tracking.tensorboard_logger import check_tensorboard
-from accel_restore.trainer.batch_size import settle_batch_size
+from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.model_check import Trial
 from accel_restore.trainer.plan import plan_record, plan_rows
-from accel_restore.trainer.summary import progress, say_finished
+from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
 
 
 @dataclass
-class Run:
+class RunContext:
     """A run that is ready to train: its folder is locked and prepared."""
 
     config: Config
     accelerator: Accelerator
-    screen: Screen
+    screen: Console
     folder: Path
     start: Start
     data: DataSets
@@ -66,7 +66,7 @@ class Run:
     protocol: Protocol
     plan: list[tuple[str, str]]  # what is done, in words
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
-    tracker: Tracker | None = None  # as long as it is open
+    tracker: MetricsLogger | None = None  # as long as it is open
     report: Report | None = None  # on the main process
 
     def write_status(self, state: str, **more: Any) -> None:
@@ -76,41 +76,41 @@ class Run:
 def prepare(
     config: Config,
     accelerator: Accelerator,
-    screen: Screen,
+    screen: Console,
     lock: RunLock,
     audit: bool,
     overwrite: bool,
     overrides: list[str],
-) -> Run | None:
+) -> RunContext | None:
     """All that a run needs, checked before anything is written; None where the run is finished already."""
     folder = lock.folder
 
     def find() -> Start:
         if lock.acquire_existing():
             put_back(folder / "checkpoints")
-        return find_start(folder, config, overwrite, overrides, accelerator.mixed_precision, screen.say)
+        return find_resume_point(folder, config, overwrite, overrides, accelerator.mixed_precision, screen.say)
 
-    start = _together(accelerator, find, only_main=True)
+    start = on_all_ranks(accelerator, find, only_main=True)
     if start.finished:
         if not start.is_in(folder):
             raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
         # Only whether: all that is returned goes to every rank.
-        _together(accelerator, lambda: bool(rewind_best(folder, start, screen.say)), only_main=True)
-        say_finished(folder, start, accelerator, screen, audit)
+        on_all_ranks(accelerator, lambda: bool(rewind_best(folder, start, screen.say)), only_main=True)
+        report_finished(folder, start, accelerator, screen, audit)
         return None
 
     # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
-    loss_fn = _together(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_sizes))
-    trial = _together(accelerator, lambda: _try_model(config, accelerator))
+    loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_sizes))
+    trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
-    _together(accelerator, lambda: protocol.scores)
+    on_all_ranks(accelerator, lambda: protocol.scores)
     if config.tracking.tensorboard:
-        _together(accelerator, check_tensorboard, only_main=True)
+        on_all_ranks(accelerator, check_tensorboard, only_main=True)
     data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
     if trial is not None:
-        _together(accelerator, lambda: trial.restore(data.val, protocol))
+        on_all_ranks(accelerator, lambda: trial.restore(data.val, protocol))
         del trial  # and the memory of its model
-    config = settle_batch_size(config, accelerator, loss_fn, len(data.train), start, screen.say)
+    config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, screen.say)
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
     if config.train.max_steps is not None:
@@ -131,19 +131,19 @@ def prepare(
                 )
             load_commit(start.commit, state, accelerator)
 
-        _together(accelerator, load)
+        on_all_ranks(accelerator, load)
         if not start.is_in(folder):
             state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
-    run = Run(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
+    run = RunContext(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
     record = plan_record(plan, epochs, stages.num_steps(epochs), protocol, data.val.names)
-    _together(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
+    on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     screen.table("plan", plan)
     return run
 
 
-def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> Stages:
+def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> BatchSchedule:
     """The plan of each stage; a run that continues keeps the global batches of its commit."""
     data, train = config.data, config.train
     stages = [*data.stages, Stage(until_epoch=2**31)]  # the last one: as without stages
@@ -165,7 +165,7 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
         )
 
     plans = [
-        make_plan(
+        make_batch_plan(
             num_samples,
             stage.batch_size or data.batch_size,
             train.gradient_accumulation_steps,
@@ -179,12 +179,12 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
         )
         for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True))
     ]
-    return Stages(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
+    return BatchSchedule(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
 
 
 def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
     """Build what trains; a model of the user's own is tried, too, and its trial returned."""
-    model = begin_model(config.model, config.data.channels, config.data.scale)
+    model = build_or_load_model(config.model, config.data.channels, config.data.scale)
     freeze(model, config.train.freeze)
     name, trial = describe(config.model)["name"], None
     if name not in MODELS and name != RECOGNISED:
@@ -194,9 +194,9 @@ def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
     return trial
 
 
-def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: Start, smallest_side: int) -> DataSets:
-    builder = Screen(True)  # whichever rank decodes the images shows it
-    data = _together(
+def _open_data(config: Config, accelerator: Accelerator, screen: Console, start: Start, smallest_side: int) -> DataSets:
+    builder = Console(True)  # whichever rank decodes the images shows it
+    data = on_all_ranks(
         accelerator,
         lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, screen.say),
     )
@@ -207,7 +207,7 @@ def _open_data(config: Config, accelerator: Accelerator, screen: Screen, start: 
     return data
 
 
-def _prepare_folder(run: Run, lock: RunLock, plan: dict[str, Any]) -> None:
+def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> None:
     folder = run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def _prepare_folder(run: Run, lock: RunLock, plan: dict[str, Any]) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
 
 
-def _together(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
+def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
     """The result of an action on every rank, or the main process's; a UserError of one rank is raised on all."""
     result, error = None, None
     if accelerator.is_main_process or not only_main:

@@ -7,16 +7,16 @@ from accelerate import Accelerator
 
 from accel_restore.checkpoint.resume import Start
 from accel_restore.engine import TrainState
-from accel_restore.errors import AuditFailed, Diverged, Preempted, UserError
+from accel_restore.errors import AuditError, DivergedError, PreemptedError, UserError
 from accel_restore.metrics.format import TITLES, format_score
 from accel_restore.models.weights_file import WEIGHTS
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import read_audit, read_status, write_status
 
 
 def state_of(error: BaseException) -> str:
     """What status.json says of a run that ended by `error`."""
-    return {Preempted: "preempted", Diverged: "diverged"}.get(type(error), "failed")
+    return {PreemptedError: "preempted", DivergedError: "diverged"}.get(type(error), "failed")
 
 
 def progress(state: TrainState, world_size: int) -> dict[str, Any]:
@@ -24,11 +24,11 @@ def progress(state: TrainState, world_size: int) -> dict[str, Any]:
     return {"epoch": state.epoch, "step": state.step, "world_size": world_size, "best": state.best}
 
 
-def say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Screen, audit: bool) -> None:
+def report_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Console, audit: bool) -> None:
     """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
     audited = read_audit(folder)
     if audited and not audited["ok"]:
-        raise AuditFailed(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
+        raise AuditError(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
     if audit and not audited:
         raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
@@ -37,7 +37,7 @@ def say_finished(folder: Path, start: Start, accelerator: Accelerator, screen: S
     screen.say(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
 
 
-def say_result(screen: Screen, folder: Path, state: TrainState) -> None:
+def report_result(screen: Console, folder: Path, state: TrainState) -> None:
     """Tell what a run has reached and where that lies."""
     best = state.best
     if best is None:

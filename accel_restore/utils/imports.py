@@ -35,7 +35,7 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return unknown_choice(name, known) + (f"; an import path is written '{module}:{attribute}'" if dotted else "")
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an error says, in a line; of one in a user's own file with its kind and its place there."""
     said = (str(error).splitlines() or [""])[0]
     frames = traceback.extract_tb(error.__traceback__)
@@ -75,8 +75,8 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
                 "PYTHONPATH=. before the command"
             ) from error
         raise UserError(
-            f"{key}: cannot import '{name}' ({told(error)}); write it as package.module:Name and make sure that the "
-            "package is installed or on PYTHONPATH"
+            f"{key}: cannot import '{name}' ({describe_error(error)}); write it as package.module:Name and make sure "
+            "that the package is installed or on PYTHONPATH"
         ) from error
 
 

@@ -23,7 +23,7 @@ def ends(span: Range) -> tuple[float, float]:
     return low, high
 
 
-class Random:
+class KeyedRandom:
     """Keyed draws: the n-th draw is a hash of (seed, n), the same in any thread and on any rank."""
 
     def __init__(self, seed: int):
@@ -33,9 +33,9 @@ class Random:
         self.count += 1
         return key(self.seed, self.count)
 
-    def split(self, index: int) -> Random:
+    def split(self, index: int) -> KeyedRandom:
         """An independent source of draws for part `index`, whatever was drawn before."""
-        return Random(key(self.seed, -1, index))
+        return KeyedRandom(key(self.seed, -1, index))
 
     def uniform(self, span: Range) -> float:
         """A float from low to high, or the number itself."""
@@ -76,15 +76,15 @@ class Random:
         return noise.normal_(0.0, sigma, generator=self.generator(like.device))
 
 
-class Walk(Random):
+class RandomStream(KeyedRandom):
     """Draws of a trial: run by run, chances, choices and orders take all combinations of outcomes, however rare."""
 
     def __init__(self, seed: int, run: list[int]):
         super().__init__(seed)
         self.run = run  # its number; this divided by the number of combinations of the outcomes so far; and that number
 
-    def split(self, index: int) -> Walk:
-        return Walk(super().split(index).seed, self.run)
+    def split(self, index: int) -> RandomStream:
+        return RandomStream(super().split(index).seed, self.run)
 
     def chance(self, probability: float) -> bool:
         return self.take([True] * (probability > 0) + [False] * (probability < 1))
@@ -107,9 +107,9 @@ class Walk(Random):
         return outcomes[turn]
 
 
-def walks(seed: int) -> Iterator[Walk]:
+def random_streams(seed: int) -> Iterator[RandomStream]:
     """Sources of draws, each for one run of the same function, that together give it all outcomes."""
     number, runs = 0, 1
     while number < min(runs, _RUNS):
-        yield Walk(seed, run := [number, number, 1])
+        yield RandomStream(seed, run := [number, number, 1])
         number, runs = number + 1, max(runs, run[2])

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from accel_restore.errors import Preempted
+from accel_restore.errors import PreemptedError
 
 EXIT_CODE = 143  # 128 + SIGTERM, what schedulers expect
 # SIGUSR1 is what Slurm sends ahead of a job's time limit (--signal=USR1@120).
@@ -62,7 +62,7 @@ class StopRequest:
     def _raise(self) -> None:
         if not self._raised:  # a copy must not disturb what the first has begun
             self._raised = True
-            raise Preempted(f"{self} before the first step")
+            raise PreemptedError(f"{self} before the first step")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -80,7 +80,7 @@ class StopRequest:
 
     def _discarded(self, unraisable: Any) -> None:
         """Called for an exception that Python throws away, as it was raised in a destructor or a callback."""
-        if isinstance(unraisable.exc_value, Preempted):
+        if isinstance(unraisable.exc_value, PreemptedError):
             self._raise_again()
         else:
             self._former_hook(unraisable)

@@ -19,14 +19,14 @@ from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import Sample, Stages, make_plan
-from accel_restore.data.build import DataSets, Found, build_sets, degradation_of, find_data, raise_found
+from accel_restore.data.batch_plan import BatchSchedule, Sample, make_batch_plan
+from accel_restore.data.build import DataSets, ScannedData, build_sets, degradation_of, find_data, raise_found
 from accel_restore.data.decode import read_image
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.store import Store
 from accel_restore.data.train_dataset import finish_batch, turned
 from accel_restore.errors import UserError
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
 
 DECODING, COPYING, TRAINING = "decode the files of each crop", "copy limit (as many bytes, in a row)", "training loader"
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if not (options.seconds > 0 and options.pairs_per_second > 0):
         raise UserError("bench data: --seconds and --pairs-per-second must be above 0")
     check_writable(options.json)
-    screen = Screen(True)
+    screen = Console(True)
     config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
     rates, data = bench_data(config, options.seconds, screen)
 
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str, float], DataSets]:
+def bench_data(config: Config, seconds: float, screen: Console) -> tuple[dict[str, float], DataSets]:
     """Pairs per second of each stage by its name, each measured for so many seconds; and the data sets.
 
     Raises: UserError for data that cannot be used.
@@ -82,7 +82,7 @@ def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str
     cpu, data = torch.device("cpu"), config.data
     sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)
     train, stores = sets.train, [store for store in (sets.train.gt, sets.train.input) if store is not None]
-    plan = make_plan(len(train), data.batch_size, 1, None, 1, config.run.seed, data.patch_size)
+    plan = make_batch_plan(len(train), data.batch_size, 1, None, 1, config.run.seed, data.patch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -130,9 +130,9 @@ def bench_data(config: Config, seconds: float, screen: Screen) -> tuple[dict[str
 
 def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
     """Pairs per second that training gets on a CPU when it does nothing else."""
-    plan = make_plan(len(sets.train), config.data.batch_size, 1, None, 1, config.run.seed, config.data.patch_size)
+    plan = make_batch_plan(len(sets.train), config.data.batch_size, 1, None, 1, config.run.seed, config.data.patch_size)
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    loader = TrainLoader(sets.train, Stages((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
+    loader = TrainLoader(sets.train, BatchSchedule((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
     micro_batches = (batch for epoch in count() for step in loader.steps(epoch) for batch in step)
     rate = _rate(lambda _: next(micro_batches), count(), config.data.batch_size, seconds)
     micro_batches.close()
@@ -157,7 +157,7 @@ def _rate(
     return done / spent
 
 
-def _decode(found: Found, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
+def _decode(found: ScannedData, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
     """Decode the files of each sample, as is done where nothing is stored."""
     train = sets.train
     for sample in samples:

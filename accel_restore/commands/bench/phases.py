@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from accel_restore.callbacks.straggler import moment
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Hook, TrainState
+from accel_restore.engine import Callback, TrainState
 
 WAIT, BATCH, FORWARD, BACKWARD = (
     "waiting for data",
@@ -23,7 +23,7 @@ EXCHANGE, OPTIMIZER, HOOKS = "gradient exchange", "optimizer, zero_grad, clippin
 PHASES = (WAIT, BATCH, FORWARD, BACKWARD, EXCHANGE, OPTIMIZER, HOOKS)
 
 
-class Split:
+class PhaseTimer:
     """Divides the seconds of `train_epoch` among `PHASES`, at the places where it calls something: the loader, the
     backward, the hooks.
 
@@ -52,23 +52,23 @@ class Split:
             self._lap(HOOKS)
             self.steps += 1
 
-    def hooks_of(self, hooks: Iterable[Hook]) -> list[Hook]:
+    def hooks_of(self, callbacks: Iterable[Callback]) -> list[Callback]:
         """The hooks, for `train_epoch`, each timed by its name."""
-        return [_Timed(hook, self) for hook in hooks]
+        return [_Timed(callback, self) for callback in callbacks]
 
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Time the backward, and what is counted after it, as long as this lasts."""
         count, backward = self.state.count, self.accelerator.backward
         parameters = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
-        hooks = [parameter.register_post_accumulate_grad_hook(self._mark) for parameter in parameters]
+        callbacks = [parameter.register_post_accumulate_grad_hook(self._mark) for parameter in parameters]
         self.state.count, self.accelerator.backward = self._then(count, HOOKS), self._backward(backward)
         try:
             yield
         finally:
             del self.state.count, self.accelerator.backward  # the classes' own are seen again
-            for hook in hooks:
-                hook.remove()
+            for callback in callbacks:
+                callback.remove()
 
     def per_step(self) -> dict[str, float]:
         """Seconds a step of each phase, in the order of `PHASES`; they add up to the step."""
@@ -131,15 +131,15 @@ class Split:
     def before_hook(self) -> None:
         self._lap(OPTIMIZER)
 
-    def after_hook(self, hook: Hook) -> None:
-        self.hook_seconds[type(hook).__name__] += self._lap(HOOKS)
+    def after_hook(self, callback: Callback) -> None:
+        self.hook_seconds[type(callback).__name__] += self._lap(HOOKS)
 
 
-class _Timed(Hook):
-    def __init__(self, hook: Hook, split: Split):
-        self.hook, self.split = hook, split
+class _Timed(Callback):
+    def __init__(self, callback: Callback, split: PhaseTimer):
+        self.callback, self.split = callback, split
 
-    def after_step(self, state: TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         self.split.before_hook()  # for the first hook the optimizer's step; between hooks nothing
-        self.hook.after_step(state)
-        self.split.after_hook(self.hook)
+        self.callback.on_step(state)
+        self.split.after_hook(self.callback)

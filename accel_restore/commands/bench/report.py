@@ -4,14 +4,14 @@ from statistics import median
 from typing import Any
 
 from accel_restore.commands.bench.phases import BACKWARD, BATCH, EXCHANGE, FORWARD, OPTIMIZER, PHASES, WAIT
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 
 _LARGE = 0.1  # share of a step from which a phase that is not the network's is worth a word
 _SLOW = 1.25  # times the others' median: a rank that they wait for
 _KEYS = {  # what a hook's work depends on
-    "Tracker": ("tracking", "log_every_steps"),
-    "Saver": ("checkpoint", "every_steps"),
-    "SameWeights": ("train", "check_ranks_every_steps"),
+    "MetricsLogger": ("tracking", "log_every_steps"),
+    "Checkpointer": ("checkpoint", "every_steps"),
+    "ReplicaCheck": ("train", "check_ranks_every_steps"),
 }
 
 
@@ -141,7 +141,7 @@ def _rarer_hook(rank: dict[str, Any]) -> str:
     return f"raise {section}.{key} ({rank['config'][section][key]}): {name} takes the most of it"
 
 
-def show(record: dict[str, Any], screen: Screen) -> None:
+def show(record: dict[str, Any], screen: Console) -> None:
     """Print the record of `reported`."""
     ranks, step = record["ranks"], sum(record["phases"].values())
     several = len(ranks) > 1

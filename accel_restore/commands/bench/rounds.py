@@ -8,27 +8,27 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from accel_restore.commands.bench.phases import Split
-from accel_restore.engine import Hook, train_epoch
-from accel_restore.trainer.bare_loop import Bare
-from accel_restore.trainer.setup import Run
+from accel_restore.commands.bench.phases import PhaseTimer
+from accel_restore.engine import Callback, train_epoch
+from accel_restore.trainer.bare_loop import BareLoop
+from accel_restore.trainer.setup import RunContext
 
 
 class Trainer:
     """The engine's loop on epoch after epoch, so many steps at a time, without validation between them."""
 
-    def __init__(self, run: Run, hooks: list[Hook]):
-        self.run, self.hooks = run, hooks
+    def __init__(self, run: RunContext, callbacks: list[Callback]):
+        self.run, self.callbacks = run, callbacks
         self.plan = run.loader.stages.plan(0)
         self.samples = self.micro_batches = 0  # of this rank so far, without padding, and with it
         self.endless = self._steps()
 
-    def __call__(self, steps: int, split: Split | None = None) -> None:
+    def __call__(self, steps: int, split: PhaseTimer | None = None) -> None:
         """Make so many optimizer steps, observed by `split`."""
-        run, taken, hooks = self.run, islice(self.endless, steps), self.hooks
+        run, taken, callbacks = self.run, islice(self.endless, steps), self.callbacks
         if split is not None:
-            taken, hooks = split.steps_of(taken), split.hooks_of(hooks)
-        train_epoch(run.state, taken, run.loss_fn, run.accelerator, hooks, run.config.train.max_grad_norm)
+            taken, callbacks = split.steps_of(taken), split.hooks_of(callbacks)
+        train_epoch(run.state, taken, run.loss_fn, run.accelerator, callbacks, run.config.train.max_grad_norm)
 
     def _steps(self) -> Iterator[Iterator[dict]]:
         state = self.run.state
@@ -50,7 +50,7 @@ class Trainer:
 
 
 def compared(
-    trainer: Trainer, bare: Bare, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
+    trainer: Trainer, bare: BareLoop, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
 ) -> dict[str, float | int]:
     """So many steps of both, one after the other, each after a few that are skipped over."""
     figures: dict[str, float | int] = {"bare_micro_batches": steps * bare.accumulation}

@@ -14,7 +14,7 @@ import torch
 
 from accel_restore.commands.bench.phases import EXCHANGE
 from accel_restore.errors import UserError
-from accel_restore.tracking.console import Screen
+from accel_restore.tracking.console import Console
 from accel_restore.utils.signals import EXIT_CODE
 
 
@@ -50,7 +50,7 @@ def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
                 f"{record['ratio']['median']:.3f}",
             )
         )
-    screen = Screen(True)
+    screen = Console(True)
     screen.table(
         f"scaling on {record['device']}",
         rows,

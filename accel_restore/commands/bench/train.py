@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.commands._outputs import check_writable, write_report
-from accel_restore.commands.bench.phases import Split
+from accel_restore.commands.bench.phases import PhaseTimer
 from accel_restore.commands.bench.report import reported, show
 from accel_restore.commands.bench.rounds import Trainer, compared, timed
 from accel_restore.commands.bench.scaling import show_scaling
@@ -25,13 +25,13 @@ from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.distributed.accelerator import create_accelerator
-from accel_restore.distributed.heartbeat import Watch
-from accel_restore.engine import Hook
-from accel_restore.errors import Diverged, Preempted, UserError
-from accel_restore.tracking.console import Screen
-from accel_restore.trainer.bare_loop import Bare
+from accel_restore.distributed.heartbeat import RankMonitor
+from accel_restore.engine import Callback
+from accel_restore.errors import DivergedError, PreemptedError, UserError
+from accel_restore.tracking.console import Console
+from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.trainer.run import attach
-from accel_restore.trainer.setup import Run, prepare
+from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
 _FIRST_STEPS = 4  # not measured: allocation, compilation
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         with listening() as stop:
             try:
                 record = _shown(config, options)
-            except Preempted:
+            except PreemptedError:
                 print(f"accel-restore: {stop}", file=sys.stderr)
                 return EXIT_CODE
         if record is None:
@@ -78,17 +78,17 @@ def main(arguments: list[str]) -> int:
 def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None:
     """The record of all ranks, printed, on the main process.
 
-    Raises: UserError; Preempted when stopped by a signal.
+    Raises: UserError; PreemptedError when stopped by a signal.
     """
     accelerator = create_accelerator(config, options.cpu)
     try:
         if accelerator.is_fsdp2:
             raise UserError("bench train: compares with a loop of whole weights; start it without FSDP2")
         record = reported(measure(config, accelerator, options.seconds, options.profile))
-    except (UserError, Diverged) as error:  # of all ranks
+    except (UserError, DivergedError) as error:  # of all ranks
         accelerator.state.destroy_process_group()
         raise UserError(str(error)) from error
-    screen = Screen(accelerator.is_main_process)
+    screen = Console(accelerator.is_main_process)
     show(record, screen)
     if options.profile is not None:
         screen.say(f"trace of {_PROFILED_STEPS} steps: {options.profile}/rank0.json, for https://ui.perfetto.dev")
@@ -114,14 +114,14 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
     """
     if not accelerator.is_main_process:
         warnings.simplefilter("ignore")
-    with _started(config, accelerator) as (run, hooks):
-        trainer = Trainer(run, hooks)
+    with _started(config, accelerator) as (run, callbacks):
+        trainer = Trainer(run, callbacks)
         trainer(_FIRST_STEPS)
         waited = run.loader.wait_seconds
         took, _ = timed(trainer, _FIRST_STEPS, accelerator)
         waits = run.loader.wait_seconds - waited > _WAITING * took
         peak = _peak_memory(accelerator)
-        bare = Bare(run.config, accelerator, run.loss_fn, next(run.loader.again(0, 0)), trainer.plan.accumulation)
+        bare = BareLoop(run.config, accelerator, run.loss_fn, next(run.loader.again(0, 0)), trainer.plan.accumulation)
         bare(1)
         # All ranks make the same steps: the main process says how many there is time for.
         steps = gather_object([max(1, round(seconds * _FIRST_STEPS / took))])[0]
@@ -130,7 +130,7 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
         count = max(1, round(steps / pairs))
         rounds = [compared(trainer, bare, count, skipped, accelerator, n % 2 == 0) for n in range(pairs)]
         del bare
-        split = Split(run.state, run.loader, accelerator)
+        split = PhaseTimer(run.state, run.loader, accelerator)
         with split.observing():
             trainer(count * pairs, split)
         if profile is not None:
@@ -179,19 +179,19 @@ def _profile(trainer: Trainer, file: Path, accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def _started(config: Config, accelerator: Accelerator) -> Iterator[tuple[Run, list[Hook]]]:
+def _started(config: Config, accelerator: Accelerator) -> Iterator[tuple[RunContext, list[Callback]]]:
     """A run in a temporary folder, ready to train, and its hooks."""
     made = tempfile.mkdtemp(prefix="accel-restore-bench-") if accelerator.is_main_process else None
     folder = gather_object([made])[0]
     config = _without_traces(config, folder)
     lock = RunLock(run_folder(config))
-    watch = Watch(accelerator, config.train.rank_timeout, lambda reason: print(f"accel-restore: {reason}"))
+    watch = RankMonitor(accelerator, config.train.rank_timeout, lambda reason: print(f"accel-restore: {reason}"))
     run = seen = None
     try:
         watch.start()
-        run = prepare(config, accelerator, Screen(False), lock, False, False, [])
+        run = prepare(config, accelerator, Console(False), lock, False, False, [])
         seen = attach(run, watch, StopRequest())
-        yield run, seen.hooks
+        yield run, seen.callbacks
         seen.stopping.close()
     finally:
         watch.close()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accel_restore.data.degradations.pipeline import Size, Steps, numbers, one_of
-from accel_restore.utils.rng import Random, Range, ends
+from accel_restore.utils.rng import KeyedRandom, Range, ends
 
 Amount = Annotated[Range, numbers(0)]
 Positive = Annotated[Range, numbers(0, above=True)]
@@ -28,7 +28,7 @@ Quality = Annotated[Range, numbers(1, 100, whole=True)]
 Method = Annotated[str | Sequence[str], one_of("area", "bilinear", "bicubic", several=True)]
 
 
-def gaussian_noise(image: Tensor, random: Random, *, sigma: Amount = 25, gray: Probability = 0.0) -> Tensor:
+def gaussian_noise(image: Tensor, random: KeyedRandom, *, sigma: Amount = 25, gray: Probability = 0.0) -> Tensor:
     """The image plus white Gaussian noise.
 
     Units: sigma in 8-bit levels; gray: the probability that all channels share the noise.
@@ -39,7 +39,7 @@ def gaussian_noise(image: Tensor, random: Random, *, sigma: Amount = 25, gray: P
 
 
 def poisson_noise(
-    image: Tensor, random: Random, *, peak: Positive = 256, strength: Amount = 1.0, gray: Probability = 0.0
+    image: Tensor, random: KeyedRandom, *, peak: Positive = 256, strength: Amount = 1.0, gray: Probability = 0.0
 ) -> Tensor:
     """The image as photons are counted; its noise is white and grows with the square root of the light.
 
@@ -53,7 +53,7 @@ def poisson_noise(
     return image + factor * (counted - light)
 
 
-def speckle(image: Tensor, random: Random, *, sigma: Amount = 0.1, gray: Probability = 0.0) -> Tensor:
+def speckle(image: Tensor, random: KeyedRandom, *, sigma: Amount = 0.1, gray: Probability = 0.0) -> Tensor:
     """The image times 1 plus white Gaussian noise.
 
     Units: sigma relative to the light; gray: the probability that all channels share the noise.
@@ -62,7 +62,7 @@ def speckle(image: Tensor, random: Random, *, sigma: Amount = 0.1, gray: Probabi
     return image + image * random.normal(image[:1] if random.chance(gray) else image, strength)
 
 
-def jpeg(image: Tensor, random: Random, *, quality: Quality = 50) -> Tensor:
+def jpeg(image: Tensor, random: KeyedRandom, *, quality: Quality = 50) -> Tensor:
     """The image, clipped and rounded to 8 bits, after JPEG with its colours at half the resolution.
 
     Units: quality from 1 to 100, as libjpeg's.
@@ -77,14 +77,14 @@ def jpeg(image: Tensor, random: Random, *, quality: Quality = 50) -> Tensor:
 jpeg.on_host = True
 
 
-def quantize(image: Tensor, random: Random) -> Tensor:
+def quantize(image: Tensor, random: KeyedRandom) -> Tensor:
     """The image clipped to [0, 1] and rounded to 8 bits, as a file holds it."""
     return _levels(image) / 255
 
 
 def gaussian_blur(
     image: Tensor,
-    random: Random,
+    random: KeyedRandom,
     *,
     sigma: Pixels = 1.5,
     sigma_y: Annotated[Range | None, numbers(0, 200)] = None,
@@ -112,7 +112,7 @@ def gaussian_blur(
     return _filtered(image, kernel)
 
 
-def motion_blur(image: Tensor, random: Random, *, length: Pixels = 15, angle: Degrees = (0, 180)) -> Tensor:
+def motion_blur(image: Tensor, random: KeyedRandom, *, length: Pixels = 15, angle: Degrees = (0, 180)) -> Tensor:
     """The image blurred along a straight line.
 
     Units: length in pixels; angle in degrees, counter-clockwise from horizontal.
@@ -122,7 +122,7 @@ def motion_blur(image: Tensor, random: Random, *, length: Pixels = 15, angle: De
 
 def sinc(
     image: Tensor,
-    random: Random,
+    random: KeyedRandom,
     *,
     cutoff: Annotated[Range, numbers(0, 1, above=True)] = 0.5,
     radius: Annotated[Range, numbers(1, 100, whole=True)] = 10,
@@ -141,7 +141,7 @@ def sinc(
 
 def resize(
     image: Tensor,
-    random: Random,
+    random: KeyedRandom,
     *,
     scale: Annotated[Range, numbers(0, 16, above=True)] = (0.5, 1.5),
     method: Method = ("area", "bilinear", "bicubic"),
@@ -157,7 +157,7 @@ def resize(
     return _resized(image, tuple(max(1, round(side * factor)) for side in sides), _drawn(method, random))
 
 
-def downscale(image: Tensor, random: Random, *, method: Method = "bicubic", size: Size) -> Tensor:
+def downscale(image: Tensor, random: KeyedRandom, *, method: Method = "bicubic", size: Size) -> Tensor:
     """The image at the size of the final input, gt / data.scale; a list of methods is drawn from.
 
     Source: bicubic is MATLAB's imresize, by which the published super-resolution tables are made (Keys' kernel with
@@ -174,7 +174,7 @@ def downscale(image: Tensor, random: Random, *, method: Method = "bicubic", size
 
 def rain(
     image: Tensor,
-    random: Random,
+    random: KeyedRandom,
     *,
     density: Fraction = 0.003,
     length: Pixels = 20,
@@ -194,7 +194,7 @@ def rain(
     return image + random.uniform(strength) * streaks * (1 - image)
 
 
-def low_light(image: Tensor, random: Random, *, gain: Positive = 0.5, gamma: Positive = 2.0) -> Tensor:
+def low_light(image: Tensor, random: KeyedRandom, *, gain: Positive = 0.5, gamma: Positive = 2.0) -> Tensor:
     """gain · image^gamma: the image in less light; negative values become 0.
 
     Source: Lv et al., MBLLEN, 2018, which draws gain from [0.5, 1] and gamma from [1.5, 5].
@@ -202,27 +202,27 @@ def low_light(image: Tensor, random: Random, *, gain: Positive = 0.5, gamma: Pos
     return random.uniform(gain) * image.clamp(min=0) ** random.uniform(gamma)
 
 
-def sequence(image: Tensor, random: Random, *, of: Steps, size: Size) -> Tensor:
+def sequence(image: Tensor, random: KeyedRandom, *, of: Steps, size: Size) -> Tensor:
     """The image after all steps in their order: a group, inside of another composition or with a probability."""
     for position, step in enumerate(of):
         image = step(image, random.split(position), size)
     return image
 
 
-def random_order(image: Tensor, random: Random, *, of: Steps, size: Size) -> Tensor:
+def random_order(image: Tensor, random: KeyedRandom, *, of: Steps, size: Size) -> Tensor:
     """The image after all steps, in an order drawn for each sample."""
     for position in random.permutation(len(of)):
         image = of[position](image, random.split(position), size)
     return image
 
 
-def choice(image: Tensor, random: Random, *, of: Steps, weights: list[float] | None = None, size: Size) -> Tensor:
+def choice(image: Tensor, random: KeyedRandom, *, of: Steps, weights: list[float] | None = None, size: Size) -> Tensor:
     """The image after one of the steps, drawn for each sample; weights: their relative chances (None: equal)."""
     position = random.choice(range(len(of)), weights)
     return of[position](image, random.split(position), size)
 
 
-def _drawn(method: str | Sequence[str], random: Random) -> str:
+def _drawn(method: str | Sequence[str], random: KeyedRandom) -> str:
     return random.choice([method] if isinstance(method, str) else method)
 
 

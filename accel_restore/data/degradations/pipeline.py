@@ -21,7 +21,7 @@ from accel_restore.data.batch_plan import key
 from accel_restore.errors import UserError
 from accel_restore.registry import DEGRADATIONS
 from accel_restore.utils.imports import check_arguments, resolve, unknown_choice, unknown_name
-from accel_restore.utils.rng import Random, Walk, walks
+from accel_restore.utils.rng import KeyedRandom, RandomStream, random_streams
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
@@ -32,14 +32,14 @@ _GIVEN = ("image", "random", "size")  # parameters that the program gives
 _SIDE, _TRIALS = 32, 2  # of a trial: the input's sides, and how often
 
 
-def in_full(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_defaults(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps as they are configured, with the defaults of what they leave out, as JSON can hold them."""
     full = []
     for step in steps:
         function = resolve(step["name"], DEGRADATIONS, "data.degradation")
         parameters = inspect.signature(function, eval_str=True).parameters.values()
         values = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _GIVEN} | step
-        values |= {p.name: in_full(step[p.name]) for p in parameters if p.annotation == Steps and p.name in step}
+        values |= {p.name: with_defaults(step[p.name]) for p in parameters if p.annotation == Steps and p.name in step}
         full.append(json.loads(json.dumps({"name": step["name"], **values}, default=repr)))
     return full
 
@@ -87,13 +87,13 @@ class Step:
     on_host: bool
     known: dict[tuple, set[tuple]] = field(default_factory=dict, init=False)  # what `shapes` returned
 
-    def __call__(self, image: Tensor, random: Random, size: Size) -> Tensor:
-        if isinstance(random, Walk):  # in the trial of a composition, where only the shape matters
+    def __call__(self, image: Tensor, random: KeyedRandom, size: Size) -> Tensor:
+        if isinstance(random, RandomStream):  # in the trial of a composition, where only the shape matters
             shapes = self.shapes(tuple(image.shape), random.seed, size)
             return image.new_full(random.take(sorted(shapes)), 0.5)
         return self._done(image, random, size) if random.chance(self.probability) else image
 
-    def _done(self, image: Tensor, random: Random, size: Size) -> Tensor:
+    def _done(self, image: Tensor, random: KeyedRandom, size: Size) -> Tensor:
         import torch
 
         given = {"size": size} if self.takes_size else {}
@@ -108,7 +108,7 @@ class Step:
         import torch
 
         if (shape, seed, size) not in self.known:
-            image, runs = torch.full(shape, 0.5), walks(seed) if self.probability > 0 else ()
+            image, runs = torch.full(shape, 0.5), random_streams(seed) if self.probability > 0 else ()
             found = {tuple(self._done(image.clone(), run, size).shape) for run in runs}
             self.known[shape, seed, size] = found | ({shape} if self.probability < 1 else set())
         return self.known[shape, seed, size]
@@ -117,7 +117,7 @@ class Step:
 Steps = list[Step]  # a parameter with this annotation is configured by a list of degradations
 
 
-class Degrade:
+class DegradationPipeline:
     """A function (gt, seeds) → input; `on_host`: a step works on the CPU alone, so that all are best done there."""
 
     def __init__(self, steps: Steps, scale: int):
@@ -132,9 +132,9 @@ class Degrade:
         """
         import torch
 
-        return torch.stack(list(each(self._degraded, zip(gt, map(Random, seeds.tolist()), strict=True))))
+        return torch.stack(list(each(self._degraded, zip(gt, map(KeyedRandom, seeds.tolist()), strict=True))))
 
-    def _degraded(self, sample: tuple[Tensor, Random]) -> Tensor:
+    def _degraded(self, sample: tuple[Tensor, KeyedRandom]) -> Tensor:
         import torch
 
         gt, random = sample
@@ -154,7 +154,9 @@ class Degrade:
             )
 
 
-def build_degradation(steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3) -> Degrade:
+def build_degradation(
+    steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3
+) -> DegradationPipeline:
     """The function (gt, seeds) → input that applies the named degradations in order, tried on small images.
 
     Raises: UserError that lists, by their dotted keys, all names, arguments and values that cannot be used, or says
@@ -164,7 +166,7 @@ def build_degradation(steps: list[tuple[str, dict[str, Any]]], scale: int = 1, c
 
     image = torch.linspace(0, 1, channels * 16 * 16).view(channels, 16, 16)
     entries = [{"name": name, **arguments} for name, arguments in steps]
-    degrade = Degrade(_build_steps(entries, "data.degradation", image), scale)
+    degrade = DegradationPipeline(_build_steps(entries, "data.degradation", image), scale)
     gt, size = (channels, _SIDE * scale, _SIDE * scale), (_SIDE, _SIDE)
     for trial in range(_TRIALS):
         shapes = {gt}
@@ -238,7 +240,7 @@ def _tried(step: Step, image: Tensor) -> str | None:
     """What is wrong with a step, or None: it is done twice to a small image with the same draws."""
     certain, size = replace(step, probability=1.0), tuple(image.shape[1:])
     try:
-        first, second = (certain(image.clone(), Random(0), size) for _ in range(2))
+        first, second = (certain(image.clone(), KeyedRandom(0), size) for _ in range(2))
     except Exception as error:  # the function may be the user's
         return f"cannot work with these arguments: {error}"
     return None if first.equal(second) else "gives another result each time; it must draw from `random` alone"

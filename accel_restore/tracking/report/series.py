@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_restore.tracking.run_files import Tail
+from accel_restore.tracking.run_files import JsonlTail
 
 _MOST_EVENTS = 200  # that are kept; all are counted
 _PLACE = frozenset(("event", "epoch", "step", "rank"))
@@ -21,7 +21,7 @@ class Metrics:
     """
 
     def __init__(self, path: Path):
-        self.lines = Tail(path)
+        self.lines = JsonlTail(path)
         self.columns: dict[int, dict[str, array]] = {}  # rank → name → values, `step` among them
         self.epochs: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
