@@ -1,0 +1,344 @@
+"""Starts training as train.py does, with what the environment variable RUN_TEST_MODE asks for added.
+
+float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
+the first image. backend: it is printed. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given
+is kept there. acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch.
+gate=FOLDER: see `Gate`. without=PART: without a protection. fsdp2[@POLICY], as_gpus: see `sharded`. waits=FILE: see
+`waits`.
+FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
+flow of weights on purpose, for the audit to notice. Several are divided by commas.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])
+    sys.path.insert(1, str(Path(__file__).parent))
+
+import hosts
+import phases
+import sharded
+import torch
+import waits
+import wandb_scenarios
+
+from accel_restore import engine, losses, train
+from accel_restore.callbacks import checkpointer as saving
+from accel_restore.callbacks import nan_monitor as guard
+from accel_restore.checkpoint import commits, run_lock
+from accel_restore.data import build as sources
+from accel_restore.distributed import accelerator as distributed
+from accel_restore.distributed import heartbeat as ranks
+from accel_restore.losses import perceptual
+from accel_restore.tracking import console
+from accel_restore.tracking.report import page as report
+from accel_restore.trainer import run as session
+from accel_restore.trainer import setup as preparation
+
+
+class Culprit(engine.Callback):
+    """Does what the mode says, from inside the loop."""
+
+    def __init__(self, mode: str):
+        self.mode = mode
+
+    def on_step(self, state: engine.TrainState) -> None:
+        if self.mode == "warn":
+            warnings.warn("as a library does", stacklevel=1)
+        elif self.mode == "scheduler_per_batch":
+            state.scheduler.step()
+        elif self.mode == "weights_outside_step":
+            perturb(state)
+        elif self.mode == "perturbed_rank" and state.step == 1 and os.environ.get("RANK") == "1":
+            # inside optimizer.step, where weights may change: only a comparison of the ranks can tell
+            step = state.optimizer.optimizer.step
+
+            def step_and_perturb(*arguments: object, **named: object) -> None:
+                step(*arguments, **named)
+                perturb(state)
+
+            state.optimizer.optimizer.step = step_and_perturb
+        elif self.mode == f"kill:{state.step}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fault(engine.Callback):
+    """Something that happens to one rank, after one step; `slow` after each."""
+
+    def __init__(self, name: str, step: int):
+        self.name, self.step = name, step
+        self.woke: float | None = None
+
+    def on_step(self, state: engine.TrainState) -> None:
+        if self.name == "slow":  # several times what a step takes, on whatever machine
+            took = 0.0 if self.woke is None else time.monotonic() - self.woke
+            time.sleep(min(max(0.05, 3 * took), 2.0))
+            self.woke = time.monotonic()
+        if state.step != self.step:
+            return
+        if self.name == "raise":
+            raise ValueError("a fault that the test has made")
+        if self.name == "flip":
+            perturb(state)
+        if self.name == "stall":
+            threading.Event().wait()  # its other threads live on
+        number = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "term": signal.SIGTERM}.get(self.name)
+        if number is not None:
+            os.kill(os.getpid(), number)
+
+
+class Gate(engine.Callback):
+    """The main process tells a step by the file at-STEP; all wait as long as there is a file hold-STEP."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def on_step(self, state: engine.TrainState) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            (self.folder / f"at-{state.step}").touch()
+        while (self.folder / f"hold-{state.step}").exists():
+            time.sleep(0.01)
+
+
+def perturb(state: engine.TrainState) -> None:
+    with torch.no_grad():
+        next(state.model.parameters())[0].add_(1e-3)
+
+
+def add_hook(callback: engine.Callback) -> None:
+    original = engine.train_epoch
+
+    def train_epoch(state, steps, loss_fn, accelerator, callbacks=(), max_grad_norm=None):
+        return original(state, steps, loss_fn, accelerator, [*callbacks, callback], max_grad_norm)
+
+    engine.train_epoch = train_epoch
+
+
+def spoil_losses(first: int, last: int, value: float) -> None:
+    """From step `first` to `last` the loss of the first sample of a batch is `value`, in training."""
+    state_of, call = {}, losses.Loss.terms
+    original = engine.train_epoch
+
+    def train_epoch(state, *arguments):
+        state_of["now"] = state
+        try:
+            return original(state, *arguments)
+        finally:
+            state_of.clear()
+
+    def terms(self, output, gt):
+        values = call(self, output, gt)
+        # A step that is computed again, to find the reason, is counted already.
+        step = state_of["now"].step + torch.is_grad_enabled() if state_of else 0
+        if first <= step <= last:
+            # Added, it leaves the gradient alone, which is a number without a guard.
+            spoilt = torch.zeros(len(output), device=output.device)
+            spoilt[0] = value
+            values = {name: each + spoilt for name, each in values.items()}
+        return values
+
+    engine.train_epoch, losses.Loss.terms = train_epoch, terms
+
+
+def spoil_gradients(step: int) -> None:
+    """In step `step` one gradient of this rank is infinite, though all losses are numbers."""
+    backward = engine.Accelerator.backward
+
+    count = {"steps": 0}
+
+    def spoiled(self, loss, **named):
+        count["steps"] += 1
+        if count["steps"] == step:
+            loss = loss * torch.tensor(1e38, dtype=loss.dtype).square()  # its value is not looked at any more
+        backward(self, loss, **named)
+
+    engine.Accelerator.backward = spoiled
+
+
+def keep_outputs(folder: Path) -> None:
+    """Save what the losses see of each micro-batch and each validation image, with the number of the step."""
+    seen, terms, count = [], losses.Loss.terms, engine.TrainState.count
+    files = (folder / f"{os.environ.get('RANK', '0')}-{number:04d}.pt" for number in itertools.count())
+
+    def looking(self, output, gt):
+        seen[:] = output.detach().clone(), gt.clone()
+        if not torch.is_grad_enabled():
+            torch.save({"output": seen[0], "gt": seen[1], "step": None}, next(files))
+        return terms(self, output, gt)
+
+    def saving(state, *arguments):
+        real = arguments[-1]["weight"] > 0
+        torch.save({"output": seen[0][real], "gt": seen[1][real], "step": state.step + 1}, next(files))
+        return count(state, *arguments)
+
+    losses.Loss.terms, engine.TrainState.count = looking, saving
+
+
+def hide_weights() -> None:
+    """This rank's machine has no file of weights for a loss."""
+    read = perceptual.read_tensors
+    perceptual.read_tensors = lambda path, *named: read(None, *named)
+
+
+def acknowledge(file: str) -> None:
+    """Append the step of each commit to `file`, once it is written."""
+    write = commits.write_commit
+
+    def write_and_tell(folder, step, *arguments):
+        path = write(folder, step, *arguments)
+        with Path(file).open("a") as out:
+            out.write(f"{step}\n")
+        return path
+
+    saving.write_commit = write_and_tell
+
+
+def remove_guard(part: str) -> None:
+    """Train without a protection."""
+    if part == "gradient":  # every step is taken
+        engine.gradient_norm = lambda *_: torch.ones(())
+    elif part == "loss":  # gradients that are numbers hide a loss that is none
+        engine.propagate_nan = lambda loss: loss
+    elif part == "weights":
+        guard.ReplicaCheck.check = lambda *_: None
+    elif part == "watch":
+        ranks.RankMonitor.start = lambda _: None
+    elif part == "screen":  # every rank prints
+        session.Console = lambda _: console.Console(True)
+    elif part == "lock":
+        run_lock.RunLock.acquire, run_lock.RunLock.is_held = lambda _: None, True
+    elif part == "sha256":
+        commits._read_listed = lambda commit, name, _: (commit / name).read_bytes()
+    elif part == "tolerance":  # of disks that are full
+        saving.Checkpointer._tell = lambda *_: reraise()
+    elif part == "float32_parts":
+        distributed.use_float32_weights = lambda _: None
+    elif part == "tensorboard":
+        sys.modules["tensorboard"] = None
+    elif part == "staging":
+        commits.write_commit = saving.write_commit = write_in_place
+
+
+def reraise() -> None:
+    raise  # the error that is being handled
+
+
+def write_in_place(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -> Path:
+    """A commit that is written where it is to lie."""
+    final = folder / f"step-{step:08d}"
+    final.mkdir(parents=True, exist_ok=True)
+    listed = {}
+    for name, data in files.items():
+        commits.write_durably(final / name, data)
+        listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    time.sleep(60)  # to be killed here
+    manifest = {"schema": 1, "step": step, "epoch": epoch, "files": listed}
+    commits.write_durably(final / "COMMIT.json", json.dumps(manifest).encode())
+    return final
+
+
+def hide_first_image() -> None:
+    find_pairs = sources.find_pairs
+    sources.find_pairs = lambda *given: (find_pairs(*given)[0][1:], [])
+
+
+def forget(part: str) -> None:
+    """Resume without a part of the commit's state."""
+    load = preparation.load_commit
+
+    def load_and_forget(commit, state, accelerator):
+        if part == "scheduler":
+            schedule = state.scheduler.scheduler.state_dict()
+        load(commit, state, accelerator)
+        if part == "optimizer":
+            state.optimizer.optimizer.state.clear()
+        elif part == "ema":
+            state.ema.module.load_state_dict(state.model.state_dict())
+        elif part == "sums":
+            state.epoch_sums.zero_()
+        elif part == "window":
+            state.window_sums.zero_()
+        elif part == "scheduler":
+            state.scheduler.scheduler.load_state_dict(schedule)
+        elif part == "place":  # which samples come next
+            state.epoch_step -= 1
+
+    preparation.load_commit = load_and_forget
+
+
+def install(modes: str) -> None:
+    """Add what a comma-separated list of modes asks for."""
+    for mode in filter(None, modes.split(",")):
+        fault, _, place = mode.partition("@")
+        if mode == "float64":
+            torch.set_default_dtype(torch.float64)
+        elif mode.startswith("acknowledge="):
+            acknowledge(mode.partition("=")[2])
+        elif mode.startswith("gate="):
+            add_hook(Gate(mode.partition("=")[2]))
+        elif mode.startswith("outputs="):
+            keep_outputs(Path(mode.partition("=")[2]))
+        elif mode.startswith("forget="):
+            forget(mode.partition("=")[2])
+        elif mode.startswith("without="):
+            remove_guard(mode.partition("=")[2])
+        elif mode.startswith(phases.MODES):
+            phases.install(mode)
+        elif mode.startswith("hosts="):
+            hosts.enter(mode.partition("=")[2].split(":"))
+        elif fault == "fsdp2":
+            sharded.install(place or "TRANSFORMER_BASED_WRAP")
+        elif mode == "fsdp1":
+            sharded.install("NO_WRAP", version="1")
+        elif mode == "as_gpus":
+            sharded.take_for_gpus()
+        elif mode == "patient":
+            wandb_scenarios.set_bounds({})
+        elif mode == "parted":
+            hosts.part()
+        elif mode.startswith("waits="):
+            waits.write_counts(Path(mode.partition("=")[2]))
+        elif mode.startswith("apart="):
+            if os.environ["RANK"] != "0":
+                hosts.hide(mode.partition("=")[2])
+        elif mode.startswith("blind:"):
+            if mode == f"blind:{os.environ.get('RANK')}":
+                hide_first_image()
+        elif mode == "backend":
+            sharded.tell_backend()
+        elif mode == "report":
+            report._SECONDS, report._SHARE = 0.0, math.inf
+        elif place:
+            rank, *steps = place.split(":")
+            if rank != os.environ.get("RANK", "0") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+                continue
+            steps = [int(step) for step in steps]
+            if fault in ("nan", "inf"):
+                spoil_losses(steps[0], steps[-1], float(fault))
+            elif fault == "gradient":
+                spoil_gradients(steps[0])
+            elif fault == "unseen":
+                hide_weights()
+            else:
+                add_hook(Fault(fault, steps[0] if steps else 0))
+        else:
+            add_hook(Culprit(mode))
+
+
+if __name__ == "__main__":
+    # Else the first `optimizer.step` imports it, for seconds, after which a rank is taken for lost where a test has a
+    # short `train.rank_timeout`. (What is forked has it from `preload`.)
+    import torch._dynamo
+
+    install(os.environ["RUN_TEST_MODE"])
+    sys.exit(train.main())

@@ -1,0 +1,138 @@
+"""What tests share: small real photographs, real launches in processes of their own, and the files a run leaves."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ROOT / "accel_restore" / "train.py"
+DRIVER = ROOT / "tests" / "support" / "driver.py"
+
+
+def make_photos(folder: Path, count: int, seed: int = 0, least: int = 20, most: int = 40) -> Path:
+    """A folder of `count` small cut-outs, of many sizes, from photographs that ship with scikit-image."""
+    import skimage.data
+
+    sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        photo = sources[index % len(sources)]
+        height, width = random.integers(least, most, 2)
+        top, left = (int(random.integers(0, size - most)) for size in photo.shape[:2])
+        Image.fromarray(photo[top : top + height, left : left + width]).save(folder / f"photo{index:03d}.png")
+    return folder
+
+
+def small_config(photos: Path, val: Path, out: Path, **sections: dict) -> dict:
+    """A configuration that trains in seconds: 3 epochs of crops of 16 pixels, tiny UNet, nothing sent anywhere."""
+    config = {
+        "run": {"name": "small", "dir": str(out), "seed": 7},
+        "data": {
+            "train": {"gt": str(photos)},
+            "val": {"gt": str(val)},
+            "patch_size": 16,
+            "batch_size": 8,
+            "degradation": [{"name": "gaussian_noise", "sigma": [5, 50]}],
+            "cache_dir": str(out / "cache"),
+        },
+        "model": {"name": "unet", "width": 8},
+        "train": {"epochs": 2},
+        "validation": {"metrics": ["psnr"]},
+        "tracking": {"wandb": "disabled", "log_every_steps": 1},
+    }
+    for name, section in sections.items():
+        config[name] = {**config.get(name, {}), **section}
+    return config
+
+
+def launch(
+    config: dict,
+    *arguments: str,
+    ranks: int = 1,
+    script: Path = TRAIN,
+    env: dict | None = None,
+    timeout: int = 300,
+    launcher_options: Sequence[str] = (),
+) -> subprocess.CompletedProcess:
+    """Train in real processes, `ranks` of them under torchrun; the finished launcher."""
+    file = Path(config["run"]["dir"]) / f"{config['run']['name']}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config))
+    command = command_line(ranks, script, launcher_options)
+    return subprocess.run(
+        [*command, "--config", str(file), "--cpu", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**clean_environment(), **(env or {})},
+    )
+
+
+def command_line(ranks: int, script: Path, options: Sequence[str] = ()) -> list[str]:
+    if ranks == 1:
+        return [sys.executable, str(script)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1"]
+    torchrun += ["--master_port", str(free_port())]
+    return [*torchrun, *options, "--nproc_per_node", str(ranks), str(script)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without what a launcher or an account would add; one thread, which tiny tensors like best."""
+    unwanted = ("WANDB_", "ACCELERATE_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def succeed(process: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """The process, which must have ended well; otherwise the test fails with what it printed."""
+    assert process.returncode == 0, f"exit {process.returncode}\n{process.stdout[-3000:]}\n{process.stderr[-6000:]}"
+    return process
+
+
+def run_folder(config: dict) -> Path:
+    return Path(config["run"]["dir"]) / config["run"]["name"]
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def epochs_of(config: dict) -> list[dict]:
+    return [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "epoch"]
+
+
+def audit_events(config: dict) -> list[list[dict]]:
+    """The audit's events of each rank."""
+    files = sorted((run_folder(config) / "audit").glob("rank*.jsonl"))
+    return [json_lines(file) for file in files]
+
+
+def samples_per_step(config: dict) -> dict[tuple[int, int], list[int]]:
+    """(epoch, step) → the sample ids of all ranks and micro-batches, sorted."""
+    steps: dict[tuple[int, int], list[int]] = {}
+    for events in audit_events(config):
+        for event in events:
+            if event["op"] == "backward":
+                steps.setdefault((event["epoch"], event["step"]), []).extend(event["samples"])
+    return {step: sorted(ids) for step, ids in steps.items()}
+
+
+def last_weights(config: dict, file: str = "model.safetensors") -> dict:
+    newest = sorted((run_folder(config) / "checkpoints").glob("step-*"))[-1]
+    return safetensors.torch.load_file(newest / file)

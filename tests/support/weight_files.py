@@ -1,0 +1,32 @@
+"""Weight files of small models, as a run writes them."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from accel_restore.checkpoint.state_dict import serialize
+from accel_restore.inference import restorer
+from accel_restore.models import build_model
+
+
+def build(channels: int) -> torch.nn.Module:
+    """A tiny UNet with weights that visibly change an image."""
+    generator = torch.Generator().manual_seed(channels)
+    net = build_model("unet", {"width": 8}, channels)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    return net
+
+
+def write(path: Path, net: torch.nn.Module, channels: int = 3, **metadata: str | None) -> Path:
+    """The file as a run leaves it; keywords replace metadata, None removes it."""
+    weights = net.state_dict()
+    stored = {
+        "format": "pt", "version": "0.1.0", "sha256": restorer.digest(weights),
+        "model": json.dumps({"name": "unet", "arguments": {"width": 8}}),
+        "data": json.dumps({"channels": channels, "scale": 1}),
+        "epoch": "3", "step": "40", "metrics": json.dumps({"psnr": 30.5}), **metadata,
+    }  # fmt: skip
+    path.write_bytes(serialize(weights, {name: value for name, value in stored.items() if value is not None}))
+    return path

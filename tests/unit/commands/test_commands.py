@@ -1,0 +1,98 @@
+"""The commands beside training: what they print, what they leave, and how they refuse."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from damage import sound
+from image_files import photo, save
+from runs import make_photos
+
+from accel_restore.cli import COMMANDS, main
+from accel_restore.commands.bench import data as bench_data
+from accel_restore.data.cache import list_stores, open_stores
+from accel_restore.utils.imports import resolve
+
+
+def test_every_command_exists_and_has_a_help(capsys):
+    for name, (what, path) in COMMANDS.items():
+        assert callable(resolve(path, {}, name))
+        with pytest.raises(SystemExit) as left:
+            main([name, "--help"])
+        assert left.value.code == 0 and f"accel-restore {name}" in capsys.readouterr().out and what
+
+
+@pytest.fixture
+def stores(tmp_path) -> Path:
+    for name in "ab":
+        open_stores([[save(tmp_path / f"{name}.png", photo(seed=ord(name)))]], 3, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_the_cache_is_listed_and_deleted(stores, capsys):
+    assert main(["cache", "--dir", str(stores)]) == 0
+    out = capsys.readouterr().out
+    names = [store.name for store in list_stores(stores)]
+    assert all(name[:12] in out for name in names) and "2 stores" in out and "a.png" in out.replace("\n", "")
+    assert main(["cache", "delete", names[0][:8], "--dir", str(stores)]) == 0
+    assert [store.name for store in list_stores(stores)] == names[1:]
+    assert main(["cache", "delete", "--all", "--dir", str(stores)]) == 0 and not list_stores(stores)
+    assert main(["cache", "--dir", str(stores)]) == 0 and "0 stores" in capsys.readouterr().out
+
+
+def test_stores_that_no_run_uses_are_deleted_by_age(stores):
+    newest, oldest = list_stores(stores)
+    os.utime(stores / f"{oldest.name}.arrow", (0, 0))
+    assert main(["cache", "delete", "--unused-days", "30", "--dir", str(stores)]) == 0
+    assert [store.name for store in list_stores(stores)] == [newest.name]
+
+
+def test_a_folder_that_does_not_exist_and_a_broken_description(stores, capsys):
+    for ignored in (["--all"], ["--unused-days", "3"], ["list", "abc"]):
+        assert main(["cache", *ignored, "--dir", str(stores)]) == 2
+        assert "are for `accel-restore cache delete`" in capsys.readouterr().err
+    assert main(["cache", "--dir", str(stores / "no")]) == 2 and "no such folder" in capsys.readouterr().err
+    next(iter(stores.glob("*.json"))).write_text("{")
+    assert main(["cache", "--dir", str(stores)]) == 0 and "2 stores" in capsys.readouterr().out
+
+
+def test_deleting_needs_a_name_that_exists(stores, capsys):
+    for given, words in (([], "name stores"), (["zzz"], "zzz: no such store")):
+        assert main(["cache", "delete", *given, "--dir", str(stores)]) == 2
+        assert words in capsys.readouterr().err
+    assert len(list_stores(stores)) == 2
+
+
+def write_config(tmp_path: Path, **data) -> str:
+    file = tmp_path / "config.yaml"
+    tree = {"patch_size": 32, "crops_per_image": 4, "cache_dir": str(tmp_path / "cache"), **data}
+    file.write_text(yaml.safe_dump({"data": tree}))
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "clean"])
+def test_bench_data_measures_every_stage(kind, tmp_path, capsys):
+    train = sound(tmp_path, 4)[0].source if kind == "pairs" else {"gt": str(make_photos(tmp_path / "p", 4, least=35))}
+    config = write_config(tmp_path, train=train)
+    json_file = tmp_path / "bench.json"
+    given = ["bench", "data", "--config", config, "--seconds", "0.02", "--json", str(json_file)]
+    assert main([*given, "data.batch_size=auto"]) == 0
+    assert "auto is found when training begins; 8 is taken here" in capsys.readouterr().out
+    assert main(given) == 0
+    record, out = json.loads(json_file.read_text()), capsys.readouterr().out
+    rates = record["pairs_per_second"]
+    assert {bench_data.DECODING, bench_data.COPYING, bench_data.TRAINING, "store, in memory"} <= set(rates)
+    assert all(rate > 0 for rate in rates.values()) and all(name in out for name in rates)
+    assert record["gpus"] == pytest.approx(rates[bench_data.TRAINING] / 100) and record["fits_in_memory"] is True
+    assert "GPUs that take 100 pairs/s each" in out
+
+
+def test_bench_refuses_what_cannot_be_measured(tmp_path, capsys):
+    config = write_config(tmp_path, train={"gt": str(tmp_path / "none")})
+    assert main(["bench", "data", "--config", config]) == 2
+    assert "data.train.gt" in capsys.readouterr().err
+    assert main(["bench", "data", "--config", config, "--seconds", "0"]) == 2
+    assert main(["bench", "data", "--config", config, "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert "no does not exist" in capsys.readouterr().err

@@ -1,0 +1,384 @@
+"""`accel-restore restore`: what it writes, keeps, refuses and leaves alone; tiles and what memory allows."""
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import tifffile
+import torch
+from PIL import Image, ImageCms
+from runs import ROOT, clean_environment
+from weight_files import build, write
+
+from accel_restore.cli import main
+from accel_restore.commands.evaluate import parse as parse_evaluate
+from accel_restore.commands.restore import parse as parse_restore
+from accel_restore.data.decode import read_image
+from accel_restore.data.encode import About, encode, read_mark
+from accel_restore.inference import apply as applying
+from accel_restore.inference import files as restoring
+from accel_restore.inference import restorer
+from accel_restore.inference.apply import ModelRunner, Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PHOTO = skimage.data.astronaut()[100:141, 200:233].copy()  # odd sides
+ICC = {"RGB": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[int, Path]:
+    """Files of weights by their channels, and another one for colours."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {channels: write(folder / f"{channels}.safetensors", build(channels), channels) for channels in (1, 3)}
+    other = build(3)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    return {**files, 33: write(folder / "other.safetensors", other)}
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "sub/c.png"):
+        Image.fromarray(PHOTO).save(folder / name)
+    return folder
+
+
+def restore(*arguments) -> int:
+    return main(["restore", *map(str, arguments), "--cpu"])
+
+
+def expected(file: Path, weights: Path, channels: int = 3, bits: int = 8, **options) -> np.ndarray:
+    """What the file of weights makes of an image file, through Python."""
+    pixels = read_image(file, channels, bits)
+    return restorer.load(weights)(pixels, **options)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_to_a_file_and_what_the_command_says(weights, photos, tmp_path, capsys):
+    assert restore(weights[3], photos / "b.png", "-o", tmp_path / "out.png") == 0
+    written = np.asarray(Image.open(tmp_path / "out.png"))
+    assert np.array_equal(written, expected(photos / "b.png", weights[3])) and not np.array_equal(written, PHOTO)
+    assert "restored 1 file" in capsys.readouterr().out
+
+
+def test_folders_patterns_and_formats(weights, photos, tmp_path):
+    assert restore(weights[3], photos, "-o", tmp_path / "flat") == 0
+    assert files_in(tmp_path / "flat") == ["a.jpg", "b.png"]
+    assert restore(weights[3], photos, "-o", tmp_path / "deep", "--recursive", "--format", "webp") == 0
+    assert files_in(tmp_path / "deep") == ["a.webp", "b.webp", "sub/c.webp"]
+    assert restore(weights[3], photos / "**/*.png", "-o", tmp_path / "glob") == 0
+    assert files_in(tmp_path / "glob") == ["b.png", "sub/c.png"]
+    Image.fromarray(PHOTO).save(photos / "d.bmp")  # which is not written
+    assert restore(weights[3], photos / "d.bmp", photos / "a.jpg", "-o", tmp_path / "two") == 0
+    assert files_in(tmp_path / "two") == ["a.jpg", "d.png"]
+    assert restore(weights[3], photos, "-o", photos / "out", "--recursive") == 0
+    count = len(files_in(photos / "out"))
+    assert restore(weights[3], photos, "-o", photos / "out", "--recursive") == 0
+    assert len(files_in(photos / "out")) == count == 4  # what was written is no input of the next
+    for _ in range(2):
+        assert restore(weights[3], photos / "**/*.png", "-o", photos / "again") == 0
+        assert files_in(photos / "again") == ["b.png", "out/b.png", "out/d.png", "out/sub/c.png", "sub/c.png"]
+    assert restore(weights[3], photos / "sub", "-o", photos) == 0  # the inputs lie below the output
+    assert (photos / "c.png").exists()
+
+
+def test_a_file_of_more_pixels_than_are_read_is_known_as_done(weights, photos, tmp_path, monkeypatch):
+    command = (weights[3], photos / "b.png", "-o", tmp_path / "out.png")
+    assert restore(*command) == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_mark(tmp_path / "out.png").startswith("accel_restore") and Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_a_photograph_says_of_itself_is_kept(weights, tmp_path, suffix, channels):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"  # lies on its side
+    exif[0x8769] = {0x9003: "2020:01:02 03:04:05", 0xA002: PHOTO.shape[1], 0x829A: (1, 50)}
+    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    Image.fromarray(PHOTO).save(tmp_path / "in.jpg", exif=exif, icc_profile=ICC["RGB"])
+    assert restore(weights[channels], tmp_path / "in.jpg", "-o", tmp_path / f"out{suffix}") == 0
+    # A second time, from what was written: it holds the same in its own way.
+    assert restore(weights[channels], tmp_path / f"out{suffix}", "-o", tmp_path / f"again{suffix}") == 0
+    for name in ("out", "again"):
+        with Image.open(tmp_path / f"{name}{suffix}") as image:
+            assert image.size == (PHOTO.shape[0], PHOTO.shape[1])  # upright
+            kept = image.getexif()
+            inner = kept.get_ifd(0x8769)
+            assert (kept[0x0112], kept[0x010F], kept.get_ifd(0x8825)[2]) == (1, "Maker", (1.0, 2.0, 3.0))
+            assert (inner[0x9003], inner[0xA002]) == ("2020:01:02 03:04:05", PHOTO.shape[0])
+            # A profile of colours does not describe gray.
+            assert image.info.get("icc_profile") == (ICC["RGB"] if channels == 3 else None)
+            image.load()
+    want = expected(tmp_path / "in.jpg", weights[channels], channels)
+    difference = np.abs(read_image(tmp_path / f"out{suffix}", channels).astype(int) - want)
+    assert difference.max() == 0 if suffix in (".png", ".tif") else difference.mean() < 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_are_kept(weights, tmp_path, suffix, channels):
+    deep = PHOTO.astype(np.uint16) * 257 - np.arange(PHOTO.size).reshape(PHOTO.shape).astype(np.uint16) % 200
+    tifffile.imwrite(tmp_path / "in.tif", deep)
+    for name in (f"out{suffix}", "eight.jpg"):
+        assert restore(weights[channels], tmp_path / "in.tif", "-o", tmp_path / name) == 0
+    want = expected(tmp_path / "in.tif", weights[channels], channels, 16)
+    written = read_image(tmp_path / f"out{suffix}", channels, 16)
+    assert np.array_equal(written, want) and len(np.unique(written % 257)) > 100  # not of 8 bits
+    assert np.abs(read_image(tmp_path / "eight.jpg", channels) * 257.0 - want).mean() < 1000
+
+
+def test_a_large_tiff_of_many_strips_is_read_by_others():
+    pixels = np.random.default_rng(0).integers(0, 65536, (300, 601, 3), np.uint16)
+    data = encode(pixels, "TIFF", About(Image.Exif()), "mark")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        assert len(file.pages[0].dataoffsets) > 3 and np.array_equal(file.asarray(), pixels)
+    eight = (pixels >> 8).astype(np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(eight, "TIFF", About(Image.Exif()), "m")))), eight)
+
+
+def test_alpha_and_damage_are_named_and_the_others_are_done(weights, photos, tmp_path, capsys):
+    clear = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 100, np.uint8)])
+    Image.fromarray(clear).save(photos / "clear.png")
+    Image.fromarray(np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])).save(photos / "opaque.png")
+    (photos / "damaged.png").write_bytes((photos / "b.png").read_bytes()[:500])
+    assert restore(weights[3], photos, "-o", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "clear.png: has transparent pixels" in said and "damaged.png: is damaged" in said and "2 of 5" in said
+    assert files_in(tmp_path / "out") == ["a.jpg", "b.png", "opaque.png"]
+    opaque = np.asarray(Image.open(tmp_path / "out" / "opaque.png"))
+    assert np.array_equal(opaque, np.asarray(Image.open(tmp_path / "out" / "b.png")))
+
+
+def test_what_is_done_is_left_alone_and_what_others_made_is_not_taken_for_it(weights, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert restore(weights[3], photos, "-o", out) == 0
+    first = {name: (out / name).stat().st_mtime_ns for name in files_in(out)}
+    (out / "b.png").unlink()  # as if interrupted
+    (out / ".b.png.123.tmp").write_bytes(b"half")
+    assert restore(weights[3], photos, "-o", out) == 0
+    assert "1 of 2 files are done already" in capsys.readouterr().out
+    assert files_in(out) == ["a.jpg", "b.png"] and (out / "a.jpg").stat().st_mtime_ns == first["a.jpg"]
+    content = (out / "b.png").read_bytes()
+    for number, *option in (
+        [33],
+        [3, "--tile", 96],
+        [3, "--compare"],
+        [3, "--self-ensemble"],
+        [3, "--precision", "bf16"],
+    ):
+        assert restore(weights[number], photos, *option, "-o", out) == 2
+        assert "b.png: was not made from" in capsys.readouterr().err
+    os.utime(photos / "b.png", (1, 1))  # the input has changed
+    assert restore(weights[3], photos, "-o", out) == 2 and (out / "b.png").read_bytes() == content
+    assert restore(weights[33], photos, "-o", out, "--overwrite") == 0
+    assert np.array_equal(np.asarray(Image.open(out / "b.png")), expected(photos / "b.png", weights[33]))
+    assert restore(weights[33], photos, "-o", out) == 0 and "2 of 2 files are done" in capsys.readouterr().out
+    assert read_mark(photos / "b.png") is None
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_no_half_file(weights, photos, tmp_path, monkeypatch):
+    def die(path, data):
+        path.with_name(f".{path.name}.1.tmp").write_bytes(data[:20])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restoring, "replace_file", die)
+        assert restore(weights[3], photos / "b.png", "-o", tmp_path / "out") == 130
+    assert files_in(tmp_path / "out") == [".b.png.1.tmp"]
+    assert restore(weights[3], photos / "b.png", "-o", tmp_path / "out") == 0
+    assert files_in(tmp_path / "out") == ["b.png"]
+
+
+def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
+    before = {name: (photos / name).read_bytes() for name in files_in(photos)}
+    (tmp_path / "link.png").symlink_to(photos / "b.png")
+    os.link(photos / "b.png", tmp_path / "hard.png")
+    for given in ([photos, "-o", photos], [photos / "b.png", "-o", photos / "b.png"], [photos / "b.png", "-o", photos],
+                  [photos / "*.png", "-o", photos], [photos / "b.png", "-o", tmp_path / "link.png"],
+                  [photos / "b.png", "-o", tmp_path / "hard.png"]):  # fmt: skip
+        assert restore(weights[3], *given, "--overwrite") == 2, given
+        said = capsys.readouterr().err
+        assert "never written over" in said
+        assert ("name another file" in said) == (Path(given[-1]).suffix == ".png"), given
+    assert {name: (photos / name).read_bytes() for name in files_in(photos)} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no.png", "-o", "out"], "no.png: does not exist"), (["no/*.png", "-o", "out"], "holds no images"),
+        (["photos", "-o", "out.png"], "name a folder"), (["photos", "-o", "photos/b.png"], "name a folder"),
+        (["photos/b.png", "-o", "out.bmp"], "no name of"), (["photos", "-o", "out", "--tile", "70"], "tile=70"),
+        (["photos", "-o", "out", "--batch", "0"], "batch"), (["photos", "-o", "out", "--precision", "fp16"], "a GPU"),
+        (["photos", "-o", "out", "--quality", "0"], "--quality"), (["twins", "-o", "out", "--format", "png"], "apart"),
+        (["photos", "-o", "photos/b.png/x"], None),
+        (["photos/b.png", "-o", "out.png", "--format", "jpg"], "what --format asks for"),
+        (["photos/sub", "-o", "out", "--max-pixels", "99"], "more than 99 pixels"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_by_name(weights, photos, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twins").mkdir()
+    for name in ("x.png", "x.jpg"):
+        Image.fromarray(PHOTO).save(tmp_path / "twins" / name)
+    code, said = restore(weights[3], *arguments), capsys.readouterr().err
+    assert (code, "Traceback" in said) == (2 if words else code, False) and (words or "") in said
+    assert not words or not files_in(tmp_path / "out" if (tmp_path / "out").exists() else tmp_path / "twins")[2:]
+
+
+def test_compare_writes_both_side_by_side(weights, photos, tmp_path):
+    assert restore(weights[3], photos / "b.png", "-o", tmp_path / "both.png", "--compare") == 0
+    both, width = np.asarray(Image.open(tmp_path / "both.png")), PHOTO.shape[1]
+    assert np.array_equal(both[:, :width], PHOTO)
+    assert np.array_equal(both[:, width:], expected(photos / "b.png", weights[3]))
+
+
+@pytest.mark.sweep  # starts two launchers; test_evaluate.py has two processes share images
+def test_two_processes_restore_each_file_once_and_agree_on_the_exit_code(weights, photos, tmp_path):
+    for number in range(3):
+        Image.fromarray(PHOTO[number:]).save(photos / f"more{number}.png")
+    (photos / "damaged.png").write_bytes(b"no image")
+    arguments = ["restore", str(weights[3]), str(photos), "-o", str(tmp_path / "out"), "--cpu"]
+    launcher = "accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --main_process_port 0 -m"
+    command = [sys.executable, "-m", *launcher.split(), "accel_restore.cli", *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=300)
+    assert process.returncode != 0 and "restored 5 files" in process.stdout
+    assert process.stderr.count("1 of 6 files could not be restored") == 1 and "damaged.png" in process.stderr
+    assert files_in(tmp_path / "out") == ["a.jpg", "b.png", "more0.png", "more1.png", "more2.png"]
+    want = expected(photos / "more1.png", weights[3])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "more1.png")), want)
+
+
+def test_options_of_a_call_from_python(weights):
+    loaded = restorer.load(weights[3])
+    photo = np.tile(PHOTO, (5, 5, 1))
+    whole, cut = loaded(photo, tile=None), loaded(photo, tile=96, tile_overlap=48)
+    assert np.abs(whole.astype(int) - cut).max() <= 1  # this network looks less far than the tiles overlap
+    assert np.array_equal(cut, loaded(photo, tile=96, tile_overlap=48, batch=3))
+    turned = [np.rot90(loaded(np.rot90(PHOTO / 255.0, k).copy()), -k) for k in range(4)]
+    turned += [np.rot90(loaded(np.rot90(PHOTO[:, ::-1] / 255.0, k).copy()), -k)[:, ::-1] for k in range(4)]
+    assert np.abs(loaded(PHOTO / 255.0, self_ensemble=True) - np.mean(turned, axis=0)).max() < 0.02  # clamped before
+    assert np.abs(loaded(PHOTO, precision="bf16").astype(int) - loaded(PHOTO)).max() > 0
+    for wrong in ({"tile": 70}, {"tile": "many"}, {"precision": "int8"}, {"batch": 0}, {"tile_overlap": -1}):
+        with pytest.raises(ValueError):
+            loaded(PHOTO, **wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_pictures_come_back_with_16_bits(weights, channels):
+    levels = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
+    loaded = restorer.load(weights[channels])
+    for picture in (Image.fromarray(levels), Image.frombytes("I;16B", (40, 30), levels.astype(">u2").tobytes())):
+        result = loaded(picture)
+        assert (result.mode, result.size) == ("I;16", (40, 30))
+        want = loaded(np.repeat(levels[..., None], channels, axis=2)).astype(float)
+        want = want @ [0.299, 0.587, 0.114] if channels == 3 else want[..., 0]
+        assert np.abs(np.asarray(result) - want).max() <= 2
+
+
+def test_the_commands_of_the_readme_are_accepted():
+    text = (ROOT / "README.md").read_text()
+    parsers = {"restore": parse_restore, "evaluate": parse_evaluate}
+    lines = re.findall(r"^ {4}.*?accel(?:-restore|_restore\.cli) (restore|evaluate) (.*)$", text, re.MULTILINE)
+    assert len(lines) == 7
+    for name, arguments in lines:
+        assert parsers[name](shlex.split(arguments)).weights
+
+
+class Limited(torch.nn.Module):
+    """A network that runs out of memory above so many pixels, and adds a tenth."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most, self.seen = most, []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        if images.shape[0] * images.shape[2] * images.shape[3] > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images + 0.1
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_tiles():
+    images = torch.rand(1, 3, 200, 190)
+    network = Limited(100 * 100)
+    output = ModelRunner(network, 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
+    torch.testing.assert_close(output, images + 0.1, rtol=0, atol=1e-6)
+    sides = [max(shape[2:]) for shape in network.seen]
+    assert sides[0] == 200 and sides[-1] <= 96 and sides == sorted(sides, reverse=True)
+    with pytest.raises(applying.UserError, match="memory is too small"):
+        ModelRunner(Limited(100), 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
+    with pytest.raises(RuntimeError, match="something else"):  # the control: other errors are not hidden
+
+        def fail(images):
+            raise RuntimeError("something else")
+
+        ModelRunner(fail, 3, 1, torch.device("cpu"))(images, Settings(tile=None))
+
+
+def test_the_automatic_tile_fits_the_memory(weights, monkeypatch):
+    loaded, images = restorer.load(weights[3]), torch.rand(1, 3, 400, 400)
+    each = loaded._apply.bytes_per_pixel("no")
+    assert 100 < each < 2000 and 50 < loaded._apply.bytes_per_pixel("bf16") <= each
+    own = 400 * 400 * 3 * 4 * 3  # the image, and the output twice
+    for free, most in ((2**40, None), (own + 2 * each * 200 * 200, 200), (0, 128)):
+        monkeypatch.setattr(applying, "memory_bytes", lambda free=free: free)
+        tile = loaded._apply.choose_tile(images, Settings())
+        assert tile is None if most is None else most - 16 < tile <= most
+    monkeypatch.setattr(applying, "memory_bytes", lambda: own + 2 * each * 200 * 200)
+    sides = []
+    callback = loaded.model.register_forward_pre_hook(lambda module, given: sides.append(max(given[0].shape[2:])))
+    loaded(images[0])
+    callback.remove()
+    assert max(sides) <= 200 and len(sides) > 3
+
+
+def test_a_network_that_cannot_be_measured_sees_the_whole_image():
+    def picky(images):
+        assert images.shape[-1] == 333, "takes nothing else"
+        return images
+
+    images = torch.rand(1, 3, 333, 333)
+    assert ModelRunner(picky, 3, 1, torch.device("cpu"))(images, Settings()).equal(images)
+
+
+def test_bytes_are_counted_while_tensors_live():
+    def network(images):
+        wide = images.repeat(1, 10, 1, 1)
+        narrow = wide[:, :3].clone()
+        del wide
+        return narrow + narrow
+
+    counted = ModelRunner(network, 3, 1, torch.device("cpu")).bytes_per_pixel("no")
+    assert counted == (1 + 10 + 1) * 3 * 4  # the image, ten copies, the clone; not what comes when they are gone
+
+
+def test_no_seam_shows_where_tiles_meet(weights, tmp_path):
+    photo = skimage.data.coffee()[:200, :300]
+    loaded = restorer.load(weights[3])
+    gap = loaded(photo / 255.0, tile=96, tile_overlap=32) - loaded(photo / 255.0, tile=None)
+    steps = np.abs(np.diff(gap, axis=1)).max()
+    hard = np.concatenate([loaded(photo[:, left:right] / 255.0) for left, right in pairwise([0, 64, 128, 192, 300])], 1)
+    control = np.abs(np.diff(hard - loaded(photo / 255.0, tile=None), axis=1)).max()
+    assert steps < control / 10
+
+
+def test_what_does_not_change_the_result_is_no_part_of_the_mark(weights, photos):
+    job, loaded = restoring.Job(photos / "b.png", photos / "x.png"), restorer.load(weights[3])
+    one, two = (restoring.mark_of(job, loaded, Settings(batch=n), False, 95) for n in (1, 2))
+    assert one == two != restoring.mark_of(job, loaded, Settings(tile=96), False, 95)

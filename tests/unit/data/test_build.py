@@ -1,0 +1,190 @@
+"""From the configuration's `data` section to data sets: all problems at once, the same run from any kind of source."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import forked
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from image_files import make_unusable, photo, save
+from PIL import Image
+from runs import clean_environment, last_weights, launch, make_photos, run_folder, small_config, succeed
+
+from accel_restore.config.data import Data
+from accel_restore.config.load import config_from
+from accel_restore.data import build as sources
+from accel_restore.data.batch_plan import Sample
+from accel_restore.data.build import DataSets, find_data, memory_bytes, open_data
+from accel_restore.errors import UserError
+
+
+def save_all(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        save(folder / name, photo(seed=number))
+    return folder
+
+
+def settings(tmp_path: Path, **data) -> Data:
+    return config_from({"data": {"patch_size": 16, "cache_dir": str(tmp_path / "cache"), **data}}).data
+
+
+def open_sources(tmp_path: Path, seed: int = 0, **data) -> DataSets:
+    return open_data(settings(tmp_path, **data), seed, 11, torch.device("cpu"))
+
+
+def test_all_problems_of_the_data_are_reported_at_once(tmp_path):
+    gt = save_all(tmp_path / "gt", "a.png", "b.png", "c.png", "d.png", "alone.png")
+    noisy = save_all(tmp_path / "noisy", "a.png", "b.png", "d.png")
+    save(gt / "a.png", photo(20, 31))
+    make_unusable("truncated", noisy / "b.png")
+    for folder in (gt, noisy):
+        save(folder / "d.png", photo(15, 40))
+    with pytest.raises(UserError) as caught:
+        open_sources(tmp_path, train={"gt": str(gt), "input": str(noisy)}, val={"gt": str(tmp_path / "none")})
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("6 problems") and len(lines) == 7
+    for words in (
+        ("c.png", "no partner"), ("alone.png", "no partner"), ("noisy/a.png", "30x20", "31x20", "must be equal"),
+        ("noisy/b.png", "damaged"), ("gt/d.png", "40x15", "16 pixels of data.patch_size"), ("data.val.gt", "none"),
+    ):  # fmt: skip
+        assert any(all(word in line for word in words) for line in lines), words
+
+
+def test_the_held_out_images_do_not_depend_on_the_seed(tmp_path):
+    gt = str(save_all(tmp_path / "gt", *(f"{number}.png" for number in range(20))))
+    one, two = (open_sources(tmp_path, seed, train={"gt": gt}, val_fraction=0.25) for seed in (0, 1))
+    assert one.identity == two.identity and one.val.names == one.identity["val"]
+    assert len(one.val) == 5 and len(one.train) == 15
+    assert sorted(one.identity["train"] + one.val.names) == sorted(str(number) for number in range(20))
+
+
+@pytest.mark.parametrize(("count", "fraction", "message"), [(1, 0.5, "one image cannot"), (2, 0.9, "val_fraction")])
+def test_too_few_images_to_hold_some_out(count, fraction, message, tmp_path):
+    gt = save_all(tmp_path / "gt", *(f"{number}.png" for number in range(count)))
+    with pytest.raises(UserError, match=message):
+        open_sources(tmp_path, train={"gt": str(gt)}, val_fraction=fraction)
+
+
+def test_images_smaller_than_a_crop_or_the_scores_are_named(tmp_path):
+    train = save_all(tmp_path / "gt", "a.png")
+    small = save(tmp_path / "val" / "small.png", photo(10, 30))
+    with pytest.raises(
+        UserError, match=r"a\.png: is 30x20, less than the 21 (.|\n)*small\.png: is 30x10, less than the 11 "
+    ):
+        open_sources(tmp_path, train={"gt": str(train)}, val={"gt": [str(small)]}, patch_size=21)
+    assert len(open_sources(tmp_path, train={"gt": str(train)}, val={"gt": str(train)}, patch_size=20).train) == 1
+
+
+def test_a_low_resolution_image_that_is_off_by_a_pixel_is_named(tmp_path):
+    sizes = {"a": (10, 15), "b": (10, 14), "c": (11, 15)}  # of input; gt is 20x30
+    for name, size in sizes.items():
+        save(tmp_path / "gt" / f"{name}.png", photo(20, 30))
+        save(tmp_path / "small" / f"{name}.png", photo(*size))
+    both = {"gt": str(tmp_path / "gt"), "input": str(tmp_path / "small")}
+    found = find_data(settings(tmp_path, train=both, scale=2), 11)
+    named = [problem.split(": ")[0] for problem in found.problems]
+    assert named == [str(tmp_path / "small" / name) for name in ("b.png", "c.png")]
+    assert "is 14x10, its gt" in found.problems[0] and "is 30x20; gt must be 2 times as large" in found.problems[0]
+
+
+def test_clean_images_that_are_too_small_once_cut_to_the_scale_are_named(tmp_path):
+    train, val = save_all(tmp_path / "gt", "a.png"), save(tmp_path / "val" / "small.png", photo(13, 30))
+    sources = {"train": {"gt": str(train)}, "val": {"gt": [str(val)]}, "patch_size": 16}
+    assert not find_data(settings(tmp_path, **sources), 13).problems
+    (problem,) = find_data(settings(tmp_path, scale=4, **sources), 13).problems
+    assert "small.png: is 30x13, less than the 13 pixels" in problem
+
+
+def test_the_default_degradation_follows_the_scale():
+    def default(**data) -> list[str]:
+        config = config_from({"data": {"train": {"gt": "x"}, "patch_size": 48, **data}})
+        return [step.name for step in config.data.degradation]
+
+    assert default() == ["gaussian_noise"] and default(scale=2) == default(scale=4) == ["downscale", "quantize"]
+    assert default(scale=2, degradation=[{"name": "jpeg"}]) == ["jpeg"]
+    with pytest.raises(UserError, match=r"data: patch_size is 49, which is no multiple of scale 2$"):
+        default(scale=2, patch_size=49)
+
+
+def test_the_way_of_reading_is_chosen_by_size(tmp_path, monkeypatch):
+    gt = str(save_all(tmp_path / "gt", *(f"{number}.png" for number in range(4))))
+    nbytes, batches = 4 * photo().nbytes, []
+    for memory, fits in ((10 * nbytes, True), (nbytes, False)):
+        monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
+        data = open_sources(tmp_path, train={"gt": gt})
+        assert data.nbytes == nbytes and data.fits_in_memory is fits
+        assert data.train.gt.read_ahead is not fits and (data.train.readers is None) is fits
+        batches.append(data.train.__getitems__([Sample(0, number, 1.0, 16) for number in range(3)])["gt"])
+    assert batches[0].shape == (3, 16, 16, 3) and batches[0].equal(batches[1])
+    monkeypatch.undo()
+    assert 0 < memory_bytes() < 2**50
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> dict[str, dict]:
+    """The same pairs as folders, as a parquet file, and as a folder of save_to_disk, its rows in another order."""
+    base = tmp_path_factory.mktemp("kinds")
+    gt, noisy = make_photos(base / "gt", 7), base / "noisy"
+    noisy.mkdir()
+    random = np.random.default_rng(1)
+    for path in gt.iterdir():
+        pixels = np.asarray(Image.open(path)) + random.normal(0, 20, (1,))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(noisy / path.name)
+    names = [f"photo{number:03d}.png" for number in (3, 0, 6, 1, 5, 2, 4)]
+
+    def cells(folder: Path) -> list[dict]:
+        return [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+
+    features = datasets.Features({"clean": datasets.Image(), "noisy": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"clean": cells(gt), "noisy": cells(noisy)}, features=features)
+    rows.to_parquet(base / "rows.parquet")
+    rows.save_to_disk(base / "saved")
+    columns = {"input": "noisy", "gt": "clean"}
+    return {
+        "folders": {"input": str(noisy), "gt": str(gt)},
+        "parquet": {"dataset": str(base / "rows.parquet"), **columns},
+        "saved": {"dataset": str(base / "saved"), **columns},
+    }
+
+
+FIT = """
+import sys, yaml, datasets
+import accel_restore
+config = yaml.safe_load(open(sys.argv[1]))
+config["data"]["train"]["dataset"] = datasets.load_from_disk(config["data"]["train"]["dataset"])
+folder = accel_restore.fit(config, "run.name=object", cpu=True)
+print(folder, accel_restore.load(folder / "best.safetensors").channels)
+"""
+
+
+def test_the_same_run_from_folders_parquet_saved_rows_and_an_object(kinds, tmp_path):
+    def config_of(name: str, source: dict, seed: int = 7) -> dict:
+        run, data = {"name": name, "seed": seed}, {"train": source, "val": None}
+        return small_config(Path(), Path(), tmp_path / "runs", run=run, data=data)
+
+    weights = {}
+    for kind, source in kinds.items():
+        config = config_of(kind, source)
+        if kind == "parquet":  # which is converted in a folder that `datasets` chooses when it is imported
+            succeed(launch(config, env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}))
+        else:
+            succeed(forked.launch(config))
+        weights[kind] = last_weights(config)
+    file = tmp_path / "runs" / "saved.yaml"
+    process = subprocess.run(
+        [sys.executable, "-c", FIT, str(file)], capture_output=True, text=True, env=clean_environment()
+    )
+    assert succeed(process).stdout.endswith(f"{tmp_path}/runs/object 3\n")
+    weights["object"] = last_weights({"run": {"name": "object", "dir": str(tmp_path / "runs")}})
+    for kind, others in weights.items():
+        assert all(tensor.equal(others[name]) for name, tensor in weights["folders"].items()), kind
+    other = config_of("seed", kinds["folders"], 8)
+    succeed(forked.launch(other))  # the control
+    assert not all(tensor.equal(last_weights(other)[name]) for name, tensor in weights["folders"].items())
+    assert "<Dataset of 7 rows" in (tmp_path / "runs" / "object" / "config.yaml").read_text()
+    best = safetensors.torch.load_file(run_folder(config) / "best.safetensors")
+    assert best.keys() == weights["saved"].keys()

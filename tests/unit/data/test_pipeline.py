@@ -1,0 +1,472 @@
+"""Synthetic degradations: what each of them and a list of them promises; `test_ops` looks at what they do."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from degraded import ASTRONAUT, SEEDS, apply
+from torch import Tensor
+from torch.nn import functional as F
+
+from accel_restore.config.load import load_config
+from accel_restore.data.degradations.pipeline import (
+    DEGRADATIONS,
+    DegradationPipeline,
+    KeyedRandom,
+    Step,
+    Steps,
+    build_degradation,
+)
+from accel_restore.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+HALF = {"name": "resize", "scale": 0.5}
+RARE = {**HALF, "probability": 1e-9}
+COMPOSITIONS = ("sequence", "random_order", "choice")
+
+
+def arguments_of(name: str) -> dict:
+    return {"of": [{"name": "jpeg"}, {"name": "gaussian_noise"}]} if name in COMPOSITIONS else {}
+
+
+# Every degradation
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_every_degradation_is_a_pure_function_of_image_and_seed(name, channels):
+    steps = [(name, arguments_of(name))] + [("downscale", {})] * (name == "resize")
+    degrade = build_degradation(steps, 1, channels)
+    for height, width in [(8, 8), (9, 31)]:
+        for dtype in (torch.float32, torch.float64):
+            gt = torch.rand(4, channels, height, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+            before = gt.clone()
+            output = degrade(gt, SEEDS)
+            assert output.shape == gt.shape and output.dtype == dtype and output.isfinite().all()
+            assert gt.equal(before) and (name == "downscale" or not output.equal(gt))
+            torch.manual_seed(99)  # torch's own random state decides nothing
+            assert degrade(gt.flip(0), SEEDS[::-1].copy()).flip(0).equal(output)
+            assert degrade(gt[2:3], SEEDS[2:3])[0].equal(output[2])
+            assert degrade(gt.to(memory_format=torch.channels_last), SEEDS).equal(output)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise", "speckle", "rain", "motion_blur", "random_order"])
+def test_other_seeds_and_other_places_in_the_list_draw_anew(name):
+    gt = ASTRONAUT[None].repeat(2, 1, 1, 1)
+    step = (name, {**arguments_of(name), **({"density": 0.1} if name == "rain" else {})})
+    output = build_degradation([step])(gt, SEEDS[:2])
+    assert not output[0].equal(output[1])
+    later = build_degradation([("choice", {"probability": 0, "of": [{"name": "quantize"}]}), step])(gt, SEEDS[:2])
+    assert not later[0].equal(output[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_a_gpu_gives_the_same_for_every_batch_and_what_the_cpu_gives_where_no_pixel_is_drawn(name):
+    steps = [(name, arguments_of(name))] + [("downscale", {})] * (name == "resize")
+    degrade, gt = build_degradation(steps), ASTRONAUT[None].repeat(4, 1, 1, 1)
+    output = degrade(gt.cuda(), SEEDS)
+    assert output.is_cuda and degrade(gt[2:3].cuda(), SEEDS[2:3])[0].equal(output[2])
+    if name not in ("gaussian_noise", "poisson_noise", "speckle", "rain", *COMPOSITIONS):
+        torch.testing.assert_close(output.cpu(), degrade(gt, SEEDS), rtol=0, atol=5e-3)  # convolutions may use TF32
+
+
+def test_a_step_draws_the_same_whatever_the_steps_before_it_draw():
+    def noise_after(first: dict, nested: bool) -> Tensor:
+        of = [first, {"name": "gaussian_noise"}]
+        steps = [("sequence", {"of": of})] if nested else [(step.pop("name"), step) for step in of]
+        return build_degradation(steps)(torch.zeros(1, 3, 8, 8), SEEDS[:1])
+
+    for nested in (False, True):
+        after_none = noise_after({"name": "quantize"}, nested)
+        assert noise_after({"name": "gaussian_noise", "sigma": 0}, nested).equal(after_none)
+
+
+def test_names_are_known_without_torch():
+    check = "assert 'jpeg' in DEGRADATIONS and 'torch' not in sys.modules"
+    code = f"import sys; from accel_restore.data.degradations.pipeline import DEGRADATIONS; {check}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# Compositions
+
+
+BLUR = {"name": "gaussian_blur", "sigma": 2}
+DARK = {"name": "low_light", "gain": 0.9, "gamma": 3}
+
+
+def outcomes(steps: list, results: list[Tensor], samples: int = 200) -> list[int]:
+    """How many samples of a list give each of the results; every sample must give one."""
+    gt = ASTRONAUT[None, :, :16, :16].expand(samples, -1, -1, -1)
+    outputs = build_degradation(steps)(gt, np.arange(samples).astype(np.uint64))
+    counts = [sum(torch.allclose(output, result, atol=1e-6) for output in outputs) for result in results]
+    assert sum(counts) == samples
+    return counts
+
+
+def in_turn(*steps: dict) -> Tensor:
+    image = ASTRONAUT[:, :16, :16]
+    for step in steps:
+        image = apply(**step, image=image)
+    return image
+
+
+def test_random_order_does_all_steps_in_either_order():
+    first, _ = outcomes([("random_order", {"of": [BLUR, DARK]})], [in_turn(BLUR, DARK), in_turn(DARK, BLUR)])
+    assert 65 < first < 135  # five standard deviations
+
+
+def test_choice_takes_one_step_by_its_weight():
+    counts = outcomes([("choice", {"of": [BLUR, DARK], "weights": [3, 1]})], [in_turn(BLUR), in_turn(DARK)])
+    assert 119 < counts[0] < 181  # five standard deviations
+    even = outcomes([("choice", {"of": [BLUR, DARK]})], [in_turn(BLUR), in_turn(DARK)])
+    assert 65 < even[0] < 135
+
+
+def test_a_probability_holds_for_a_step_and_for_a_whole_sequence():
+    done, _ = outcomes([("gaussian_blur", {"sigma": 2, "probability": 0.25})], [in_turn(BLUR), in_turn()])
+    assert 19 < done < 81
+    group = {"name": "sequence", "of": [BLUR, DARK], "probability": 0.5}
+    done, _ = outcomes([("sequence", {"of": [group]})], [in_turn(BLUR, DARK), in_turn()])
+    assert 65 < done < 135
+
+
+# Keyed draws
+
+
+def test_draws_are_uniform_and_keyed():
+    draws = [KeyedRandom(seed).uniform((2, 4)) for seed in range(4000)] + [
+        value for random in [KeyedRandom(5)] for value in (random.uniform((2, 4)) for _ in range(4000))
+    ]
+    counts = np.histogram(draws, bins=8, range=(2, 4))[0]
+    assert counts.sum() == 8000 and np.abs(counts - 1000).max() < 150  # five standard deviations
+    assert KeyedRandom(7).uniform(3) == 3
+    assert {KeyedRandom(seed).integer(2, 4) for seed in range(50)} == {2, 3, 4}
+    orders = {tuple(KeyedRandom(seed).permutation(3)) for seed in range(100)}
+    assert len(orders) == 6 and all(sorted(order) == [0, 1, 2] for order in orders)
+
+
+def test_a_part_draws_its_own_whatever_was_drawn_before():
+    random = KeyedRandom(3)
+    before = random.split(1).uniform((0, 1))
+    random.uniform((0, 1))
+    assert random.split(1).uniform((0, 1)) == before
+    assert len({random.split(i).split(j).uniform((0, 1)) for i in range(5) for j in range(5)}) == 25
+
+
+def test_a_choice_without_weight_is_never_made():
+    assert {KeyedRandom(seed).choice("abc", [0, 2, 0]) for seed in range(100)} == {"b"}
+    for weights in ([1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]):
+        with pytest.raises(ValueError, match="weights"):
+            KeyedRandom(0).choice("abc", weights)
+
+
+# Building a list
+
+
+def problems(steps: list, *rest: int) -> str:
+    with pytest.raises(UserError) as caught:
+        build_degradation(steps, *rest)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sigma", [-1, [5], [50, 5], "25", float("nan"), float("inf"), True, None, [1, 2, 3], [1, True]]
+)
+def test_a_strength_that_cannot_be_one_is_refused(sigma):
+    message = problems([("gaussian_noise", {"sigma": sigma})])
+    assert message.startswith("data.degradation.0.sigma: must be a number from 0 on or a pair [low, high], not ")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gaussian_noise", {"sigmma": 2}, ".0.sigmma: unknown key; did you mean 'sigma'?"),
+        ("gaussian_noise", {"image": 2}, ".0.image: unknown key"),
+        ("gaussian_noise", {"gray": [0, 1]}, ".0.gray: must be a number from 0 up to 1, not [0, 1]"),
+        ("gaussian_noise", {"probability": 1.5}, ".0.probability: must be a number from 0 up to 1, not 1.5"),
+        ("gaussian_noise", {"probability": True}, ".0.probability: must be a number from 0 up to 1, not True"),
+        ("poisson_noise", {"peak": 0}, ".0.peak: must be a number above 0 or a pair [low, high], not 0"),
+        ("jpeg", {"quality": 0}, ".0.quality: must be a whole number from 1 up to 100 or a pair [low, high], not 0"),
+        ("jpeg", {"quality": [30, 101]}, ".0.quality: must be a whole number from 1 up to 100"),
+        ("jpeg", {"quality": 30.5}, ".0.quality: must be a whole number"),
+        ("gaussian_blur", {"sigma_y": -1}, ".0.sigma_y: must be a number from 0 up to 200"),
+        ("gaussian_blur", {"profile": ["gaussian"]}, ".0.profile: unknown choice"),
+        (
+            "downscale",
+            {"method": "bicubc"},
+            ".0.method: unknown choice 'bicubc'; choose one of: area, bilinear, bicubic",
+        ),
+        ("downscale", {"method": ["area", 3]}, ".0.method: unknown choice '3'"),
+        ("downscale", {"size": 3}, ".0.size: unknown key"),
+        ("random_order", {}, ".0.of: missing"),
+        ("choice", {"of": 3}, ".0.of: must be a list of steps"),
+        ("choice", {"of": ["jpeg"]}, ".0.of: must be a list of steps"),
+        ("choice", {"of": []}, ".0: choice cannot work with these arguments"),
+        (
+            "choice",
+            {"of": [{"name": "jpeg"}], "weights": [1, 2]},
+            ".0: choice cannot work with these arguments: weights",
+        ),
+        ("choice", {"of": [{"name": "jpeg"}, {"quality": 3}]}, ".0.of.1.name: unknown choice ''"),
+        ("choice", {"of": [{"name": "jpg"}]}, ".0.of.0.name: unknown choice 'jpg'; choose one of: gaussian_noise, "),
+        (
+            "choice",
+            {"of": [{"name": "my.noise"}]},
+            f".0.of.0.name: unknown choice 'my.noise'; choose one of: {', '.join(DEGRADATIONS)}; an import path is "
+            "written 'my:noise'",
+        ),
+        (
+            "sequence",
+            {"of": [{"name": "choice", "of": [{"name": "jpeg", "quality": -1}]}]},
+            ".0.of.0.of.0.quality: must",
+        ),
+        ("no.such.package:noise", {}, ".0.name: cannot import 'no.such.package:noise'"),
+        (".degrade:gaussian_noise", {}, ".0.name: cannot import"),
+        ("os:sep", {}, ".0.name: 'os:sep' is no function"),
+        ("torch:relu", {}, ".0.name: 'torch:relu' is no function"),
+        ("os:system", {"command": "touch hostile"}, ".0: os:system cannot work with these arguments"),
+        ("test_pipeline:careless", {}, ".0: test_pipeline:careless gives another result each time"),
+        ("test_pipeline:careless", {"probability": 0}, ".0: test_pipeline:careless gives another result each time"),
+        (
+            "test_pipeline:gray_of",
+            {},
+            ".0: test_pipeline:gray_of cannot work with these arguments: it must return an image",
+        ),
+        ("test_pipeline:brighter", {"by": "much"}, ".0: test_pipeline:brighter cannot work with these arguments"),
+        ("test_pipeline:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'by'?"),
+    ],
+)
+def test_what_cannot_be_a_degradation_is_refused_by_its_key(name, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"data.degradation{message}" in problems([(name, arguments)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_mistakes_of_a_list_are_named_at_once():
+    of = [{"name": "jpeg", "quality": 0}, {"name": "blurr"}]
+    steps = [("gaussian_noise", {"sigma": -1, "gray": 2, "grey": 1}), ("jpeg", {}), ("choice", {"of": of})]
+    keys = [line.split(":")[0].removeprefix("data.degradation.") for line in problems(steps).splitlines()]
+    assert keys == ["0.grey", "0.sigma", "0.gray", "2.of.0.quality", "2.of.1.name"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale", "size"),
+    [
+        ([("gaussian_noise", {})], 2, "64x64"),
+        ([("resize", {"scale": 0.5})], 1, "16x16"),
+        ([], 4, "128x128"),
+        # What happens to few samples, or does not happen to a few:
+        ([("resize", {"scale": 0.5, "probability": 1e-9})], 1, "16x16"),
+        ([("resize", {"scale": [0.9, 1.1], "probability": 1e-9})], 1, ""),
+        ([("downscale", {"probability": 0.5})], 2, "64x64"),
+        ([("downscale", {"probability": 1 - 1e-9})], 2, "64x64"),
+        ([("resize", {"scale": 0.5, "probability": 1e-9}), ("downscale", {"probability": 1 - 1e-9})], 1, "16x16"),
+        ([("choice", {"of": [{"name": "jpeg"}, HALF], "weights": [1, 1e-9]})], 1, "16x16"),
+        ([("choice", {"of": [{"name": "sequence", "of": [RARE]}, {"name": "jpeg"}]})], 1, "16x16"),
+        ([("random_order", {"of": [HALF, {"name": "downscale"}]})], 1, "16x16"),
+        ([("random_order", {"of": [{"name": "downscale"}, *[{"name": "quantize"}] * 5, RARE]})], 1, "16x16"),
+        ([("sequence", {"of": [RARE, RARE, {"name": "resize", "scale": 2}]})], 1, "16x16"),
+        ([("test_pipeline:twice", {"of": [RARE]})], 1, "8x8"),
+        ([("test_pipeline:seldom_halved", {})], 1, "16x32"),
+    ],
+)
+def test_an_input_that_can_have_another_size_is_refused(steps, scale, size):
+    side, message = 32 * scale, problems(steps, scale)
+    assert message.startswith(f"data.degradation: can make an input of {size}")
+    assert message.endswith(
+        f" from a gt of {side}x{side}, but data.scale is {scale}: end the list with {{name: downscale}}, without a "
+        "probability"
+    )
+    build_degradation([*steps, ("downscale", {})], scale)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("resize", {"scale": 0.5, "probability": 0})],
+        [("choice", {"of": [{"name": "jpeg"}, HALF], "weights": [1, 0]})],
+        [("choice", {"of": [HALF, HALF]}), ("resize", {"scale": 2})],
+        [("random_order", {"of": [HALF, {"name": "resize", "scale": 2}]})],
+        [("random_order", {"of": []}), ("sequence", {"of": []})],
+        [("test_pipeline:patient", {})],
+    ],
+)
+def test_a_list_that_always_leaves_the_size_is_not_refused(steps):
+    gt = ASTRONAUT[None, :, :32, :32]
+    assert build_degradation(steps)(gt, SEEDS[:1]).shape == gt.shape
+
+
+def test_the_trial_of_a_long_list_ends():
+    stage = [{"name": "choice", "of": [{"name": "resize", "scale": [0.8, 1.2]}, RARE, {"name": "jpeg"}]}] * 2
+    of = [*stage, {"name": "downscale", "probability": 1 - 1e-9}] * 8  # so many combinations that it would never end
+    assert "can make an input of " in problems([("sequence", {"of": of})])
+    build_degradation([("random_order", {"of": of, "probability": 0.5}), ("downscale", {})], 2)
+
+
+def test_the_trial_takes_every_outcome_of_a_functions_draws():
+    SEEN.clear()
+    build_degradation([("test_pipeline:drawing", {})])
+    orders = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    assert set(SEEN) >= {(False,), *((True, letter, order) for letter in "ac" for order in orders)}
+    assert not any("b" in outcomes for outcomes in SEEN)
+
+
+def test_a_function_that_fails_for_few_samples_is_refused_by_its_key():
+    steps = [("jpeg", {}), ("test_pipeline:seldom_failing", {"probability": 1e-9})]
+    assert problems(steps) == "data.degradation.1: cannot work on every image: no luck"
+    assert problems([("resize", {"scale": 0.1, "probability": 0.1}), ("test_pipeline:wide_only", {})]) == (
+        "data.degradation.1: cannot work on every image: too small"
+    )
+
+
+FUTURE = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Annotated
+from torch import Tensor
+from accel_restore.data.degradations.pipeline import Size, Steps, numbers
+from accel_restore.utils.rng import KeyedRandom
+if TYPE_CHECKING:
+    from nowhere import Nothing
+
+def brighter(image: Tensor, random: KeyedRandom, *, by: Annotated[float, numbers(0, 1)] = 0.5) -> Tensor:
+    return image + by
+
+def in_turn(image: Tensor, random: KeyedRandom, *, of: Steps, size: Size) -> Tensor:
+    for position, step in enumerate(of):
+        image = step(image, random.split(position), size)
+    return image
+
+def unknown(image: Tensor, random: KeyedRandom, *, by: Nothing = None) -> Tensor:
+    return image
+"""
+
+
+def test_arguments_are_checked_where_annotations_are_strings(tmp_path, monkeypatch):
+    (tmp_path / "steps_of_the_future.py").write_text(FUTURE)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "steps_of_the_future:{}".format
+    assert problems([(name("brighter"), {"by": 7})]).startswith(
+        "data.degradation.0.by: must be a number from 0 up to 1"
+    )
+    of = [{"name": name("brighter"), "by": 1}, {"name": "jpeg"}, {"name": "resize", "scale": 2}]
+    assert problems([(name("in_turn"), {"of": of})]).startswith("data.degradation: can make an input of 64x64")
+    degrade, gt = build_degradation([(name("in_turn"), {"of": of[:2]})]), torch.zeros(1, 3, 8, 8)
+    assert degrade.on_host and degrade(gt, SEEDS[:1]).eq(1).all()
+    assert ".0.of.0.by: must be" in problems([(name("in_turn"), {"of": [{**of[0], "by": -1}]})])
+    message = "data.degradation.0.of.0.name: an annotation of 'steps_of_the_future:unknown' cannot be evaluated (name "
+    assert problems([(name("in_turn"), {"of": [{"name": name("unknown")}]})]).startswith(message + "'Nothing'")
+
+
+def test_an_empty_list_leaves_the_image():
+    gt = ASTRONAUT[None]
+    assert build_degradation([])(gt, SEEDS[:1]).equal(gt)
+
+
+def brighter(image: Tensor, random: KeyedRandom, *, by: float = 0.1, size: tuple[int, int]) -> Tensor:
+    """A user's function, with a habit that must not reach gt."""
+    return image.add_(by * size[1])
+
+
+def careless(image: Tensor, random: KeyedRandom) -> Tensor:
+    return image + torch.randn_like(image)
+
+
+def gray_of(image: Tensor, random: KeyedRandom) -> Tensor:
+    return image[:1]
+
+
+def test_a_function_by_import_path_is_given_the_size_and_cannot_change_gt():
+    gt = torch.zeros(2, 3, 8, 12)
+    output = build_degradation([("test_pipeline:brighter", {"by": 0.5})])(gt, SEEDS[:2])
+    assert output.eq(6).all() and gt.eq(0).all()
+    noise = [("gaussian_noise", {"sigma": 5}), ("accel_restore.data.degradations.ops:gaussian_noise", {"sigma": 5})]
+    assert build_degradation(noise[1:])(gt, SEEDS[:2]).equal(build_degradation(noise[:1])(gt, SEEDS[:2]))
+
+
+def twice(image: Tensor, random: KeyedRandom, *, of: Steps, size: tuple[int, int]) -> Tensor:
+    """A user's composition, of one step."""
+    for _ in range(2):
+        image = of[0](image, random, size)
+    return image
+
+
+def seldom_halved(image: Tensor, random: KeyedRandom) -> Tensor:
+    return image[:, :, ::2] if random.chance(1e-9) and random.choice([1, 2], [1, 1e-9]) == 2 else image
+
+
+def patient(image: Tensor, random: KeyedRandom) -> Tensor:
+    """Draws until it has what it wants, and from much."""
+    while random.chance(0.5):
+        pass
+    while not random.chance(0.5):
+        pass
+    return image + random.permutation(5000)[0] + random.choice(range(5000))
+
+
+SEEN: list[tuple] = []
+
+
+def drawing(image: Tensor, random: KeyedRandom) -> Tensor:
+    rare = random.chance(1e-9)
+    SEEN.append((rare, *((random.choice("abc", [1, 0, 1e-9]), tuple(random.split(3).permutation(3))) if rare else ())))
+    return image
+
+
+def seldom_failing(image: Tensor, random: KeyedRandom) -> Tensor:
+    if random.chance(1e-9):
+        raise RuntimeError("no luck")
+    return image
+
+
+def wide_only(image: Tensor, random: KeyedRandom) -> Tensor:
+    if image.shape[2] < 8:
+        raise RuntimeError("too small")
+    return image
+
+
+def met(image: Tensor, random: KeyedRandom) -> Tensor:
+    """Waits until three samples are being degraded at once."""
+    MEETING.wait(timeout=30)
+    THREADS.add(threading.get_ident())
+    return image + random.uniform((0, 1))
+
+
+MEETING, THREADS = threading.Barrier(3), set()
+
+
+def test_samples_are_degraded_by_the_threads_of_a_pool_with_the_same_result():
+    steps = [
+        ("gaussian_noise", {"sigma": [5, 50]}),
+        ("gaussian_blur", {"sigma": [0.1, 3]}),
+        ("jpeg", {"quality": [5, 90]}),
+    ]
+    degrade, gt, seeds = build_degradation(steps), ASTRONAUT[None].repeat(9, 1, 1, 1), np.arange(9).astype(np.uint64)
+    with ThreadPoolExecutor(3) as pool:
+        assert degrade(gt, seeds, each=pool.map).equal(degrade(gt, seeds))
+        DegradationPipeline([Step(met, {}, 1.0, False, False)], 1)(gt, seeds, each=pool.map)
+        assert len(THREADS) == 3
+        for each in (map, pool.map):
+            with pytest.raises(ValueError, match="shorter"):
+                degrade(gt, seeds[:8], each=each)
+
+
+def test_the_blind_recipe_gives_every_sample_its_own_degradation():
+    data = load_config(ROOT / "configs" / "sr_x4_blind.yaml").data
+    degrade = build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
+    gt = ASTRONAUT[None].expand(8, -1, -1, -1).contiguous()
+    seeds = np.arange(8).astype(np.uint64)
+    output = degrade(gt, seeds)
+    assert degrade.on_host and output.shape == (8, 3, 15, 18)
+    assert output.min() >= 0 and output.max() <= 1
+    torch.testing.assert_close(output * 255, (output * 255).round(), rtol=0, atol=1e-3)
+    assert len({image.numpy().tobytes() for image in output}) == 8
+    assert degrade(gt[:3], seeds[[5, 2, 7]]).equal(output[[5, 2, 7]])
+    small = F.interpolate(gt, (15, 18), mode="area")
+    assert 0.01 < (output - small).abs().mean() < 0.15

@@ -1,0 +1,283 @@
+"""Images are decoded once, by one process, into a file that all map; it is made anew when an image changes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from image_files import REASONS, make_unusable, photo, save, save_deep_png
+
+from accel_restore.data import cache as cache_module
+from accel_restore.data import store as store_module
+from accel_restore.data.cache import delete_store, list_stores, open_stores
+from accel_restore.data.decode import Cell
+from accel_restore.data.store import STRIP
+from accel_restore.errors import UserError
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+
+
+def open_one(files, channels: int = 3, cache: Path | None = None, **options):
+    return open_stores([files], channels, cache or files[0].parent / "cache", **options)[0]
+
+
+@pytest.fixture
+def images(tmp_path) -> dict[Path, np.ndarray]:
+    sizes = [(20, 30), (7, 5), (300, 2 * STRIP + 10), (64, STRIP), (40, STRIP + 1)]
+    pixels = [photo(*size, seed) for seed, size in enumerate(sizes)]
+    return {save(tmp_path / f"{number}.png", image): image for number, image in enumerate(pixels)}
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+def test_images_and_crops_are_those_of_the_files(images, read_ahead):
+    opened = open_one([*images])
+    store, random = opened.store, np.random.default_rng(0)
+    store.read_ahead = read_ahead
+    assert opened.sizes == [image.shape[:2] for image in images.values()] and not opened.problems
+    assert len(store) == 5 and store.dtype == np.uint8
+    assert store.nbytes == sum(image.nbytes for image in images.values())
+    for number, image in enumerate(images.values()):
+        np.testing.assert_array_equal(store[number], image)
+        for _ in range(40):
+            height, width = (random.integers(1, side, endpoint=True) for side in image.shape[:2])
+            top, left = random.integers(image.shape[0] - height + 1), random.integers(image.shape[1] - width + 1)
+            crop = np.empty((height, width, 3), np.uint8)
+            store.crop(crop, number, int(top), int(left))
+            np.testing.assert_array_equal(crop, image[top : top + height, left : left + width])
+
+
+def test_a_crop_lies_in_few_bytes(images):
+    """The reason for the strips: of an image wider than two of them, a crop's rows are not a whole image apart."""
+    store = open_one([*images]).store
+    touched = []
+    store_module_advise, store_module._advise = store_module._advise, lambda rows: touched.append(rows.nbytes)
+    try:
+        store.read_ahead = True
+        store.crop(np.empty((100, 100, 3), np.uint8), 2, 150, 10)
+        store.crop(np.empty((100, 100, 3), np.uint8), 2, 150, STRIP - 50)
+    finally:
+        store_module._advise = store_module_advise
+    assert touched == [100 * STRIP * 3] * 3  # of rows of 522 pixels
+
+
+def test_one_image_of_16_bits_makes_a_store_of_16_bits(tmp_path):
+    deep, shallow = photo(dtype="uint16"), photo(9, 9)
+    files = [save_deep_png(tmp_path / "a.png", deep), save(tmp_path / "b.png", shallow)]
+    store = open_one(files).store
+    assert store.dtype == np.uint16
+    np.testing.assert_array_equal(store[0], deep)
+    np.testing.assert_array_equal(store[1], shallow.astype(np.uint16) * 257)
+
+
+def test_an_image_that_stands_twice_is_stored_once(images):
+    files = [*images]
+    store = open_one([files[2], files[0], files[2]]).store
+    assert len(store) == 3 and store.nbytes == images[files[2]].nbytes + images[files[0]].nbytes
+    np.testing.assert_array_equal(store[2], images[files[2]])
+
+
+def test_cells_of_data_sets_are_stored_by_their_identity(tmp_path):
+    pixels = photo()
+
+    def cell(identity: str, fetch=lambda: pixels) -> Cell:
+        return Cell("row 0", identity, fetch)
+
+    for _ in range(2):  # the second time nothing is fetched
+        np.testing.assert_array_equal(open_one([cell("a")], cache=tmp_path).store[0], pixels)
+        pixels = photo(seed=1) if _ else pixels
+    changed = open_one([cell("b")], cache=tmp_path).store[0]
+    np.testing.assert_array_equal(changed, photo(seed=1))
+
+
+def test_a_store_is_built_once_and_anew_when_an_image_changes(images, monkeypatch):
+    files, built = [*images], []
+
+    def track(items, total, what):
+        built.append(total)
+        return items
+
+    open_one(files, track=track)
+    monkeypatch.setattr(cache_module, "read_image", lambda *_: pytest.fail("decoded again"))
+    np.testing.assert_array_equal(open_one(files, track=track).store[1], images[files[1]])
+    monkeypatch.undo()
+    assert built == [5]
+    save(files[1], photo(9, 9, 4))
+    changed = open_one(files, track=track)
+    assert changed.sizes[1] == (9, 9) and built == [5, 5]
+    assert open_one(files, 1, track=track).store[2].shape == (300, 522, 1) and built == [5, 5, 5]
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_unusable_images_are_named_and_leave_no_store(kind, tmp_path):
+    path, good = make_unusable(kind, tmp_path / "bad.png"), save(tmp_path / "good.png")
+    opened = open_one([good, path, good], cache=tmp_path / "cache")
+    assert opened.store is None and opened.sizes[0] == opened.sizes[2] == (20, 30)
+    (problem,) = opened.problems
+    assert problem.startswith(f"{path}: ") and re.search(REASONS[kind], problem)
+    assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".lock", ".problems"}
+    assert not list_stores(tmp_path / "cache")
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_is_decoded(images, monkeypatch):
+    files = [*images]
+    usage = shutil.disk_usage(files[0].parent)
+    need = sum(image.nbytes for image in images.values())
+    for free in (need, need - 1):  # for both lists together
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        if free == need:
+            open_stores([files[:2], files[2:]], 3, files[0].parent / "enough")
+            continue
+        monkeypatch.setattr(cache_module, "read_image", lambda *_: pytest.fail("decoded"))
+        with pytest.raises(UserError, match=r"need 0\.0 GB.*data\.cache_dir"):
+            open_stores([files[:2], files[2:]], 3, files[0].parent / "cache")
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/cache: cannot keep decoded images there .*data\.cache_dir"):
+        open_one([save(tmp_path / "a.png")], cache=tmp_path / "file" / "cache")
+
+
+OPENER = """
+import sys, time, types
+from pathlib import Path
+import datasets
+from accel_restore.data import cache
+folder, lock, me, other = Path(sys.argv[1]), *sys.argv[2:]
+if lock == "unlocked":
+    cache.FileLock = lambda _: types.SimpleNamespace(acquire=lambda timeout=0: None, release=lambda: None)
+read = cache.read_image
+cache.read_image = lambda *given: time.sleep(1) or read(*given)
+folder.with_name(me).touch()
+while not folder.with_name(other).exists():
+    time.sleep(0.01)
+def track(items, total, what):
+    print("built", flush=True)
+    return items
+opened = cache.open_stores([sorted(folder.parent.glob("*.png"))], 3, folder, track, wait=print)[0]
+print(opened.store[0].size if opened.store else opened.problems)
+"""
+
+
+def test_two_processes_that_open_at_once_build_once(tmp_path):
+    built = {}
+    for lock in ("locked", "unlocked"):
+        save(tmp_path / lock / "a.png")
+        command = [sys.executable, "-c", OPENER, str(tmp_path / lock / "cache"), lock]
+        both = [subprocess.Popen([*command, *who], stdout=-1, text=True) for who in (("1", "2"), ("2", "1"))]
+        said = [process.communicate(timeout=60)[0] for process in both]
+        built[lock] = sum(text.count("built") for text in said)
+        if lock == "locked":  # without it, one may remove what the other is writing
+            assert [process.returncode for process in both] == [0, 0]
+            assert sum(text.count("waiting for another process") for text in said) == 1
+    assert built == {"locked": 1, "unlocked": 2}  # the second is the control
+
+
+def test_two_processes_that_meet_a_damaged_image_decode_once_and_say_the_same(tmp_path):
+    make_unusable("truncated", tmp_path / "bad.png")
+    save(tmp_path / "good.png")
+    command = [sys.executable, "-c", OPENER, str(tmp_path / "cache"), "locked"]
+    both = [subprocess.Popen([*command, *who], stdout=-1, text=True) for who in (("1", "2"), ("2", "1"))]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert sum(text.count("built") for text in said) == 1
+    assert all("bad.png: is damaged" in text.splitlines()[-1] for text in said)
+    again = open_one([tmp_path / "bad.png", tmp_path / "good.png"], cache=tmp_path / "cache")
+    assert len(again.problems) == 1 and again.sizes == [(20, 30), (20, 30)]
+    save(tmp_path / "bad.png")  # mended
+    assert open_one([tmp_path / "bad.png", tmp_path / "good.png"], cache=tmp_path / "cache").store is not None
+
+
+def test_a_store_that_was_cut_short_is_built_again(images):
+    files = [*images]
+    path = open_one(files).store.path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(open_one(files).store[2], images[files[2]])
+    path.write_bytes(bytes(len(whole)))  # as long as it was: only reading it tells
+    with pytest.raises(UserError, match=r"cannot be read .*accel-restore cache delete"):
+        open_one(files)
+    path.with_suffix(".json").write_text("{")
+    np.testing.assert_array_equal(open_one(files).store[2], images[files[2]])
+
+
+def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_store(tmp_path):
+    files = [save(tmp_path / f"{name}.png") for name in "ab"]
+    (tmp_path / "2").touch()
+    code = OPENER.replace("time.sleep(1)", "time.sleep(given[0].stem == 'b' and 60)")
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), "locked", "1", "2"]
+    builder = subprocess.Popen(command, stdout=-1, text=True)
+    assert builder.stdout.readline() == "built\n"
+    while not list((tmp_path / "cache").glob("*.tmp")):
+        time.sleep(0.01)
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    (left,) = list_stores(tmp_path / "cache")
+    assert left.name.endswith(".tmp") and not left.description
+    assert len(open_one(files, cache=tmp_path / "cache").store) == 2
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+READER = """
+import sys
+from pathlib import Path
+from accel_restore.data.cache import open_stores
+store = open_stores([[Path(sys.argv[1])]], 3, Path(sys.argv[2]))[0].store
+total = int(store[0].sum())
+print("read", flush=True)
+sys.stdin.readline()
+"""
+
+
+@LINUX
+def test_two_processes_share_one_copy(tmp_path):
+    image = np.zeros((3000, 3000, 3), np.uint8)
+    path, cache = save(tmp_path / "a.png", image), tmp_path / "cache"
+    open_one([path], cache=cache)
+    command = [sys.executable, "-c", READER, str(path), str(cache)]
+    readers = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    assert [reader.stdout.readline() for reader in readers] == ["read\n"] * 2
+    maps = [Path(f"/proc/{reader.pid}/smaps").read_text() for reader in readers]
+    shares = [int(re.search(r"cache/\w+\.arrow\n(?:.*\n)*?Pss: +(\d+) kB", text)[1]) * 1024 for text in maps]
+    for reader in readers:
+        reader.communicate("\n", timeout=60)
+    assert 0.9 * image.nbytes < sum(shares) < 1.2 * image.nbytes  # one copy between them
+
+
+def test_stores_are_listed_and_deleted_and_may_be_moved(images, tmp_path):
+    files, cache = [*images], tmp_path / "cache"
+    first, second = open_one(files[:2], cache=cache).store, open_one(files[2:], 1, cache=cache).store
+    os.utime(first.path, (1, 1))
+    newer, older = list_stores(cache)
+    assert (newer.name, older.name) == (second.path.stem, first.path.stem) and older.last_used == 1
+    assert older.nbytes == first.path.stat().st_size
+    assert older.description == {
+        "images": 2, "first": str(files[0]), "channels": 3, "bits": 8, "bytes": older.nbytes,
+    }  # fmt: skip
+    open_one(files[:2], cache=cache)
+    assert list_stores(cache)[0].name == older.name  # used last
+    with FileLock(cache / f"{older.name}.lock"):
+        assert not delete_store(cache, older.name) and first.path.exists()  # a process is making it
+    assert delete_store(cache, older.name)
+    assert [store.name for store in list_stores(cache)] == [newer.name]
+    np.testing.assert_array_equal(first[0], images[files[0]])  # whoever has it open goes on
+    shutil.move(cache, tmp_path / "elsewhere")
+    assert open_one(files[2:], 1, cache=tmp_path / "elsewhere", track=lambda *_: pytest.fail("decoded")).store
+    assert not list_stores(tmp_path / "nothing")
+
+
+def test_progress_is_told(images):
+    told = []
+
+    def track(items, total, what):
+        told.append((total, what))
+        yield from items
+
+    open_one([*images], track=track)
+    assert told == [(5, "decoding 5 images, once")]

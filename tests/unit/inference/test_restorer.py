@@ -1,0 +1,283 @@
+"""best.safetensors is enough to restore images of every kind; a file that is damaged or foreign is refused by name."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import skimage.data
+import torch
+from PIL import Image, ImageOps
+from weight_files import build, write
+
+import accel_restore
+from accel_restore.checkpoint.state_dict import serialize
+from accel_restore.errors import UserError
+from accel_restore.inference import restorer
+from accel_restore.models import MODELS, build_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PHOTO = skimage.data.astronaut()[100:125, 200:219].copy()  # odd sides
+
+
+@pytest.fixture
+def colour(tmp_path):
+    return (model := build(3)), restorer.load(write(tmp_path / "colour.safetensors", model))
+
+
+@pytest.fixture
+def gray(tmp_path):
+    return (model := build(1)), restorer.load(write(tmp_path / "gray.safetensors", model, channels=1))
+
+
+def expected(model: torch.nn.Module, photo: np.ndarray) -> np.ndarray:
+    """What the weights make of uint8 (H, W, C), computed by hand."""
+    output = model(torch.tensor(photo).permute(2, 0, 1)[None].float() / 255)[0].detach()
+    return (output.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def near(one: np.ndarray, other: np.ndarray) -> bool:  # equal but for values that lie between two levels
+    difference = one.astype(int) - other
+    return one.shape == other.shape and np.abs(difference).max() <= 1 and abs(difference.mean()) < 0.1
+
+
+def test_the_model_is_that_of_the_file_in_float32_and_eval_mode(colour):
+    model, loaded = colour
+    assert not loaded.model.training
+    state, saved = loaded.model.state_dict(), model.state_dict()
+    assert list(state) == list(saved)
+    assert all(state[name].equal(value) and state[name].dtype == torch.float32 for name, value in saved.items())
+    assert (loaded.channels, loaded.metadata["metrics"], loaded.metadata["step"]) == (3, {"psnr": 30.5}, "40")
+    assert accel_restore.load is restorer.load
+
+
+def test_arrays_keep_type_and_shape(colour):
+    (model, restore), truth = colour, expected(colour[0], PHOTO)
+    assert not near(truth, PHOTO)  # the weights do something
+    assert restore(PHOTO).dtype == np.uint8 and near(restore(PHOTO), truth)
+    for dtype in (np.float32, np.float64, np.float16):
+        result = restore((PHOTO / 255).astype(dtype))
+        assert result.dtype == dtype and result.shape == PHOTO.shape
+        assert result.min() >= 0 and result.max() <= 1
+        assert near((result.astype(np.float64) * 255).round(), truth)
+    assert near(restore(PHOTO[:, ::-1]), expected(model, PHOTO[:, ::-1].copy()))  # a view with negative strides
+
+
+def test_gray_arrays_with_and_without_an_axis_for_the_channel(gray):
+    (model, restore), photo = gray, PHOTO[..., :1].copy()
+    assert near(restore(photo), expected(model, photo))
+    assert restore(photo[..., 0]).shape == photo.shape[:2]
+    assert near(restore(photo[..., 0])[..., None], restore(photo))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_tensors_keep_type_and_shape(colour, dtype):
+    model, restore = colour
+    images = torch.from_numpy(PHOTO).permute(2, 0, 1).to(dtype).div(255).repeat(2, 1, 1, 1)
+    given = images.clone()
+    truth = model(images.float()).clamp(0, 1).detach()
+    result = restore(images)
+    assert result.dtype == dtype and result.shape == images.shape and images.equal(given)
+    torch.testing.assert_close(result.float(), truth, rtol=0, atol=1e-3)
+    torch.testing.assert_close(restore(images[0]), result[0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK"])
+def test_pil_images_of_any_mode_come_back_as_colour(colour, mode):
+    (model, restore), image = colour, Image.fromarray(PHOTO).convert(mode)
+    result = restore(image)
+    assert (result.mode, result.size) == ("RGB", image.size)
+    assert near(np.asarray(result), expected(model, np.asarray(image.convert("RGB"))))
+
+
+def test_gray_weights_make_gray_images(gray):
+    (model, restore), image = gray, Image.fromarray(PHOTO)
+    result = restore(image)
+    assert (result.mode, result.size) == ("L", image.size)
+    assert near(np.asarray(result)[..., None], expected(model, np.asarray(image.convert("L"))[..., None]))
+
+
+def test_a_16_bit_image_is_not_saturated(gray):
+    levels = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
+    result = np.asarray(gray[1](Image.fromarray(levels)))
+    truth = np.asarray(gray[1](Image.fromarray((levels // 257).astype(np.uint8))))
+    assert result.dtype == np.uint16 and np.abs(result / 257 - truth).max() <= 4
+
+
+def test_a_turned_photograph_comes_back_upright(colour, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PHOTO).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert image.size == (PHOTO.shape[1], PHOTO.shape[0])  # the control: it lies on its side in the file
+        upright = np.asarray(ImageOps.exif_transpose(image))
+        result = colour[1](image)
+    assert near(np.asarray(result), expected(colour[0], upright))
+    assert result.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (PHOTO[..., 0], ValueError), (PHOTO[None], ValueError), (PHOTO.astype(int), TypeError), ("a.png", TypeError),
+        (torch.zeros(3, 8, 8).byte(), TypeError), (torch.zeros(1, 8, 8), ValueError), (torch.zeros(8, 8), ValueError),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_restored_is_refused(colour, image, error):
+    with pytest.raises(error):
+        colour[1](image)
+
+
+def test_a_flipped_bit_is_refused(tmp_path):
+    file = write(tmp_path / "best.safetensors", build(3))
+    data = file.read_bytes()
+    file.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    safetensors.torch.load_file(file)  # the control: the library notices nothing
+    with pytest.raises(UserError, match=r"best\.safetensors: is damaged"):
+        restorer.load(file)
+
+
+@pytest.mark.parametrize("size", [0, 20, -50])
+def test_a_file_that_was_cut_off_is_to_be_copied_again(tmp_path, size):
+    file = tmp_path / "best.safetensors"
+    file.write_bytes(write(tmp_path / "whole.safetensors", build(3)).read_bytes()[:size])
+    with pytest.raises(UserError, match=r"best\.safetensors: .*copy it again, or download it again"):
+        restorer.load(file)
+
+
+def test_a_run_that_has_not_been_validated_says_so(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="does not exist yet: its run has not come to a validation"):
+        accel_restore.load(tmp_path / "best.safetensors")
+
+
+def test_weights_come_from_the_hub_where_no_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked, file = [], write(tmp_path / "best.safetensors", build(3))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *words: asked.append(words) or str(file))
+    assert near(np.asarray(accel_restore.load("me/denoiser")(PHOTO)), expected(build(3), PHOTO))
+    assert asked == [("me/denoiser", "best.safetensors")]
+    (tmp_path / "me").mkdir()
+    file.rename(tmp_path / "me" / "denoiser")
+    assert accel_restore.load("me/denoiser").channels == 3 and len(asked) == 1, "a file that is there comes first"
+    for name in ("runs/best.safetensors", "denoiser", "a/b/c", str(tmp_path / "no"), "../no", "no/net.pth"):
+        with pytest.raises(UserError, match="does not exist"):
+            accel_restore.load(name)
+    assert len(asked) == 1
+
+
+def test_a_hub_that_gives_nothing_is_one_clear_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(HF_HUB_OFFLINE is set") as offline:
+        accel_restore.load("me/denoiser")
+    assert len(str(offline.value).splitlines()) == 1
+
+    def refuse(*_: str) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(no route\)$"):
+        accel_restore.load("me/denoiser")
+
+
+def test_files_that_hold_no_weights_of_ours_are_refused_by_name(tmp_path):
+    whole = write(tmp_path / "whole.safetensors", build(3)).read_bytes()
+    content = {
+        "truncated": whole[:-50], "header": whole[:20], "empty": b"", "text": b"no weights " * 20,
+        "foreign": safetensors.torch.save({"a": torch.zeros(2)}),
+        "other": safetensors.torch.save({"a": torch.zeros(2)}, {"format": "pt", "model": "llama", "data": "{}"}),
+    }  # fmt: skip
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    for name in (*content, "missing", "."):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name}: "):
+            restorer.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"model": None}, {"data": None}, {"model": "{"}, {"model": "[]"}, {"model": '{"name": "unet"}'},
+        {"model": '{"name": "unet", "arguments": [1]}'}, {"model": '{"name": "unet", "arguments": null}'},
+        {"model": '{"name": ["unet"], "arguments": {}}'}, {"model": '{"name": "unet", "arguments": {"widht": 8}}'},
+        {"model": '{"name": "dncnn", "arguments": {}}'}, {"model": '{"name": "no.such.package:Net", "arguments": {}}'},
+        {"data": '{"channels": 1}'}, {"data": '{"channels": "3"}'}, {"metrics": "{"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_metadata_that_fits_no_model_is_refused(metadata, tmp_path):
+    with pytest.raises(UserError):
+        restorer.load(write(tmp_path / "best.safetensors", build(3), **metadata))
+
+
+def test_a_hostile_model_name_is_refused_without_being_called(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(os, "system", lambda *given, **named: called.append(given))
+    info = json.dumps({"name": "os:system", "arguments": {"command": "touch hostile"}})
+    with pytest.raises(UserError, match="os:system"):
+        restorer.load(write(tmp_path / "best.safetensors", build(3), model=info))
+    with pytest.raises(UserError, match="os:system"):
+        build_model("os:system", {"command": "touch hostile"}, 3)
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("unet", {"widht": 8}, r"model\.widht: unknown key; did you mean 'width'"),
+        ("unet", {"channels": 1}, r"model\.channels"), ("unet", {"width": "wide"}, "model: unet cannot be built"),
+        ("torch.nn:Linear", {}, r"model\.in_features: missing"), ("json:dumps", {}, "no torch.nn.Module"),
+        ("no.such.package:Net", {}, "cannot import"), ("torch.nn:NoNet", {}, "cannot import"),
+        (".unet:UNet", {}, "cannot import"), ("torch.nn:Linear", {"in_features": -1, "out_features": 2}, "be built"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_model_is_refused_by_its_key(name, arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_model(name, arguments, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_by_import_path_is_the_same_class(name):
+    assert type(build_model(MODELS[name], {"width": 8}, 1)) is type(build_model(name, {"width": 8}, 1))
+    assert isinstance(build_model("torch.nn:Identity", {}, 3), torch.nn.Identity)  # one that has no `channels`
+
+
+def test_equal_content_gives_equal_bytes_in_every_process():
+    tensors = {f"t{i}": torch.full((i + 1,), float(i)) for i in range(9)}
+    metadata = {f"key{i}": str(i) for i in range(9)}
+    ours = serialize(dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    code = (
+        "import sys, torch; from accel_restore.checkpoint.state_dict import serialize\n"
+        "tensors = {f't{i}': torch.full((i + 1,), float(i)) for i in range(9)}\n"
+        "sys.stdout.buffer.write(serialize(tensors, {f'key{i}': str(i) for i in range(9)}))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
+    assert other.stdout == ours
+    assert len({safetensors.torch.save(tensors, metadata) for _ in range(9)}) > 1  # the control: the library's order
+    assert all(value.equal(tensors[name]) for name, value in safetensors.torch.load(ours).items())
+
+
+def test_weights_that_were_moved_away_are_found_in_the_commits(tmp_path):
+    names = ("step-9", "step-10", ".staging-step-11")
+    copies = [tmp_path / "checkpoints" / name / "best.safetensors" for name in names]
+    for copy in copies:
+        copy.parent.mkdir(parents=True)
+        copy.touch()
+    with pytest.raises(UserError, match=rf"does not exist; its run has a copy, {re.escape(str(copies[1]))}$"):
+        accel_restore.load(tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+def test_floats_up_to_255_are_refused(tmp_path, make):
+    restorer = accel_restore.load(write(tmp_path / "best.safetensors", build(3)))
+    image = np.random.default_rng(0).random((3, 16, 16) if make is torch.from_numpy else (16, 16, 3), np.float32)
+    with pytest.raises(ValueError, match=r"floats must be in \[0, 1\], and the largest here is 2.*divide by 255"):
+        restorer(make(image * 255))
+    restorer(make(image * 1.5))  # noise does that

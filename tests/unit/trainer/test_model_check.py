@@ -1,0 +1,202 @@
+"""Code of the user's own: what it cannot do is told before a run begins, in one sentence that names its line."""
+
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from forked import launch
+from runs import make_photos, run_folder, small_config
+from torch import nn
+
+from accel_restore.config.load import config_from
+from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.errors import UserError
+from accel_restore.losses import build_loss
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.models import build_model
+from accel_restore.trainer.model_check import Trial
+
+
+class Own(nn.Module):
+    """A convolution, and what a test makes of it: `change` is a line in which `x` is the input and `y` the output."""
+
+    def __init__(self, change: str = "", channels: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.spare = nn.Linear(2, 2)
+        self.change = change
+
+    def forward(self, x: torch.Tensor):
+        names = {"x": x, "y": self.conv(x), "self": self}
+        exec(self.change, names)
+        return names["y"]
+
+
+def trial(model: nn.Module, ranks: int = 1, **data) -> Trial:
+    config = config_from({"data": {"train": {"gt": "clean"}, "patch_size": 16, "batch_size": 4, **data}})
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), process_index=0, num_processes=ranks, is_fsdp2=False, autocast=nullcontext
+    )
+    return Trial(model, "own:Net", config, accelerator)
+
+
+def whole_images(*sizes: tuple[int, int]) -> ValidationDataset:
+    gt = SimpleNamespace(sizes=sizes)  # all that is asked of the store
+    return ValidationDataset([], gt, None, list(range(len(sizes))), None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("y = y[:, :1]", r"gives shape \(2, 1, 16, 16\) .* must give images of shape \(2, 3, 16, 16\)"),
+        ("y = y[..., 1:]", r"gives shape \(2, 3, 16, 15\)"),
+        ("y = [y]", "gives a list"),
+        ("x.clamp_(0, 1)", "changes its input in place"),
+        ("assert x.shape[-1] % 9 == 0, 'no ninths'", r"crops of 16x16: AssertionError: no ninths \("),
+        ("y = y.detach()", "cannot be trained on crops of 16x16: .* does not require grad"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(change, words):
+    with pytest.raises(UserError, match=f"^model: 'own:Net' .*{words}"):
+        trial(Own(change)).train()
+    trial(Own()).train()  # the control
+
+
+def test_crops_of_every_stage_are_tried():
+    stages = [{"until_epoch": 1, "patch_size": 8}]
+    model = partial(Own, "assert x.shape[-1] > 8, 'too small'")
+    with pytest.raises(UserError, match="crops of 8x8: AssertionError: too small"):
+        trial(model(), stages=stages).train()
+    trial(model()).train()
+
+
+def test_parameters_without_use_are_told_where_several_processes_would_fail():
+    with pytest.raises(UserError, match=r"does not depend on spare\.weight, spare\.bias, which DDP cannot train"):
+        trial(Own(), ranks=2).train()
+    trial(Own()).train()
+    sharded = trial(Own(), ranks=2)
+    sharded.accelerator.is_fsdp2 = True
+    sharded.train()
+    frozen = Own()
+    frozen.spare.requires_grad_(False)
+    trial(frozen, ranks=2).train()
+
+
+def test_a_model_without_parameters_or_with_lazy_ones_is_told():
+    with pytest.raises(UserError, match="no parameters to train"):
+        trial(nn.Identity()).train()
+    with pytest.raises(UserError, match="lazy layers"):
+        trial(nn.LazyConv2d(3, 3, padding=1)).train()
+
+
+def test_sizes_of_validation_are_tried_as_validation_takes_them():
+    needs_eights = trial(Own("assert x.shape[-1] % 8 == 0, 'no eighths'"))
+    needs_eights.train()
+    needs_eights.restore(whole_images((16, 24), (30, 40)), Protocol())
+    with pytest.raises(UserError, match=r"cannot restore images of 17x32, as validation has them.*no eighths"):
+        needs_eights.restore(whole_images((16, 24), (32, 17)), Protocol())
+    needs_eights.restore(whole_images((40, 48)), Protocol(tile=32, tile_overlap=16))
+    with pytest.raises(UserError, match="gives shape"):
+        trial(Own("y = y if self.training else y[..., 1:]")).restore(whole_images((16, 16)), Protocol())
+
+
+def test_a_trial_that_lacks_memory_is_left_out():
+    greedy = trial(Own("raise MemoryError('9 GiB')"), ranks=2)
+    greedy.train()
+    greedy.restore(whole_images((16, 16)), Protocol())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("class Net(:", r"invalid syntax \(.*\.py, line 2\)"),
+        ("raise KeyError('boom')", r"KeyError: 'boom' \(.*\.py, line 2\)"),
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkeypatch, text, words):
+    name = f"module{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(f"\n{text}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"model.name: cannot import '{name}:Net' .*{words}"):
+        build_model(f"{name}:Net", {}, 3)
+
+
+def test_a_module_in_the_present_folder_is_told_how_to_be_found(tmp_path, monkeypatch):
+    (tmp_path / "mynets7.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"Python does not look for mynets7.py in this folder; start with PYTHONPATH=\."
+    ):
+        build_model("mynets7:Net", {}, 3)
+    (tmp_path / "package7").mkdir()
+    with pytest.raises(UserError, match="Python does not look for package7 in this folder"):
+        build_model("package7.nets:Net", {}, 3)
+    with pytest.raises(UserError, match="No module named 'mynets8'"):  # the control
+        build_model("mynets8:Net", {}, 3)
+
+
+class Refuses(nn.Module):
+    def __init__(self, width: int = 7):
+        super().__init__()
+        assert width % 4 == 0, "fours only"
+
+
+def test_a_class_that_cannot_be_built_is_told_with_its_line():
+    with pytest.raises(UserError, match=r"AssertionError: fours only \(test_model_check\.py, line \d+\)"):
+        build_model("test_model_check:Refuses", {}, 3)
+    build_model("test_model_check:Refuses", {"width": 4}, 3)
+
+
+def mean_of_batch(output, gt):
+    return (output - gt).abs().mean()
+
+
+def of_pixels(output, gt):
+    return (output - gt).abs()
+
+
+def in_columns(output, gt):
+    return (output - gt).abs().flatten(1).mean(1, keepdim=True)
+
+
+def nothing(output, gt):
+    return None
+
+
+def without_gradient(output, gt):
+    return per_sample(output.detach(), gt)
+
+
+def per_sample(output, gt):
+    return (output - gt).abs().flatten(1).mean(1)
+
+
+def test_a_loss_gives_one_value_per_sample():
+    shapes = {"mean_of_batch": "()", "of_pixels": "(2, 3, 8, 8)", "in_columns": "(2, 1)", "nothing": "NoneType"}
+    for name, shape in shapes.items():
+        with pytest.raises(UserError) as refused:
+            build_loss({f"test_model_check:{name}": 1.0})
+        assert f"gives {shape} for 2 samples, where one value per sample is needed" in str(refused.value)
+    with pytest.raises(UserError, match="has no gradient by the output"):
+        build_loss({"test_model_check:without_gradient": 1.0})
+    loss = build_loss({"test_model_check:per_sample": 2.0})  # the control
+    assert loss(torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8)).tolist() == [2] * 3
+
+
+def test_a_loss_of_ours_tells_its_mistakes_as_they_are():
+    with pytest.raises(UserError, match=r"^loss\.perceptual\.weights: missing"):
+        build_loss({"perceptual": {}})
+
+
+def test_nothing_is_written_for_a_model_that_cannot_be_used(tmp_path):
+    photos, val = make_photos(tmp_path / "train", 8), make_photos(tmp_path / "val", 2, seed=1)
+    config = small_config(photos, val, tmp_path / "out")
+    config["model"] = {"name": "test_model_check:Own", "change": "assert self.training or x.shape[-1] % 64 == 0"}
+    process = launch(config)
+    assert process.returncode == 2 and "cannot restore images of" in process.stdout + process.stderr
+    assert not run_folder(config).exists()
+    config["model"]["change"] = ""
+    assert launch(config).returncode == 0
