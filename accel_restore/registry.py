@@ -1,8 +1,30 @@
-"""What the configuration must know of the data's modules, without the numpy and Pillow that those import."""
+"""What can be named in a configuration. A name stands for an import path, so that checking names imports nothing heavy.
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decompression bomb
+To add a loss, a model or a degradation: define it and add a line here.
+"""
 
-# Import paths, so that names are checked without importing torch.
+LOSSES = {
+    "l1": "accel_restore.losses.pixel:l1",
+    "mse": "accel_restore.losses.pixel:mse",
+    "charbonnier": "accel_restore.losses.pixel:charbonnier",
+    "psnr": "accel_restore.losses.pixel:psnr",
+    "ssim": "accel_restore.losses.pixel:ssim",
+    "ms_ssim": "accel_restore.losses.pixel:ms_ssim",
+    "fft": "accel_restore.losses.pixel:fft",
+    "gradient": "accel_restore.losses.pixel:gradient",
+    "edge": "accel_restore.losses.pixel:edge",
+    "perceptual": "accel_restore.losses.perceptual:Perceptual",
+    "lpips": "accel_restore.losses.perceptual:LPIPS",
+}
+
+MODELS = {
+    "unet": "accel_restore.models.unet:UNet",
+    "dncnn": "accel_restore.models.dncnn:DnCNN",
+    "nafnet": "accel_restore.models.nafnet:NAFNet",
+    "restormer": "accel_restore.models.restormer:Restormer",
+}
+
+
 DEGRADATIONS = {
     name: f"accel_restore.data.degradations.ops:{name}"
     for name in (

@@ -18,8 +18,8 @@ from torch import nn
 
 from accel_restore.data.loader import TrainLoader
 from accel_restore.distributed.fsdp import full_tensor
-from accel_restore.engine import Callback, TrainState
 from accel_restore.errors import AuditError
+from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.run_files import JsonlWriter
 from accel_restore.utils.files import replace_file, to_json
 

@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from accel_restore.callbacks.metrics_logger import MetricsLogger
-from accel_restore.callbacks.nan_monitor import ReplicaCheck
+from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.checkpoint.commits import find_commits, prune, write_commit
 from accel_restore.checkpoint.state_dict import best_weights, collect
 from accel_restore.config.schema import Checkpoint
 from accel_restore.data.batch_plan import BatchSchedule
-from accel_restore.engine import Callback, TrainState
 from accel_restore.errors import RunAbortedError
 from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.state import Callback, TrainState
 from accel_restore.utils.files import replace_file
 
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Callback, TrainState
 from accel_restore.metrics.format import format_score
+from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.pictures import Samples, draw_curves, draw_samples
 from accel_restore.tracking.report.page import Report

@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from accel_restore.engine import Callback, TrainState
 from accel_restore.errors import PreemptedError
+from accel_restore.state import Callback, TrainState
 from accel_restore.utils.signals import StopRequest
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Callback, TrainState
+from accel_restore.state import Callback, TrainState
 
 _WINDOW_STEPS = 20
 _WINDOWS = 3  # in a row, before a rank is called slow

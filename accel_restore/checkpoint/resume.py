@@ -13,7 +13,7 @@ from accel_restore.checkpoint.state_dict import read_counters
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.models.weights_file import WEIGHTS
-from accel_restore.optim import OPEN_ENDED
+from accel_restore.optim.schedules import OPEN_ENDED
 from accel_restore.tracking.run_files import read_status
 from accel_restore.utils.files import discard, replace_file
 from accel_restore.utils.redaction import HIDDEN, redacted

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from accel_restore import __version__
 from accel_restore.checkpoint.commits import SCHEMA, read_commit
 from accel_restore.distributed.fsdp import full_state_dict, full_tensor
-from accel_restore.engine import TrainState
 from accel_restore.errors import DivergedError, UserError
-from accel_restore.inference.restorer import digest
-from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.models.weights_file import WEIGHTS, digest
+from accel_restore.state import TrainState
 from accel_restore.utils.files import decode_floats, encode_floats, to_json
 
 _LEARNT = ("params", "lr")  # what an optimizer's group is not told by the configuration

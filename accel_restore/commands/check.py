@@ -27,7 +27,8 @@ from accel_restore.data_check.findings import Finding, find_in_set, find_leaks
 from accel_restore.data_check.survey import Part, find_in_headers, survey
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
-from accel_restore.metrics.protocol import Protocol, psnr
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.models.blocks import upscale
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size

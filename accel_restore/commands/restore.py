@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _restore(options: argparse.Namespace, processes: Processes) -> int:
-    from accel_restore.data.decode import MAX_PIXELS
+    from accel_restore.config.data import MAX_PIXELS
     from accel_restore.distributed.accelerator import keep_freed_memory
     from accel_restore.inference.apply import Settings
     from accel_restore.inference.files import find_jobs, left_to_do, mark_of, remove_unfinished, restore_files

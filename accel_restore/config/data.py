@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, mod
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, PositiveInt, Section, one_of
-from accel_restore.registry import DEGRADATIONS, MAX_PIXELS
+from accel_restore.registry import DEGRADATIONS
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decompression bomb
 
 
 def _check_home(path: str) -> str:

@@ -11,8 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of
 from accel_restore.config.data import Data, PathText
-from accel_restore.losses import LOSSES
-from accel_restore.models import MODELS
+from accel_restore.registry import LOSSES, MODELS
 
 
 def _one_folder(name: str) -> str:

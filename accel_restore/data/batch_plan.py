@@ -12,64 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from accel_restore.errors import UserError
+from accel_restore.utils.rng import Draw, hashes, key, shuffled, uniform
 
-_MASK = 2**64 - 1
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
-_ROUNDS = 6
 _BLOCK = 4096  # samples whose places are computed at once
-_MIXED, _PARTNER = 16, 17  # what a hash is drawn for; crops.py has others
-
-
-def key(*parts: int) -> int:
-    """A 64-bit hash of integers, different for each order of them."""
-    state = 0
-    for part in parts:
-        state = _mix(state ^ _mix(part & _MASK))
-    return state
-
-
-def _mix(value: int) -> int:
-    """The splitmix64 hash of a 64-bit number.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    z = (value + _GOLDEN) & _MASK
-    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
-    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
-    return z ^ (z >> 31)
-
-
-def hashes(values: np.ndarray, key: int) -> np.ndarray:
-    """A uint64 hash of each integer under a `key`: a counter-based random generator, splitmix64 over arrays."""
-    z = (values.astype(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
-    return z ^ (z >> np.uint64(31))
-
-
-def uniform(hashes: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1) from uint64 hashes."""
-    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def shuffled(positions: np.ndarray, size: int, *keys: int) -> np.ndarray:
-    """The ids at `positions` of a keyed random order of 0 … size − 1: a bijection, O(1) a position.
-
-    A Feistel network over the smallest even number of bits that holds `size`; results outside are sent through again
-    (cycle walking), on average less than three times more.
-    """
-    half = max(1, (int(size - 1).bit_length() + 1) // 2)
-    half_bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    round_keys = [key(*keys, round_) for round_ in range(_ROUNDS)]
-    ids = np.asarray(positions).astype(np.uint64)
-    outside = np.ones(ids.shape, bool)
-    while outside.any():
-        left, right = ids[outside] >> half_bits, ids[outside] & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (hashes(right, round_key) & mask)
-        ids[outside] = (left << half_bits) | right
-        outside = ids >= np.uint64(size)
-    return ids.astype(np.int64)
 
 
 class Sample(NamedTuple):
@@ -149,8 +94,8 @@ class BatchPlan:
         """For each sample the id of that which is mixed into it, -1 for none: a hash of the same counters."""
         if not self.mixup:
             return np.full(len(ids), -1)
-        drawn = uniform(hashes(ids, key(self.seed, epoch, _PARTNER)))
-        is_mixed = uniform(hashes(ids, key(self.seed, epoch, _MIXED))) < self.mixup
+        drawn = uniform(hashes(ids, key(self.seed, epoch, Draw.PARTNER)))
+        is_mixed = uniform(hashes(ids, key(self.seed, epoch, Draw.MIXED))) < self.mixup
         return np.where(is_mixed, (drawn * self.num_samples).astype(np.int64), -1)
 
     def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[MicroBatch]:

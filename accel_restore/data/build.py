@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import psutil
 import torch
 
 from accel_restore.config.data import Data, Source
@@ -17,6 +16,7 @@ from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import raise_problems
+from accel_restore.utils.memory import memory_bytes
 
 _READERS = 8  # of data larger than memory: a disk answers several at once
 _IN_MEMORY = 0.8  # share of the memory that decoded images may take to be read as if they lay in it
@@ -168,21 +168,6 @@ def build_sets(
         nbytes,
         fits,
     )
-
-
-def memory_bytes() -> int:
-    """Memory that this process may fill with data: what is free or holds cached files, within its control group."""
-    groups = Path("/proc/self/cgroup")
-    limits = []
-    for line in groups.read_text().splitlines() if groups.exists() else []:
-        _, controllers, group = line.split(":", 2)
-        root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
-        mounted = Path("/sys/fs/cgroup", root)
-        if name:  # the limit may lie on a group above; in a container the group's folder is mounted as the root
-            folder = mounted / group.lstrip("/")
-            limits += [place / name for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
-    texts = [limit.read_text().strip() for limit in limits if limit.exists()]
-    return min([psutil.virtual_memory().available, *(int(text) for text in texts if text.isdecimal())])
 
 
 def _open_all(

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from accel_restore.registry import MAX_PIXELS
+from accel_restore.config.data import MAX_PIXELS
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` refuses in its place
 # Pillow reads some forty formats, by content, one of them (EPS) by running a program on it.

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from accel_restore.data.augment import finish_batch
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.degradations.pipeline import DegradationPipeline
-from accel_restore.data.train_dataset import CropDataset, finish_batch
+from accel_restore.data.train_dataset import CropDataset
 
 _AHEAD = 3  # batches kept ready
 

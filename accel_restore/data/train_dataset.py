@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from accel_restore.data.batch_plan import Sample, hashes, key, uniform
-from accel_restore.data.degradations.pipeline import DegradationPipeline
+from accel_restore.data.augment import FLIPS
+from accel_restore.data.batch_plan import Sample
 from accel_restore.data.store import Store
-
-_TOP, _LEFT, _FLIP, _DEGRADE, _SHARE = 0, 1, 2, 3, 18  # what a hash is drawn for; order.py has others
-FLIPS = {"hflip": 1, "vflip": 2, "rot90": 4}  # bits of a sample's code
+from accel_restore.utils.rng import Draw, hashes, key, uniform
 
 
 class CropDataset(Dataset):
@@ -66,19 +64,19 @@ class CropDataset(Dataset):
 
         images = self.images[ids // self.crops_per_image]
         room = (self.gt.sizes[images] - size) // scale + 1  # (B, 2): places for a crop's corner
-        tops = (uniform(draw(_TOP)) * room[:, 0]).astype(np.int64)  # in pixels of input
-        lefts = (uniform(draw(_LEFT)) * room[:, 1]).astype(np.int64)
+        tops = (uniform(draw(Draw.TOP)) * room[:, 0]).astype(np.int64)  # in pixels of input
+        lefts = (uniform(draw(Draw.LEFT)) * room[:, 1]).astype(np.int64)
         batch = {
             "gt": self._crops(self.gt, size, images, scale * tops, scale * lefts),
             "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
             "id": np.where(weights > 0, own, -1),
-            "flips": draw(_FLIP).astype(np.int64) & self.flip_bits,
-            "seeds": draw(_DEGRADE),
+            "flips": draw(Draw.FLIP).astype(np.int64) & self.flip_bits,
+            "seeds": draw(Draw.DEGRADE),
         }
         if self.input is not None:
             batch["input"] = self._crops(self.input, size // scale, images, tops, lefts)
         if len(ids) > len(own):
-            batch |= self._shares(partners, draw(_SHARE))
+            batch |= self._shares(partners, draw(Draw.SHARE))
         return batch
 
     def _shares(self, partners: np.ndarray, hashes: np.ndarray) -> dict[str, Tensor]:
@@ -97,71 +95,3 @@ class CropDataset(Dataset):
         each = map if self.readers is None else self.readers.map
         deque(each(store.crop, crops, images.tolist(), tops.tolist(), lefts.tolist()), maxlen=0)
         return torch.from_numpy(crops)
-
-
-def finish_batch(
-    batch: dict, degrade: DegradationPipeline, *, channels_last: bool, readers: Executor | None = None
-) -> dict[str, Tensor | np.ndarray]:
-    """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded where it lies.
-
-    `readers` degrade its samples in parallel; without them it is done in turn.
-    """
-    gt = to_float(batch["gt"], batch["flips"], channels_last)
-    if "input" in batch:
-        degraded = to_float(batch["input"], batch["flips"], channels_last)
-    else:
-        degraded = degrade(gt, batch["seeds"]) if readers is None else degrade(gt, batch["seeds"], readers.map)
-        if channels_last:
-            degraded = degraded.contiguous(memory_format=torch.channels_last)
-    if "partner" in batch:
-        degraded, gt = (mixed(images, batch["partner"], batch["share"]) for images in (degraded, gt))
-    return {"input": degraded, "gt": gt, "weight": batch["weight"], "id": batch["id"]}
-
-
-def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-    """The first B images, each mixed with the one at its `partner` (B,) of all: share * image + (1 - share) * partner.
-
-    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; for pairs, both sides with one share, as in
-    the training of Restormer and MIRNet (Zamir et al. 2020).
-    """
-    return torch.lerp(images[partner], images[: len(partner)], share.view(-1, 1, 1, 1))
-
-
-def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False) -> Tensor:
-    """uint8 or uint16 (B, H, W, C) as float (B, C, H, W) in [0, 1], of torch's default dtype.
-
-    With `codes` each sample is flipped and rotated as its code says; only then H and W must be equal.
-    """
-    batch, height, width, channels = crops.shape
-    images = torch.empty(
-        (batch, channels, height, width),
-        dtype=torch.get_default_dtype(),
-        device=crops.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
-    if codes is None:
-        images.copy_(crops.permute(0, 3, 1, 2))
-    else:
-        for image, crop, code in zip(images, crops, codes.tolist(), strict=True):
-            image.copy_(turned(crop, code).permute(2, 0, 1))
-    return images.div_(torch.iinfo(crops.dtype).max)
-
-
-def turned(crop: Tensor, code: int) -> Tensor:
-    """The crop (H, W, C) with the flips and then the rotation by 90° (counter-clockwise) that a code says."""
-    rotate = bool(code & FLIPS["rot90"])
-    dims = [dim for dim, flip in ((1, bool(code & FLIPS["hflip"]) ^ rotate), (0, code & FLIPS["vflip"])) if flip]
-    if dims and crop.dtype == torch.uint16:  # for which a GPU has few operations
-        crop = crop.view(torch.int16).flip(dims).view(torch.uint16)
-    elif dims:
-        crop = crop.flip(dims)
-    return _transposed(crop) if rotate else crop
-
-
-def _transposed(crop: Tensor) -> Tensor:
-    """(H, W, C) as (W, H, C)."""
-    if crop.device.type != "cpu":
-        return crop.transpose(0, 1)
-    values = crop.numpy()  # moves whole pixels, where torch on a CPU would move each of their values
-    pixels = values.view(np.dtype((np.void, values.shape[2] * values.itemsize)))[..., 0]
-    return torch.from_numpy(np.ascontiguousarray(pixels.T).view(values.dtype).reshape(*pixels.T.shape, -1))

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from accel_restore.data.augment import to_float
 from accel_restore.data.store import Store
-from accel_restore.data.train_dataset import to_float
 
 
 def seed_of(name: str) -> int:

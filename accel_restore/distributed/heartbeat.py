@@ -25,8 +25,8 @@ from accelerate.utils import gather_object
 from torch import distributed
 
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Callback, TrainState
 from accel_restore.errors import AuditError, DivergedError, RunAbortedError, UserError
+from accel_restore.state import Callback, TrainState
 
 _SHARE = 0.9  # of the timeout, after which a rank is given up; torch's own collectives fail at the whole
 _EVIDENCE_SECONDS = 5.0  # how long to look for the rank that caused an error here

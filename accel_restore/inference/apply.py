@@ -5,7 +5,6 @@ The images stay where they are, on the host as a rule; the network's device sees
 
 import gc
 import os
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from accel_restore.data.build import memory_bytes
 from accel_restore.errors import UserError
 from accel_restore.models.tiling import GRID, cuts, self_ensemble, tiled
+from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBES = (64, 128)  # pixels of the sides of the images that memory is counted with
@@ -150,37 +147,3 @@ def smaller_tile(tile: int, overlap: int) -> int | None:
     """Half of a tile, as far as the overlap allows it; None where there is no smaller one."""
     half = max(tile // 2 // GRID * GRID, overlap + GRID)
     return half if half < tile else None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, and the `most` that lived at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if id(storage) in self.known:
-            return
-        size = storage.nbytes()
-        self.known.add(id(storage))
-        self.live += size
-        self.most = max(self.most, self.live)
-        weakref.finalize(storage, self._drop, id(storage), size)
-
-    def _drop(self, number: int, size: int) -> None:
-        self.known.discard(number)
-        self.live -= size

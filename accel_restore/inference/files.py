@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from accel_restore import __version__
-from accel_restore.data.decode import MAX_PIXELS, ImageError, read_header, read_image
+from accel_restore.config.data import MAX_PIXELS
+from accel_restore.data.decode import ImageError, read_header, read_image
 from accel_restore.data.encode import DEEP, SUFFIXES, About, encode, read_about, read_mark
 from accel_restore.data.pairs import EXTENSIONS
 from accel_restore.errors import UserError, raise_problems

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from accel_restore import __version__
 from accel_restore.metrics.format import TITLES, format_score
-from accel_restore.models import MODELS
+from accel_restore.registry import MODELS
 from accel_restore.utils.redaction import without_paths
 
 CONFIG, SAMPLES = "config.yaml", "samples.png"

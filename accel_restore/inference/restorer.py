@@ -1,33 +1,20 @@
 """From best.safetensors to restored images: `accel_restore.load`."""
 
-import hashlib
 import math
-import re
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
 from accel_restore.data.decode import luma
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import Advance, ModelRunner, Settings
-from accel_restore.models import MODELS, build_model
-from accel_restore.models.spandrel_models import RECOGNISED, recognise
-from accel_restore.models.weights_file import find_weights, read_header, read_metadata
+from accel_restore.models.load_weights import load_module
+from accel_restore.models.weights_file import find_weights
+from accel_restore.registry import MODELS
 
 _SURELY_NO_FRACTION = 10.0  # noise takes floats out of [0, 1], but not so far
 
@@ -136,108 +123,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
     Raises: UserError where the file is missing, damaged, not to be had from the Hub, or not accel_restore's.
     """
     try:
-        return open_weights(find_weights(path), torch.device(device))
+        model, info = load_module(find_weights(path))
     except UserError as error:
         raise UserError(f"{path!s:.500}: {error}") from error.__cause__
-
-
-def open_weights(path: Path, device: torch.device) -> Restorer:
-    """As `load`, with messages that do not name the file."""
-    stored, header = read_header(path)
-    info = read_metadata(stored)
-    name, data = info["model"]["name"], info["data"]
-    given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
-    if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
-        raise UserError(f"names '{name}' as its model, but Python's own library holds no torch.nn.Module class")
-    with as_user_error(name), limited(header):
-        if name != RECOGNISED:
-            _check_skeleton(name, given, header)
-        weights = safetensors.torch.load_file(path)
-        if digest(weights) != stored["sha256"]:
-            raise UserError("is damaged (sha256 of the weights differs); copy it again")
-        if name == RECOGNISED:
-            model, *images = recognise(weights)
-            if [info["model"]["arguments"], *images] != [{}, *given[1:]]:
-                raise UserError(f"says that it is of channels and scale {given[1:]}, but its weights are of {images}")
-        else:
-            model = build_model(name, *given)
-        _compare(name, model, header)
-        model.load_state_dict(weights)
-    return Restorer(model.float().eval().to(device), {**stored, **info}, device)
-
-
-@contextmanager
-def as_user_error(name: str) -> Iterator[None]:
-    """Within it, whatever a model's class raises, or its module when it is imported, becomes a `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
-
-
-def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
-    """Compare the model with the header before it takes memory: absurd arguments must cost none."""
-    try:
-        with torch.device("meta"):
-            skeleton = build_model(name, *given)
-    except _AbsurdSizeError:
-        raise
-    except Exception:  # it needs numbers while it is built; what else is wrong shows when it is built with memory
-        return
-    _compare(name, skeleton, header)
-
-
-def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], bool]]) -> None:
-    """Raise `UserError` where the model's tensors are not those that the header lists."""
-    wanted = {key: (list(tensor.shape), tensor.is_floating_point()) for key, tensor in model.state_dict().items()}
-    for key in (*header, *wanted):
-        if header.get(key) != wanted.get(key):
-            here, there = (
-                f"{'floats' if entry[1] else 'no floats'} of shape {entry[0]}" if entry else "nothing"
-                for entry in (header.get(key), wanted.get(key))
-            )
-            raise UserError(f"the weights do not fit the model '{name}': '{key:.100}' is {here}, the model has {there}")
-
-
-class _AbsurdSizeError(UserError):
-    """A model is being built that is much larger than the weights for it."""
-
-
-@contextmanager
-def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
-    """Within it, this thread builds no model of many times more parts or values than the header's tensors.
-
-    The margins leave room for what a class makes and throws away, such as a head of 1000 classes.
-    """
-    thread, parts, values = threading.get_ident(), count(), 0
-    most_parts = 1000 + 100 * len(header)
-    most_values = 2**24 + 4 * sum(math.prod(shape) for shape, _ in header.values())
-
-    def registered(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
-        nonlocal values
-        if threading.get_ident() != thread:
-            return
-        if isinstance(part, Tensor) and not isinstance(part, nn.parameter.UninitializedTensorMixin):
-            values += part.numel()
-        if next(parts) > most_parts or values > most_values:
-            raise _AbsurdSizeError(
-                "its arguments ask for a model much larger than the weights in it; it is damaged or hostile"
-            )
-
-    with ExitStack() as callbacks:
-        for register in (register_module_module_registration_hook, register_module_parameter_registration_hook,
-                         register_module_buffer_registration_hook):  # fmt: skip
-            callbacks.callback(register(registered).remove)
-        yield
-
-
-def digest(weights: dict[str, Tensor]) -> str:
-    """The sha256 of the tensors' bytes in order of their names; safetensors loads a flipped bit without a word."""
-    state = hashlib.sha256()
-    for name in sorted(weights):
-        state.update(name.encode())
-        state.update(weights[name].contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
+    return Restorer(model.to(device), info, torch.device(device))

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_restore.config.data import Data
+from accel_restore.config.data import MAX_PIXELS, Data
 from accel_restore.config.load import load_run_config
 from accel_restore.data.build import degradation_of, pairs_of
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair, held_out
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.evaluate import SETTINGS
-from accel_restore.registry import MAX_PIXELS
 from accel_restore.tracking.run_files import read_object
 
 _SETTINGS = {"metrics", "weights", *SETTINGS}

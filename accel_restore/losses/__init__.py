@@ -15,25 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
+from accel_restore.registry import LOSSES
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor
-
-# Import paths, so that names are checked without importing torch.
-LOSSES = {
-    "l1": "accel_restore.losses.pixel:l1",
-    "mse": "accel_restore.losses.pixel:mse",
-    "charbonnier": "accel_restore.losses.pixel:charbonnier",
-    "psnr": "accel_restore.losses.pixel:psnr",
-    "ssim": "accel_restore.losses.pixel:ssim",
-    "ms_ssim": "accel_restore.losses.pixel:ms_ssim",
-    "fft": "accel_restore.losses.pixel:fft",
-    "gradient": "accel_restore.losses.pixel:gradient",
-    "edge": "accel_restore.losses.pixel:edge",
-    "perceptual": "accel_restore.losses.perceptual:Perceptual",
-    "lpips": "accel_restore.losses.perceptual:LPIPS",
-}
 
 
 def build_loss(

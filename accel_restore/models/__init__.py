@@ -1,18 +1,11 @@
-"""Models: plain modules that know nothing of training. A new one is a file of its own and a line in `MODELS`."""
+"""Models: plain modules that know nothing of training. A new one is a file of its own and a line in `registry.py`."""
 
 import inspect
 from typing import Any
 
 from accel_restore.errors import UserError
+from accel_restore.registry import MODELS
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
-
-# Import paths, so that names are checked without importing torch.
-MODELS = {
-    "unet": "accel_restore.models.unet:UNet",
-    "dncnn": "accel_restore.models.dncnn:DnCNN",
-    "nafnet": "accel_restore.models.nafnet:NAFNet",
-    "restormer": "accel_restore.models.restormer:Restormer",
-}
 
 
 def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int = 1):

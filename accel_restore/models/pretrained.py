@@ -6,18 +6,21 @@ A file is taken for a stranger's: it is read as tensors and nothing in it is exe
 import copy
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from accel_restore.config.schema import Model
 from accel_restore.errors import UserError
-from accel_restore.inference import restorer
 from accel_restore.models import build_model, weights_file
+from accel_restore.models.load_weights import as_user_error, limited, load_module
 from accel_restore.models.parameters import keep_in_eval
 from accel_restore.models.spandrel_models import RECOGNISED, fits, probe_image, recognise
+from accel_restore.models.weights_file import digest
+
+if TYPE_CHECKING:
+    from accel_restore.config.schema import Model
 
 # What trainers put around a model's weights in a file, the best first, and before each name.
 _WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
@@ -25,7 +28,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 _MOST = 4  # times the size of its file that weights may take, as some are shared
 
 
-def build_or_load_model(config: Model, channels: int, scale: int) -> nn.Module:
+def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module:
     """The module that `model` of the configuration describes, with the weights of its checkpoint, if it names one.
 
     Raises: UserError where it cannot be built, or the file does not hold weights for it or for such images.
@@ -39,7 +42,7 @@ def build_or_load_model(config: Model, channels: int, scale: int) -> nn.Module:
         raise UserError(f"model.checkpoint: {path!s:.500}: {error}") from error.__cause__
 
 
-def describe(config: Model) -> dict[str, Any]:
+def describe(config: "Model") -> dict[str, Any]:
     """The name and arguments that rebuild the module of `build_or_load_model` from best.safetensors alone."""
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
@@ -47,23 +50,23 @@ def describe(config: Model) -> dict[str, Any]:
     return weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED, "arguments": {}}
 
 
-def _open(path: Path, config: Model, channels: int, scale: int) -> nn.Module:
+def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
     stored = _read_stored(path)
     if _is_ours(stored):
         data = weights_file.read_metadata(stored)["data"]
         _check_images(data["channels"], data.get("scale", 1), channels, scale)
     if config.name is None and _is_ours(stored):
-        return restorer.open_weights(path, torch.device("cpu")).model
+        return load_module(path)[0]
     weights = _read_weights(path)
-    if "sha256" in stored and restorer.digest(weights) != stored["sha256"]:
+    if "sha256" in stored and digest(weights) != stored["sha256"]:
         raise UserError("is damaged (sha256 of the weights differs); copy it again")
     if config.name is not None:
         model = build_model(config.name, config.arguments, channels, scale)
         _fill(model, config.name, weights)
         return model
     header = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
-    with restorer.as_user_error(RECOGNISED):
-        with restorer.limited(header):
+    with as_user_error(RECOGNISED):
+        with limited(header):
             model, *images = recognise(weights)
         _check_images(*images, channels, scale)
         for module in model.modules():

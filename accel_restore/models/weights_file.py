@@ -1,13 +1,15 @@
 """A file of weights before its tensors are read: where it lies, and what its header and its metadata say."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from accel_restore.checkpoint.commits import find_commits
 from accel_restore.errors import UserError
 
 WEIGHTS = "best.safetensors"
@@ -55,9 +57,8 @@ def require_file(path: Path) -> None:
 
 
 def _copy(run: Path) -> Path | None:
-    """The best weights in a run's newest commit that has some."""
-    files = (commit / WEIGHTS for commit in reversed(find_commits(run / "checkpoints")))
-    return next((file for file in files if file.is_file()), None)
+    """The best weights in the newest commit of a run's folder that holds some."""
+    return max(run.glob(f"checkpoints/step-*/{WEIGHTS}"), default=None)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
@@ -102,3 +103,12 @@ def read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """The sha256 of the tensors' bytes in order of their names; safetensors loads a flipped bit without a word."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        state.update(name.encode())
+        state.update(weights[name].contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

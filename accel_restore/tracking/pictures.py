@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from accel_restore.metrics.format import titled_score
-from accel_restore.metrics.protocol import Protocol, psnr
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.tracking.report.pictures import describe_tiles
 from accel_restore.tracking.run_files import read_lines
 from accel_restore.utils.redaction import redacted

@@ -13,7 +13,8 @@ from accel_restore.losses import Loss
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.parameters import freeze
 from accel_restore.models.pretrained import build_or_load_model
-from accel_restore.optim import Ema, get_optimizer
+from accel_restore.optim import get_optimizer
+from accel_restore.optim.ema import Ema
 
 
 class BareLoop:

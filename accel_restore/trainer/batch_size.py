@@ -14,11 +14,10 @@ from accelerate.utils import gather_object
 
 from accel_restore.checkpoint.resume import Start
 from accel_restore.config.schema import Config
-from accel_restore.data.build import memory_bytes
 from accel_restore.errors import UserError
-from accel_restore.inference.apply import LiveBytes, is_out_of_memory
 from accel_restore.losses import Loss
 from accel_restore.trainer.bare_loop import BareLoop
+from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
 
 _ASSUMED = 8
 _MOST_ON_CPU = 64  # pairs: a CPU computes them one after the other, so more of them only make steps longer

@@ -14,9 +14,9 @@ from accel_restore.checkpoint.resume import Start
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import DataSets
-from accel_restore.engine import TrainState
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.optim import preview_learning_rates
+from accel_restore.optim.schedules import preview_learning_rates
+from accel_restore.state import TrainState
 from accel_restore.utils.redaction import redacted
 
 

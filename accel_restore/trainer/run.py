@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 from accel_restore.callbacks.audit import Audit
 from accel_restore.callbacks.checkpointer import Checkpointer
 from accel_restore.callbacks.metrics_logger import MetricsLogger
-from accel_restore.callbacks.nan_monitor import NaNMonitor, ReplicaCheck
+from accel_restore.callbacks.nan_monitor import NaNMonitor
 from accel_restore.callbacks.preemption import PreemptionCallback
+from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.checkpoint.resume import identity_digest
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
@@ -24,11 +25,11 @@ from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.distributed.heartbeat import RankMonitor, tells
-from accel_restore.engine import Callback, TrainState, train
+from accel_restore.engine import train
 from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
-from accel_restore.inference.apply import is_out_of_memory
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.pretrained import describe
+from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console, leaving_as_found
 from accel_restore.tracking.pictures import Samples
 from accel_restore.tracking.report.page import Report
@@ -37,6 +38,7 @@ from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.trainer.summary import report_result, state_of
 from accel_restore.utils.files import to_json
+from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 

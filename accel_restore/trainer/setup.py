@@ -2,7 +2,6 @@
 
 import math
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,17 @@ from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchSchedule, make_batch_plan
 from accel_restore.data.build import DataSets, open_data
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import TrainState, setup_model_and_optimizer
+from accel_restore.distributed.collective import on_all_ranks
+from accel_restore.engine import setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.models import MODELS
 from accel_restore.models.parameters import freeze
 from accel_restore.models.pretrained import build_or_load_model, describe
 from accel_restore.models.spandrel_models import RECOGNISED
 from accel_restore.optim import get_optimizer
+from accel_restore.registry import MODELS
+from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.report.page import PLAN, Report
 from accel_restore.tracking.run_files import write_status
@@ -224,17 +225,3 @@ def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> Non
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
-
-
-def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
-    """The result of an action on every rank, or the main process's; a UserError of one rank is raised on all."""
-    result, error = None, None
-    if accelerator.is_main_process or not only_main:
-        try:
-            result = action()
-        except UserError as raised:
-            error = raised
-    ranks = gather_object([(error, result if only_main else None)])
-    if errors := [raised for raised, _ in ranks if raised is not None]:
-        raise errors[0]
-    return ranks[0][1] if only_main else result

@@ -6,10 +6,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from accel_restore.checkpoint.resume import Start
-from accel_restore.engine import TrainState
 from accel_restore.errors import AuditError, DivergedError, PreemptedError, UserError
 from accel_restore.metrics.format import TITLES, format_score
 from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import read_audit, read_status, write_status
 

@@ -1,20 +1,37 @@
-"""The random draws of a sample's degradations: keyed, without state outside, and walked through before training."""
+"""Keyed random numbers: a draw is a hash of (seed, epoch, sample id, purpose), so no random state is stored."""
 
 from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from accel_restore.data.batch_plan import key
+import numpy as np
 
 if TYPE_CHECKING:  # the names of degradations are checked before torch is imported
     import torch
     from torch import Tensor
 
+_MASK = 2**64 - 1
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
+_ROUNDS = 6
+
 Range = float | Sequence[float]  # a number, or a pair [low, high] drawn uniformly for each sample
 _RUNS = 1000  # of a function in a trial, at most
+
+
+class Draw(IntEnum):
+    """What a hash of a sample is drawn for. A number is never reused: it decides the bits of every run."""
+
+    TOP = 0
+    LEFT = 1
+    FLIP = 2
+    DEGRADE = 3
+    MIXED = 16
+    PARTNER = 17
+    SHARE = 18
 
 
 def ends(span: Range) -> tuple[float, float]:
@@ -113,3 +130,55 @@ def random_streams(seed: int) -> Iterator[RandomStream]:
     while number < min(runs, _RUNS):
         yield RandomStream(seed, run := [number, number, 1])
         number, runs = number + 1, max(runs, run[2])
+
+
+def key(*parts: int) -> int:
+    """A 64-bit hash of integers, different for each order of them."""
+    state = 0
+    for part in parts:
+        state = _mix(state ^ _mix(part & _MASK))
+    return state
+
+
+def _mix(value: int) -> int:
+    """The splitmix64 hash of a 64-bit number.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    z = (value + _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
+    return z ^ (z >> 31)
+
+
+def hashes(values: np.ndarray, key: int) -> np.ndarray:
+    """A uint64 hash of each integer under a `key`: a counter-based random generator, splitmix64 over arrays."""
+    z = (values.astype(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform(hashes: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1) from uint64 hashes."""
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def shuffled(positions: np.ndarray, size: int, *keys: int) -> np.ndarray:
+    """The ids at `positions` of a keyed random order of 0 … size − 1: a bijection, O(1) a position.
+
+    A Feistel network over the smallest even number of bits that holds `size`; results outside are sent through again
+    (cycle walking), on average less than three times more.
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    half_bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    round_keys = [key(*keys, round_) for round_ in range(_ROUNDS)]
+    ids = np.asarray(positions).astype(np.uint64)
+    outside = np.ones(ids.shape, bool)
+    while outside.any():
+        left, right = ids[outside] >> half_bits, ids[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (hashes(right, round_key) & mask)
+        ids[outside] = (left << half_bits) | right
+        outside = ids >= np.uint64(size)
+    return ids.astype(np.int64)

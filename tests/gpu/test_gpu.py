@@ -29,8 +29,10 @@ import accel_restore
 from accel_restore import engine, train
 from accel_restore.cli import main
 from accel_restore.inference.restorer import Restorer
-from accel_restore.models import MODELS, build_model
+from accel_restore.models import build_model
 from accel_restore.optim.muon import Muon
+from accel_restore.registry import MODELS
+from accel_restore.state import Callback
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LAUNCH = ROOT / "launch"
@@ -134,7 +136,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
     file.write_text(yaml.safe_dump(config))
     waits, before_step, original = {}, [], engine.train_epoch
 
-    class Note(engine.Callback):
+    class Note(Callback):
         """The last hook."""
 
         def on_step(self, state):

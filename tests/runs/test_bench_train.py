@@ -16,7 +16,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
-from accel_restore import engine, optim
+from accel_restore import engine
 from accel_restore.callbacks import straggler as pace
 from accel_restore.callbacks.checkpointer import Checkpointer
 from accel_restore.callbacks.metrics_logger import MetricsLogger
@@ -40,6 +40,8 @@ from accel_restore.config.load import config_from
 from accel_restore.data import loader
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.distributed.accelerator import create_accelerator
+from accel_restore.optim import ema
+from accel_restore.state import TrainState
 from accel_restore.trainer import setup as preparation
 from accel_restore.trainer.bare_loop import BareLoop
 
@@ -124,9 +126,9 @@ def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
         (loader, "finish_batch", 2),
         (torch.optim.AdamW, "zero_grad", 16),
         (torch.optim.AdamW, "step", 32),
-        (optim.Ema, "update", 64),
+        (ema.Ema, "update", 64),
         (engine, "gradient_norm", 128),
-        (engine.TrainState, "count", 256),
+        (TrainState, "count", 256),
         (MetricsLogger, "on_step", 512),
         (Checkpointer, "on_step", 1024),
     ]

@@ -17,6 +17,7 @@ from accel_restore.commands.verify_resume import compare
 from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
 from accel_restore.inference import restorer
+from accel_restore.models import load_weights
 
 FILES = ("COMMIT.json", "best.safetensors", "ema.safetensors", "model.safetensors", "optimizer.safetensors",
          "state.json")  # fmt: skip
@@ -270,6 +271,6 @@ def test_control_without_the_digest_a_flipped_bit_restores_something_else(whole,
     shutil.copy(run_folder(whole) / "best.safetensors", path)
     sound = safetensors.torch.load(path.read_bytes())
     flip(path)
-    monkeypatch.setattr(restorer, "digest", lambda weights: restorer.read_header(path)[0]["sha256"])
+    monkeypatch.setattr(load_weights, "digest", lambda weights: load_weights.read_header(path)[0]["sha256"])
     weights = restorer.load(path).model.state_dict()
     assert any(not torch.equal(weights[name], value) for name, value in sound.items())

@@ -22,7 +22,7 @@ from accel_restore.checkpoint.commits import find_commits, read_commit, write_co
 from accel_restore.data.decode import ImageError, read_header, read_image
 from accel_restore.errors import UserError
 from accel_restore.inference import restorer
-from accel_restore.models import build_model
+from accel_restore.models import build_model, load_weights
 
 
 def chunk(kind, data):
@@ -181,7 +181,7 @@ def test_control_without_the_limit_an_absurd_model_is_built(tmp_path, monkeypatc
     with pytest.raises(UserError, match="much larger than the weights"):
         restorer.load(path)
     limited = len(parts)
-    monkeypatch.setattr(restorer, "limited", lambda header: nullcontext())
+    monkeypatch.setattr(load_weights, "limited", lambda header: nullcontext())
     with pytest.raises(UserError, match="do not fit"):
         restorer.load(path)
     callback.remove()

@@ -17,8 +17,9 @@ sys.exit(code)
 TRAINING = """
 import sys
 from accel_restore import engine, train
+from accel_restore.state import Callback
 begin = engine.train_epoch
-class Look(engine.Callback):
+class Look(Callback):
     def on_step(self, state):
         if state.step == 1:
             print("MODULES", *sys.modules)

@@ -40,19 +40,20 @@ from accel_restore.data import build as sources
 from accel_restore.distributed import accelerator as distributed
 from accel_restore.distributed import heartbeat as ranks
 from accel_restore.losses import perceptual
+from accel_restore.state import Callback, TrainState
 from accel_restore.tracking import console
 from accel_restore.tracking.report import page as report
 from accel_restore.trainer import run as session
 from accel_restore.trainer import setup as preparation
 
 
-class Culprit(engine.Callback):
+class Culprit(Callback):
     """Does what the mode says, from inside the loop."""
 
     def __init__(self, mode: str):
         self.mode = mode
 
-    def on_step(self, state: engine.TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         if self.mode == "warn":
             warnings.warn("as a library does", stacklevel=1)
         elif self.mode == "scheduler_per_batch":
@@ -72,14 +73,14 @@ class Culprit(engine.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Fault(engine.Callback):
+class Fault(Callback):
     """Something that happens to one rank, after one step; `slow` after each."""
 
     def __init__(self, name: str, step: int):
         self.name, self.step = name, step
         self.woke: float | None = None
 
-    def on_step(self, state: engine.TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         if self.name == "slow":  # several times what a step takes, on whatever machine
             took = 0.0 if self.woke is None else time.monotonic() - self.woke
             time.sleep(min(max(0.05, 3 * took), 2.0))
@@ -97,25 +98,25 @@ class Fault(engine.Callback):
             os.kill(os.getpid(), number)
 
 
-class Gate(engine.Callback):
+class Gate(Callback):
     """The main process tells a step by the file at-STEP; all wait as long as there is a file hold-STEP."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
-    def on_step(self, state: engine.TrainState) -> None:
+    def on_step(self, state: TrainState) -> None:
         if os.environ.get("RANK", "0") == "0":
             (self.folder / f"at-{state.step}").touch()
         while (self.folder / f"hold-{state.step}").exists():
             time.sleep(0.01)
 
 
-def perturb(state: engine.TrainState) -> None:
+def perturb(state: TrainState) -> None:
     with torch.no_grad():
         next(state.model.parameters())[0].add_(1e-3)
 
 
-def add_hook(callback: engine.Callback) -> None:
+def add_hook(callback: Callback) -> None:
     original = engine.train_epoch
 
     def train_epoch(state, steps, loss_fn, accelerator, callbacks=(), max_grad_norm=None):
@@ -167,7 +168,7 @@ def spoil_gradients(step: int) -> None:
 
 def keep_outputs(folder: Path) -> None:
     """Save what the losses see of each micro-batch and each validation image, with the number of the step."""
-    seen, terms, count = [], losses.Loss.terms, engine.TrainState.count
+    seen, terms, count = [], losses.Loss.terms, TrainState.count
     files = (folder / f"{os.environ.get('RANK', '0')}-{number:04d}.pt" for number in itertools.count())
 
     def looking(self, output, gt):
@@ -181,7 +182,7 @@ def keep_outputs(folder: Path) -> None:
         torch.save({"output": seen[0][real], "gt": seen[1][real], "step": state.step + 1}, next(files))
         return count(state, *arguments)
 
-    losses.Loss.terms, engine.TrainState.count = looking, saving
+    losses.Loss.terms, TrainState.count = looking, saving
 
 
 def hide_weights() -> None:

@@ -13,6 +13,7 @@ from accel_restore.callbacks import metrics_logger as tracking
 from accel_restore.checkpoint import commits
 from accel_restore.data import cache
 from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.state import Callback, TrainState
 from accel_restore.trainer import setup as preparation
 from accel_restore.utils import signals as preemption
 
@@ -49,8 +50,8 @@ class Teller:
         return wrapped
 
 
-class Steps(engine.Callback):
-    def on_step(self, state: engine.TrainState) -> None:
+class Steps(Callback):
+    def on_step(self, state: TrainState) -> None:
         TELLER.reach("step", state.step)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel_restore import engine
+from accel_restore.state import Callback
 
 READING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
 
@@ -39,7 +40,7 @@ class Reads(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
-class Steps(engine.Callback):
+class Steps(Callback):
     """The last hook: what comes after it is the next step's."""
 
     def __init__(self, reads):

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from accel_restore.checkpoint.state_dict import serialize
-from accel_restore.inference import restorer
-from accel_restore.models import build_model
+from accel_restore.models import build_model, weights_file
 
 
 def build(channels: int) -> torch.nn.Module:
@@ -23,7 +22,7 @@ def write(path: Path, net: torch.nn.Module, channels: int = 3, **metadata: str |
     """The file as a run leaves it; keywords replace metadata, None removes it."""
     weights = net.state_dict()
     stored = {
-        "format": "pt", "version": "0.1.0", "sha256": restorer.digest(weights),
+        "format": "pt", "version": "0.1.0", "sha256": weights_file.digest(weights),
         "model": json.dumps({"name": "unet", "arguments": {"width": 8}}),
         "data": json.dumps({"channels": channels, "scale": 1}),
         "epoch": "3", "step": "40", "metrics": json.dumps({"psnr": 30.5}), **metadata,

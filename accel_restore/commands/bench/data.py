@@ -19,12 +19,12 @@ from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
+from accel_restore.data.augment import finish_batch, turned
 from accel_restore.data.batch_plan import BatchSchedule, Sample, make_batch_plan
 from accel_restore.data.build import DataSets, ScannedData, build_sets, degradation_of, find_data, raise_found
 from accel_restore.data.decode import read_image
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.store import Store
-from accel_restore.data.train_dataset import finish_batch, turned
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from accel_restore.callbacks.straggler import moment
 from accel_restore.data.loader import TrainLoader
-from accel_restore.engine import Callback, TrainState
+from accel_restore.state import Callback, TrainState
 
 WAIT, BATCH, FORWARD, BACKWARD = (
     "waiting for data",

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from accel_restore.commands.bench.phases import PhaseTimer
-from accel_restore.engine import Callback, train_epoch
+from accel_restore.engine import train_epoch
+from accel_restore.state import Callback
 from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.trainer.setup import RunContext
 

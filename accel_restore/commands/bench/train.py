@@ -26,8 +26,8 @@ from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.distributed.heartbeat import RankMonitor
-from accel_restore.engine import Callback
 from accel_restore.errors import DivergedError, PreemptedError, UserError
+from accel_restore.state import Callback
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.trainer.run import attach

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_restore.data.batch_plan import key
 from accel_restore.errors import UserError
 from accel_restore.registry import DEGRADATIONS
 from accel_restore.utils.imports import check_arguments, resolve, unknown_choice, unknown_name
-from accel_restore.utils.rng import KeyedRandom, RandomStream, random_streams
+from accel_restore.utils.rng import KeyedRandom, RandomStream, key, random_streams
 
 if TYPE_CHECKING:  # the names are checked before torch is imported
     from torch import Tensor

@@ -16,7 +16,7 @@ from runs import clean_environment
 from accel_restore.cli import main
 from accel_restore.config.load import load_config
 from accel_restore.data.build import open_data
-from accel_restore.metrics.protocol import psnr
+from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.models.blocks import upscale
 
 KIND = {  # of the finding that names each of `WARNINGS`

@@ -7,9 +7,10 @@ import pytest
 
 from accel_restore.checkpoint.resume import Start
 from accel_restore.config.load import config_from
-from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, hashes, key, make_batch_plan, shuffled, uniform
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, make_batch_plan
 from accel_restore.errors import UserError
 from accel_restore.trainer.setup import _make_stages
+from accel_restore.utils.rng import hashes, key, shuffled, uniform
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 61, 1000, 4097])

@@ -15,12 +15,13 @@ from accelerate.utils import DataLoaderConfiguration
 from PIL import Image
 
 from accel_restore.data import loader as loader_module
+from accel_restore.data.augment import FLIPS, finish_batch, to_float
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
 from accel_restore.data.cache import open_stores
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.data.loader import Prefetcher, StepSampler, TrainLoader
 from accel_restore.data.store import Store
-from accel_restore.data.train_dataset import FLIPS, CropDataset, finish_batch, to_float
+from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 

@@ -9,7 +9,8 @@ from weight_files import write
 
 from accel_restore.cli import main
 from accel_restore.inference import export as exported
-from accel_restore.models import MODELS, blocks, build_model
+from accel_restore.models import blocks, build_model
+from accel_restore.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

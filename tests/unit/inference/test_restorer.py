@@ -19,7 +19,8 @@ import accel_restore
 from accel_restore.checkpoint.state_dict import serialize
 from accel_restore.errors import UserError
 from accel_restore.inference import restorer
-from accel_restore.models import MODELS, build_model
+from accel_restore.models import build_model
+from accel_restore.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

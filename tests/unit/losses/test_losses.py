@@ -12,7 +12,8 @@ from vgg import write_weights
 
 from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
-from accel_restore.losses import LOSSES, Loss, build_loss
+from accel_restore.losses import Loss, build_loss
+from accel_restore.registry import LOSSES
 
 AT_LEAST = {"charbonnier": 1e-3, "edge": 1e-3, "psnr": -80}  # the value of a perfect output, 0 for the others
 NEEDS = {"ssim": 11, "ms_ssim": 176, "gradient": 2, "perceptual": 16, "lpips": 16}  # pixels a side

@@ -13,7 +13,8 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from accel_restore.config.load import config_from
-from accel_restore.metrics.protocol import METRICS, Protocol, psnr, ssim
+from accel_restore.metrics.protocol import METRICS, Protocol
+from accel_restore.metrics.psnr_ssim import psnr, ssim
 
 PHOTOS = {
     "colour": skimage.data.astronaut()[20:141, 150:317],

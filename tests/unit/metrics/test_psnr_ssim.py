@@ -7,7 +7,8 @@ import skimage.data
 import skimage.metrics
 import torch
 
-from accel_restore.metrics.protocol import Protocol, luma, psnr, ssim
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.psnr_ssim import luma, psnr, ssim
 
 
 def random_pair(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

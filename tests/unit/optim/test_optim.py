@@ -13,16 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from accel_restore.config.load import config_from
 from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
 from accel_restore.errors import UserError
-from accel_restore.models import MODELS, build_model
-from accel_restore.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    Ema,
-    get_optimizer,
-    get_scheduler,
-    preview_learning_rates,
-    step_scheduler,
-)
+from accel_restore.models import build_model
+from accel_restore.optim import OPTIMIZERS, get_optimizer
+from accel_restore.optim.ema import Ema
+from accel_restore.optim.schedules import SCHEDULES, get_scheduler, preview_learning_rates, step_scheduler
+from accel_restore.registry import MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no weights are trained here
 

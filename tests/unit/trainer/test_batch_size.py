@@ -13,12 +13,12 @@ from runs import make_photos, run_folder, small_config, succeed
 from accel_restore.config.load import config_from
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.errors import UserError
-from accel_restore.inference.apply import LiveBytes
 from accel_restore.losses import build_loss
 from accel_restore.train import main
 from accel_restore.trainer import batch_size
 from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.trainer.batch_size import largest_on_cpu, largest_on_gpu, possible_sizes
+from accel_restore.utils.memory import LiveBytes
 
 LEAST = {"data": {"train": {"gt": "x"}, "batch_size": "auto", "patch_size": 16}, "model": {"width": 8}}
 

@@ -1,0 +1,51 @@
+"""The callback that compares the weights of all ranks and ends the run where they differ."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from accel_restore.errors import RunAbortedError
+from accel_restore.state import Callback, TrainState
+
+
+class ReplicaCheck(Callback):
+    """Compares a checksum of the weights of all ranks every so many steps, and ends the run where they differ.
+
+    The checksum is the sum of each parameter's bits as integers, on the device: one pass over the weights. Any single
+    value that differs shows.
+    """
+
+    def __init__(self, accelerator: Accelerator, every_steps: int):
+        self.accelerator, self.every_steps = accelerator, every_steps
+
+    def on_step(self, state: TrainState) -> None:
+        if state.step % self.every_steps == 0:
+            self.check(state)
+
+    def check(self, state: TrainState) -> None:
+        """Raises: RunAbortedError, on all ranks, where one holds other weights; names it."""
+        if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # no two ranks hold the same
+            return
+        ranks = self.accelerator.gather(checksums(state.model)[None]).cpu()  # (ranks, parameters)
+        if (ranks == ranks[0]).all():
+            return
+        rows = [tuple(row) for row in ranks.tolist()]
+        usual = max(rows, key=rows.count)  # the majority's; rank 0's where there is none
+        good, bad = rows.index(usual), [rank for rank, row in enumerate(rows) if row != usual]
+        names = [name for name, _ in self.accelerator.unwrap_model(state.model).named_parameters()]
+        first = next(name for name, a, b in zip(names, rows[bad[0]], usual, strict=True) if a != b)
+        majority = f"; rank {', '.join(map(str, bad))} differs from the most" if rows.count(usual) > 1 else ""
+        raise RunAbortedError(
+            f"step {state.step}: ranks {good} and {bad[0]} hold different weights (first in {first}){majority}: memory "
+            "or a device is at fault; continue from the last commit, if need be without that device"
+        )
+
+
+def checksums(model: nn.Module) -> torch.Tensor:
+    """The sum of the bits, as integers, of each parameter: (parameters,) int64."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        parameter.detach().view(kinds[parameter.element_size()]).sum(dtype=torch.int64)
+        for parameter in model.parameters()
+    ]
+    return torch.stack(sums)

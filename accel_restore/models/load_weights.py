@@ -1,0 +1,122 @@
+"""A file of weights becomes a module: nothing in the file is trusted before it has been checked."""
+
+import math
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from accel_restore.errors import UserError
+from accel_restore.models import build_model
+from accel_restore.models.spandrel_models import RECOGNISED, recognise
+from accel_restore.models.weights_file import digest, read_header, read_metadata
+from accel_restore.registry import MODELS
+
+
+def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The float32 module of a best.safetensors file, in eval mode on the CPU, and the file's metadata.
+
+    Raises: UserError, without the file's name, where the file is damaged, or not accel_restore's.
+    """
+    stored, header = read_header(path)
+    info = read_metadata(stored)
+    name, data = info["model"]["name"], info["data"]
+    given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
+    if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
+        raise UserError(f"names '{name}' as its model, but Python's own library holds no torch.nn.Module class")
+    with as_user_error(name), limited(header):
+        if name != RECOGNISED:
+            _check_skeleton(name, given, header)
+        weights = safetensors.torch.load_file(path)
+        if digest(weights) != stored["sha256"]:
+            raise UserError("is damaged (sha256 of the weights differs); copy it again")
+        if name == RECOGNISED:
+            model, *images = recognise(weights)
+            if [info["model"]["arguments"], *images] != [{}, *given[1:]]:
+                raise UserError(f"says that it is of channels and scale {given[1:]}, but its weights are of {images}")
+        else:
+            model = build_model(name, *given)
+        _compare(name, model, header)
+        model.load_state_dict(weights)
+    return model.float().eval(), {**stored, **info}
+
+
+@contextmanager
+def as_user_error(name: str) -> Iterator[None]:
+    """Within it, whatever a model's class raises, or its module when it is imported, becomes a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
+
+
+def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
+    """Compare the model with the header before it takes memory: absurd arguments must cost none."""
+    try:
+        with torch.device("meta"):
+            skeleton = build_model(name, *given)
+    except _AbsurdSizeError:
+        raise
+    except Exception:  # it needs numbers while it is built; what else is wrong shows when it is built with memory
+        return
+    _compare(name, skeleton, header)
+
+
+def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], bool]]) -> None:
+    """Raise `UserError` where the model's tensors are not those that the header lists."""
+    wanted = {key: (list(tensor.shape), tensor.is_floating_point()) for key, tensor in model.state_dict().items()}
+    for key in (*header, *wanted):
+        if header.get(key) != wanted.get(key):
+            here, there = (
+                f"{'floats' if entry[1] else 'no floats'} of shape {entry[0]}" if entry else "nothing"
+                for entry in (header.get(key), wanted.get(key))
+            )
+            raise UserError(f"the weights do not fit the model '{name}': '{key:.100}' is {here}, the model has {there}")
+
+
+class _AbsurdSizeError(UserError):
+    """A model is being built that is much larger than the weights for it."""
+
+
+@contextmanager
+def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
+    """Within it, this thread builds no model of many times more parts or values than the header's tensors.
+
+    The margins leave room for what a class makes and throws away, such as a head of 1000 classes.
+    """
+    thread, parts, values = threading.get_ident(), count(), 0
+    most_parts = 1000 + 100 * len(header)
+    most_values = 2**24 + 4 * sum(math.prod(shape) for shape, _ in header.values())
+
+    def registered(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+        nonlocal values
+        if threading.get_ident() != thread:
+            return
+        if isinstance(part, Tensor) and not isinstance(part, nn.parameter.UninitializedTensorMixin):
+            values += part.numel()
+        if next(parts) > most_parts or values > most_values:
+            raise _AbsurdSizeError(
+                "its arguments ask for a model much larger than the weights in it; it is damaged or hostile"
+            )
+
+    with ExitStack() as callbacks:
+        for register in (register_module_module_registration_hook, register_module_parameter_registration_hook,
+                         register_module_buffer_registration_hook):  # fmt: skip
+            callbacks.callback(register(registered).remove)
+        yield

@@ -1,0 +1,59 @@
+"""The memory of this machine and of this process."""
+
+import weakref
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def memory_bytes() -> int:
+    """Memory that this process may fill with data: what is free or holds cached files, within its control group."""
+    groups = Path("/proc/self/cgroup")
+    limits = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
+        mounted = Path("/sys/fs/cgroup", root)
+        if name:  # the limit may lie on a group above; in a container the group's folder is mounted as the root
+            folder = mounted / group.lstrip("/")
+            limits += [place / name for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
+    texts = [limit.read_text().strip() for limit in limits if limit.exists()]
+    return min([psutil.virtual_memory().available, *(int(text) for text in texts if text.isdecimal())])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or the host, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, and the `most` that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self.known:
+            return
+        size = storage.nbytes()
+        self.known.add(id(storage))
+        self.live += size
+        self.most = max(self.most, self.live)
+        weakref.finalize(storage, self._drop, id(storage), size)
+
+    def _drop(self, number: int, size: int) -> None:
+        self.known.discard(number)
+        self.live -= size
