@@ -63,15 +63,15 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             stop_after=options.stop_after,
         )
     except (UserError, MemoryError) as error:
-        return _say(error, 2)
+        return _report(error, 2)
     except PreemptedError as error:
         if config is not None and not error.recorded and _is_main():
             record_preempted(run_folder(config))
-        return _say(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
+        return _report(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
     except (AuditError, RunAbortedError) as error:
-        return _say(error, 1, getattr(error, "teller", None))
+        return _report(error, 1, getattr(error, "teller", None))
     except DivergedError as error:
-        return _say(error, 3)
+        return _report(error, 3)
     return 0
 
 
@@ -79,7 +79,7 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _say(error: Exception | str, code: int, teller: bool | None = None) -> int:
+def _report(error: Exception | str, code: int, teller: bool | None = None) -> int:
     """Print a message from one rank: the main process, unless it is said whether this one is to tell it."""
     if _is_main() if teller is None else teller:
         try:

@@ -43,7 +43,7 @@ class Checkpointer(Callback):
         """`best` is the content of best.safetensors at the commit that the run continues from."""
         self.folder, self.accelerator, self.schedule = folder, accelerator, schedule
         self.epochs, self.stages = epochs, stages
-        self.tracker, self.replica_check, self.say = tracker, replica_check, tracker.screen.say
+        self.tracker, self.replica_check, self.log = tracker, replica_check, tracker.console.log
         self.extra, self.metadata = extra, metadata
         self.best, self.best_is_written = best, True
         self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or try of one
@@ -67,7 +67,7 @@ class Checkpointer(Callback):
             try:
                 self._write_best()
             except OSError as error:
-                self._tell(f"{self.folder / WEIGHTS}", error)
+                self._report(f"{self.folder / WEIGHTS}", error)
 
     def _write_best(self) -> None:
         if not self.best_is_written:
@@ -98,17 +98,17 @@ class Checkpointer(Callback):
             write_commit(folder, state.step, state.epoch, files)
         except OSError as error:
             self.failure = error
-            self._tell(f"checkpoint of step {state.step} (the last one is {last})", error)
+            self._report(f"checkpoint of step {state.step} (the last one is {last})", error)
             return
         if not state.skipped_in_row:  # else this commit may be one of a run that is lost: the good ones stay
             try:
                 prune(folder, self.schedule.keep)
             except OSError as error:
-                self.say(f"{folder}: older checkpoints cannot be removed ({error.strerror}); tried again later")
+                self.log(f"{folder}: older checkpoints cannot be removed ({error.strerror}); tried again later")
 
-    def _tell(self, what: str, error: OSError) -> None:
+    def _report(self, what: str, error: OSError) -> None:
         place = f" {error.filename}" if error.filename else ""
-        self.say(f"{what}: cannot be written ({error.strerror}{place}); training goes on, and tries again later")
+        self.log(f"{what}: cannot be written ({error.strerror}{place}); training goes on, and tries again later")
 
     def finish(self, state: TrainState) -> None:
         """Make sure that this state is committed, before the run ends; called by every rank.

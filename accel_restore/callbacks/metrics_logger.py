@@ -39,7 +39,7 @@ class MetricsLogger(Callback):
         *,
         epochs: int,
         log_every_steps: int,
-        screen: Console,
+        console: Console,
         samples: Samples,
         dashboard: WandbLogger | None,
         report: Report | None,
@@ -47,7 +47,7 @@ class MetricsLogger(Callback):
     ):
         self.folder, self.accelerator, self.loader = folder, accelerator, loader
         self.epochs, self.log_every_steps = epochs, log_every_steps
-        self.screen, self.samples, self.report = screen, samples, report
+        self.console, self.samples, self.report = console, samples, report
         self.dashboard, self.tensorboard = dashboard, tensorboard
         self.main = accelerator.is_main_process
         files = (
@@ -62,13 +62,13 @@ class MetricsLogger(Callback):
         self.epoch_began = time.perf_counter()
         self.last_pictures = -epochs
         self._begin_window(state)  # its sums go on from the commit
-        screen.start(epochs, loader.stages.num_steps(epochs), state.step)
+        console.start(epochs, loader.stages.num_steps(epochs), state.step)
 
     def _begin_window(self, state: TrainState) -> None:
         self.window = (state.step, time.perf_counter(), self.loader.wait_seconds)
 
     def on_step(self, state: TrainState) -> None:
-        self.screen.advance(state.epoch, state.step)
+        self.console.advance(state.epoch, state.step)
         if state.step % self.log_every_steps:
             return
         first_step, began, waited = self.window
@@ -113,7 +113,7 @@ class MetricsLogger(Callback):
         samples = sum(rank[1] for rank in ranks)
         loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
         speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
-        self.screen.update(state.epoch, state.step, loss, ranks[0][-4], speed)
+        self.console.update(state.epoch, state.step, loss, ranks[0][-4], speed)
 
     def on_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
         position = state.scheduler.scheduler.last_epoch
@@ -160,7 +160,7 @@ class MetricsLogger(Callback):
             shown = (name for name in scores if not name.startswith(("input_", "term_")))
             figures = " · ".join(f"{name} {format_score(name, scores[name])}" for name in shown)
             mark = "  ← best" if record["is_best"] else ""
-            self.screen.scores(
+            self.console.scores(
                 f"epoch {epoch + 1} · train {format_score('loss', record['train_loss'])} · val {figures}{mark}",
                 always=last or record["is_best"],
             )
@@ -188,7 +188,7 @@ class MetricsLogger(Callback):
         """Append a line to metrics.jsonl; on the main process."""
         error = self.lines.write(line)
         if error is not None and not self.unwritten:
-            self.screen.say(f"{self.lines.path}: cannot be written ({error.strerror}); its lines are kept in memory")
+            self.console.log(f"{self.lines.path}: cannot be written ({error.strerror}); its lines are kept in memory")
         self.unwritten = error is not None
 
     @contextmanager
@@ -197,7 +197,7 @@ class MetricsLogger(Callback):
         try:
             yield
         except OSError as error:
-            self.screen.say(f"{error.filename or self.folder}: cannot be written ({error.strerror}); training goes on")
+            self.console.log(f"{error.filename or self.folder}: cannot be written ({error.strerror}); training goes on")
 
     def sync(self) -> None:
         """Force the lines written so far to the disk.
@@ -209,7 +209,7 @@ class MetricsLogger(Callback):
 
     def close(self, failed: bool) -> None:
         """Stop the progress display and close the files; W&B is finished too."""
-        self.screen.stop()
+        self.console.stop()
         if self.main:
             self.lines.close()
             self.memory_lines.close()

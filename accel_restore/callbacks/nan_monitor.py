@@ -29,11 +29,11 @@ class NaNMonitor(Callback):
         files: Sequence[str],
         limit: int,
         record: Callable[[dict[str, Any]], None],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         """`files` names each training image; `record` is given a line for metrics.jsonl, on the main process."""
         self.accelerator, self.loader, self.loss_fn, self.limit = accelerator, loader, loss_fn, limit
-        self.files, self.record, self.say = files, record, say
+        self.files, self.record, self.log = files, record, log
         self.told = 0
 
     def on_step(self, state: TrainState) -> None:
@@ -53,7 +53,7 @@ class NaNMonitor(Callback):
         self.told += 1
         if self.told <= _TOLD:
             more = "; further ones stand in metrics.jsonl alone" if self.told == _TOLD else ""
-            self.say(f"{where}: not a number: {reason}; the step is skipped{more}")
+            self.log(f"{where}: not a number: {reason}; the step is skipped{more}")
         if state.skipped_in_row >= self.limit:
             raise DivergedError(where, f"{state.skipped_in_row} steps in a row, the last by {reason}")
 

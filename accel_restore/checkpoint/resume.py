@@ -51,7 +51,7 @@ class Start:
 
 
 def find_resume_point(
-    folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, notice=print
+    folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, log=print
 ) -> Start:
     """Where the run in `folder` starts; `precision` is the mixed precision in use here. Reads only.
 
@@ -82,7 +82,7 @@ def find_resume_point(
             damages.append(str(error))
             continue
         for damage in damages:
-            notice(f"{damage}; going back to {commit.name}")
+            log(f"{damage}; going back to {commit.name}")
         _check_equal(folder, config, counters, overrides, precision)
         same_length = _length(config.model_dump(mode="json")) == _length(counters["config"])
         return Start(commit, counters, finished=same_length and counters["epoch"] >= counters["epochs"])
@@ -126,7 +126,7 @@ def clear(folder: Path, start: Start) -> None:
             discard(commit)
 
 
-def rewind_best(folder: Path, start: Start, notice: Callable[[str], None]) -> bytes | None:
+def rewind_best(folder: Path, start: Start, log: Callable[[str], None]) -> bytes | None:
     """The content of best.safetensors at the commit to continue from; the file is made equal to it.
 
     Raises: UserError where something else lies in its place.
@@ -143,7 +143,7 @@ def rewind_best(folder: Path, start: Start, notice: Callable[[str], None]) -> by
     data = read_file(start.commit, WEIGHTS)
     if not same_content(start.commit, WEIGHTS, path):
         what = "is damaged, or later than the commit" if path.exists() else "is missing"
-        notice(f"{path}: {what}; it is written again from {start.commit.name}")
+        log(f"{path}: {what}; it is written again from {start.commit.name}")
         replace_file(path, data)
     return data
 

@@ -33,8 +33,8 @@ class RunLock:
     seconds.
     """
 
-    def __init__(self, folder: Path, notice: Callable[[str], None] = print):
-        self.folder, self.notice = folder, notice
+    def __init__(self, folder: Path, log: Callable[[str], None] = print):
+        self.folder, self.log = folder, log
         self.lock = FileLock(folder / _FILE)
         self.ended = threading.Event()
         self.beating: threading.Thread | None = None
@@ -99,7 +99,7 @@ class RunLock:
         silent = _file_time(self.folder) - last_beat
         if silent < _SILENT_SECONDS:
             seconds = _SILENT_SECONDS - max(0.0, silent)
-            self.notice(f"{self.folder}: was last used on {host}; waiting {seconds:.0f} s to see whether it still is")
+            self.log(f"{self.folder}: was last used on {host}; waiting {seconds:.0f} s to see whether it still is")
             began, first = time.monotonic(), _beat(self.folder)
             while time.monotonic() - began < seconds:
                 time.sleep(min(1.0, seconds / 5))

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.dir.is_dir() and options.dir != default_cache():
         raise UserError(f"{options.dir}: no such folder; name the cache folder by --dir")
-    stores, screen = list_stores(options.dir), Console(True)
+    stores, console = list_stores(options.dir), Console(True)
     if options.action == "delete":
         chosen = _chosen(stores, options)
         try:
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             raise UserError(f"{error.filename or options.dir}: cannot be deleted ({error.strerror})") from error
         kept = f"; left {len(chosen) - len(deleted)} that a process is making" if len(deleted) < len(chosen) else ""
-        screen.say(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
+        console.log(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
         return 0
     if options.names or options.all or options.unused_days is not None:
         raise UserError("cache: names, --all and --unused-days are for `accel-restore cache delete`")
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
     ]
     if rows:
         header = ("name", "images", "MB", "channels", "bits", "last used", "first image")
-        screen.table(str(options.dir), rows, header)
-    screen.say(f"{options.dir}: {len(stores)} stores, {sum(store.nbytes for store in stores) / 1e6:.0f} MB")
+        console.table(str(options.dir), rows, header)
+    console.log(f"{options.dir}: {len(stores)} stores, {sum(store.nbytes for store in stores) / 1e6:.0f} MB")
     return 0
 
 

@@ -58,13 +58,13 @@ def main(arguments: list[str]) -> int:
         raise UserError("check: --limit must be above 0")
     if options.json not in (None, "-"):
         check_writable(Path(options.json), inputs=[Path(options.config)] if options.config else [])
-    screen = Console(options.json != "-")
-    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
-    report, draw = check(config, screen, options.limit, options.pairs_per_second, options.picture)
+    console = Console(options.json != "-")
+    config = assume_batch_size(load_config(options.config, options.overrides), console.log)
+    report, draw = check(config, console, options.limit, options.pairs_per_second, options.picture)
     if options.json == "-":
         print(to_json(report, indent=2), flush=True)
     else:
-        _show(report, screen)
+        _show(report, console)
         if options.json:
             write_report(Path(options.json), report)
     if options.picture is not None and (sheet := draw()) is not None:
@@ -80,7 +80,7 @@ def _save(sheet: Image.Image, file: Path) -> None:
 
 
 def check(
-    config: Config, screen: Console, limit: int | None, pairs_per_second: float | None, picture: Path | None
+    config: Config, console: Console, limit: int | None, pairs_per_second: float | None, picture: Path | None
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
     """The report, and what draws a contact sheet, None where no pair could be examined.
 
@@ -90,12 +90,12 @@ def check(
     degrade = degradation_of(config.data)
     loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
     smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
-    found = find_data(config.data, smallest_side, screen.track)
+    found = find_data(config.data, smallest_side, console.track)
     sources = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
     check_writable(picture, picture=True, inputs=[image for image in sources if isinstance(image, Path)])
     parts = {
-        "train": survey(found.train, found.train_pairs, config.data, limit, screen.track, "train"),
-        "val": survey(found.val, found.val_pairs, config.data, limit, screen.track, "val"),
+        "train": survey(found.train, found.train_pairs, config.data, limit, console.track, "train"),
+        "val": survey(found.val, found.val_pairs, config.data, limit, console.track, "val"),
     }
     warnings: list[Finding] = []
     for part in parts.values():
@@ -238,7 +238,7 @@ def _faint(steps: list[dict[str, Any]]) -> list[Finding]:
     return found
 
 
-def _show(report: dict[str, Any], screen: Console) -> None:
+def _show(report: dict[str, Any], console: Console) -> None:
     names = [name for name in ("train", "val") if report[name]]
     if names:
         rows = [
@@ -252,23 +252,23 @@ def _show(report: dict[str, Any], screen: Console) -> None:
                 ("mean level", lambda s: f"gt {_level(s['gt_level'])}, input {_level(s['input_level'])} of 255"),
             )
         ]
-        screen.table("data", rows, ("", *names))
+        console.table("data", rows, ("", *names))
     if epoch := report["epoch"]:
         where = "memory" if epoch["fits_in_memory"] else "the disk, ahead of training"
-        screen.say(
+        console.log(
             f"an epoch: {epoch['samples']} samples, {epoch['steps']} steps of {epoch['global_batch']}; "
             f"{epoch['decoded_bytes'] / 1e9:.2f} GB decoded, read from {where} at "
             f"{epoch['loading_pairs_per_second']:,.0f} pairs/s: {epoch['loading_seconds']:.1f} s of loading"
         )
     for error in report["errors"]:
-        screen.say(f"error: {error}")
+        console.log(f"error: {error}")
     for kind, group in groupby(sorted(report["warnings"], key=lambda w: w["kind"]), lambda w: w["kind"]):
         texts = [warning["text"] for warning in group]
         for text in texts[:_SHOWN]:
-            screen.say(f"warning ({kind}): {text}")
+            console.log(f"warning ({kind}): {text}")
         if len(texts) > _SHOWN:
-            screen.say(f"warning ({kind}): ... and {len(texts) - _SHOWN} more; --json FILE lists all")
-    screen.say(", ".join(_number(report[what], what) for what in ("errors", "warnings")))
+            console.log(f"warning ({kind}): ... and {len(texts) - _SHOWN} more; --json FILE lists all")
+    console.log(", ".join(_number(report[what], what) for what in ("errors", "warnings")))
 
 
 def _number(found: list, what: str) -> str:

@@ -35,14 +35,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], processes: Processes) -> int:
-    screen = Console(processes.is_main)
+    console = Console(processes.is_main)
     scorer, validated, notes = processes.together(lambda: _prepare(options, steps, given, processes))
     pairs = validated.pairs
     for note in notes:
-        screen.say(f"note: {note}")
+        console.log(f"note: {note}")
     mine = range(processes.rank, len(pairs), processes.world_size)
     rows, problems = processes.together(
-        lambda: scorer.score(mine, lambda items: screen.track(items, len(mine), f"scoring {len(pairs)} images"))
+        lambda: scorer.score(mine, lambda items: console.track(items, len(mine), f"scoring {len(pairs)} images"))
     )
     problems, rows = processes.gather(problems), dict(processes.gather(rows))
     raise_problems(f"{len(problems)} of {len(pairs)} images cannot be scored", problems)
@@ -52,7 +52,7 @@ def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], p
     mean = {name: fmean(row[name] for row in rows) for name in rows[0]}
     names = [pair.name for pair in pairs]
     protocol = _described(scorer.protocol, options.seed, scorer.precision)
-    _show(screen, scorer.protocol, names, rows, mean, options.weights, protocol)
+    _show(console, scorer.protocol, names, rows, mean, options.weights, protocol)
     if options.json is not None:
         images = [
             {"name": pair.name, "gt": str(pair.gt), **({"input": str(pair.input)} if pair.input else {}), **row}
@@ -64,7 +64,7 @@ def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], p
         _write_csv(options.csv, [*names, "mean"], [*rows, mean])
     if options.pictures is not None:
         _draw(options.pictures, scorer, rows, options.worst or WORST)
-        screen.say(f"pictures of the worst: {options.pictures}")
+        console.log(f"pictures of the worst: {options.pictures}")
     return 0
 
 
@@ -147,7 +147,7 @@ def _weights(file: Path, restorer: "Restorer") -> dict[str, Any]:
 
 
 def _show(
-    screen: Console,
+    console: Console,
     protocol: "Protocol",
     names: list[str],
     rows: "list[Row]",
@@ -162,11 +162,11 @@ def _show(
 
     header = ["image", *(name.replace("_", " ") for name in columns)]
     shown = [(name, *cells(row)) for name, row in zip(names, rows, strict=True)]
-    screen.table("scores", [*shown, ("mean", *cells(mean))], tuple(header))
+    console.table("scores", [*shown, ("mean", *cells(mean))], tuple(header))
     for number, file in enumerate(files, 1):
-        screen.say(f"weights{f' {number}' if len(files) > 1 else ''}: {file}")
+        console.log(f"weights{f' {number}' if len(files) > 1 else ''}: {file}")
     for key, value in described.items():
-        screen.say(f"{key}: {value}")
+        console.log(f"{key}: {value}")
 
 
 def _write_csv(file: Path, names: list[str], rows: "list[Row]") -> None:

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shapes: list, staged: Path) -> int:
-    screen, begin = Console(True), time.monotonic()
+    console, begin = Console(True), time.monotonic()
     stored = {key: value for key, value in restorer.metadata.items() if key != "format"}  # which is of safetensors
     metadata = {key: value if isinstance(value, str) else to_json(value) for key, value in stored.items()}
     program = exported.trace(restorer, options.size, options.half)
@@ -69,7 +69,7 @@ def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shap
         run = exported.open_onnx(staged) if is_onnx else exported.open_pt2(staged)
         for shape in shapes:
             found = exported.difference(run, restorer, shape, options.half)
-            screen.say(f"{' x '.join(map(str, shape))} (images, height, width): differs by at most {found:.1e}")
+            console.log(f"{' x '.join(map(str, shape))} (images, height, width): differs by at most {found:.1e}")
             if not found <= limit:
                 problem = f"differs from the weights by {found:.1e}, more than {limit:g}, at {shape[1]}x{shape[2]}"
     except Exception as error:  # any of the runtime's
@@ -83,7 +83,7 @@ def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shap
             os.fsync(content.fileno())
         file.replace(options.output.with_name(file.name))
     sync_folder(options.output.parent)
-    screen.say(f"{options.output}: {kind}, {size / 1e6:.1f} MB, in {seconds:.0f} s")
+    console.log(f"{options.output}: {kind}, {size / 1e6:.1f} MB, in {seconds:.0f} s")
     return 0
 
 

@@ -43,16 +43,16 @@ def main(arguments: list[str]) -> int:
     folder = options.output or weights.parent / "hub"
     _check_folder(folder)
     token = None if options.dry_run else _token()
-    screen = Console(True)
+    console = Console(True)
     write_folder(folder, options.repo, weights, options.license)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    screen.say(f"{folder}: {names}")
+    console.log(f"{folder}: {names}")
     if options.license is None:
-        screen.say("the card names no license; --license apache-2.0 would")
+        console.log("the card names no license; --license apache-2.0 would")
     if token is None:
-        screen.say("nothing was uploaded (--dry-run)")
+        console.log("nothing was uploaded (--dry-run)")
     else:
-        screen.say(upload(folder, options.repo, options.private, token))
+        console.log(upload(folder, options.repo, options.private, token))
     return 0
 
 

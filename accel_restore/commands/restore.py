@@ -101,14 +101,14 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
             remove_unfinished(jobs)
         return settings, restorer, jobs, marks, left
 
-    screen = Console(processes.is_main)
+    console = Console(processes.is_main)
     settings, restorer, jobs, marks, left = processes.together(prepare)
     # Each file belongs to one process, whatever is done already: the others may find that out a moment later.
     mine = [job for job in jobs[processes.rank :: processes.world_size] if job in set(left)]
     if len(left) < len(jobs):
-        screen.say(f"{len(jobs) - len(left)} of {len(jobs)} files are done already")
+        console.log(f"{len(jobs) - len(left)} of {len(jobs)} files are done already")
     began = time.monotonic()
-    with _progress(screen, len(mine)) as advance:
+    with _progress(console, len(mine)) as advance:
         problems = processes.together(
             lambda: restore_files(
                 mine,
@@ -123,7 +123,7 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
         )
     problems = processes.gather(problems)
     done = sum(processes.gather([len(mine)])) - len(problems)
-    screen.say(f"restored {done} file{'s' * (done != 1)} in {time.monotonic() - began:.1f} s: {options.output}")
+    console.log(f"restored {done} file{'s' * (done != 1)} in {time.monotonic() - began:.1f} s: {options.output}")
     raise_problems(f"{len(problems)} of {len(jobs)} files could not be restored", problems)
     return 0
 
@@ -142,13 +142,13 @@ def _settings(options: argparse.Namespace, make: Callable, precision: str):
 
 
 @contextmanager
-def _progress(screen: Console, total: int) -> Iterator[Callable[[float], None]]:
+def _progress(console: Console, total: int) -> Iterator[Callable[[float], None]]:
     """A function that is told how many files more are done: it moves a bar, or prints a line now and then."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    if screen.main and screen.console.is_terminal and total:
+    if console.main and console.rich.is_terminal and total:
         columns = [TextColumn("restoring"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[files]}")]
-        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=screen.console) as bar:
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console.rich) as bar:
             task = bar.add_task("", total=total, files="")
 
             def move(part: float) -> None:
@@ -164,6 +164,6 @@ def _progress(screen: Console, total: int) -> Iterator[Callable[[float], None]]:
         done += part
         if time.monotonic() - last >= _LINE_SECONDS:
             last = time.monotonic()
-            screen.say(f"restored {done:.1f} of {total} files")
+            console.log(f"restored {done:.1f} of {total} files")
 
     yield tell

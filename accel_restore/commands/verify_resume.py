@@ -39,31 +39,31 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.processes < 1:
         raise UserError("verify-resume: --processes must be above 0")
-    screen = Console(True)
-    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
+    console = Console(True)
+    config = assume_batch_size(load_config(options.config, options.overrides), console.log)
     with tempfile.TemporaryDirectory(prefix="accel-restore-verify-") as folder:
         launcher = _Launcher(Path(folder), short(config, options.processes), options.cpu, options.processes)
-        screen.say("a short run as it is: 2 epochs of a few steps, on the first images")
+        console.log("a short run as it is: 2 epochs of a few steps, on the first images")
         launcher.train("whole")
         points = interruptions(launcher.folder / "whole")
-        screen.say(f"the same, ended after step {', '.join(map(str, points))} and continued each time")
+        console.log(f"the same, ended after step {', '.join(map(str, points))} and continued each time")
         for point in points:
             launcher.train("interrupted", "--stop-after", str(point))
         launcher.train("interrupted")
         rows = compare(launcher.folder / "whole", launcher.folder / "interrupted")
-    screen.table(
+    console.table(
         "continued, against not interrupted",
         [(what, difference or "equal") for what, difference in rows],
         ("what", "result"),
     )
     if any(difference for _, difference in rows):
-        screen.say(
+        console.log(
             "resuming this configuration is not exact: on CUDA set train.deterministic=true; a model with dropout, or "
             "with batch statistics of its own, cannot be resumed exactly"
         )
         return 1
     plural = "es" * (options.processes > 1)
-    screen.say(f"resuming is exact, to the bit, with {options.processes} process{plural}, on this machine")
+    console.log(f"resuming is exact, to the bit, with {options.processes} process{plural}, on this machine")
     return 0
 
 

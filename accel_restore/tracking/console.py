@@ -31,12 +31,12 @@ class Console:
         if hasattr(sys.stdout, "reconfigure"):  # a stream that lacks a character must not end a run
             sys.stdout.reconfigure(errors="backslashreplace")
         is_terminal = sys.stdout.isatty()
-        self.console = _Console(highlight=False, width=None if is_terminal else _LOG_WIDTH)
-        self.shows_bars = main and is_terminal and not self.console.is_dumb_terminal and not _is_ci()
+        self.rich = _Console(highlight=False, width=None if is_terminal else _LOG_WIDTH)
+        self.shows_bars = main and is_terminal and not self.rich.is_dumb_terminal and not _is_ci()
         self.progress: Progress | None = None
         self.last_line = self.last_score = 0.0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if self.main:
             self._print(text, markup=False, soft_wrap=True)
 
@@ -52,7 +52,7 @@ class Console:
 
     def _print(self, *what: Any, **how: Any) -> None:
         with _surviving_readers():
-            self.console.print(*what, **how)
+            self.rich.print(*what, **how)
 
     def track(self, items: Iterable, total: int, what: str) -> Iterable:
         """The items, with progress shown while they are taken: a bar on a terminal, otherwise a line now and then."""
@@ -60,19 +60,19 @@ class Console:
             yield from items
         elif self.shows_bars:
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
-            progress = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            progress = Progress(*columns, TimeRemainingColumn(), console=self.rich)
             try:
                 _start(progress)
                 yield from progress.track(items, total, description=what)
             finally:
                 _stop(progress)
         else:
-            self.say(what)
+            self.log(what)
             last = time.monotonic()
             for number, item in enumerate(items):
                 if time.monotonic() - last >= _LINE_SECONDS:
                     last = time.monotonic()
-                    self.say(f"{what}: {number} of {total}")
+                    self.log(f"{what}: {number} of {total}")
                 yield item
 
     def start(self, epochs: int, total: int, completed: int) -> None:
@@ -86,7 +86,7 @@ class Console:
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[figures]}"),
-            console=self.console,
+            console=self.rich,
             refresh_per_second=_REFRESHES,
             expand=True,
         )
@@ -105,12 +105,12 @@ class Console:
         speed = f"{samples_per_second:.1f} samples/s"
         figures = [f"loss {format_score('loss', loss)}", f"lr {lr:.3g}", speed, self._left(step)]
         if self.progress is not None:
-            if self.console.width < _WIDE:
+            if self.rich.width < _WIDE:
                 figures[2] = f"{samples_per_second:.0f}/s"
             self.progress.update(self.task, figures=" · ".join(figures))
         elif time.monotonic() - self.last_line >= _LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.say(" · ".join([f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total}", *figures]))
+            self.log(" · ".join([f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total}", *figures]))
 
     def _left(self, step: int) -> str:
         """How long the run will go on, as it has gone so far in this process: validations and commits count."""
@@ -121,7 +121,7 @@ class Console:
         """A line about a validation; in quick runs not about every one."""
         if always or time.monotonic() - self.last_score >= _SCORE_SECONDS:
             self.last_score = time.monotonic()
-            self.say(line)
+            self.log(line)
 
     def stop(self) -> None:
         if self.progress is not None:

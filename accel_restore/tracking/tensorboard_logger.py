@@ -38,9 +38,9 @@ def check_tensorboard() -> None:
 class TensorBoardLogger:
     """Writes a run's figures and pictures, by the keys of W&B, over steps and epochs; it cannot stop training."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], ranks: int, notice: Callable[[str], None]):
+    def __init__(self, folder: Path, config: dict[str, Any], ranks: int, log: Callable[[str], None]):
         """`config` is shown as hyperparameters, without secrets; every step has a line of each of `ranks`."""
-        self.folder, self.config, self.notice = folder, redacted(config), notice
+        self.folder, self.config, self.log = folder, redacted(config), log
         self.rows = Rows(folder, ranks)
         self.wake, self.finishing = threading.Event(), False
         self.thread = threading.Thread(target=self._work, name="accel-restore-tensorboard", daemon=True)
@@ -59,7 +59,7 @@ class TensorBoardLogger:
         """Wait until that is done, 10 seconds after `end` at most."""
         self.thread.join(max(0.0, self.deadline - time.monotonic()))
         if self.thread.is_alive():
-            self.notice(f"{self.folder / FOLDER}: ends early, as writing takes too long; metrics.jsonl has everything")
+            self.log(f"{self.folder / FOLDER}: ends early, as writing takes too long; metrics.jsonl has everything")
 
     def _work(self) -> None:
         try:
@@ -77,7 +77,7 @@ class TensorBoardLogger:
                     _log(tracker, row)
             tracker.finish()
         except Exception as error:  # whatever it raises: training matters more
-            self.notice(f"TensorBoard stopped ({type(error).__name__}: {error}); training and metrics.jsonl go on")
+            self.log(f"TensorBoard stopped ({type(error).__name__}: {error}); training and metrics.jsonl go on")
 
 
 def _log(tracker: TensorBoardTracker, row: dict[str, Any]) -> None:

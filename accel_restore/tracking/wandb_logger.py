@@ -58,7 +58,7 @@ class WandbLogger:
         config: dict[str, Any],
         ranks: int,
         id: str | None,
-        notice: Callable[[str], None],
+        log: Callable[[str], None],
         rank: int = 0,
     ):
         """`id` is that of the run in `folder` so far, None for a new one; every step has a line of each of `ranks`.
@@ -71,7 +71,7 @@ class WandbLogger:
         if mode == "disabled":
             return
         if mode == "online" and not has_key():  # W&B would ask for one
-            notice("W&B has no key (wandb login, or WANDB_API_KEY); this run is kept offline, to be synced later")
+            log("W&B has no key (wandb login, or WANDB_API_KEY); this run is kept offline, to be synced later")
             mode = "offline"
         self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         settings = {"project": tracking.project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
@@ -79,9 +79,9 @@ class WandbLogger:
         of_rank = _Part({**settings, **own}, lambda: RankRows(folder, rank))
         of_all = _Part(settings, lambda: Rows(folder, ranks))
         if rank:
-            self.sender = _Sender(of_rank, None, mode, folder, notice)
+            self.sender = _Sender(of_rank, None, mode, folder, log)
         else:
-            self.sender = _Sender(of_all, of_rank if tracking.wandb_per_rank else None, mode, folder, notice)
+            self.sender = _Sender(of_all, of_rank if tracking.wandb_per_rank else None, mode, folder, log)
         self.sender.start()
 
     @property
@@ -116,8 +116,8 @@ class _Sender:
     A second run may ride along in the same thread: nothing that it raises touches the first.
     """
 
-    def __init__(self, part: _Part, rider: _Part | None, mode: str, folder: Path, notice: Callable[[str], None]):
-        self.part, self.rider, self.mode, self.folder, self.notice = part, rider, mode, folder, notice
+    def __init__(self, part: _Part, rider: _Part | None, mode: str, folder: Path, log: Callable[[str], None]):
+        self.part, self.rider, self.mode, self.folder, self.log = part, rider, mode, folder, log
         self.thread = threading.Thread(target=self._work, name="accel-restore-wandb", daemon=True)
         self.ready = threading.Event()  # begun, or given up
         self.wake = threading.Event()  # there are new lines, or the run ends
@@ -145,11 +145,11 @@ class _Sender:
         if self.thread.is_alive():
             self._abandon()
         if self.is_whole:
-            self.notice(f"W&B      see it with: wandb leet {shlex.quote(str(self.folder / 'wandb'))}")
+            self.log(f"W&B      see it with: wandb leet {shlex.quote(str(self.folder / 'wandb'))}")
         if self.unsynced is not None:
-            self.notice(self._what_is_left(self.unsynced))
+            self.log(self._what_is_left(self.unsynced))
         elif self.abandoned and not self.written:
-            self.notice("W&B does not answer and has nothing of this run; metrics.jsonl has everything")
+            self.log("W&B does not answer and has nothing of this run; metrics.jsonl has everything")
 
     def _abandon(self) -> None:
         """Leave W&B as it is, so that the end of this process does not wait for it."""
@@ -179,7 +179,7 @@ class _Sender:
             self._persist(self._end)
         except _GaveUpError as error:
             if not self.abandoned:
-                self.notice(f"W&B stopped ({error}); training and metrics.jsonl go on")
+                self.log(f"W&B stopped ({error}); training and metrics.jsonl go on")
         finally:
             self.ready.set()
 
@@ -205,7 +205,7 @@ class _Sender:
                 self._begin_part(self.rider)
             except (Exception, SystemExit) as error:
                 name = self.rider.settings["name"]
-                self.notice(f"W&B      {name} could not be begun ({error}); the run of all ranks has what it would")
+                self.log(f"W&B      {name} could not be begun ({error}); the run of all ranks has what it would")
 
     def _begin_part(self, part: _Part) -> Path:
         """Begin a run; its folder."""
@@ -222,16 +222,16 @@ class _Sender:
             raise _GaveUpError(reason) from error
         self.mode = "offline"
         if lost:
-            self.notice(f"W&B's process was lost ({reason}); the run goes on offline, from metrics.jsonl")
+            self.log(f"W&B's process was lost ({reason}); the run goes on offline, from metrics.jsonl")
         else:
-            self.notice(f"W&B cannot be reached ({reason}); this run is kept offline, to be synced later")
+            self.log(f"W&B cannot be reached ({reason}); this run is kept offline, to be synced later")
 
     def _hear(self, text: str) -> None:
         """A warning of W&B's, by which alone one learns that it uploads no more."""
         if "wandb sync" in text:
             self.is_uploading = False
         elif "Timed out" not in text:
-            self.notice(f"W&B: {text.removeprefix('wandb: ')}")
+            self.log(f"W&B: {text.removeprefix('wandb: ')}")
 
     def _send(self) -> None:
         """Log the lines that have come; from then on the run is the one that has them all."""

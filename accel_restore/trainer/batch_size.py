@@ -27,7 +27,7 @@ _STEPS = 2  # in the second one the optimizer's state is there
 
 
 def resolve_batch_size(
-    config: Config, accelerator: Accelerator, loss_fn: Loss, num_samples: int, start: Start, say: Callable[[str], None]
+    config: Config, accelerator: Accelerator, loss_fn: Loss, num_samples: int, start: Start, log: Callable[[str], None]
 ) -> Config:
     """The configuration with a number in place of `data.batch_size: auto`, the same on every rank; all call it.
 
@@ -49,15 +49,15 @@ def resolve_batch_size(
                 f"data.batch_size: auto finds that not even one pair with a patch_size of {_largest_patch(config)} "
                 f"fits into the memory of {accelerator.device}; lower data.patch_size, or take a smaller model"
             )
-    say(f"data.batch_size: auto is {size} here, {why}")
+    log(f"data.batch_size: auto is {size} here, {why}")
     return _with_batch_size(config, size)
 
 
-def assume_batch_size(config: Config, say: Callable[[str], None]) -> Config:
+def assume_batch_size(config: Config, log: Callable[[str], None]) -> Config:
     """The configuration for a command that tries no batch sizes: with the default in place of `auto`."""
     if config.data.batch_size != "auto":
         return config
-    say(f"data.batch_size: auto is found when training begins; {_ASSUMED} is taken here")
+    log(f"data.batch_size: auto is found when training begins; {_ASSUMED} is taken here")
     return _with_batch_size(config, _ASSUMED)
 
 

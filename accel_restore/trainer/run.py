@@ -81,10 +81,10 @@ def run_training(
     after step `stop_after`.
     """
     accelerator = create_accelerator(config, cpu)
-    screen = Console(accelerator.is_main_process)
-    if not screen.main:  # all ranks get the same warnings of libraries
+    console = Console(accelerator.is_main_process)
+    if not console.main:  # all ranks get the same warnings of libraries
         warnings.simplefilter("ignore")
-    lock = RunLock(run_folder(config), screen.say)
+    lock = RunLock(run_folder(config), console.log)
     run: RunContext | None = None
     failed = True
 
@@ -106,7 +106,7 @@ def run_training(
     watch = RankMonitor(accelerator, config.train.rank_timeout, give_up)
     watch.start()
     try:
-        run = prepare(config, accelerator, screen, lock, audit, overwrite and not _is_restarted(), overrides)
+        run = prepare(config, accelerator, console, lock, audit, overwrite and not _is_restarted(), overrides)
         if run is not None:
             _fit(run, watch, stop, stop_after, audit)
         failed = False
@@ -174,9 +174,9 @@ def attach(
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
     dashboard, tensorboard = _begin_dashboard(run, resolved), None
     if accelerator.is_main_process:
-        run.report = Report(run.folder, run.screen.say)
+        run.report = Report(run.folder, run.console.log)
         if config.tracking.tensorboard:
-            tensorboard = TensorBoardLogger(run.folder, resolved, accelerator.num_processes, run.screen.say)
+            tensorboard = TensorBoardLogger(run.folder, resolved, accelerator.num_processes, run.console.log)
     tracker = run.tracker = MetricsLogger(
         run.folder,
         state,
@@ -184,7 +184,7 @@ def attach(
         loader,
         epochs=run.epochs,
         log_every_steps=config.tracking.log_every_steps,
-        screen=run.screen,
+        console=run.console,
         samples=samples,
         dashboard=dashboard,
         report=run.report,
@@ -222,10 +222,10 @@ def attach(
         run.data.train_files,
         config.train.max_skipped_steps,
         tracker.record,
-        run.screen.say,
+        run.console.log,
     )
     audit_hook = Audit(run.folder, state, loader, accelerator) if audit else None
-    pace = StragglerDetector(accelerator, loader, state, run.screen.say)
+    pace = StragglerDetector(accelerator, loader, state, run.console.log)
     watch.observe(loader, state)
     callbacks = [pace, watch, tracker, skipped, replica_check, saver, *([audit_hook] if audit_hook else []), stopping]
     return Observers(callbacks, samples, saver, stopping, audit_hook)
@@ -257,16 +257,16 @@ def _fit(run: RunContext, watch: RankMonitor, stop: StopRequest, stop_after: int
         raise PreemptedError(f"{stop} after step {state.step}") from None
     except RunAbortedError:  # by all ranks alike
         if audit_hook is not None:
-            audit_hook.report(run.screen.table)
+            audit_hook.report(run.console.table)
         raise
     saver.finish(state)
     seen.stopping.close()
-    run.screen.stop()
+    run.console.stop()
     if audit_hook is not None:
-        audit_hook.report(run.screen.table)
+        audit_hook.report(run.console.table)
     if accelerator.is_main_process:
         run.write_status("finished")
-    report_result(run.screen, run.folder, state)
+    report_result(run.console, run.folder, state)
 
 
 def _begin_dashboard(run: RunContext, resolved: dict[str, Any]) -> WandbLogger | None:
@@ -279,7 +279,7 @@ def _begin_dashboard(run: RunContext, resolved: dict[str, Any]) -> WandbLogger |
     def begin(rank: int) -> WandbLogger:
         content = {**resolved, "plan": plan}
         return WandbLogger(
-            tracking, run.config.run.name, run.folder, content, accelerator.num_processes, id, run.screen.say, rank
+            tracking, run.config.run.name, run.folder, content, accelerator.num_processes, id, run.console.log, rank
         )
 
     if accelerator.is_main_process:

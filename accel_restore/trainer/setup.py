@@ -56,7 +56,7 @@ class RunContext:
 
     config: Config
     accelerator: Accelerator
-    screen: Console
+    console: Console
     folder: Path
     start: Start
     data: DataSets
@@ -77,7 +77,7 @@ class RunContext:
 def prepare(
     config: Config,
     accelerator: Accelerator,
-    screen: Console,
+    console: Console,
     lock: RunLock,
     audit: bool,
     overwrite: bool,
@@ -89,15 +89,15 @@ def prepare(
     def find() -> Start:
         if lock.acquire_existing():
             put_back(folder / "checkpoints")
-        return find_resume_point(folder, config, overwrite, overrides, accelerator.mixed_precision, screen.say)
+        return find_resume_point(folder, config, overwrite, overrides, accelerator.mixed_precision, console.log)
 
     start = on_all_ranks(accelerator, find, only_main=True)
     if start.finished:
         if not start.is_in(folder):
             raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
         # Only whether: all that is returned goes to every rank.
-        on_all_ranks(accelerator, lambda: bool(rewind_best(folder, start, screen.say)), only_main=True)
-        report_finished(folder, start, accelerator, screen, audit)
+        on_all_ranks(accelerator, lambda: bool(rewind_best(folder, start, console.log)), only_main=True)
+        report_finished(folder, start, accelerator, console, audit)
         return None
 
     # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
@@ -107,11 +107,11 @@ def prepare(
     on_all_ranks(accelerator, lambda: protocol.scores)
     if config.tracking.tensorboard:
         on_all_ranks(accelerator, check_tensorboard, only_main=True)
-    data = _open_data(config, accelerator, screen, start, max(protocol.smallest_side, loss_fn.smallest_side))
+    data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
     if trial is not None:
         on_all_ranks(accelerator, lambda: trial.restore(data.val, protocol))
         del trial  # and the memory of its model
-    config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, screen.say)
+    config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, console.log)
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     epochs = config.train.epochs
     if config.train.max_steps is not None:
@@ -137,10 +137,10 @@ def prepare(
             state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
-    run = RunContext(config, accelerator, screen, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
+    run = RunContext(config, accelerator, console, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
     record = plan_record(plan, epochs, stages.num_steps(epochs), protocol, data.val.names)
     on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
-    screen.table("plan", plan)
+    console.table("plan", plan)
     return run
 
 
@@ -195,11 +195,13 @@ def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
     return trial
 
 
-def _open_data(config: Config, accelerator: Accelerator, screen: Console, start: Start, smallest_side: int) -> DataSets:
+def _open_data(
+    config: Config, accelerator: Accelerator, console: Console, start: Start, smallest_side: int
+) -> DataSets:
     builder = Console(True)  # whichever rank decodes the images shows it
     data = on_all_ranks(
         accelerator,
-        lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, screen.say),
+        lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, console.log),
     )
     seen = gather_object([identity_digest(data.identity)])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
@@ -219,7 +221,7 @@ def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> Non
         clear(folder, run.start)
         remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")
-        run.best = rewind_best(folder, run.start, run.screen.say)
+        run.best = rewind_best(folder, run.start, run.console.log)
         run.write_status("running")
         replace_file(folder / "config.yaml", to_yaml(run.config).encode())
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())

@@ -24,7 +24,7 @@ def progress(state: TrainState, world_size: int) -> dict[str, Any]:
     return {"epoch": state.epoch, "step": state.step, "world_size": world_size, "best": state.best}
 
 
-def report_finished(folder: Path, start: Start, accelerator: Accelerator, screen: Console, audit: bool) -> None:
+def report_finished(folder: Path, start: Start, accelerator: Accelerator, console: Console, audit: bool) -> None:
     """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
     audited = read_audit(folder)
     if audited and not audited["ok"]:
@@ -34,14 +34,14 @@ def report_finished(folder: Path, start: Start, accelerator: Accelerator, screen
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
         counters = {key: start.counters[key] for key in ("epoch", "step", "best")}
         write_status(folder, "finished", **counters, world_size=accelerator.num_processes)
-    screen.say(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
+    console.log(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
 
 
-def report_result(screen: Console, folder: Path, state: TrainState) -> None:
+def report_result(console: Console, folder: Path, state: TrainState) -> None:
     """Tell what a run has reached and where that lies."""
     best = state.best
     if best is None:
-        screen.say(f"finished: no validation gave a number, so there is no {folder / WEIGHTS}")
+        console.log(f"finished: no validation gave a number, so there is no {folder / WEIGHTS}")
         return
     gains = [
         f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
@@ -49,9 +49,9 @@ def report_result(screen: Console, folder: Path, state: TrainState) -> None:
         if name in best
     ]
     told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
-    screen.say(f"finished: best epoch {best['epoch'] + 1}: {told}")
+    console.log(f"finished: best epoch {best['epoch'] + 1}: {told}")
     if "psnr" in best and best["psnr"] < best["input_psnr"]:
-        screen.say("that is worse than the input: train longer, lower optimizer.lr, or ask accel-restore check")
-    screen.say(f"weights  {folder / WEIGHTS}")
+        console.log("that is worse than the input: train longer, lower optimizer.lr, or ask accel-restore check")
+    console.log(f"weights  {folder / WEIGHTS}")
     if (folder / "samples").is_dir():
-        screen.say(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")
+        console.log(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

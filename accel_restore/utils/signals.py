@@ -107,11 +107,11 @@ class StopRequest:
                 return
             self.signal = number
             if self.may_save:
-                _say(f"{number.name}: saving after this step; a second signal ends the run without")
+                _report(f"{number.name}: saving after this step; a second signal ends the run without")
             else:
                 self._leave_later()
         elif not self._is_copy():
-            _say(f"{number.name}: ended at once; the last commit is kept")
+            _report(f"{number.name}: ended at once; the last commit is kept")
             os._exit(1 if self.is_over else EXIT_CODE)
 
     def _is_copy(self) -> bool:
@@ -198,7 +198,7 @@ def die_with_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     """Print from the listening thread of the main process, past the buffers that the main thread may hold."""
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):

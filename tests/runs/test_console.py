@@ -165,7 +165,7 @@ def test_only_the_main_process_prints_and_each_line_once(config):
     assert forked.run(config, "--audit", ranks=2, mode="warn") == [0, 0], forked.printed(config)
     assert forked.printed(config).count("as a library does") == 2, "the warning, and its line of code"
     assert _repeated(config) == []
-    forked.run(config, "--overwrite", ranks=2, mode="warn,without=screen")
+    forked.run(config, "--overwrite", ranks=2, mode="warn,without=console")
     repeated = "\n".join(_repeated(config))
     assert "finished: best epoch" in repeated and "as a library does" in repeated, "the control"
 
@@ -174,7 +174,7 @@ def test_a_result_that_is_worse_than_its_input_is_told_as_such(tmp_path):
     def said(psnr):
         lines = []
         best = {"epoch": 0, "loss": 0.1, "psnr": psnr, "input_psnr": 20.0}
-        report_result(SimpleNamespace(say=lines.append), tmp_path, SimpleNamespace(best=best))
+        report_result(SimpleNamespace(log=lines.append), tmp_path, SimpleNamespace(best=best))
         return [line for line in lines if "worse than the input" in line]
 
     assert len(said(19.9)) == 1 and said(20.1) == []

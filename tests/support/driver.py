@@ -214,14 +214,14 @@ def remove_guard(part: str) -> None:
         guard.ReplicaCheck.check = lambda *_: None
     elif part == "watch":
         ranks.RankMonitor.start = lambda _: None
-    elif part == "screen":  # every rank prints
+    elif part == "console":  # every rank prints
         session.Console = lambda _: console.Console(True)
     elif part == "lock":
         run_lock.RunLock.acquire, run_lock.RunLock.is_held = lambda _: None, True
     elif part == "sha256":
         commits._read_listed = lambda commit, name, _: (commit / name).read_bytes()
     elif part == "tolerance":  # of disks that are full
-        saving.Checkpointer._tell = lambda *_: reraise()
+        saving.Checkpointer._report = lambda *_: reraise()
     elif part == "float32_parts":
         distributed.use_float32_weights = lambda _: None
     elif part == "tensorboard":

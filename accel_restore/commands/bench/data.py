@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
     if not (options.seconds > 0 and options.pairs_per_second > 0):
         raise UserError("bench data: --seconds and --pairs-per-second must be above 0")
     check_writable(options.json)
-    screen = Console(True)
-    config = assume_batch_size(load_config(options.config, options.overrides), screen.say)
-    rates, data = bench_data(config, options.seconds, screen)
+    console = Console(True)
+    config = assume_batch_size(load_config(options.config, options.overrides), console.log)
+    rates, data = bench_data(config, options.seconds, console)
 
     decoding, copying = rates[DECODING], rates[COPYING]
     rows = [
@@ -56,28 +56,28 @@ def main(arguments: list[str]) -> int:
         for what, rate in rates.items()
     ]
     size, channels = config.data.patch_size, config.data.channels
-    screen.table(
+    console.table(
         f"reading crops of {size}x{size}x{channels} in batches of {config.data.batch_size}",
         rows,
         ("", "pairs/s", "× decoding", "× copy limit"),
     )
     fed = rates[TRAINING] / options.pairs_per_second
     path = "from memory" if data.fits_in_memory else "from the disk, ahead of time"
-    screen.say(f"{data.nbytes / 1e9:.2f} GB decoded, read {path}")
+    console.log(f"{data.nbytes / 1e9:.2f} GB decoded, read {path}")
     threads = f"{config.data.num_threads} loading thread" + "s" * (config.data.num_threads != 1)
-    screen.say(f"{threads} can feed {fed:.1f} GPUs that take {options.pairs_per_second:g} pairs/s each")
+    console.log(f"{threads} can feed {fed:.1f} GPUs that take {options.pairs_per_second:g} pairs/s each")
     if options.json is not None:
         record = {"pairs_per_second": rates, "bytes": data.nbytes, "fits_in_memory": data.fits_in_memory, "gpus": fed}
         write_report(options.json, record)
     return 0
 
 
-def bench_data(config: Config, seconds: float, screen: Console) -> tuple[dict[str, float], DataSets]:
+def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[str, float], DataSets]:
     """Pairs per second of each stage by its name, each measured for so many seconds; and the data sets.
 
     Raises: UserError for data that cannot be used.
     """
-    found = find_data(config.data, 1, screen.track)
+    found = find_data(config.data, 1, console.track)
     raise_found(found)
     cpu, data = torch.device("cpu"), config.data
     sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)

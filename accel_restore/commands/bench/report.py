@@ -141,7 +141,7 @@ def _rarer_hook(rank: dict[str, Any]) -> str:
     return f"raise {section}.{key} ({rank['config'][section][key]}): {name} takes the most of it"
 
 
-def show(record: dict[str, Any], screen: Console) -> None:
+def show(record: dict[str, Any], console: Console) -> None:
     """Print the record of `reported`."""
     ranks, step = record["ranks"], sum(record["phases"].values())
     several = len(ranks) > 1
@@ -151,21 +151,21 @@ def show(record: dict[str, Any], screen: Console) -> None:
         spread = (f"{1000 * min(of_ranks):.2f} to {1000 * max(of_ranks):.2f}",) if several else ()
         rows.append((phase, f"{1000 * seconds:.2f}", *spread, f"{seconds / step:.1%}"))
     size = record["patch_size"]
-    screen.say(
+    console.log(
         f"{len(ranks)} × {record['device']}, precision {record['precision']}, crops of {size}x{size}, "
         f"{record['batch_size']} per device × {record['accumulation']} accumulated × {len(ranks)} ranks"
     )
-    screen.table("where the time of a step goes", rows, ("phase", "ms", *(("of ranks",) if several else ()), "share"))
+    console.table("where the time of a step goes", rows, ("phase", "ms", *(("of ranks",) if several else ()), "share"))
     each = f" ({', '.join(format(r['samples_per_second'], '.1f') for r in ranks)} by rank)" if several else ""
     memory = max(r["peak_memory"] for r in ranks) / 1e9
     kind = "tensors on the GPU" if record["device"] == "cuda" else "the process"
-    screen.say(f"{record['samples_per_second']:.1f} samples/s{each}; peak memory of {kind} {memory:.2f} GB")
+    console.log(f"{record['samples_per_second']:.1f} samples/s{each}; peak memory of {kind} {memory:.2f} GB")
     ratio = record["ratio"]
-    screen.say(
+    console.log(
         f"a bare loop on one constant batch: {record['bare_samples_per_second']:.1f} samples/s; trainer/bare "
         f"{ratio['median']:.3f} (median of {ratio['pairs']} alternating pairs, {ratio['lowest']:.2f} to "
         f"{ratio['highest']:.2f}), by CPU time {record['cpu_ratio']:.3f}"
     )
-    screen.say(f"bottleneck: {record['bottleneck']}, {record['bottleneck_share']:.0%} of the step")
+    console.log(f"bottleneck: {record['bottleneck']}, {record['bottleneck_share']:.0%} of the step")
     for line in record["advice"]:
-        screen.say(f"  {line}")
+        console.log(f"  {line}")

@@ -50,14 +50,14 @@ def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
                 f"{record['ratio']['median']:.3f}",
             )
         )
-    screen = Console(True)
-    screen.table(
+    console = Console(True)
+    console.table(
         f"scaling on {record['device']}",
         rows,
         ("processes", "samples/s", "of each", "efficiency", EXCHANGE, "trainer/bare"),
     )
     if on_cpu:
-        screen.say(f"the processes share {most} threads of the CPU; efficiency is against one process with all of them")
+        console.log(f"the processes share {most} CPU threads; efficiency is relative to one process with all of them")
     return records
 
 

@@ -88,10 +88,10 @@ def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None
     except (UserError, DivergedError) as error:  # of all ranks
         accelerator.state.destroy_process_group()
         raise UserError(str(error)) from error
-    screen = Console(accelerator.is_main_process)
-    show(record, screen)
+    console = Console(accelerator.is_main_process)
+    show(record, console)
     if options.profile is not None:
-        screen.say(f"trace of {_PROFILED_STEPS} steps: {options.profile}/rank0.json, for https://ui.perfetto.dev")
+        console.log(f"trace of {_PROFILED_STEPS} steps: {options.profile}/rank0.json, for https://ui.perfetto.dev")
     accelerator.state.destroy_process_group()
     return record if accelerator.is_main_process else None
 

@@ -29,8 +29,8 @@ _SHARE = 0.01  # of the time, at most, goes into them
 class Report:
     """Keeps a run's report.html up to date while it trains; what goes wrong with it is told, and nothing more."""
 
-    def __init__(self, folder: Path, notice: Callable[[str], None]):
-        self.folder, self.notice = folder, notice
+    def __init__(self, folder: Path, log: Callable[[str], None]):
+        self.folder, self.log = folder, log
         self.page = Page(folder)
         self.due = time.monotonic() + _SECONDS
 
@@ -46,7 +46,7 @@ class Report:
             replace_file(self.folder / REPORT, self.page.build().encode())
         except Exception as error:  # a page is not worth a run, whatever is wrong
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            self.notice(f"{self.folder / REPORT}: cannot be written ({reason}); accel-restore report makes it later")
+            self.log(f"{self.folder / REPORT}: cannot be written ({reason}); accel-restore report makes it later")
         now = time.monotonic()
         self.due = now + max(_SECONDS, (now - began) / _SHARE)
 

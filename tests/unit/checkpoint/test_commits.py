@@ -34,7 +34,7 @@ def content(step, version=0):
 
 def saver(folder, keep=2):
     """What a run saves with, without the run."""
-    tracker = SimpleNamespace(sync=lambda: None, screen=SimpleNamespace(say=print))
+    tracker = SimpleNamespace(sync=lambda: None, console=SimpleNamespace(log=print))
     needless = dict.fromkeys(("accelerator", "replica_check", "extra", "metadata"))
     schedule = Checkpoint(keep=keep)
     return saving.Checkpointer(folder, schedule=schedule, epochs=1, stages=None, tracker=tracker, best=None, **needless)
