@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -285,3 +287,34 @@ def start_from(file, config, log):
 
 def snapshot(folder: Path):
     return {str(path): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_kernel_sees_the_same_order(tmp_path):
+    code = f"""
+from pathlib import Path
+from accel_restore.checkpoint.commits import prune, write_commit
+for step in (1, 2):
+    write_commit(Path({str(tmp_path / "run")!r}), step, 0, {{"state.json": b"{{}}"}})
+prune(Path({str(tmp_path / "run")!r}), 1)
+"""
+    log = tmp_path / "strace"
+    traced = "--trace=fsync,fdatasync,rename,renameat,renameat2,unlinkat,rmdir"
+    command = ["strace", "-f", "-y", traced, "-o", str(log), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "PTRACE" in done.stderr or "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if str(tmp_path / "run") in line]
+    seen = [
+        (
+            re.match(r"\w+", call)[0].replace("renameat2", "rename").replace("renameat", "rename"),
+            re.findall(r"(?:run|step-\d+|state\.json|COMMIT\.json)(?=[\">])", call)[0],
+        )
+        for call in calls
+    ]
+    commit = [("fsync", "state.json"), ("fsync", "COMMIT.json"), ("fsync", "step-00000002"),
+              ("rename", "step-00000002"), ("fsync", "run"), ("rename", "step-00000001"), ("fsync", "run")]  # fmt: skip
+    start = len(seen) - 1 - seen[::-1].index(("fsync", "state.json"))
+    assert seen[start : start + len(commit)] == commit
+    assert all(what in ("unlinkat", "rmdir") for what, _ in seen[start + len(commit) :])

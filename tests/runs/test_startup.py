@@ -5,7 +5,8 @@ import sys
 
 import forked
 import yaml
-from runs import ROOT, clean_environment, make_photos, small_config
+from runs import ROOT, clean_environment, make_photos, run_folder, small_config
+from torch import nn
 
 LIGHT = """
 import sys
@@ -61,3 +62,26 @@ def test_training_on_decoded_images_imports_nothing_before_step_1_that_it_does_n
     first, last = _modules(TRAINING, "--config", str(file), "--cpu", "--overwrite")
     assert {"torch", "pyarrow"} <= first and not first & (NOT_NEEDED | NEEDED_LATER)
     assert last >= NEEDED_LATER
+
+
+class Own(nn.Module):
+    """A convolution that takes, where it does not train, only widths that are a multiple of a number."""
+
+    def __init__(self, multiple: int, channels: int = 3):
+        super().__init__()
+        self.conv, self.multiple = nn.Conv2d(channels, channels, 3, padding=1), multiple
+
+    def forward(self, x):
+        assert self.training or x.shape[-1] % self.multiple == 0
+        return self.conv(x)
+
+
+def test_nothing_is_written_for_a_model_that_cannot_be_used(tmp_path):
+    photos, val = make_photos(tmp_path / "train", 8), make_photos(tmp_path / "val", 2, seed=1)
+    config = small_config(photos, val, tmp_path / "out")
+    config["model"] = {"name": "test_startup:Own", "multiple": 64}
+    process = forked.launch(config)
+    assert process.returncode == 2 and "cannot restore images of" in process.stdout + process.stderr
+    assert not run_folder(config).exists()
+    config["model"]["multiple"] = 1
+    assert forked.launch(config).returncode == 0

@@ -8,6 +8,7 @@ from forked import launch
 from PIL import Image
 from runs import epochs_of, make_photos, run_folder, small_config, succeed
 from safetensors import safe_open
+from vgg import write_weights
 
 from accel_restore import fit
 from accel_restore.models.unet import UNet
@@ -124,3 +125,26 @@ def test_batches_of_images_are_scored_once_on_any_number_of_ranks(photos, alike,
         succeed(launch(config, ranks=ranks, mode="float64"))
         scores.append(epochs_of(config)[0]["val_psnr"])
     assert scores == pytest.approx([scores[0]] * 3, rel=1e-9)
+
+
+def test_a_run_is_validated_and_monitored_by_lpips(tmp_path):
+    photos = make_photos(tmp_path / "train", 8), make_photos(tmp_path / "val", 3, seed=1, least=33, most=45)
+    settings = {"metrics": ["psnr", "lpips"], "monitor": "lpips", "y_channel": True}
+    config = small_config(*photos, tmp_path, data={"batch_size": 4}, validation=settings)
+    missing = launch(config)
+    assert missing.returncode == 2 and "validation.weights.lpips" in missing.stderr
+    assert not run_folder(config).exists()
+    config["validation"]["weights"] = {"lpips": write_weights(tmp_path, "alexnet")}
+    lines = {}
+    for ranks in (1, 2):
+        config["run"]["name"], config["data"]["batch_size"] = f"ranks{ranks}", 4 // ranks
+        succeed(launch(config, ranks=ranks, mode="float64"))
+        lines[ranks] = epochs_of(config)
+    for one, two in zip(lines[1], lines[2], strict=True):
+        assert two["val_lpips"] == pytest.approx(one["val_lpips"], rel=1e-4)
+        assert one["val_lpips"] < one["val_input_lpips"] + 1 and "val_dists" not in one
+    best = min(lines[2], key=lambda line: line["val_lpips"])
+    with safe_open(run_folder(config) / "best.safetensors", "pt") as file:
+        stored = json.loads(file.metadata()["metrics"])
+    assert stored["lpips"] == best["val_lpips"]
+    assert "AlexNet" in stored["protocol"]["lpips"] and "RGB" in stored["protocol"]["lpips"]

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -308,34 +307,3 @@ def test_replace_file_leaves_the_old_file_where_the_new_cannot_be_written(tmp_pa
     with pytest.raises(OSError, match="quota"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old" and [each.name for each in tmp_path.iterdir()] == ["best.safetensors"]
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_kernel_sees_the_same_order(tmp_path):
-    code = f"""
-from pathlib import Path
-from accel_restore.checkpoint.commits import prune, write_commit
-for step in (1, 2):
-    write_commit(Path({str(tmp_path / "run")!r}), step, 0, {{"state.json": b"{{}}"}})
-prune(Path({str(tmp_path / "run")!r}), 1)
-"""
-    log = tmp_path / "strace"
-    traced = "--trace=fsync,fdatasync,rename,renameat,renameat2,unlinkat,rmdir"
-    command = ["strace", "-f", "-y", traced, "-o", str(log), sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if "PTRACE" in done.stderr or "ptrace" in done.stderr:
-        pytest.skip("strace may not trace here")
-    assert done.returncode == 0, done.stderr
-    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if str(tmp_path / "run") in line]
-    seen = [
-        (
-            re.match(r"\w+", call)[0].replace("renameat2", "rename").replace("renameat", "rename"),
-            re.findall(r"(?:run|step-\d+|state\.json|COMMIT\.json)(?=[\">])", call)[0],
-        )
-        for call in calls
-    ]
-    commit = [("fsync", "state.json"), ("fsync", "COMMIT.json"), ("fsync", "step-00000002"),
-              ("rename", "step-00000002"), ("fsync", "run"), ("rename", "step-00000001"), ("fsync", "run")]  # fmt: skip
-    start = len(seen) - 1 - seen[::-1].index(("fsync", "state.json"))
-    assert seen[start : start + len(commit)] == commit
-    assert all(what in ("unlinkat", "rmdir") for what, _ in seen[start + len(commit) :])

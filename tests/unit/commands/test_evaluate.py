@@ -2,22 +2,17 @@
 
 import csv
 import json
-import re
-import shutil
 from pathlib import Path
-from statistics import fmean
 
-import forked
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from runs import epochs_of, make_photos, run_folder, small_config
+from runs import make_photos
 from skimage.metrics import peak_signal_noise_ratio
 from weight_files import build, write
 
-from accel_restore import fit, load
+from accel_restore import load
 from accel_restore.cli import main
 from accel_restore.commands._arguments import degradation_steps
 from accel_restore.data.degradations.pipeline import build_degradation
@@ -26,17 +21,6 @@ from accel_restore.metrics.protocol import Protocol
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPEC = "gaussian_noise(sigma=[5, 50])"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> dict:
-    """The configuration of a run of one epoch, scored in a way that is not the default."""
-    folder = tmp_path_factory.mktemp("run")
-    photos, val = make_photos(folder / "photos", 6), make_photos(folder / "val", 5, seed=1)
-    validation = {"metrics": ["psnr", "ssim"], "crop_border": 2, "quantize": True, "self_ensemble": True}
-    config = small_config(photos, val, folder, train={"epochs": 1}, validation=validation)
-    fit(config, cpu=True)
-    return config
 
 
 @pytest.fixture
@@ -68,103 +52,6 @@ def evaluate(*arguments, code: int = 0) -> dict | None:
     assert main(["evaluate", *map(str, arguments), "--cpu", "--json", str(file)]) == code
     assert file.exists() == (code == 0)
     return json.loads(file.read_text()) if code == 0 else None
-
-
-def test_the_scores_are_those_of_the_validation(trained, capsys):
-    best, val = run_folder(trained) / "best.safetensors", trained["data"]["val"]["gt"]
-    report, [epoch] = evaluate(best, "--gt", val, "--degrade", SPEC), epochs_of(trained)
-    for name in ("psnr", "ssim"):
-        assert report["mean"][name] == pytest.approx(epoch[f"val_{name}"], abs=1e-6)
-        stored = load(best).metadata["metrics"]
-        assert report["mean"][f"input_{name}"] == pytest.approx(stored[f"input_{name}"], abs=1e-6)
-    described = {**report["protocol"]}
-    assert described.pop("precision") == "no" and described == stored["protocol"]
-    assert described["degradation"] == [{"name": "gaussian_noise", "sigma": [5, 50], "gray": 0.0}]
-    assert len(report["images"]) == 5 and report["weights"][0]["sha256"] == load(best).metadata["sha256"]
-    assert report["mean"]["psnr"] == pytest.approx(fmean(image["psnr"] for image in report["images"]))
-    said = capsys.readouterr().out
-    assert "photo003" in said and "mean" in said and "crop_border: 2" in said
-    # The control: other draws of the noise give other scores, and another protocol does.
-    assert evaluate(best, "--gt", val, "--degrade", SPEC, "--seed", "1")["mean"]["psnr"] != report["mean"]["psnr"]
-    other = evaluate(best, "--gt", val, "--degrade", SPEC, "--no-quantize", "--crop-border", "0", "--metrics", "psnr")
-    assert other["mean"]["psnr"] != report["mean"]["psnr"] and "ssim" not in other["mean"]
-    assert (other["protocol"]["crop_border"], other["protocol"]["self_ensemble"]) == (0, True)
-
-
-def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
-    folder, [epoch] = run_folder(trained), epochs_of(trained)
-    best = folder / "best.safetensors"
-    report = evaluate(best, "--run", folder)
-    named = evaluate(best, "--gt", trained["data"]["val"]["gt"], "--degrade", SPEC)
-    assert (report["mean"], report["images"], report["protocol"]) == (named["mean"], named["images"], named["protocol"])
-    assert report["mean"]["psnr"] == pytest.approx(epoch["val_psnr"], abs=1e-6)
-    assert evaluate(best, "--run", folder, "--crop-border", "0")["protocol"]["crop_border"] == 0, "options go first"
-    plan = (folder / "plan.json").read_text()
-    for computed, scored in (("bf16 (chosen by auto)", "bf16"), ("fp16", "no")):  # a CPU has no fp16
-        changed = plan.replace('"precision",\n   "no"', f'"precision",\n   "{computed}"')
-        assert changed != plan
-        (folder / "plan.json").write_text(changed)
-        assert evaluate(best, "--run", folder)["protocol"]["precision"] == scored
-    (folder / "plan.json").write_text(plan)
-    assert "validated in fp16, which needs a GPU" in capsys.readouterr().out
-    config = (folder / "config.yaml").read_text()
-    limited, changes = re.subn(r"max_image_pixels: \d+", "max_image_pixels: 99", config)
-    assert changes == 1
-    (folder / "config.yaml").write_text(limited)
-    evaluate(best, "--run", folder, code=2)
-    assert "more than 99 pixels" in capsys.readouterr().err, "the run's own limit"
-    assert evaluate(best, "--run", folder, "--max-pixels", "9999999")["mean"] == report["mean"]
-    (folder / "config.yaml").write_text(config)
-    for other in (["--gt", "x"], ["--input", "x"], ["--degrade", "quantize"], ["--recursive"]):
-        capsys.readouterr()
-        evaluate(best, "--run", folder, *other, code=2)
-        assert f"--run and {other[0]} exclude each other" in capsys.readouterr().err
-    for wrong, said in ((folder.parent, "has no config.yaml"), (None, "nothing says which images")):
-        evaluate(best, *(["--run", wrong] if wrong else []), code=2)
-        assert said in capsys.readouterr().err
-
-
-def test_the_images_that_were_held_out_are_named_and_scored_again(tmp_path, capsys):
-    photos = make_photos(tmp_path / "photos", 9)
-    data = {"val": None, "val_fraction": 0.3, "max_images": 9}
-    config = small_config(photos, photos, tmp_path, train={"epochs": 1}, data=data)
-    folder = fit(config, cpu=True)
-    best, [epoch] = folder / "best.safetensors", epochs_of(config)
-    names = json.loads((folder / "plan.json").read_text())["validation_images"]
-    assert len(names) == 3 and {f"{name}.png" for name in names} < {file.name for file in photos.iterdir()}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
-    assert main(["check", "--config", str(tmp_path / "small.yaml"), "--json", str(tmp_path / "check.json")]) == 0
-    assert json.loads((tmp_path / "check.json").read_text())["validation_images"] == names
-
-    for number in range(20):  # of more images, others would be taken and held out
-        shutil.copy(photos / "photo000.png", photos / f"more{number}.png")
-    report = evaluate(best, "--run", folder)
-    assert [image["name"] for image in report["images"]] == names
-    assert report["mean"]["psnr"] == pytest.approx(epoch["val_psnr"], abs=1e-6)
-    plan = (folder / "plan.json").read_text()
-    (folder / "plan.json").unlink()
-    others = evaluate(best, "--run", folder)  # of a run that has not written down their names, they are worked out
-    assert [image["name"] for image in others["images"]] != names, "the control"
-    for file in photos.glob("more*"):
-        file.unlink()
-    assert evaluate(best, "--run", folder)["mean"] == report["mean"]
-    (folder / "plan.json").write_text(plan)
-    (photos / f"{names[1]}.png").unlink()
-    evaluate(best, "--run", folder, code=2)
-    said = capsys.readouterr().err
-    assert f"data.train: has no image '{names[1]}' any more" in said and str(folder) in said
-    gray = write(tmp_path / "gray.safetensors", build(1), channels=1)
-    evaluate(gray, "--run", folder, code=2)
-    assert "is of 3 channels at scale 1, the weights are of 1" in capsys.readouterr().err
-
-
-def test_two_processes_score_every_image_once_and_alike(trained):
-    best, val = run_folder(trained) / "best.safetensors", trained["data"]["val"]["gt"]
-    alone = evaluate(best, "--gt", val, "--degrade", SPEC)
-    file = best.parent / "two.json"
-    arguments = ["evaluate", str(best), "--gt", val, "--degrade", SPEC, "--cpu", "--json", str(file)]
-    assert forked.codes(forked.start_ranks(main, 2, best.parent / "log", arguments)) == [0, 0]
-    assert json.loads(file.read_text()) == alone
 
 
 def test_pairs_of_folders_and_patterns_by_another_librarys_arithmetic(weights, pairs):
@@ -262,23 +149,17 @@ def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monk
     assert words in capsys.readouterr().err
 
 
-def test_a_report_is_never_written_over_an_input(weights, trained, pairs, capsys):
-    for option, kept in (("--csv", pairs[1] / "photo001.png"), ("--json", run_folder(trained) / "plan.json")):
-        content = kept.read_bytes()
-        images = ["--gt", pairs[1], "--degrade", "quantize"] if kept.suffix == ".png" else ["--run", kept.parent]
-        assert main(["evaluate", str(weights[0]), *map(str, images), "--cpu", option, str(kept)]) == 2
-        assert "name another file" in capsys.readouterr().err and kept.read_bytes() == content
+def test_a_report_is_never_written_over_an_input(weights, pairs, capsys):
+    kept = pairs[1] / "photo001.png"
+    content = kept.read_bytes()
+    images = ["--gt", str(pairs[1]), "--degrade", "quantize"]
+    assert main(["evaluate", str(weights[0]), *images, "--cpu", "--csv", str(kept)]) == 2
+    assert "name another file" in capsys.readouterr().err and kept.read_bytes() == content
     for file in (weights[0], pairs[1] / "photo000.png"):
         content = file.read_bytes()
         command = ["evaluate", str(weights[0]), "--gt", str(pairs[1] / "photo000.png"), "--degrade", "quantize"]
         assert main([*command, "--cpu", "--json", str(file)]) == 2
         assert "name another file" in capsys.readouterr().err and file.read_bytes() == content
-
-
-def test_a_report_in_the_folder_of_the_run_may_be_written_again(trained):
-    for _ in range(2):
-        best = run_folder(trained) / "best.safetensors"
-        assert main(["evaluate", str(best), "--run", str(best.parent), "--cpu", "--csv", f"{best.parent}/s.csv"]) == 0
 
 
 def test_an_image_that_is_damaged_in_its_middle_is_named_and_no_mean_is_told(weights, pairs, capsys):

@@ -4,8 +4,6 @@ import io
 import os
 import re
 import shlex
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import skimage.data
 import tifffile
 import torch
 from PIL import Image, ImageCms
-from runs import ROOT, clean_environment
+from runs import ROOT
 from weight_files import build, write
 
 from accel_restore.cli import main
@@ -246,22 +244,6 @@ def test_compare_writes_both_side_by_side(weights, photos, tmp_path):
     both, width = np.asarray(Image.open(tmp_path / "both.png")), PHOTO.shape[1]
     assert np.array_equal(both[:, :width], PHOTO)
     assert np.array_equal(both[:, width:], expected(photos / "b.png", weights[3]))
-
-
-@pytest.mark.sweep  # starts two launchers; test_evaluate.py has two processes share images
-def test_two_processes_restore_each_file_once_and_agree_on_the_exit_code(weights, photos, tmp_path):
-    for number in range(3):
-        Image.fromarray(PHOTO[number:]).save(photos / f"more{number}.png")
-    (photos / "damaged.png").write_bytes(b"no image")
-    arguments = ["restore", str(weights[3]), str(photos), "-o", str(tmp_path / "out"), "--cpu"]
-    launcher = "accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --main_process_port 0 -m"
-    command = [sys.executable, "-m", *launcher.split(), "accel_restore.cli", *arguments]
-    process = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=300)
-    assert process.returncode != 0 and "restored 5 files" in process.stdout
-    assert process.stderr.count("1 of 6 files could not be restored") == 1 and "damaged.png" in process.stderr
-    assert files_in(tmp_path / "out") == ["a.jpg", "b.png", "more0.png", "more1.png", "more2.png"]
-    want = expected(photos / "more1.png", weights[3])
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "more1.png")), want)
 
 
 def test_options_of_a_call_from_python(weights):

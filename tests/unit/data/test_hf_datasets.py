@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import clean_environment
 
 datasets = pytest.importorskip("datasets")
 
@@ -237,30 +234,6 @@ def test_the_identity_of_an_object_is_that_of_its_content():
     assert identities(table()) == first
     other = table(order=["c", "a", "d"])
     assert set(identities(other)).isdisjoint(first) and set(identities(table().select([0, 1]))).isdisjoint(first)
-
-
-PROCESS = """
-import sys
-from accel_restore.config.data import Source
-from accel_restore.data.hf_datasets import find_rows
-assert "datasets" not in sys.modules
-pairs, problems = find_rows(Source(dataset=sys.argv[1], gt="clean", input="noisy"), "data.train")
-assert not problems, problems
-print([(pair.name, pair.gt.identity, pair.input.identity) for pair in pairs])
-print(find_rows(Source(dataset=sys.argv[2], gt="clean"), "data.train"))
-"""
-
-
-def test_processes_that_load_at_once_see_the_same(tmp_path):
-    source = write("parquet", tmp_path)["dataset"]
-    environment = {**clean_environment(), "HF_DATASETS_CACHE": str(tmp_path / "new"), "HF_HOME": str(tmp_path / "home")}
-    (tmp_path / "bad.parquet").write_text("no parquet")
-    command = [sys.executable, "-c", PROCESS, source, str(tmp_path / "bad.parquet")]
-    both = [subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) for _ in range(2)]
-    (one, errors), (two, more) = (process.communicate(timeout=120) for process in both)
-    assert errors == more == "" and one == two
-    pairs, problems = one.splitlines()
-    assert len(eval(pairs)) == 3 and "bad.parquet cannot be loaded" in problems
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,11 @@
 """LPIPS and DISTS against torchmetrics' with the same network, whose weights are drawn here; nothing is downloaded."""
 
 import functools
-import json
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from forked import launch
-from runs import epochs_of, make_photos, run_folder, small_config, succeed
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.functional.image import dists as reference_dists
@@ -111,26 +107,3 @@ def test_a_file_that_cannot_be_used_is_told_by_its_key(weights, message, files):
     weights = {name: files.get(path, path) for name, path in weights.items()}
     with pytest.raises(UserError, match=message):
         _ = Protocol(metrics=("lpips",), weights=weights).scores
-
-
-def test_a_run_is_validated_and_monitored_by_them(files, tmp_path):
-    photos = make_photos(tmp_path / "train", 8), make_photos(tmp_path / "val", 3, seed=1, least=33, most=45)
-    settings = {"metrics": ["psnr", "lpips"], "monitor": "lpips", "y_channel": True}
-    config = small_config(*photos, tmp_path, data={"batch_size": 4}, validation=settings)
-    missing = launch(config)
-    assert missing.returncode == 2 and "validation.weights.lpips" in missing.stderr
-    assert not run_folder(config).exists()
-    config["validation"]["weights"] = {"lpips": files["lpips"]}
-    lines = {}
-    for ranks in (1, 2):
-        config["run"]["name"], config["data"]["batch_size"] = f"ranks{ranks}", 4 // ranks
-        succeed(launch(config, ranks=ranks, mode="float64"))
-        lines[ranks] = epochs_of(config)
-    for one, two in zip(lines[1], lines[2], strict=True):
-        assert two["val_lpips"] == pytest.approx(one["val_lpips"], rel=1e-4)
-        assert one["val_lpips"] < one["val_input_lpips"] + 1 and "val_dists" not in one
-    best = min(lines[2], key=lambda line: line["val_lpips"])
-    with safe_open(run_folder(config) / "best.safetensors", "pt") as file:
-        stored = json.loads(file.metadata()["metrics"])
-    assert stored["lpips"] == best["val_lpips"]
-    assert "AlexNet" in stored["protocol"]["lpips"] and "RGB" in stored["protocol"]["lpips"]

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from forked import launch
-from runs import last_weights, make_photos, run_folder, small_config, succeed
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -355,36 +353,3 @@ def test_a_warm_up_needs_an_average():
     with pytest.raises(UserError, match=r"train\.ema_warmup: has no average to warm up; set train\.ema_decay"):
         config_from(tree)
     assert config_from(tree, ["train.ema_decay=0.9"]).train.ema_warmup
-
-
-# Runs -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("ranks", "optimizer"), [(1, "sgd"), (2, "muon")])
-def test_groups_and_warm_averages_continue_to_the_bit(tmp_path, ranks, optimizer):
-    photos = make_photos(tmp_path / "train", 13), make_photos(tmp_path / "val", 1, seed=1)
-
-    def configuration(name: str, **average: object) -> dict:
-        return small_config(
-            *photos,
-            tmp_path,
-            run={"name": name},
-            data={"batch_size": 4 // ranks},
-            model={"name": "dncnn", "width": 16, "depth": 3},
-            optimizer={"name": optimizer, "weight_decay": 0.3, "no_decay": ["biases"]},
-            train={"ema_decay": 0.95, "ema_warmup": True, **average},
-            checkpoint={"every_steps": 3, "keep": 9},
-        )
-
-    whole, killed, cold = configuration("whole"), configuration("killed"), configuration("cold", ema_warmup=False)
-    succeed(launch(whole, "--audit", ranks=ranks))
-    assert launch(killed, "--audit", ranks=ranks, mode="kill:5").returncode != 0
-    assert (run_folder(killed) / "checkpoints" / "step-00000004").is_dir()
-    succeed(launch(killed, "--audit", ranks=ranks))
-    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        one, other = (last_weights(config, file) for config in (whole, killed))
-        assert list(one) == list(other) and all(one[name].equal(other[name]) for name in one), file
-    succeed(launch(cold, ranks=ranks))  # the control
-    assert not last_weights(cold, "ema.safetensors")["body.0.weight"].equal(
-        last_weights(whole, "ema.safetensors")["body.0.weight"]
-    )

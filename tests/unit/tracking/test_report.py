@@ -8,14 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
-import forked
 import numpy as np
 import pytest
 from made_run import COLOURS, EPOCHS, SPIKE, STEPS, made_run
 from PIL import Image
-from runs import make_photos, run_folder, small_config
 
 from accel_restore.checkpoint.resume import RUN_FILES, Start, clear
 from accel_restore.cli import main
@@ -223,28 +220,3 @@ def test_overwrite_clears_what_is_added(made, tmp_path):
     assert {"plan.json", "report.html", "tensorboard", "samples"} <= set(RUN_FILES)
     clear(folder, Start())
     assert list(folder.iterdir()) == []
-
-
-def test_it_is_written_while_the_run_trains_and_when_it_ends(tmp_path):
-    """At the end of an epoch, where that is due; the last one knows how the run has ended, and of the audit."""
-    photos, val = make_photos(tmp_path / "photos", 8), make_photos(tmp_path / "val", 2, seed=1)
-    config = small_config(photos, val, tmp_path, data={"batch_size": 4})
-    file, gate = run_folder(config) / "report.html", tmp_path / "gate"
-    gate.mkdir()
-    (gate / "hold-2").touch()  # in the second epoch
-    processes = forked.start(config, "--audit", ranks=2, mode=f"report,gate={gate}")
-    deadline = time.monotonic() + 90
-    while not (gate / "at-2").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    content, sections = content_of(file)
-    (gate / "hold-2").unlink()
-    assert content["state"] == "running" and content["progress"] == {"epoch": 1, "epochs": 2, "step": 1, "steps": 2}
-    assert len(sections["Training"]["charts"][0]["series"]) == 2
-    for process in processes:
-        process.join(90)
-    assert [process.exitcode for process in processes] == [0, 0], forked.printed(config)
-    content, sections = content_of(file)
-    assert content["state"] == "finished" and content["progress"]["epoch"] == 2
-    assert "2 × cpu" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Flow of weights"])
-    assert sections["Pictures"]["pictures"]["epochs"] == ["1", "2"] and "torch" in cells(sections["Versions"])
-    assert "report.html" in forked.printed(config)

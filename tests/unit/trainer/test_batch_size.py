@@ -1,20 +1,15 @@
 """`data.batch_size: auto`: what fits is found by trying, the same on all ranks, and kept by a run that continues."""
 
 import json
-import os
 
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState
-from forked import codes, launch, start_ranks
-from runs import make_photos, run_folder, small_config, succeed
 
 from accel_restore.config.load import config_from
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
-from accel_restore.train import main
 from accel_restore.trainer import batch_size
 from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.trainer.batch_size import largest_on_cpu, largest_on_gpu, possible_sizes
@@ -110,50 +105,3 @@ def test_on_a_gpu_what_is_found_trains_and_twice_as_much_does_not():
     assert not batch_size._fits(config, accelerator, build_loss({"l1": 1.0}), 2 * found)
     torch.cuda.set_per_process_memory_fraction(1.0)
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def automatic(tmp_path, **train) -> dict:
-    photos = make_photos(tmp_path / "photos", 12)
-    return small_config(photos, photos, tmp_path / "out", data={"batch_size": "auto"}, train={"epochs": 1, **train})
-
-
-def _with_memory_for(config_file: str, sizes: dict[str, int]) -> int:
-    """A rank of training on a machine where a rank has memory for so many pairs."""
-    batch_size.largest_on_cpu = lambda config, accelerator, loss_fn, possible: max(
-        size for size in possible if size <= sizes[os.environ["RANK"]]
-    )
-    return main(["--config", config_file, "--cpu"])
-
-
-def test_a_run_keeps_what_was_found_also_on_other_ranks(tmp_path):
-    config = automatic(tmp_path)
-    printed = succeed(launch(config)).stdout
-    resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
-    assert resolved["data"]["batch_size"] == 8  # of 12 samples an epoch
-    assert "data.batch_size: auto is 8 here, the largest of 1 to 8 that fits" in printed
-    plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
-    assert plan["global batch"].startswith("8 = 8 per device")
-    printed = succeed(launch(config, "train.epochs=2", ranks=2)).stdout
-    assert "data.batch_size: auto is 8 here, as in step-" in printed
-    plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
-    assert plan["global batch"].startswith("8 = 4 per device × 1 accumulated × 2 ranks")
-
-
-def test_all_ranks_take_what_the_smallest_has_memory_for(tmp_path):
-    config = automatic(tmp_path)
-    file, log = tmp_path / "config.yaml", tmp_path / "log"
-    file.write_text(yaml.safe_dump(config))
-    assert codes(start_ranks(_with_memory_for, 2, log, str(file), {"0": 4, "1": 2})) == [0, 0], log.read_text()
-    resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
-    assert resolved["data"]["batch_size"] == 2 and log.read_text().count("auto is 2 here") == 1
-
-
-def test_where_nothing_fits_one_sentence_says_so_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    config = automatic(tmp_path)
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(batch_size, "memory_bytes", lambda: 1000)
-    assert main(["--config", str(file), "--cpu"]) == 2
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert "data.batch_size: auto finds that not even one pair with a patch_size of 16 fits" in capsys.readouterr().err
-    assert not run_folder(config).exists()

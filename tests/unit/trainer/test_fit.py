@@ -1,12 +1,10 @@
 """Training from Python: the caller's process is left as it was."""
 
 import io
-import json
 import sys
 import warnings
 
 import pytest
-from runs import make_photos, small_config
 
 from accel_restore import fit
 from accel_restore.errors import UserError
@@ -31,11 +29,3 @@ def test_standard_output_and_filters_of_warnings_stay_the_callers(monkeypatch):
     [(errors, filters)] = seen
     assert errors == "backslashreplace" and filters != before, "the control: training changes both"
     assert sys.stdout.errors == "strict" and warnings.filters == before
-
-
-def test_runs_of_one_process_may_differ_in_precision(tmp_path):
-    photos, val = make_photos(tmp_path / "photos", 4), make_photos(tmp_path / "val", 2, seed=1)
-    for precision in ("no", "bf16"):
-        config = small_config(photos, val, tmp_path, run={"name": precision}, train={"epochs": 1})
-        plan = json.loads((fit(config, f"train.mixed_precision={precision}", cpu=True) / "plan.json").read_text())
-        assert dict(plan["plan"])["precision"] == precision

@@ -1,11 +1,11 @@
-"""The learning rate of real runs: PyTorch's own schedule, one step an epoch, for any ranks and accumulation."""
+"""Learning rates, parameter groups and the average of weights in real runs, on any number of ranks."""
 
 import json
 
 import pytest
 import torch
 from forked import launch
-from runs import epochs_of, json_lines, make_photos, run_folder, small_config, succeed
+from runs import epochs_of, json_lines, last_weights, make_photos, run_folder, small_config, succeed
 
 EPOCHS = 4
 CASES = [("cosine", ranks, accumulation) for ranks in (1, 2, 3) for accumulation in (1, 3)] + [("constant", 2, 3)]
@@ -63,3 +63,33 @@ def test_the_plan_says_where_warm_up_outlasts_the_run(photos, tmp_path, warm_up)
     assert notes == ([said] if warm_up == 2 else [])
     rates = [line["lr"] for line in epochs_of(config)]
     assert (max(rates) < config["optimizer"]["lr"]) == (warm_up == 2)
+
+
+@pytest.mark.parametrize(("ranks", "optimizer"), [(1, "sgd"), (2, "muon")])
+def test_groups_and_warm_averages_continue_to_the_bit(tmp_path, ranks, optimizer):
+    photos = make_photos(tmp_path / "train", 13), make_photos(tmp_path / "val", 1, seed=1)
+
+    def configuration(name: str, **average: object) -> dict:
+        return small_config(
+            *photos,
+            tmp_path,
+            run={"name": name},
+            data={"batch_size": 4 // ranks},
+            model={"name": "dncnn", "width": 16, "depth": 3},
+            optimizer={"name": optimizer, "weight_decay": 0.3, "no_decay": ["biases"]},
+            train={"ema_decay": 0.95, "ema_warmup": True, **average},
+            checkpoint={"every_steps": 3, "keep": 9},
+        )
+
+    whole, killed, cold = configuration("whole"), configuration("killed"), configuration("cold", ema_warmup=False)
+    succeed(launch(whole, "--audit", ranks=ranks))
+    assert launch(killed, "--audit", ranks=ranks, mode="kill:5").returncode != 0
+    assert (run_folder(killed) / "checkpoints" / "step-00000004").is_dir()
+    succeed(launch(killed, "--audit", ranks=ranks))
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        one, other = (last_weights(config, file) for config in (whole, killed))
+        assert list(one) == list(other) and all(one[name].equal(other[name]) for name in one), file
+    succeed(launch(cold, ranks=ranks))  # the control
+    assert not last_weights(cold, "ema.safetensors")["body.0.weight"].equal(
+        last_weights(whole, "ema.safetensors")["body.0.weight"]
+    )
