@@ -19,13 +19,8 @@ import yaml
 from PIL import Image
 from runs import ROOT, TRAIN, clean_environment, json_lines, launch, make_photos, run_folder, small_config, succeed
 
+PHOTOS = 12, 3  # training, validation
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without a GPU")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 12), make_photos(root / "val", 3, seed=1)
 
 
 def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(photos, tmp_path):

@@ -13,24 +13,19 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, make_photos, run_folder, small_config
+from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, run_folder, small_config
 from torch.distributed.run import get_args_parser
 from watched import commits, kill_all, same, status
 
 from accel_restore.train import parse_arguments
 
+PHOTOS = 32, 3  # training, validation
 LAUNCH = ROOT / "launch"
 ACCELERATE = sorted(LAUNCH.glob("*.yaml"))
 SCRIPT = LAUNCH / "torchrun.sh"
 TRAIN_JOB = LAUNCH / "kubernetes" / "trainjob.yaml"
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 SECONDS = 300  # a guard against hanging
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 32), make_photos(root / "val", 3, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ import sys
 
 import forked
 import pytest
-from runs import DRIVER, ROOT, command_line, last_weights, make_photos, small_config
+from runs import DRIVER, ROOT, command_line, last_weights, small_config
 from watched import GENEROUS, commits, kill_all, processes_of, said, same, start_launcher, status, wait_until_gone
+
+PHOTOS = 32, 4  # training, validation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; a parent's death signal is Linux's")
 
@@ -19,12 +21,6 @@ TWO = [*ACCELERATE, "--config_file", str(ROOT / "launch" / "cpu_2proc.yaml")]
 
 def torchrun(*options):
     return command_line(2, DRIVER, options)[:-1]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 32), make_photos(root / "val", 4, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,14 @@ import forked
 import pytest
 import slurm
 import yaml
-from runs import ROOT, last_weights, make_photos, run_folder, small_config
+from runs import ROOT, last_weights, run_folder, small_config
 from torch.distributed.run import get_args_parser
 from watched import commits, same, status
 
 FILE = ROOT / "launch" / "slurm.sbatch"
 TEXT = FILE.read_text()
+STEPS = 8  # of an epoch; there are two
+PHOTOS = 4 * STEPS, 4  # training, validation
 
 # The file alone ------------------------------------------------------------------------------------------------------
 
@@ -87,7 +89,6 @@ def wait_until(is_so, seconds, tell=lambda: ""):
 
 # A real Slurm --------------------------------------------------------------------------------------------------------
 
-STEPS = 8  # of an epoch; there are two
 # A loss that waits in its sixth step until a file is there: the time limit comes when the test cannot miss it.
 WAITING = """
 import os, time
@@ -111,12 +112,6 @@ def cluster():
         pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 4 * STEPS), make_photos(root / "val", 4, seed=1)
 
 
 @pytest.fixture

@@ -4,13 +4,9 @@ import json
 
 import forked
 import pytest
-from runs import audit_events, make_photos, run_folder, small_config, succeed
+from runs import audit_events, run_folder, small_config, succeed
 
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 20), make_photos(root / "val", 3, seed=1)
+PHOTOS = 20, 3  # training, validation
 
 
 def test_table_of_two_ranks_with_accumulation(photos, tmp_path):

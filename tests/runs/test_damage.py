@@ -8,7 +8,7 @@ import forked
 import pytest
 import safetensors.torch
 import torch
-from runs import make_photos, run_folder, small_config
+from runs import run_folder, small_config
 
 from accel_restore.checkpoint import commits
 from accel_restore.checkpoint.commits import find_commits, read_commit, write_commit
@@ -19,6 +19,7 @@ from accel_restore.errors import UserError
 from accel_restore.inference import restorer
 from accel_restore.models import load_weights
 
+PHOTOS = 15, 2  # training, validation
 FILES = ("COMMIT.json", "best.safetensors", "ema.safetensors", "model.safetensors", "optimizer.safetensors",
          "state.json")  # fmt: skip
 
@@ -53,12 +54,6 @@ DAMAGES = {
     remove: "is missing",
     become_folder: "is no file",
 }
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 15), make_photos(root / "val", 2, seed=1)
 
 
 def configuration(photos, out, name):

@@ -13,22 +13,17 @@ from pathlib import Path
 import forked
 import pytest
 import yaml
-from runs import json_lines, make_photos, run_folder, small_config
+from runs import json_lines, run_folder, small_config
 
 from accel_restore import load
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands.verify_resume import compare
 
+PHOTOS = 15, 2  # training, validation
 GENEROUS = 90.0  # seconds, a guard against hanging
 STEPS, PER_EPOCH = 32, 4
 QUOTA = 200_000  # bytes a file: less than any weights, more than metrics.jsonl
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are set on Linux only")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 15), make_photos(root / "val", 2, seed=1)
 
 
 def configuration(photos, out, work, name="run"):

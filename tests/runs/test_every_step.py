@@ -9,29 +9,15 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from runs import (
-    clean_environment,
-    json_lines,
-    last_weights,
-    make_photos,
-    run_folder,
-    samples_per_step,
-    small_config,
-    succeed,
-)
+from runs import clean_environment, json_lines, last_weights, run_folder, samples_per_step, small_config, succeed
 
 from accel_restore.commands.verify_resume import compare, short
 from accel_restore.config.load import config_from
 
+PHOTOS = 29, 3  # training, validation
 STEPS = 8  # of two epochs of four, the last of an epoch ragged
 STAGES = [{"until_epoch": 1, "patch_size": 8, "batch_size": 4}]
 STAGED_STEPS = 2 + 4
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
 
 
 def configuration(photos, out, name, **sections):

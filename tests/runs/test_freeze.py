@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from forked import launch
-from runs import last_weights, make_photos, run_folder, small_config, succeed
+from runs import last_weights, run_folder, small_config, succeed
 from torch import nn
 
 from accel_restore.config.load import config_from
@@ -16,6 +16,7 @@ from accel_restore.models import build_model
 from accel_restore.models.parameters import freeze
 from accel_restore.optim import get_optimizer
 
+PHOTOS = 13, 1  # training, validation
 FROZEN = ["body.0.*", "body.[23].*"]  # the first convolution, and the second with its batch normalisation
 
 
@@ -72,12 +73,6 @@ def test_a_frozen_norm_keeps_its_statistics_also_in_copies():
         assert changed == {f"body.6.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
         assert not model.eval().body[6].training  # the control: half of its parameters are trained
     assert net.body[3] is not copy.deepcopy(net).body[3]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 13), make_photos(root / "val", 1, seed=1)
 
 
 def configuration(photos, out, name: str, ranks: int, norm: str = "none", patterns: list[str] = FROZEN) -> dict:

@@ -7,21 +7,16 @@ import forked
 import pytest
 import safetensors.torch
 import torch
-from runs import audit_events, epochs_of, json_lines, last_weights, make_photos, run_folder, small_config, succeed
+from runs import audit_events, epochs_of, json_lines, last_weights, run_folder, small_config, succeed
 from torch import nn
 
 from accel_restore.models import build_model
 from accel_restore.models.blocks import ChannelNorm
 from accel_restore.models.compile import repeated_blocks
 
+PHOTOS = 29, 3  # training, validation
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
 STOP_STEP = 6  # in the second epoch of four steps each
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
 
 
 def configuration(photos, out, ranks, **sections):

@@ -10,20 +10,15 @@ from dataclasses import dataclass, field
 
 import forked
 import pytest
-from runs import make_photos, run_folder, small_config
+from runs import run_folder, small_config
 
 from accel_restore.checkpoint.commits import find_commits, is_commit, read_commit, step_of
 from accel_restore.commands.verify_resume import compare
 from accel_restore.errors import UserError
 
+PHOTOS = 15, 2  # training, validation
 GENEROUS = 90.0  # seconds, a guard against hanging
 LEFTOVERS = {".staging-": "saving", ".removing-": "pruning", ".replaced-": "replacing", ".best": "writing best"}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 15), make_photos(root / "val", 2, seed=1)
 
 
 def configuration(photos, out, name, ranks, epochs):

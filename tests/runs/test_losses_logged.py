@@ -13,13 +13,8 @@ from vgg import write_weights
 from accel_restore.commands.verify_resume import compare
 from accel_restore.tracking.rows import Rows
 
+PHOTOS = 29, 3  # training, validation
 WEIGHTS = {"fft": 0.1, "l1": 1.0, "psnr": 0.01, "ssim": 0.25}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
 
 
 def configuration(photos, out, name, loss, every=1, **sections):

@@ -7,18 +7,13 @@ import math
 import forked
 import pytest
 import torch
-from runs import audit_events, json_lines, last_weights, make_photos, run_folder, small_config
+from runs import audit_events, json_lines, last_weights, run_folder, small_config
 
 from accel_restore import engine
 from accel_restore.checkpoint.commits import find_commits, read_commit
 
+PHOTOS = 32, 3  # training, validation
 RANKS, STEPS = 2, 4  # of an epoch; there are two
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 32), make_photos(root / "val", 3, seed=1)
 
 
 def configuration(photos, out, name="small", **train):

@@ -7,6 +7,7 @@ import torch
 from forked import launch
 from runs import epochs_of, json_lines, last_weights, make_photos, run_folder, small_config, succeed
 
+PHOTOS = 14, 1  # training, validation
 EPOCHS = 4
 CASES = [("cosine", ranks, accumulation) for ranks in (1, 2, 3) for accumulation in (1, 3)] + [("constant", 2, 3)]
 
@@ -23,12 +24,6 @@ def torch_rates(name: str) -> list[float]:
         optimizer.step()
         scheduler.step()
     return rates
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 14), make_photos(root / "val", 1, seed=1)
 
 
 @pytest.mark.parametrize(("name", "ranks", "accumulation"), CASES)

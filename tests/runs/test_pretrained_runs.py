@@ -3,16 +3,12 @@
 import pytest
 import torch
 from forked import launch
-from runs import json_lines, last_weights, make_photos, run_folder, small_config, succeed
+from runs import json_lines, last_weights, run_folder, small_config, succeed
 from watched import same
 
 import accel_restore
 
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 13), make_photos(root / "val", 2, seed=1)
+PHOTOS = 13, 2  # training, validation
 
 
 def finetuning(photos, out, name, model, **sections):

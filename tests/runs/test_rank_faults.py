@@ -8,19 +8,14 @@ from types import SimpleNamespace
 import forked
 import pytest
 import torch
-from runs import DRIVER, last_weights, launch, make_photos, run_folder, small_config, succeed
+from runs import DRIVER, last_weights, launch, run_folder, small_config, succeed
 
 from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.distributed import heartbeat as ranks
 
+PHOTOS = 32, 3  # training, validation
 FAULT_STEP, LAST_STEP = 6, 8  # of two epochs of four
 TIMEOUT = 8.0  # seconds, train.rank_timeout
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 32), make_photos(root / "val", 3, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import runs
 import safetensors.torch
 import torch
 from forked import launch
-from runs import audit_events, json_lines, make_photos, run_folder, samples_per_step, small_config, succeed
+from runs import audit_events, json_lines, run_folder, samples_per_step, small_config, succeed
 from torch import nn
 
 from accel_restore import fit
@@ -17,13 +17,8 @@ from accel_restore.config.load import config_from
 from accel_restore.errors import UserError
 from accel_restore.trainer import setup as preparation
 
+PHOTOS = 29, 3  # training, validation
 TIMES = ("seconds", "step_s", "wait_s")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 29), make_photos(root / "val", 3, seed=1)
 
 
 def configuration(photos, out, name="whole", **train):

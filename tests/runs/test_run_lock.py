@@ -12,20 +12,15 @@ from pathlib import Path
 
 import forked
 import pytest
-from runs import make_photos, run_folder, small_config
+from runs import run_folder, small_config
 
 from accel_restore.checkpoint import run_lock
 from accel_restore.checkpoint.run_lock import RunLock, record_preempted
 from accel_restore.errors import UserError
 from accel_restore.tracking.run_files import write_status
 
+PHOTOS = 15, 2  # training, validation
 GENEROUS = 90.0  # seconds, a guard against hanging
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 15), make_photos(root / "val", 2, seed=1)
 
 
 def configuration(photos, out, ranks=1):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from forked import launch
-from runs import audit_events, epochs_of, last_weights, make_photos, run_folder, samples_per_step, small_config, succeed
+from runs import audit_events, epochs_of, last_weights, run_folder, samples_per_step, small_config, succeed
 
 SAMPLES = 61
 LAYOUTS = {  # ranks, batch per rank, accumulation: a global batch of 8
@@ -14,12 +14,7 @@ LAYOUTS = {  # ranks, batch per rank, accumulation: a global batch of 8
     "4x2": (4, 2, 1),
 }
 FLOAT32_LAYOUTS = ("1x8", "2x2x2", "4x2")  # which adds rounding: the reference, all mixed, most ranks
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", SAMPLES), make_photos(root / "val", 5, seed=1)
+PHOTOS = SAMPLES, 5  # training, validation
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])

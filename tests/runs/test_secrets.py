@@ -8,7 +8,7 @@ import driver
 import forked
 import pytest
 import yaml
-from runs import make_photos, run_folder, small_config
+from runs import run_folder, small_config
 from torch import nn
 
 from accel_restore import train
@@ -31,6 +31,7 @@ OF_OVERRIDES = {
     "token": "0123456789abcdef-token",
     "key": "0123456789abcdef-key",
 }
+PHOTOS = 8, 2  # training, validation
 SECRETS = {**ENVIRONMENT, **OF_OVERRIDES}
 OVERRIDES = [
     f"model.url=https://user:{SECRETS['login']}@models.example/net?version=2&signature={SECRETS['signature']}",
@@ -56,15 +57,15 @@ class Net(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / SECRETS["MY_SERVICE_TOKEN"], 8), make_photos(root / "val", 2, seed=1)
+def secret_photos(photos):
+    """The photographs, in a folder whose name is a secret."""
+    return photos[0].rename(photos[0].with_name(SECRETS["MY_SERVICE_TOKEN"])), photos[1]
 
 
-def run(photos, out, *overrides, name="run", mode=""):
+def run(secret_photos, out, *overrides, name="run", mode=""):
     """The configuration and the exit code of a training with W&B, in the environment above."""
     config = small_config(
-        *photos,
+        *secret_photos,
         out,
         run={"name": name},
         data={"batch_size": 4},
@@ -110,9 +111,9 @@ ENDS = {"finished": (0, [], ""), "failed": (1, ["model.fails=3"], ""), "diverged
 
 
 @pytest.mark.parametrize("state", ENDS)
-def test_no_file_of_a_run_holds_a_secret(photos, tmp_path, state):
+def test_no_file_of_a_run_holds_a_secret(secret_photos, tmp_path, state):
     code, overrides, mode = ENDS[state]
-    config, ended = run(photos, tmp_path, *overrides, "--audit", mode=mode)
+    config, ended = run(secret_photos, tmp_path, *overrides, "--audit", mode=mode)
     assert ended == code, (tmp_path / "run.log").read_text()
     status = json.loads((run_folder(config) / "status.json").read_text())
     assert status["state"] == state
@@ -123,8 +124,8 @@ def test_no_file_of_a_run_holds_a_secret(photos, tmp_path, state):
     assert found(config) == {}
 
 
-def test_control_without_redaction_they_are_everywhere(photos, tmp_path):
-    config, code = run(photos, tmp_path, "model.fails=3", mode="unredacted")
+def test_control_without_redaction_they_are_everywhere(secret_photos, tmp_path):
+    config, code = run(secret_photos, tmp_path, "model.fails=3", mode="unredacted")
     assert code == 1
     leaks = found(config)
     assert {"config.yaml", "state.json", "best.safetensors", "status.json"} <= leaks.keys()
@@ -133,8 +134,8 @@ def test_control_without_redaction_they_are_everywhere(photos, tmp_path):
     assert any(name.endswith(".json") and len(name) == 37 for name in leaks)  # beside a store of the cache
 
 
-def test_a_run_continues_where_the_environment_has_changed(photos, tmp_path):
-    config, code = run(photos, tmp_path, "--stop-after", "1", "tracking.wandb=disabled")
+def test_a_run_continues_where_the_environment_has_changed(secret_photos, tmp_path):
+    config, code = run(secret_photos, tmp_path, "--stop-after", "1", "tracking.wandb=disabled")
     assert code == 143
     config["model"]["notes"] = list(ENVIRONMENT.values())
     plain = [*OVERRIDES, "tracking.wandb=disabled"]
@@ -177,7 +178,7 @@ def test_secrets_of_the_environment_are_hidden_whole_and_short_words_are_not(mon
     assert redacted(["abcdefghij", "xabcdefghx", "name", "KEYBOARD"]) == ["***", "x***x", "name", "KEYBOARD"]
 
 
-def test_the_configuration_that_is_printed_hides_them_and_the_one_that_is_used_does_not(photos):
+def test_the_configuration_that_is_printed_hides_them_and_the_one_that_is_used_does_not(secret_photos):
     tree = {"data": {"train": {"gt": "x"}}, "model": {"name": "test_secrets:Net", "notes": []}}
     config = config_from(tree, OVERRIDES)
     assert not any(secret in to_yaml(config) for secret in OF_OVERRIDES.values())

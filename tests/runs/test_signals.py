@@ -9,21 +9,16 @@ from collections import Counter
 
 import forked
 import pytest
-from runs import last_weights, make_photos, run_folder, small_config
+from runs import last_weights, run_folder, small_config
 from watched import GENEROUS, commits, said, same, start_forked, status
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.utils import signals as preemption
 from accel_restore.utils.signals import StopRequest
 
+PHOTOS = 30, 4  # training, validation
 STEPS = 8  # of an epoch; there are two
 COPIES_SECONDS = 2.0  # within which a second signal is taken for a copy of the first
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 30), make_photos(root / "val", 4, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,15 @@
 import forked
 import pytest
 from made_run import made_run
-from runs import json_lines, make_photos, run_folder, small_config
+from runs import json_lines, run_folder, small_config
 
 from accel_restore.tracking import tensorboard_logger as tensorboard_log
 from accel_restore.tracking.rows import PER_RANK
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 
+PHOTOS = 8, 2  # training, validation
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 SECRET = "hf_QmVuY2hNYXJrVG9rZW5Gb3JUZXN0cw"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 2, seed=1)
 
 
 def configuration(photos, out, name):

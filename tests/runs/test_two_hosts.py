@@ -8,9 +8,10 @@ import time
 import forked
 import pytest
 from hosts import ADDRESSES, DEVICE, TwoHosts
-from runs import last_weights, make_photos, run_folder, small_config
+from runs import last_weights, run_folder, small_config
 from watched import commits, kill_all, said, same, start_forked, start_launcher, status, wait_until_gone
 
+PHOTOS = 16, 3  # training, validation
 TIMEOUT = 6.0  # seconds, train.rank_timeout
 STEPS = 4  # of an epoch; there are two
 CUT_STEP = 6
@@ -24,12 +25,6 @@ def hosts():
         pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', '') or error}")
     yield pair
     pair.close()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 16), make_photos(root / "val", 3, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,10 @@ from vgg import write_weights
 from accel_restore import fit
 from accel_restore.models.unet import UNet
 
+PHOTOS = 8, 5  # training, validation
 LUMA = {"y_channel": True, "crop_border": 2, "quantize": True}
 TILES = {"tile": 24, "tile_overlap": 8}
 SETTINGS = {"plain": {}, "tiles": {**TILES, "crop_border": 1}, "all": {**LUMA, **TILES, "self_ensemble": True}}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 5, seed=1, least=19, most=53)
 
 
 def configuration(photos, out, name, settings, scale=1):
