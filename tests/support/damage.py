@@ -4,7 +4,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import skimage.data
+import skimage
 from image_files import save_deep_png
 from PIL import Image
 

@@ -1,8 +1,7 @@
 """Images, seeds and a shorthand for tests of degradations."""
 
 import numpy as np
-import skimage.data
-import skimage.exposure
+import skimage
 import torch
 from torch import Tensor
 

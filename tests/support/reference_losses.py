@@ -1,11 +1,8 @@
 """Losses written a second time, from their papers, and photographs to compare them on."""
 
 import numpy as np
-import scipy.ndimage
-import skimage.color
-import skimage.data
-import skimage.metrics
-import skimage.transform
+import scipy
+import skimage
 import torch
 from torch.nn import functional as F
 

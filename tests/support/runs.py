@@ -20,7 +20,7 @@ DRIVER = ROOT / "tests" / "support" / "driver.py"
 
 def make_photos(folder: Path, count: int, seed: int = 0, least: int = 20, most: int = 40) -> Path:
     """A folder of `count` small cut-outs, of many sizes, from photographs that ship with scikit-image."""
-    import skimage.data
+    import skimage
 
     sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
     random = np.random.default_rng(seed)

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
-from torchvision import models
 
 
 def random_weights(network: str) -> dict[str, torch.Tensor]:
     """The convolutional part of a state dict; He et al.'s variance, so that features keep their size."""
+    from torchvision import models
+
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in getattr(models, network)(weights=None).state_dict().items()}
@@ -29,6 +30,8 @@ def write_weights(folder: Path, network: str) -> str:
 
 def read_network(network: str, path: str) -> torch.nn.Sequential:
     """torchvision's own convolutional layers with the weights of such a file."""
+    from torchvision import models
+
     with torch.device("meta"):
         features = getattr(models, network)(weights=None).features
     state = torch.load(path, weights_only=True)

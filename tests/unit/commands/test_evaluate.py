@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from PIL import Image
 from runs import make_photos
-from skimage.metrics import peak_signal_noise_ratio
 from weight_files import build, write
 
 from accel_restore import load
@@ -59,10 +59,10 @@ def test_pairs_of_folders_and_patterns_by_another_librarys_arithmetic(weights, p
     report = evaluate(weights[0], "--input", input, "--gt", gt)
     for image in report["images"]:
         noisy, clean = (np.asarray(Image.open(folder / f"{image['name']}.png")) for folder in (input, gt))
-        assert image["input_psnr"] == pytest.approx(peak_signal_noise_ratio(clean, noisy), abs=1e-4)
+        assert image["input_psnr"] == pytest.approx(skimage.metrics.peak_signal_noise_ratio(clean, noisy), abs=1e-4)
         restored = load(weights[0])(noisy / np.float32(255))
         truth = (clean / np.float32(255)).astype(np.float64)
-        want = peak_signal_noise_ratio(truth, restored.astype(np.float64), data_range=1)
+        want = skimage.metrics.peak_signal_noise_ratio(truth, restored.astype(np.float64), data_range=1)
         assert image["psnr"] == pytest.approx(want, abs=1e-3)
     by_pattern = evaluate(weights[0], "--input", f"{input}/photo{{}}.png", "--gt", f"{gt}/photo{{}}.png")
     assert by_pattern["mean"] == report["mean"] and by_pattern["images"][0]["name"] == "000"

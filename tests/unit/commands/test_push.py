@@ -10,7 +10,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard
 from PIL import Image
 from runs import ROOT
 from weight_files import build, write
@@ -66,7 +65,7 @@ def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
     ]
     assert load(hub / "best.safetensors").metadata == load(run / "best.safetensors").metadata
     assert (hub / "samples.png").read_bytes() == (run / "samples" / "epoch-0003.png").read_bytes()  # the best epoch
-    card = ModelCard.load(hub / "README.md")
+    card = huggingface_hub.ModelCard.load(hub / "README.md")
     assert "- **degradation**: own:film (grain grain.png, sigma 5 to 50)" in str(card)
     data = card.data.to_dict()
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
@@ -126,7 +125,7 @@ def test_weights_alone_and_a_second_time(run, tmp_path):
         assert main(["push", "me/x", str(alone), "--dry-run", "--license", license]) == 0
     hub = alone.parent / "hub"
     assert sorted(path.name for path in hub.iterdir()) == ["README.md", "best.safetensors"]
-    card = ModelCard.load(hub / "README.md")
+    card = huggingface_hub.ModelCard.load(hub / "README.md")
     assert card.data.license == "cc-by-4.0" and "is not known" in card.text
     assert sorted(path.name for path in alone.parent.iterdir()) == ["hub", "model.safetensors"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
+import skimage
 import tifffile
 import torch
 from PIL import Image, ImageCms

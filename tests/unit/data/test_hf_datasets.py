@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-datasets = pytest.importorskip("datasets")
-
-from accel_restore.config.data import Source  # noqa: E402
-from accel_restore.config.load import config_from, load_config, to_yaml  # noqa: E402
-from accel_restore.config.schema import Config  # noqa: E402
-from accel_restore.data.decode import Cell, ImageError, read_image  # noqa: E402
-from accel_restore.data.hf_datasets import find_rows  # noqa: E402
-from accel_restore.data.pairs import find_pairs  # noqa: E402
-from accel_restore.errors import UserError  # noqa: E402
+from accel_restore.config.data import Source
+from accel_restore.config.load import config_from, load_config, to_yaml
+from accel_restore.config.schema import Config
+from accel_restore.data.decode import Cell, ImageError, read_image
+from accel_restore.data.hf_datasets import find_rows
+from accel_restore.data.pairs import find_pairs
+from accel_restore.errors import UserError
 
 NAMES = ["c", "a", "b"]  # rows in another order than names
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
@@ -53,8 +53,10 @@ def folders(base: Path) -> dict[str, str]:
     return {"gt": str(base / "clean"), "input": str(base / "noisy")}
 
 
-def table(kind: str = "image", order: list[str] = NAMES) -> datasets.Dataset:
+def table(kind: str = "image", order: list[str] = NAMES):
     """Rows of pairs in the columns clean and noisy."""
+    import datasets
+
     make, feature = {
         "image": (lambda seed, path: {"bytes": encoded(seed), "path": path}, datasets.Image()),
         "bytes": (lambda seed, path: encoded(seed), datasets.Value("binary")),
@@ -96,6 +98,8 @@ def write_tar(path: Path) -> Path:
 
 def write(kind: str, base: Path) -> dict:
     """A data set of one kind of storage, as keys of a source."""
+    import datasets
+
     path = base / "made"
     if kind == "parquet":
         table().to_parquet(path.with_suffix(".parquet"))
@@ -174,6 +178,8 @@ def test_rows_that_were_chosen_and_reordered():
 
 
 def test_sixteen_bits_and_rectangles_only():
+    import datasets
+
     deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     gt = find_rows(Source(dataset=datasets.Dataset.from_dict({"x": [deep]}), gt="x"), "data.train")[0][0].gt
     np.testing.assert_array_equal(gt.fetch(), deep)
@@ -186,6 +192,8 @@ def test_sixteen_bits_and_rectangles_only():
 
 
 def test_names_are_row_numbers_where_paths_do_not_tell_rows_apart():
+    import datasets
+
     rows = [{"bytes": encoded(n), "path": path} for n, path in enumerate([f"{n}/x.png" for n in range(11)])]
     feature = datasets.Features({"gt": datasets.Image()})
     pairs, _ = find_rows(Source(dataset=datasets.Dataset.from_dict({"gt": rows}, features=feature)), "data.train")
@@ -254,6 +262,8 @@ def test_wrong_columns(keys, words):
 
 
 def test_rows_without_an_image_are_named(tmp_path):
+    import datasets
+
     rows = [
         {"clean": encoded(1), "noisy": None},
         {"clean": encoded(2), "noisy": encoded(3)},
@@ -289,6 +299,8 @@ def test_data_sets_that_cannot_be_found_or_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("said", ["'o/x' is a gated dataset on the Hub.", "'o/x' doesn't exist on the Hub."])
 def test_what_the_hub_refuses(said, monkeypatch):
+    import datasets
+
     def refuse(*_, **__):
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset {said}")
 
@@ -298,6 +310,8 @@ def test_what_the_hub_refuses(said, monkeypatch):
 
 
 def test_splits_and_subsets(tmp_path):
+    import datasets
+
     write("folder of parquet", tmp_path)
     folder = tmp_path / "made"
     assert len(find(str(folder), split="train[:2]")) == 2
@@ -343,6 +357,8 @@ def test_keys_that_make_no_sense_together(source, keys):
 
 
 def test_objects_that_are_no_rows():
+    import datasets
+
     assert "dataset['fit']" in wrong(dataset=datasets.DatasetDict(fit=table()))[0]
     assert "without streaming" in wrong(dataset=table().to_iterable_dataset())[0]
     assert wrong(dataset=table(), split="train")[0].startswith("data.train.split: ")

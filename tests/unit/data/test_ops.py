@@ -5,10 +5,8 @@ import math
 
 import numpy as np
 import pytest
-import scipy.ndimage
-import scipy.special
-import skimage.data
-import skimage.exposure
+import scipy
+import skimage
 import torch
 from degraded import ASTRONAUT, SEEDS, apply
 from PIL import Image

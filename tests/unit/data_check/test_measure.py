@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-import skimage.data
+import scipy
+import skimage
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import find_in_set, find_leaks, outliers
@@ -47,7 +47,7 @@ def _noise(image: np.ndarray, sigma: float = 25) -> np.ndarray:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    return _rounded(gaussian_filter(image, (1.6, 1.6, 0)))
+    return _rounded(scipy.ndimage.gaussian_filter(image, (1.6, 1.6, 0)))
 
 
 def _jpeg(image: np.ndarray, quality: int = 10) -> np.ndarray:

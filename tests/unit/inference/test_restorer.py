@@ -10,7 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
-import skimage.data
+import skimage
 import torch
 from PIL import Image, ImageOps
 from weight_files import build, write

@@ -1,10 +1,7 @@
 """The contract of every loss in LOSSES, a new one is tested by being added; and each against another implementation."""
 
 import pytest
-import skimage.color
-import skimage.data
-import skimage.metrics
-import skimage.transform
+import skimage
 import torch
 from reference_losses import REFERENCES, photo_tensors, photos, reference_psnr
 from torch.nn import functional as F

@@ -6,7 +6,6 @@ import pytest
 import safetensors.torch
 import torch
 from reference_losses import photo_tensors
-from torchvision import transforms
 from vgg import random_weights, read_network, write_weights
 
 from accel_restore.errors import UserError
@@ -22,6 +21,8 @@ def files(tmp_path_factory):
 
 def features_after(network: str, path: str, images: torch.Tensor, count: int) -> torch.Tensor:
     """What torchvision's first `count` layers make of images in [0, 1]."""
+    from torchvision import transforms
+
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     images = images.expand(-1, 3, -1, -1)
     with torch.no_grad():

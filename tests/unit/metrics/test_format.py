@@ -2,7 +2,6 @@
 
 import pytest
 from made_run import EPOCHS, made_run
-from matplotlib.figure import Figure
 from PIL import ImageFont
 
 from accel_restore.metrics.format import format_score, titled_score
@@ -28,7 +27,7 @@ def test_differences_have_a_sign_and_captions_a_name():
 
 def test_the_curves_count_epochs_from_1_in_whole_ones(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
     draw_curves(made_run(tmp_path / "run") / "metrics.jsonl", tmp_path / "curves.png")
     panels = [panel for panel in drawn[0].axes if panel.get_xlabel() == "epoch"]
     assert len(panels) == 3

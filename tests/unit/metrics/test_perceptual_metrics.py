@@ -4,13 +4,10 @@ import functools
 
 import numpy as np
 import pytest
-import skimage.data
+import skimage
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchmetrics.functional.image import dists as reference_dists
-from torchmetrics.functional.image import lpips as reference_lpips
-from torchvision import models
 
 from accel_restore.engine import monitored_value
 from accel_restore.errors import UserError
@@ -22,6 +19,8 @@ NETWORKS = {"lpips": "alexnet", "dists": "vgg16"}
 @functools.cache
 def features(network: str) -> nn.Sequential:
     """The network's convolutional layers, with weights that keep a signal as large as it is."""
+    from torchvision import models
+
     with torch.device("meta"):
         layers = getattr(models, network)(weights=None).features
     layers.to_empty(device="cpu")
@@ -46,6 +45,9 @@ def files(tmp_path_factory):
 
 
 def reference(name: str, monkeypatch) -> nn.Module:
+    from torchmetrics.functional.image import dists as reference_dists
+    from torchmetrics.functional.image import lpips as reference_lpips
+
     if name == "dists":
         stub = type("Stub", (), {"features": features("vgg16")})
         monkeypatch.setattr(reference_dists, "vgg16", lambda weights: stub)

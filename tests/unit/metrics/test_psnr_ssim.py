@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import skimage.color
-import skimage.data
-import skimage.metrics
+import skimage
 import torch
 
 from accel_restore.metrics.protocol import Protocol

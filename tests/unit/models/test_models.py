@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from accel_restore.checkpoint.state_dict import serialize
 from accel_restore.errors import UserError
@@ -250,6 +249,8 @@ def test_the_whole_model_is_one_graph(name):
 
 
 def test_blocks_of_one_width_and_size_share_what_is_compiled(monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+
     counter, in_place = CompileCounter(), nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **given: in_place(self, backend=counter, **given))
     torch._dynamo.reset()

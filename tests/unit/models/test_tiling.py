@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import skimage.data
+import skimage
 import torch
 from torch import nn
 from torch.nn import functional as F
