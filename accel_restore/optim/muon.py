@@ -26,7 +26,7 @@ class Muon(Optimizer):
     1 / (lr * weight_decay) steps. With AdamW's usual 0.01 that is longer than most runs, and a network without norms
     broke down on the way; with 0.3, the default here, it did not (other decays were not tried). Decay alone does not
     hold wide kernels, as the norm of steps of equal entries grows with the width: a network of 64 to 256 channels broke
-    down with 0.3, too. Hence the limit. Both are in configs/denoise_gray25.md.
+    down with 0.3, too. Hence the limit. Both are in configs/experiments.md.
 
     Units: `momentum` is the average's decay for kernels, `betas` and `eps` are AdamW's for the others.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; size of the step and weight decay: Liu et al.

@@ -1,5 +1,6 @@
-"""The README's commands: each names files that exist and arguments that are accepted; the first ones are run."""
+"""The documentation: its commands, YAML, Python and links are valid, and what it names exists."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -7,85 +8,248 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
+from pydantic import BaseModel
 from runs import ROOT, clean_environment, succeed
 
+from accel_restore.cli import COMMANDS
 from accel_restore.config.load import config_from, parse_yaml
-from accel_restore.data.degradations.pipeline import DEGRADATIONS, build_degradation
-from accel_restore.train import parse_arguments
+from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, Config
+from accel_restore.data.degradations.pipeline import build_degradation
+from accel_restore.registry import DEGRADATIONS, LOSSES, MODELS
+from accel_restore.utils.imports import resolve
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.strip() for line in README.splitlines() if re.match(r" {4}(pip|accelerate|torchrun|python|accel-)", line)
-]
-
-
-def test_the_two_commands_stand_there_as_ci_runs_them():
-    assert "pip install -e . && accelerate launch accel_restore/train.py" in COMMANDS
-    found = subprocess.run(["grep", "-oP", r'^ {4}\Kpip install -e "\.\[test\]" && pytest$', ROOT / "README.md"],
-                           capture_output=True, text=True)  # fmt: skip
-    assert found.stdout == 'pip install -e ".[test]" && pytest\n'
-    assert found.args[2] in (ROOT / ".ci" / "run").read_text()
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_files_and_arguments_of_every_command_exist(command):
-    words = shlex.split(command.split("&&")[-1])
-    for word in words:
-        if re.match(r"(launch|accel_restore|configs)/", word):
-            assert (ROOT / word).is_file(), word
-    if "accel_restore/train.py" in words:
-        options = parse_arguments(words[words.index("accel_restore/train.py") + 1 :])
-        assert options.config in (None, "mine.yaml") and not options.overrides
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for pattern in ("*.md", ".github/*.md", "configs/*.md", "launch/*.md", "tests/*.md", "accel_restore/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+README, CONFIGS, CODE = PAGES["README.md"], PAGES["configs/README.md"], PAGES["accel_restore/README.md"]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+_PROGRAMS = r"(?:pip|git|accelerate|torchrun|python|accel-restore|wandb|tensorboard|sbatch|kubectl|launch/\S+) "
+COMMAND_LINES = sorted(
+    {line for text in PAGES.values() for line in re.findall(rf"^ {{4}}({_PROGRAMS}.*)$", text, re.MULTILINE)}
+    | {line for text in PAGES.values() for line in re.findall(rf"^\|.*?`({_PROGRAMS}[^`]*)`", text, re.MULTILINE)}
+    | {path.read_text().splitlines()[0].removeprefix("# ") for path in RECIPES}
+)
 
 
-def test_the_example_configurations_are_valid():
-    whole, staged, degradation, tuned = (
-        parse_yaml(text, "README") for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    )
-    config = config_from(whole)
-    assert config.run.name == "mine" and config.data.patch_size == 128
-    data = {**whole["data"], **staged["data"]}
-    assert [stage.patch_size for stage in config_from({**whole, "data": data}).data.stages] == [128, 192]
-    assert config_from({**whole, **tuned}).model.checkpoint == "runs/mine/best.safetensors"
-    steps = config_from({"data": {"train": {"gt": "x"}, **degradation}}).data.degradation
-    assert len(steps) == 3 and build_degradation([(step.name, step.arguments) for step in steps]).on_host
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_sources_of_the_table_are_valid_and_every_degradation_is_named():
-    section = README.split("\n## Data\n")[1].split("\n## ")[0]
-    sources = re.findall(r"`(\{(?:input|gt|dataset): [^`]*\})`", section)
-    assert len(sources) >= 6
-    for source in sources:
-        config_from({"data": {"train": parse_yaml(source, "README")}})
-    assert all(f"`{name}`" in section for name in DEGRADATIONS)
+def anchors(text: str) -> set[str]:
+    """The fragments that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_recipe_is_listed_and_every_module_that_is_named_exists():
-    for file in (ROOT / "configs").glob("*.yaml"):
-        assert f"configs/{file.name}" in README
-    for name in re.findall(r"\]\((accel_restore/[^)]*)\)", README):
-        assert (ROOT / name).is_file()
-    for row in re.findall(r"^\| `([\w./`, ]+)` \|", README.split("## Where things are")[1], re.MULTILINE):
-        folder = Path("accel_restore")
-        for name in re.findall(r"[\w/]+\.py|\w+/", row):
-            folder = Path("accel_restore") / Path(name).parent if "/" in name else folder
-            assert (ROOT / "accel_restore" / name).exists() or (ROOT / folder / name).exists(), name
+# The front page -------------------------------------------------------------------------------------------------------
 
 
-def test_the_pictures_are_there_and_small():
-    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
-    assert pictures == [".github/demo.png"]
-    with Image.open(ROOT / pictures[0]) as picture:
-        assert picture.width <= 900 and (ROOT / pictures[0]).stat().st_size < 500_000
+def test_the_front_page_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 120
 
 
-def test_the_demo_command_trains_in_a_checkout_that_is_not_installed(tmp_path):
+def test_the_first_command_is_the_demo_and_the_second_the_tests():
+    first, second = re.findall(r"^ {4}(pip .*)$", README, re.MULTILINE)
+    assert first == "pip install -e . && accel-restore train"
+    assert second == 'pip install -e ".[test]" && pytest'
+    assert r'^ {4}\Kpip install -e "\.\[test\]" && pytest$' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_picture_is_there_and_small():
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    with Image.open(ROOT / picture) as image:
+        assert image.width <= 900 and (ROOT / picture).stat().st_size < 500_000
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["accel_restore.cli", "train"], ["accelerate.commands.accelerate_cli", "launch", "accel_restore/train.py"]],
+    ids=["accel-restore", "accelerate"],
+)
+def test_the_demo_trains_in_a_checkout(tmp_path, command):
     quick = ["data.crops_per_image=1", f"run.dir={tmp_path}", f"data.cache_dir={tmp_path}", "tracking.wandb=disabled"]
     process = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "accel_restore/train.py", *quick,
-         "train.epochs=1", "model.width=8", "--cpu"],
+        [sys.executable, "-m", *command, *quick, "train.epochs=1", "model.width=8", "--cpu"],
         cwd=ROOT, capture_output=True, text=True, env=clean_environment(),
     )  # fmt: skip
     succeed(process)
     assert (tmp_path / "demo" / "best.safetensors").is_file()
+    if command[-1] == "train":  # the front page's first command
+        assert not re.search(r"\bwarning\b|defaults used instead", process.stdout + process.stderr, re.IGNORECASE)
+
+
+# Commands -------------------------------------------------------------------------------------------------------------
+
+
+class _Parsed(Exception):
+    """Ends a command once it has taken its arguments."""
+
+
+def parse_only(monkeypatch, command: str, arguments: list[str]) -> argparse.Namespace:
+    """The arguments of `accel-restore COMMAND`, which is not run. Exits where it does not take them."""
+
+    def stop_after(parse):
+        def parse_and_stop(*given, **named):
+            raise _Parsed(parse(*given, **named))
+
+        return parse_and_stop
+
+    main = resolve(COMMANDS[command][1], {}, command)
+    if command == "bench":  # its first word chooses a command of its own
+        kind, *arguments = arguments
+        main = main.__globals__["KINDS"][kind]
+    for name in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop_after(getattr(argparse.ArgumentParser, name)))
+    with pytest.raises(_Parsed) as stopped:
+        main(arguments)
+    return stopped.value.args[0]
+
+
+def accel_restore_arguments(words: list[str]) -> list[str] | None:
+    """What a command line gives to accel-restore, its command first; None where it starts another program."""
+    for place, word in enumerate(words):
+        if word in ("accel-restore", "accel_restore.cli"):
+            return words[place + 1 :]
+        if word in ("accel_restore/train.py", "accel_restore.train") or word.endswith((".sbatch", "torchrun.sh")):
+            return ["train", *words[place + 1 :]]
+    return None
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_files_and_arguments_of_every_command_exist(line, monkeypatch):
+    words = shlex.split(line.split("&&")[-1])
+    for word in words:
+        if re.match(r"(launch|accel_restore|configs)/", word):
+            assert (ROOT / word).is_file(), word
+    arguments = accel_restore_arguments(words)
+    if arguments is None:
+        return
+    options = parse_only(monkeypatch, arguments[0], arguments[1:])
+    if arguments[0] == "train" and str(options.config).startswith("configs/"):
+        assert (ROOT / options.config).is_file()
+    for override in getattr(options, "overrides", None) or []:
+        assert "=" in override
+
+
+def test_commands_of_every_kind_were_found():
+    first = [accel_restore_arguments(shlex.split(line.split("&&")[-1])) for line in COMMAND_LINES]
+    named = {arguments[0] for arguments in first if arguments}
+    assert named == set(COMMANDS) - {"cache"}  # which is named in a sentence
+    assert {"torchrun", "accelerate", "python", "sbatch"} <= {line.split()[0] for line in COMMAND_LINES}
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_opens_with_its_command_and_what_to_expect(file):
+    text = file.read_text()
+    header = text.split("\nrun:")[0].splitlines()
+    assert header[0].endswith(f" --config configs/{file.name}") and all(line.startswith("#") for line in header)
+    for title in ("Task", "Data", "Hardware", "Result"):
+        assert any(re.match(rf"# {title}: +\S", line) for line in header), title
+    assert config_from(yaml.safe_load(text)).run.name == file.stem
+    assert f"[{file.stem}]({file.name})" in CONFIGS
+
+
+# YAML and Python ------------------------------------------------------------------------------------------------------
+
+
+def test_every_yaml_block_is_a_valid_configuration():
+    least = {"data": {"train": {"gt": "x"}}}
+    for page, text in PAGES.items():
+        for block in blocks(text, "yaml"):
+            tree = parse_yaml(block, page)
+            if not set(tree) <= set(Config.model_fields):  # a part of the section `data`
+                tree = {"data": tree}
+            config_from({**least, **tree, "data": {**least["data"], **tree.get("data", {})}})
+
+
+def test_the_examples_mean_what_their_pages_say():
+    (whole,) = blocks(README, "yaml")
+    config = config_from(parse_yaml(whole, "README"))
+    assert config.run.name == "mine" and config.data.patch_size == 128
+    (staged,) = blocks(CONFIGS, "yaml")
+    data = {**parse_yaml(whole, "README")["data"], **parse_yaml(staged, "configs")["data"]}
+    assert [stage.patch_size for stage in config_from({"data": data}).data.stages] == [128, 192]
+    (degradation,) = blocks(PAGES["accel_restore/data/README.md"], "yaml")
+    steps = config_from({"data": {"train": {"gt": "x"}, **parse_yaml(degradation, "data")}}).data.degradation
+    assert len(steps) == 3 and build_degradation([(step.name, step.arguments) for step in steps]).on_host
+
+
+def test_every_python_block_compiles():
+    found = [(page, block) for page, text in PAGES.items() for block in blocks(text, "python")]
+    assert len(found) >= 2
+    for page, block in found:
+        compile(block, page, "exec")
+
+
+def test_the_sources_of_the_table_are_valid():
+    section = PAGES["accel_restore/data/README.md"].split("\n## Sources\n")[1].split("\n## ")[0]
+    sources = re.findall(r"`(\{(?:input|gt|dataset): [^`]*\})`", section)
+    assert len(sources) >= 6
+    for source in sources:
+        config_from({"data": {"train": parse_yaml(source, "data")}})
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def keys_of(model: type[BaseModel], prefix: str) -> list[str]:
+    return [f"{prefix}.{name}" for name in model.model_fields]
+
+
+def test_every_configuration_key_is_documented():
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    keys = []
+    for name in ("run", "data", "train", "validation", "checkpoint", "tracking", "model"):
+        keys += keys_of(sections[name], name)
+    for section in OPTIMIZER_SECTIONS.values():
+        keys += keys_of(section, "optimizer")
+    for section in SCHEDULE_SECTIONS.values():
+        keys += keys_of(section, "scheduler")
+    missing = sorted({key for key in keys if f"`{key}`" not in CONFIGS})
+    assert not missing
+
+
+def test_every_name_that_can_be_chosen_is_documented():
+    for name in (*LOSSES, *MODELS, *OPTIMIZER_SECTIONS, *SCHEDULE_SECTIONS):
+        assert f"`{name}`" in CONFIGS, name
+    assert all(f"`{name}`" in PAGES["accel_restore/data/README.md"] for name in DEGRADATIONS)
+    assert all(f"`{name}`" in PAGES["accel_restore/models/README.md"] for name in MODELS)
+
+
+def test_every_room_is_on_the_map():
+    rooms = {path.parent.name for path in (ROOT / "accel_restore").glob("*/__init__.py")}
+    table = CODE.split("\n## Rooms\n")[1].split("\n## ")[0]
+    assert rooms == set(re.findall(r"`(\w+)/`", table))
+
+
+def test_modules_that_are_named_exist():
+    for page, text in PAGES.items():
+        folder = (ROOT / page).parent
+        for name in re.findall(r"`([\w./-]+\.(?:py|sh|sbatch))`", text):
+            places = (folder, ROOT / "accel_restore", ROOT, ROOT / "tests", ROOT / "configs")
+            assert Path(name).stem == "NAME" or any((place / name).is_file() for place in places), (page, name)
+        modules = text.split("\n## Modules\n")[1].split("\n## ")[0] if "\n## Modules\n" in text else ""
+        for row in re.findall(r"^\| (`.+?) \|", modules, re.MULTILINE):
+            for name in re.findall(r"`(\w+/?)`", row):
+                assert (folder / name).is_dir() or (folder / f"{name}.py").is_file(), (page, name)
+
+
+# Links ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if fragment:
+            assert fragment in anchors(file.read_text()), target
