@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133
 _ROUNDS = 6
 
 Range = float | Sequence[float]  # a number, or a pair [low, high] drawn uniformly for each sample
-_RUNS = 1000  # of a function in a trial, at most
 
 
 class Draw(IntEnum):
@@ -93,43 +92,20 @@ class KeyedRandom:
         return noise.normal_(0.0, sigma, generator=self.generator(like.device))
 
 
-class RandomStream(KeyedRandom):
-    """Draws of a trial: run by run, chances, choices and orders take all combinations of outcomes, however rare."""
+class EvenRandom(KeyedRandom):
+    """Keyed draws for trials: the possible outcomes of a chance or a choice are equally likely, so rare ones occur."""
 
-    def __init__(self, seed: int, run: list[int]):
-        super().__init__(seed)
-        self.run = run  # its number; this divided by the number of combinations of the outcomes so far; and that number
-
-    def split(self, index: int) -> RandomStream:
-        return RandomStream(super().split(index).seed, self.run)
+    def split(self, index: int) -> EvenRandom:
+        """An independent even source of draws for part `index`."""
+        return EvenRandom(super().split(index).seed)
 
     def chance(self, probability: float) -> bool:
-        return self.take([True] * (probability > 0) + [False] * (probability < 1))
+        """True or False with equal probability, unless only one of them is possible."""
+        return super().chance(0.5 if 0 < probability < 1 else probability)
 
     def choice(self, items: Sequence, weights: Sequence[float] | None = None) -> Any:
-        weights = [1.0] * len(items) if weights is None else weights
-        return self.take([item for item, weight in zip(items, weights, strict=True) if weight > 0])
-
-    def permutation(self, n: int) -> list[int]:
-        """One of n orders: each part is first in one and last in one, and each two come in both orders."""
-        first = self.take(range(max(n, 1)))
-        return [*range(first, n), *range(first)]
-
-    def take(self, outcomes: Sequence) -> Any:
-        """The outcome whose turn it is; a drawn one after many, as a loop may draw until it has what it wants."""
-        if self.run[2] > _RUNS:
-            return outcomes[key(self.run[0], self._next()) % len(outcomes)]
-        self.run[1], turn = divmod(self.run[1], len(outcomes))
-        self.run[2] *= len(outcomes)
-        return outcomes[turn]
-
-
-def random_streams(seed: int) -> Iterator[RandomStream]:
-    """Sources of draws, each for one run of the same function, that together give it all outcomes."""
-    number, runs = 0, 1
-    while number < min(runs, _RUNS):
-        yield RandomStream(seed, run := [number, number, 1])
-        number, runs = number + 1, max(runs, run[2])
+        """One of the `items` with a weight above 0."""
+        return super().choice(items, None if weights is None else [float(weight > 0) for weight in weights])
 
 
 def key(*parts: int) -> int:

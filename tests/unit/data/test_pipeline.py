@@ -310,12 +310,12 @@ def test_the_trial_of_a_long_list_ends():
     build_degradation([("random_order", {"of": of, "probability": 0.5}), ("downscale", {})], 2)
 
 
-def test_the_trial_takes_every_outcome_of_a_functions_draws():
+def test_the_trial_takes_rare_outcomes_of_a_functions_draws():
     SEEN.clear()
     build_degradation([("test_pipeline:drawing", {})])
-    orders = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-    assert set(SEEN) >= {(False,), *((True, letter, order) for letter in "ac" for order in orders)}
-    assert not any("b" in outcomes for outcomes in SEEN)
+    rare = [outcome[1:] for outcome in SEEN if outcome[0]]
+    assert 16 < len(rare) < 48 < len(SEEN) and {letter for letter, _ in rare} == {"a", "c"}
+    assert len({order for _, order in rare}) == 6
 
 
 def test_a_function_that_fails_for_few_samples_is_refused_by_its_key():
