@@ -4,8 +4,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import skimage
 from image_files import save_deep_png
+from photographs import photograph
 from PIL import Image
 
 ERRORS = {  # name of the damaged file, words that must name what is wrong
@@ -33,7 +33,7 @@ def photographs(count: int, size: int = 120) -> list[np.ndarray]:
     """Cut-outs (size, size, 3) of photographs, which do not overlap."""
     cut = [
         photo[top : top + size, left : left + size]
-        for photo in (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())
+        for photo in (photograph("astronaut"), photograph("coffee"), photograph("chelsea"))
         for top in range(0, photo.shape[0] - size, size)
         for left in range(0, photo.shape[1] - size, size)
     ]

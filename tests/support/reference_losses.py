@@ -4,13 +4,14 @@ import numpy as np
 import scipy
 import skimage
 import torch
+from photographs import photograph
 from torch.nn import functional as F
 
 
 def photos(count: int, height: int, width: int, channels: int = 3, sigma: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """Output and gt (B, C, H, W) in float64: cut-outs of photographs, the first one with noise."""
     random = np.random.default_rng(0)
-    sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    sources = [photograph("astronaut"), photograph("coffee"), photograph("chelsea")]
     cuts = []
     for i in range(count):
         photo = sources[i % 3] / 255

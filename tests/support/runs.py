@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import yaml
+from photographs import photograph
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -20,9 +21,7 @@ DRIVER = ROOT / "tests" / "support" / "driver.py"
 
 def make_photos(folder: Path, count: int, seed: int = 0, least: int = 20, most: int = 40) -> Path:
     """A folder of `count` small cut-outs, of many sizes, from photographs that ship with scikit-image."""
-    import skimage
-
-    sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    sources = [photograph("astronaut"), photograph("coffee"), photograph("chelsea")]
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     for index in range(count):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage
 import tifffile
 import torch
+from photographs import photograph
 from PIL import Image, ImageCms
 from runs import ROOT
 from weight_files import build, write
@@ -28,7 +28,7 @@ from accel_restore.inference.apply import ModelRunner, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PHOTO = skimage.data.astronaut()[100:141, 200:233].copy()  # odd sides
+PHOTO = photograph("astronaut")[100:141, 200:233].copy()  # odd sides
 ICC = {"RGB": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
 
 
@@ -351,7 +351,7 @@ def test_bytes_are_counted_while_tensors_live():
 
 
 def test_no_seam_shows_where_tiles_meet(weights, tmp_path):
-    photo = skimage.data.coffee()[:200, :300]
+    photo = photograph("coffee")[:200, :300]
     loaded = restorer.load(weights[3])
     gap = loaded(photo / 255.0, tile=96, tile_overlap=32) - loaded(photo / 255.0, tile=None)
     steps = np.abs(np.diff(gap, axis=1)).max()

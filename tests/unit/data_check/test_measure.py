@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import scipy
-import skimage
+from photographs import photograph
 from PIL import Image
 
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
@@ -19,7 +19,7 @@ MARGIN = 16  # around each cut-out, so that shifted ones hold the same scene
 
 def _photos() -> list[np.ndarray]:
     """Twelve cut-outs of photographs, SIDE + 2 MARGIN pixels wide, none overlapping another."""
-    sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
+    sources = [photograph("astronaut"), photograph("coffee"), photograph("chelsea"), photograph("rocket")]
     places = [[(0, 150), (170, 10), (330, 300)], [(30, 100), (200, 300), (20, 400)], [(10, 20), (110, 230)]]
     places += [[(0, 230), (240, 40), (230, 440)]]
     width = SIDE + 2 * MARGIN
@@ -28,7 +28,7 @@ def _photos() -> list[np.ndarray]:
         for photo, corners in zip(sources, places, strict=True)
         for top, left in corners
     ]
-    cuts.append(np.repeat(skimage.data.camera()[60 : 60 + width, 150 : 150 + width, None], 3, axis=2))
+    cuts.append(np.repeat(photograph("camera")[60 : 60 + width, 150 : 150 + width, None], 3, axis=2))
     return [np.ascontiguousarray(cut, np.float32) / 255 for cut in cuts]
 
 
@@ -217,7 +217,7 @@ def test_exact_leaks_are_told_apart_and_other_pictures_are_none():
 
 
 def test_parts_of_one_scene_are_no_copies():
-    scenes = [skimage.data.brick(), skimage.data.grass(), skimage.data.gravel(), skimage.data.coins()]
+    scenes = [photograph("brick"), photograph("grass"), photograph("gravel"), photograph("coins")]
     tiles = [
         _thumbnail(np.float32(scene[top : top + 100, left : left + 100, None]) / 255)
         for scene in scenes

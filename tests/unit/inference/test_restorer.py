@@ -10,8 +10,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
-import skimage
 import torch
+from photographs import photograph
 from PIL import Image, ImageOps
 from weight_files import build, write
 
@@ -24,7 +24,7 @@ from accel_restore.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PHOTO = skimage.data.astronaut()[100:125, 200:219].copy()  # odd sides
+PHOTO = photograph("astronaut")[100:125, 200:219].copy()  # odd sides
 
 
 @pytest.fixture

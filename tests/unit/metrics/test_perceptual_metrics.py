@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 import pytest
-import skimage
 import torch
+from photographs import photograph
 from safetensors.torch import save_file
 from torch import nn
 
@@ -58,7 +58,7 @@ def reference(name: str, monkeypatch) -> nn.Module:
 
 
 def pairs(side: int = 65) -> tuple[torch.Tensor, torch.Tensor]:
-    photo = skimage.data.astronaut()
+    photo = photograph("astronaut")
     gt = np.stack([photo[top : top + side, 90 : 90 + side + 4] for top in (0, 100, 200)]) / 255
     output = gt + np.random.default_rng(0).normal(0, np.array([0.02, 0.1, 0.3]).reshape(3, 1, 1, 1), gt.shape)
     return tuple(torch.from_numpy(images).permute(0, 3, 1, 2).clamp(0, 1) for images in (output, gt))

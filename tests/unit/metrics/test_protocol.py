@@ -8,15 +8,16 @@ import pytest
 import scipy
 import skimage
 import torch
+from photographs import photograph
 
 from accel_restore.config.load import config_from
 from accel_restore.metrics.protocol import METRICS, Protocol
 from accel_restore.metrics.psnr_ssim import psnr, ssim
 
 PHOTOS = {
-    "colour": skimage.data.astronaut()[20:141, 150:317],
-    "gray": skimage.data.camera()[100:221, 200:333, None],
-    "bright": np.clip(skimage.data.coffee()[:97, 400:555].astype(int) // 4 + 190, 0, 255).astype(np.uint8),
+    "colour": photograph("astronaut")[20:141, 150:317],
+    "gray": photograph("camera")[100:221, 200:333, None],
+    "bright": np.clip(photograph("coffee")[:97, 400:555].astype(int) // 4 + 190, 0, 255).astype(np.uint8),
 }
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from photographs import photograph
 
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.metrics.psnr_ssim import luma, psnr, ssim
@@ -18,13 +19,13 @@ def random_pair(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.
 def photo_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(H, W, C) floats in [0, 1], the first one degraded; of odd sizes, dark, flat, tiny and gray."""
     random = np.random.default_rng(0)
-    astronaut = skimage.data.astronaut() / 255
+    astronaut = photograph("astronaut") / 255
     parts = {
         "photo": astronaut[3:104, 7:80],
         "dark": astronaut[300:350, 100:133] * 0.05,
         "flat": np.full((24, 31, 3), 0.8),
         "tiny": astronaut[:11, :11],
-        "gray": skimage.data.camera()[100:161, 200:255, None] / 255,
+        "gray": photograph("camera")[100:161, 200:255, None] / 255,
     }
     return {name: (np.clip(gt + random.normal(0, 0.05, gt.shape), 0, 1), gt) for name, gt in parts.items()}
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import skimage
 import torch
+from photographs import photograph
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from accel_restore.models.unet import pad_to_multiple
 
 
 def photo(height: int, width: int) -> torch.Tensor:
-    pixels = skimage.data.coffee()[:height, :width].astype(np.float32) / 255
+    pixels = photograph("coffee")[:height, :width].astype(np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
