@@ -239,6 +239,13 @@ def test_modules_that_are_named_exist():
                 assert (folder / name).is_dir() or (folder / f"{name}.py").is_file(), (page, name)
 
 
+def test_the_places_to_extend_are_where_the_table_says():
+    places = re.findall(r"`(\w+)` in `([\w/]+\.py)`", CODE.split("\n## Extending\n")[1])
+    assert len(places) >= 8
+    for name, module in places:
+        assert re.search(rf"^{name} = ", (ROOT / "accel_restore" / module).read_text(), re.MULTILINE), (name, module)
+
+
 # Links ----------------------------------------------------------------------------------------------------------------
 
 
