@@ -1,15 +1,14 @@
-"""One training at a time in a run's folder, on one host or several; what a dead process leaves does not count."""
+"""The lock on a run's folder: one training at a time, on one host or several. A dead process does not block it."""
 
 import os
-import socket
-import threading
-import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from filelock import FileLock, Timeout
+import psutil
+from filelock import SoftFileLease, Timeout
 
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
@@ -17,144 +16,139 @@ from accel_restore.tracking.run_files import read_status, write_status
 
 _FILE = "run.lock"
 _REACHED = ("epoch", "step", "best")
-_BEAT_SECONDS = 10.0
-_SILENT_SECONDS = 60.0  # a host that has not touched the file for so long does not train any more
+_BEAT_SECONDS = 10.0  # between two touches of the lock file by its holder
+_LEASE_SECONDS = 60.0  # a process on another host that has not touched the file for this long is taken for dead
+_ATTEMPT_SECONDS = 0.2  # filelock removes the file of a dead process in one attempt and locks in the next
 
 
 def run_folder(config: Config) -> Path:
-    """The folder that a run is written to."""
+    """Return the folder of the run."""
     return Path(config.run.dir).expanduser() / config.run.name
 
 
 class RunLock:
-    """The lock on a run's folder: the kernel's, which ends with the process, and for other hosts a sign of life.
+    """The lock file names its process and host. It is a lease: its holder touches it every ten seconds.
 
-    Another host may not see the kernel's lock (that depends on the file system), so the file is touched every ten
-    seconds.
+    A holder on this host is alive as long as its process exists. A holder on another host is alive as long as it
+    touches the file.
     """
 
     def __init__(self, folder: Path, log: Callable[[str], None] = print):
         self.folder, self.log = folder, log
-        self.lock = FileLock(folder / _FILE)
-        self.ended = threading.Event()
-        self.beating: threading.Thread | None = None
+        self.lock = self._lease(_FILE)
 
     @property
     def is_held(self) -> bool:
-        return self.beating is not None
+        """Whether this object holds the lock."""
+        return self.lock.is_locked
 
     def acquire_existing(self) -> bool:
-        """Take the lock where the folder holds a run already, and say so; else nothing is written yet."""
+        """Take the lock if the folder holds a run, and return whether it does. Otherwise write nothing."""
         if exists := (self.folder / "status.json").exists():
             self.acquire()
         return exists
 
     def acquire(self) -> None:
-        """Take the lock; may be called again. The folder must exist.
+        """Take the lock; a second call does nothing. The folder must exist.
 
-        Raises: UserError where another process trains in the folder.
+        Raises: UserError if another process trains in the folder.
         """
         if self.is_held:
             return
-        last_beat = _beat(self.folder)
         try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            self._refuse()
+            if not self.try_acquire():
+                self._wait_for_lease()
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
-        except NotImplementedError:  # a file system without locks: the signs of life must do
-            pass
-        owner = read_status(self.folder)
-        if owner.get("state") == "running" and owner.get("host") not in (None, socket.gethostname()):
-            try:
-                self._wait_for_sign(owner["host"], last_beat)
-            except BaseException:
-                self.lock.release()
-                raise
-        self.beating = threading.Thread(target=self._beat_on, name="accel-restore-lock", daemon=True)
-        self.beating.start()
+
+    def try_acquire(self) -> bool:
+        """Take the lock without waiting for another process, and return whether that succeeded."""
+        if self._is_abandoned():
+            self.lock.force_break()
+        with suppress(Timeout):
+            self.lock.acquire(timeout=_ATTEMPT_SECONDS)
+        return self.is_held
 
     def release(self) -> None:
-        """Give the lock back; it stays a file, as removing it would let two processes hold it."""
-        if self.beating is not None:
-            self.ended.set()
-            self.beating.join()
-            self.beating = None
-        self.lock.release()
+        """Remove the lock file."""
+        with suppress(OSError):  # the disk is gone
+            self.lock.release()
 
-    def _refuse(self) -> None:
-        owner = read_status(self.folder)
-        # While a run is prepared, the folder still tells of the former one.
-        is_told = owner.get("state") == "running" and "pid" in owner and _may_live(owner)
-        who = f"process {owner['pid']} on {owner['host']}" if is_told else "another process"
-        raise UserError(
-            f"{self.folder}: {who} is training in it; wait until that ends or stop it, or choose another run.name"
+    def _lease(self, name: str) -> SoftFileLease:
+        # Not bound to a thread: whichever ends the run may release it.
+        path, beat = self.folder / name, min(_BEAT_SECONDS, _LEASE_SECONDS / 3)
+        return SoftFileLease(path, lease_duration=_LEASE_SECONDS, heartbeat_interval=beat, thread_local=False)
+
+    def _here(self) -> tuple[str, float]:
+        """Return this host as lock files name it, and the time by the clock that dates the folder's files."""
+        with self._lease(f".{_FILE}.{uuid.uuid4().int}.tmp") as probe:
+            assert probe.owner is not None  # written by the line above
+            return probe.owner.hostname, Path(probe.lock_file).stat().st_mtime
+
+    def _is_abandoned(self) -> bool:
+        """Return whether the lock file is left over in a way that the lease itself cannot see at once.
+
+        A holder on another host has been silent for long, or the file is empty: an older version, or a power failure
+        before its content was on the disk, leaves it so. A zombie on this host holds nothing any more.
+        """
+        beat = self._last_beat()
+        if beat is None:
+            return False
+        owner, (here, now) = self.lock.owner, self._here()
+        if owner is not None and owner.hostname == here:
+            with suppress(psutil.Error):
+                return psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
+            return False
+        return now - beat > _LEASE_SECONDS
+
+    def _wait_for_lease(self) -> None:
+        """Wait until the lease of a process on another host has run out; refuse as soon as it is renewed."""
+        owner = self.lock.owner
+        if owner is None or owner.hostname == self._here()[0]:
+            self._refuse()
+        self.log(
+            f"{self.folder}: last used on {_host(owner.hostname)}; waiting {_LEASE_SECONDS:.0f} s to see whether it is "
+            "still in use"
         )
+        first = self._last_beat()
+        try:
+            self.lock.acquire(
+                timeout=2 * _LEASE_SECONDS,
+                poll_interval=min(1.0, _LEASE_SECONDS / 10),
+                cancel_check=lambda: self._last_beat() not in (first, None),
+            )
+        except Timeout:
+            self._refuse()
 
-    def _wait_for_sign(self, host: str, last_beat: float | None) -> None:
-        """Refuse where the other host still touches the file; return where it has been silent for long enough."""
-        if last_beat is None:
-            return
-        silent = _file_time(self.folder) - last_beat
-        if silent < _SILENT_SECONDS:
-            seconds = _SILENT_SECONDS - max(0.0, silent)
-            self.log(f"{self.folder}: was last used on {host}; waiting {seconds:.0f} s to see whether it still is")
-            began, first = time.monotonic(), _beat(self.folder)
-            while time.monotonic() - began < seconds:
-                time.sleep(min(1.0, seconds / 5))
-                if _beat(self.folder) != first:
-                    self._refuse()
-
-    def _beat_on(self) -> None:
-        while True:
-            with suppress(OSError):  # a full or unplugged disk is reported where something is to be written
-                os.utime(self.folder / _FILE)
-            if self.ended.wait(_BEAT_SECONDS):
-                return
-
-
-def _may_live(owner: dict[str, Any]) -> bool:
-    """Whether the process that wrote status.json may still be there: of one on another host nothing is known."""
-    if owner["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        pass
-    return True
-
-
-def _beat(folder: Path) -> float | None:
-    try:
-        with (folder / _FILE).open("rb") as file:  # opened, so that a network file system asks its server
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
+    def _last_beat(self) -> float | None:
+        with suppress(OSError), Path(self.lock.lock_file).open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime  # opened, so that a network file system asks its server
         return None
 
+    def _refuse(self) -> NoReturn:
+        owner = self.lock.owner
+        who = f"process {owner.pid} on {_host(owner.hostname)}" if owner else "another process"
+        raise UserError(
+            f"{self.folder}: {who} is training in it; wait until it ends or stop it, or choose another run.name"
+        )
 
-def _file_time(folder: Path) -> float:
-    """The present time by the clock that dates the folder's files."""
-    probe = folder / f".{_FILE}.{socket.gethostname()}.{os.getpid()}.tmp"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+
+def _host(recorded: str) -> str:
+    """Return the name of a host without the PID namespace that filelock appends inside containers."""
+    return recorded.partition("?")[0] or recorded
 
 
 def record_preempted(folder: Path) -> None:
-    """Write down that a run was stopped before its first step, unless the folder is another's or in use."""
+    """Record that a run was stopped before its first step, unless the folder is in use or holds something else."""
     former = read_status(folder)
     others = folder.exists() and any(not path.name.startswith((".", _FILE)) for path in folder.iterdir())
     if former.get("state") == "finished" or (not former and others):
         return
-    lock = FileLock(folder / _FILE)
-    with suppress(OSError, NotImplementedError):
+    lock = RunLock(folder)
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(timeout=0):
+        if lock.try_acquire():
             ranks = int(os.environ.get("WORLD_SIZE", 1))
             reached = {"epoch": 0, "step": 0, "best": None, **{k: former[k] for k in _REACHED if k in former}}
             write_status(folder, "preempted", **reached, world_size=ranks)
+    lock.release()
