@@ -233,6 +233,8 @@ def test_modules_that_are_named_exist():
         for name in re.findall(r"`([\w./-]+\.(?:py|sh|sbatch))`", text):
             places = (folder, ROOT / "accel_restore", ROOT, ROOT / "tests", ROOT / "configs")
             assert Path(name).stem == "NAME" or any((place / name).is_file() for place in places), (page, name)
+        for name in re.findall(r"`(tests/[\w/.]+)`", text):
+            assert (ROOT / name).exists(), (page, name)
         modules = text.split("\n## Modules\n")[1].split("\n## ")[0] if "\n## Modules\n" in text else ""
         for row in re.findall(r"^\| (`.+?) \|", modules, re.MULTILINE):
             for name in re.findall(r"`(\w+/?)`", row):
