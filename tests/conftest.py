@@ -1,5 +1,7 @@
 """Fixtures that several files of tests use."""
 
+import os
+
 import pytest
 
 
@@ -22,6 +24,21 @@ def photos(request, tmp_path_factory):
     train, val = request.module.PHOTOS
     root = tmp_path_factory.mktemp("photos")
     return make_photos(root / "train", train), make_photos(root / "val", val, seed=1)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """Finished runs that nothing interrupted, one for all workers: see `support/reference.py`."""
+    from reference import Reference
+
+    base = tmp_path_factory.getbasetemp()
+    return Reference((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reference")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Plain `pytest` runs in up to four processes; what is named on the command line runs in this one."""
+    return min(4, os.cpu_count() or 1) if config.args_source == config.ArgsSource.TESTPATHS else 0
 
 
 def pytest_collection_modifyitems(items):

@@ -9,44 +9,27 @@ from collections import Counter
 
 import forked
 import pytest
-from runs import last_weights, run_folder, small_config
+from reference import STEPS
+from reference import configuration as reference_configuration
+from runs import last_weights, run_folder
 from watched import GENEROUS, commits, said, same, start_forked, status
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.utils import signals as preemption
 from accel_restore.utils.signals import StopRequest
 
-PHOTOS = 30, 4  # training, validation
-STEPS = 8  # of an epoch; there are two
 COPIES_SECONDS = 2.0  # within which a second signal is taken for a copy of the first
 
 
-@pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    """The weights at the end of a run that nothing interrupts, by the number of ranks."""
-    weights = {}
-    for ranks in (1, 2):
-        config = configuration(photos, tmp_path_factory.mktemp("whole"), ranks)
-        assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks
-        weights[ranks] = last_weights(config)
-    return weights
+def configuration(reference, out, ranks=1):
+    """The reference run, with commits at the ends of epochs alone."""
+    return reference_configuration(reference.photos, out, ranks, checkpoint={"every_steps": None})
 
 
-def configuration(photos, out, ranks=1):
-    """Two micro-batches a step, the last step of an epoch is ragged; commits at the ends of epochs."""
-    return small_config(
-        *photos,
-        out,
-        data={"batch_size": 2 // ranks},
-        train={"gradient_accumulation_steps": 2},
-        checkpoint={"keep": 100},
-    )
-
-
-def assert_continues(config, whole, ranks=1):
+def assert_continues(config, reference, ranks=1):
     assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks, forked.printed(config)
     assert status(config)["state"] == "finished"
-    assert same(last_weights(config), whole[ranks])
+    assert same(last_weights(config), reference.weights(ranks))
 
 
 # Phase, how many-th time, and the step that is committed with one rank and with two (None: the run has not begun).
@@ -66,9 +49,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Sl
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", range(len(PHASES)), ids=PHASES)
-def test_a_signal_in_any_phase(photos, whole, tmp_path, number, ranks):
+def test_a_signal_in_any_phase(reference, tmp_path, number, ranks):
     phase, count, *steps = list(PHASES.values())[number]
-    config, asked, step = configuration(photos, tmp_path, ranks), SIGNALS[number % 3], steps[ranks - 1]
+    config, asked, step = configuration(reference, tmp_path, ranks), SIGNALS[number % 3], steps[ranks - 1]
     training = start_forked(config, f"await={phase}:{count}:{GENEROUS}", ranks=ranks)
     reaching = range(ranks) if phase in ("micro", "step", "image") else [None]  # one rank alone decodes and saves
     for rank in reaching:
@@ -87,11 +70,11 @@ def test_a_signal_in_any_phase(photos, whole, tmp_path, number, ranks):
     if former is not None:
         assert best.read_bytes() == former
         assert status(config)["best"]["epoch"] == 0
-    assert_continues(config, whole, ranks)
+    assert_continues(config, reference, ranks)
 
 
-def test_control_a_run_that_does_not_listen_loses_its_steps(photos, tmp_path):
-    config = configuration(photos, tmp_path)
+def test_control_a_run_that_does_not_listen_loses_its_steps(reference, tmp_path):
+    config = configuration(reference, tmp_path)
     training = start_forked(config, "linger=step:3:1", "deaf")
     training.wait_for("step", "3")
     training.signal(signal.SIGTERM)
@@ -103,8 +86,8 @@ def test_control_a_run_that_does_not_listen_loses_its_steps(photos, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_second_signal_ends_the_run_at_once(photos, whole, tmp_path, ranks):
-    config = configuration(photos, tmp_path, ranks)
+def test_a_second_signal_ends_the_run_at_once(reference, tmp_path, ranks):
+    config = configuration(reference, tmp_path, ranks)
     training = start_forked(config, f"linger=step:11:{GENEROUS}", ranks=ranks)  # a step that takes for ever
     for rank in range(ranks):
         training.wait_for("step", "11", rank)
@@ -117,12 +100,12 @@ def test_a_second_signal_ends_the_run_at_once(photos, whole, tmp_path, ranks):
     assert said(config)[-1] == "accel-restore: SIGINT: ended at once; the last commit is kept"
     assert "Traceback" not in forked.printed(config)
     assert commits(config) == [STEPS]
-    assert_continues(config, whole, ranks)
+    assert_continues(config, reference, ranks)
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "control"])
-def test_a_copy_of_the_signal_is_not_a_second_one(photos, whole, tmp_path, protected):
-    config = configuration(photos, tmp_path)
+def test_a_copy_of_the_signal_is_not_a_second_one(reference, tmp_path, protected):
+    config = configuration(reference, tmp_path)
     training = start_forked(config, "linger=step:11:1", *([] if protected else ["every_signal_counts"]))
     training.wait_for("step", "11")
     training.signal(signal.SIGTERM)
@@ -131,7 +114,7 @@ def test_a_copy_of_the_signal_is_not_a_second_one(photos, whole, tmp_path, prote
     assert training.exit_codes() == [143]
     assert commits(config) == ([STEPS, 12] if protected else [STEPS])
     assert status(config)["state"] == ("preempted" if protected else "running")
-    assert_continues(config, whole)
+    assert_continues(config, reference)
 
 
 def test_the_death_of_the_launcher_is_no_second_signal_however_late(monkeypatch):
@@ -168,14 +151,16 @@ def test_what_a_launcher_sends_after_an_error_is_no_request(monkeypatch, may_sav
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sweep_of_signals_at_random_moments(photos, whole, tmp_path, ranks):
+def test_sweep_of_signals_at_random_moments(reference, tmp_path, ranks):
     cases, draw, ends = 50, random.Random(ranks), Counter()
     for name in ("first", "timed"):  # the first may have to wait for modules to be imported
         began = time.monotonic()
-        assert forked.run(configuration(photos, tmp_path / name, ranks), ranks=ranks, mode="no_curves") == [0] * ranks
+        assert (
+            forked.run(configuration(reference, tmp_path / name, ranks), ranks=ranks, mode="no_curves") == [0] * ranks
+        )
     longest = time.monotonic() - began
     for case in range(cases):
-        config, asked = configuration(photos, tmp_path / str(case), ranks), draw.choice(SIGNALS)
+        config, asked = configuration(reference, tmp_path / str(case), ranks), draw.choice(SIGNALS)
         training = start_forked(config, ranks=ranks)
         for rank in range(ranks):
             training.wait_for("listens", rank=rank)
@@ -186,7 +171,7 @@ def test_sweep_of_signals_at_random_moments(photos, whole, tmp_path, ranks):
         if not run_folder(config).exists():  # where it trains was not known yet
             assert codes == [143] * ranks, told
             ends["stopped before"] += 1
-            assert_continues(config, whole, ranks)
+            assert_continues(config, reference, ranks)
             continue
         finished = status(config)["state"] == "finished"
         # A signal that comes when a process has finished, and listens no more, may still end it.
@@ -196,7 +181,7 @@ def test_sweep_of_signals_at_random_moments(photos, whole, tmp_path, ranks):
             read_commit(commit)
         assert (commits(config) or [0])[-1] == status(config)["step"], told
         ends["finished" if finished else "stopped in training" if commits(config) else "stopped before"] += 1
-        assert_continues(config, whole, ranks)
+        assert_continues(config, reference, ranks)
     print(f"{ranks} ranks: {dict(ends)}")
 
 
