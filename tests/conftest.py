@@ -43,4 +43,4 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_collection_modifyitems(items):
     """Files that mostly wait come first: started last, they would keep all other workers waiting."""
-    items.sort(key=lambda item: item.path.stem not in ("test_two_hosts", "test_wandb_down", "test_wandb_rank"))
+    items.sort(key=lambda item: item.path.stem not in ("test_two_hosts", "test_wandb_down"))
