@@ -1,4 +1,4 @@
-"""What a person sees: the plan before step 1, progress (a bar on a terminal, a plain line now and then otherwise)."""
+"""Console output: tables, messages and progress. A terminal shows a bar; a log gets a line every 30 seconds."""
 
 import errno
 import os
@@ -18,29 +18,31 @@ from accel_restore.metrics.format import format_score
 
 _LINE_SECONDS = 30.0
 _SCORE_SECONDS = 2.0
-_LOG_WIDTH = 120  # of tables in a log, where there is no terminal to ask
-_WIDE = 100  # characters, of a terminal where units are written out
-_REFRESHES = 4  # of the bar, a second
+_LOG_WIDTH = 120  # characters, of tables in a log
+_WIDE = 100  # characters, of a terminal with room for written-out units
+_REFRESHES = 4  # of the bar, per second
 
 
 class Console:
-    """Prints for the main process, and nothing for the others."""
+    """Prints in the main process; other processes print nothing."""
 
     def __init__(self, main: bool):
         self.main = main
-        if hasattr(sys.stdout, "reconfigure"):  # a stream that lacks a character must not end a run
+        if hasattr(sys.stdout, "reconfigure"):  # a stream that cannot encode a character must not end a run
             sys.stdout.reconfigure(errors="backslashreplace")
         is_terminal = sys.stdout.isatty()
-        self.rich = _Console(highlight=False, width=None if is_terminal else _LOG_WIDTH)
+        self.rich = _RichConsole(highlight=False, width=None if is_terminal else _LOG_WIDTH)
         self.shows_bars = main and is_terminal and not self.rich.is_dumb_terminal and not _is_ci()
         self.progress: Progress | None = None
         self.last_line = self.last_score = 0.0
 
     def log(self, text: str) -> None:
+        """Print a line as it is, without markup or wrapping."""
         if self.main:
             self._print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
+        """Print a table."""
         if not self.main:
             return
         table = Table(title=title, title_justify="left", show_header=bool(header))
@@ -50,12 +52,12 @@ class Console:
             table.add_row(*map(str, row))
         self._print(table)
 
-    def _print(self, *what: Any, **how: Any) -> None:
-        with _surviving_readers():
-            self.rich.print(*what, **how)
+    def _print(self, *objects: Any, **options: Any) -> None:
+        with _tolerate_closed_output():
+            self.rich.print(*objects, **options)
 
-    def track(self, items: Iterable, total: int, what: str) -> Iterable:
-        """The items, with progress shown while they are taken: a bar on a terminal, otherwise a line now and then."""
+    def track(self, items: Iterable, total: int, description: str) -> Iterable:
+        """Yield the items and show progress."""
         if not self.main:
             yield from items
         elif self.shows_bars:
@@ -63,75 +65,77 @@ class Console:
             progress = Progress(*columns, TimeRemainingColumn(), console=self.rich)
             try:
                 _start(progress)
-                yield from progress.track(items, total, description=what)
+                yield from progress.track(items, total, description=description)
             finally:
                 _stop(progress)
         else:
-            self.log(what)
+            self.log(description)
             last = time.monotonic()
             for number, item in enumerate(items):
                 if time.monotonic() - last >= _LINE_SECONDS:
                     last = time.monotonic()
-                    self.log(f"{what}: {number} of {total}")
+                    self.log(f"{description}: {number} of {total}")
                 yield item
 
     def start(self, epochs: int, total: int, completed: int) -> None:
-        """Begin to show progress towards `total` optimizer steps, of which so many were done before."""
+        """Start to show progress towards `total` optimizer steps, of which `completed` were done by an earlier process."""
         self.epochs, self.total, self.first = epochs, total, completed
-        self.began = self.last_line = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         if not self.shows_bars:
             return
         self.progress = Progress(
             TextColumn("{task.fields[epoch]}/{task.fields[epochs]} epochs"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[values]}"),
             console=self.rich,
             refresh_per_second=_REFRESHES,
             expand=True,
         )
         self.task = self.progress.add_task(
-            "", total=total, completed=completed, epoch=0, epochs=epochs, figures="loss -"
+            "", total=total, completed=completed, epoch=0, epochs=epochs, values="loss -"
         )
         _start(self.progress)
 
     def advance(self, epoch: int, step: int) -> None:
+        """Move the bar to `step`."""
         if self.progress is not None:
             done = self.epochs if step == self.total else epoch
             self.progress.update(self.task, completed=step, epoch=done)
 
     def update(self, epoch: int, step: int, loss: float, lr: float, samples_per_second: float) -> None:
-        """New figures of the epoch after `epoch` others: a bar shows them at once, a log gets a line now and then."""
+        """Show new values. `epoch` counts completed epochs, so the current one is `epoch` + 1."""
         speed = f"{samples_per_second:.1f} samples/s"
-        figures = [f"loss {format_score('loss', loss)}", f"lr {lr:.3g}", speed, self._left(step)]
+        values = [f"loss {format_score('loss', loss)}", f"lr {lr:.3g}", speed, self._time_left(step)]
         if self.progress is not None:
             if self.rich.width < _WIDE:
-                figures[2] = f"{samples_per_second:.0f}/s"
-            self.progress.update(self.task, figures=" · ".join(figures))
+                values[2] = f"{samples_per_second:.0f}/s"
+            self.progress.update(self.task, values=" · ".join(values))
         elif time.monotonic() - self.last_line >= _LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.log(" · ".join([f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total}", *figures]))
+            self.log(" · ".join([f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total}", *values]))
 
-    def _left(self, step: int) -> str:
-        """How long the run will go on, as it has gone so far in this process: validations and commits count."""
-        seconds = (time.monotonic() - self.began) / max(1, step - self.first) * (self.total - step)
+    def _time_left(self, step: int) -> str:
+        """Extrapolate the pace of this process, including validations and commits."""
+        seconds = (time.monotonic() - self.started) / max(1, step - self.first) * (self.total - step)
         return f"{timedelta(seconds=round(seconds))} left"
 
     def scores(self, line: str, always: bool) -> None:
-        """A line about a validation; in quick runs not about every one."""
+        """Print a line about a validation; unless `always`, at most one every 2 seconds."""
         if always or time.monotonic() - self.last_score >= _SCORE_SECONDS:
             self.last_score = time.monotonic()
             self.log(line)
 
     def stop(self) -> None:
+        """Remove the bar."""
         if self.progress is not None:
             _stop(self.progress)
             self.progress = None
 
 
 @contextmanager
-def leaving_as_found() -> Iterator[None]:
-    """Within it a run may change standard output and the filters of warnings; then they are the caller's again."""
+def restored_output() -> Iterator[None]:
+    """Restore the settings of standard output and the filters of warnings at the end of the block."""
     output = sys.stdout
     errors = getattr(output, "errors", None)
     try:
@@ -143,32 +147,32 @@ def leaving_as_found() -> Iterator[None]:
 
 
 def _is_ci() -> bool:
-    """Whether a service of continuous integration keeps what is printed, some of which offer a terminal."""
+    """Return whether a CI service records the output; some of them provide a terminal."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def _start(progress: Progress) -> None:
-    """Show bars, and the cursor: a process that is killed could not bring it back."""
-    with _surviving_readers():
+    """Show the bar, and keep the cursor visible: a process that is killed could not restore it."""
+    with _tolerate_closed_output():
         progress.start()
         progress.console.show_cursor(True)
 
 
 def _stop(progress: Progress) -> None:
-    with _surviving_readers():
+    with _tolerate_closed_output():
         progress.stop()
 
 
-class _Console(rich_console.Console):
-    """Goes on where nobody reads any more: rich would end the process."""
+class _RichConsole(rich_console.Console):
+    """Keeps the process alive when the reader of a pipe is gone; rich would end it."""
 
     def on_broken_pipe(self) -> None:
         _discard_output()
 
 
 @contextmanager
-def _surviving_readers() -> Iterator[None]:
-    """Go on where a terminal was closed; what a full disk has no room for in a log is lost."""
+def _tolerate_closed_output() -> Iterator[None]:
+    """Continue after a terminal was closed. Output that does not fit on a full disk is lost."""
     try:
         yield
     except OSError as error:

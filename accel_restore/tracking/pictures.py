@@ -1,9 +1,10 @@
-"""Pictures of a run: validation images side by side, and the curves of loss and learning rate."""
+"""Pictures of a run: validation images next to each other, and the curves of loss, learning rate and scores."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,81 +13,90 @@ from accel_restore.metrics.protocol import Protocol
 from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.tracking.report.pictures import describe_tiles
 from accel_restore.tracking.run_files import read_lines
+from accel_restore.utils.captions import draw_caption
 from accel_restore.utils.redaction import redacted
 
-_LARGEST = 400  # pixels of a tile's side
-_CAPTION = 22
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MAX_SIDE = 400  # pixels of a tile
+_CAPTION_HEIGHT, _GAP = 22, 4  # pixels
+_DOTS_UP_TO = 30  # points of a curve
+_LEGEND_UP_TO = 16  # ranks
+
+Tile = tuple[str, np.ndarray]  # caption, pixels (H, W, 3) uint8
 
 
 class Samples:
-    """Collects the first validation images as this rank sees them: input, output and gt, cut to their centre."""
+    """Collects the first validation images that this rank sees: the centre of input, output and gt."""
 
     def __init__(self, count: int, names: list[str], protocol: Protocol):
         self.count, self.names, self.protocol = count, redacted(names[:count]), protocol
-        self.tiles: dict[int, list[tuple[str, np.ndarray]]] = {}
+        self.tiles: dict[int, list[Tile]] = {}
 
     def look(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
-        """Shapes: (1, C, H, W) in [0, 1]."""
+        """Keep a validation image if it is one of the first `count`.
+
+        Shapes: (1, C, H, W) in [0, 1].
+        """
         if index >= self.count:
             return
-        before, after, clean = (self.protocol.prepare(image) for image in (input, output, gt))
-        before, after = (titled_score("psnr", float(psnr(image, clean))) for image in (before, after))
+        reference = self.protocol.prepare(gt)
+        before, after = (
+            titled_score("psnr", float(psnr(self.protocol.prepare(image), reference))) for image in (input, output)
+        )
         captions = (f"{self.names[index]}: input {before}", f"output {after}", "gt")
         self.tiles[index] = [
-            (caption, _tile(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
+            (caption, _centre(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
         ]
 
 
-def _tile(image: Tensor) -> np.ndarray:
+def _centre(image: Tensor) -> np.ndarray:
     height, width = image.shape[-2:]
-    top, left = max(0, height - _LARGEST) // 2, max(0, width - _LARGEST) // 2
-    cut = image[0, :, top : top + _LARGEST, left : left + _LARGEST].clamp(0, 1)
+    top, left = max(0, height - _MAX_SIDE) // 2, max(0, width - _MAX_SIDE) // 2
+    cut = image[0, :, top : top + _MAX_SIDE, left : left + _MAX_SIDE].clamp(0, 1)
     pixels = (cut.float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndarray]:
-    """The images (1, C, H, W) as tiles of the place where output and gt differ most, in the squares."""
-    height, width = (min(_LARGEST, side) for side in gt.shape[-2:])
+    """Return a tile of each image: the window with the largest squared error between output and gt.
+
+    Shapes: (1, C, H, W), all images of the same size.
+    """
+    height, width = (min(_MAX_SIDE, side) for side in gt.shape[-2:])
     errors = (output.clamp(0, 1) - gt).double().square().sum((0, 1)).cpu().cumsum(0).cumsum(1)
-    sums = functional.pad(errors, (1, 0, 1, 0))  # of all above and to the left
+    sums = functional.pad(errors, (1, 0, 1, 0))  # integral image
     sums = sums[height:] - sums[:-height]
     sums = sums[:, width:] - sums[:, :-width]  # of each window
     top, left = divmod(int(sums.argmax()), sums.shape[1])
-    return [_tile(image[..., top : top + height, left : left + width]) for image in images]
+    return [_centre(image[..., top : top + height, left : left + width]) for image in images]
 
 
-def draw_samples(path: Path, rows: list[list[tuple[str, np.ndarray]]]) -> None:
+def draw_samples(path: Path, rows: list[list[Tile]]) -> None:
     """Write a picture with one row of captioned tiles per image."""
-    font = ImageFont.load_default(14)
-    height = sum(row[0][1].shape[0] + _CAPTION for row in rows)
-    width = max(sum(tile.shape[1] + 4 for _, tile in row) for row in rows)
+    height = sum(row[0][1].shape[0] + _CAPTION_HEIGHT for row in rows)
+    width = max(sum(pixels.shape[1] + _GAP for _, pixels in row) for row in rows)
     canvas = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(canvas)
-    top, boxes = 0, []
+    top = 0
+    boxes: list[list[dict[str, Any]]] = []
     for row in rows:
         left = 0
         boxes.append([])
-        for caption, tile in row:
-            place = (left, top + _CAPTION, left + tile.shape[1], top + _CAPTION + tile.shape[0])
-            boxes[-1].append({"caption": caption, "box": place})
-            pen.text((left + 2, top + 2), fitting(caption, tile.shape[1], font), "black", font)
-            canvas.paste(Image.fromarray(tile), place)
-            left += tile.shape[1] + 4
-        top += row[0][1].shape[0] + _CAPTION
+        for caption, pixels in row:
+            box = (left, top + _CAPTION_HEIGHT, left + pixels.shape[1], top + _CAPTION_HEIGHT + pixels.shape[0])
+            boxes[-1].append({"caption": caption, "box": box})
+            draw_caption(pen, (left + 2, top + 2), caption, pixels.shape[1])
+            canvas.paste(Image.fromarray(pixels), box)
+            left += pixels.shape[1] + _GAP
+        top += row[0][1].shape[0] + _CAPTION_HEIGHT
     path.parent.mkdir(exist_ok=True)
     canvas.save(path, pnginfo=describe_tiles(boxes))
 
 
-def fitting(caption: str, width: int, font: ImageFont.ImageFont) -> str:
-    """What of a caption fits into so many pixels: its end, as figures matter more than a long name."""
-    while len(caption) > 1 and font.getlength(caption) > width:
-        caption = f"…{caption[2:]}"
-    return caption
-
-
 def draw_curves(metrics: Path, path: Path) -> None:
-    """Write the curves of a metrics.jsonl: loss and learning rate per rank, validation scores per epoch (from 1)."""
+    """Draw metrics.jsonl: loss and learning rate per rank over steps, validation scores over epochs, from 1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -94,34 +104,44 @@ def draw_curves(metrics: Path, path: Path) -> None:
     lines = read_lines(metrics)
     steps = [line for line in lines if line["event"] == "train"]
     epochs = [line for line in lines if line["event"] == "epoch" and line["val_loss"] is not None]
-    scores = [key for key in ("val_psnr", "val_ssim") if epochs and epochs[0].get(key) is not None]
-    figure = Figure(figsize=(10, 3.2 * (2 + len(scores)) / 2 + 1), layout="constrained")
+    scores = ["val_loss", *(key for key in ("val_psnr", "val_ssim") if epochs and epochs[0].get(key) is not None)]
+    num_panels = 2 + len(scores)
+    figure = Figure(figsize=(10, 1.6 * (num_panels - 1) + 1), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(-(-(3 + len(scores)) // 2), 2).flatten()
-    ranks = sorted({line["rank"] for line in steps})
+    panels = figure.subplots(-(-num_panels // 2), 2).flatten()
     for panel, key in zip(panels, ("loss", "lr"), strict=False):
-        for rank in ranks:
-            mine = [line for line in steps if line["rank"] == rank]
-            style = ("-" if rank == 0 else "--") if len(mine) > 30 else ".-"
-            drawn = "steps-post" if key == "lr" else "default"
-            values = [_number(x[key]) for x in mine]
-            panel.plot([x["step"] for x in mine], values, style, drawstyle=drawn, label=f"rank {rank}", lw=1)
-        panel.set(title=f"train/{key} per rank", xlabel="step")
-        if 0 < len(ranks) <= 16:
-            panel.legend(fontsize=7)
-    for panel, key in zip(panels[2:], ["val_loss", *scores], strict=False):
-        panel.plot([x["epoch"] + 1 for x in epochs], [_number(x[key]) for x in epochs], ".-", lw=1)
-        best = [x for x in epochs if x["is_best"]][-1:]
-        panel.plot([x["epoch"] + 1 for x in best], [_number(x[key]) for x in best], "*", ms=11, label="best")
-        panel.set(title=key.replace("_", "/"), xlabel="epoch")
-        panel.legend(fontsize=7)
-    for panel in panels[3 + len(scores) :]:
-        panel.axis("off")
-    for panel in panels[: 3 + len(scores)]:
+        _draw_ranks(panel, key, steps)
+    for panel, key in zip(panels[2:], scores, strict=False):
+        _draw_epochs(panel, key, epochs)
+    for panel in panels[:num_panels]:
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in panels[num_panels:]:
+        panel.axis("off")
     figure.savefig(path, dpi=110)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _draw_ranks(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
+    ranks = sorted({line["rank"] for line in lines})
+    for rank in ranks:
+        own = [line for line in lines if line["rank"] == rank]
+        style = ("-" if rank == 0 else "--") if len(own) > _DOTS_UP_TO else ".-"
+        drawn = "steps-post" if key == "lr" else "default"
+        panel.plot(
+            [line["step"] for line in own], _values(own, key), style, drawstyle=drawn, label=f"rank {rank}", lw=1
+        )
+    panel.set(title=f"train/{key} per rank", xlabel="step")
+    if 0 < len(ranks) <= _LEGEND_UP_TO:
+        panel.legend(fontsize=7)
+
+
+def _draw_epochs(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
+    best = [line for line in lines if line["is_best"]][-1:]
+    panel.plot([line["epoch"] + 1 for line in lines], _values(lines, key), ".-", lw=1)
+    panel.plot([line["epoch"] + 1 for line in best], _values(best, key), "*", ms=11, label="best")
+    panel.set(title=key.replace("_", "/"), xlabel="epoch")
+    panel.legend(fontsize=7)
+
+
+def _values(lines: list[dict[str, Any]], key: str) -> list[float]:
+    return [float("nan") if line[key] is None else line[key] for line in lines]

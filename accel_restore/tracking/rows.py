@@ -1,37 +1,37 @@
-"""The rows that W&B gets of a run: those of metrics.jsonl, in the order of its lines, with those of memory.jsonl."""
+"""The rows that W&B and TensorBoard receive, built from the lines of metrics.jsonl and memory.jsonl in file order."""
 
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status
+from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status, validation_scores
 
-PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # of a line, logged as train/NAME/rank_R
+PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # logged as train/NAME/rank_R
 
 
 class Rows:
-    """Reads a run's files from their first lines on, as they grow; and names the pictures of its epochs."""
+    """Rows of all ranks, read from a run's files while they grow. The picture of an epoch is a row with its path."""
 
     def __init__(self, folder: Path, ranks: int):
         self.folder, self.ranks = folder, ranks
         self.metrics, self.memory = JsonlTail(folder / "metrics.jsonl"), JsonlTail(folder / "memory.jsonl")
-        self.ahead: list[dict[str, Any]] = []  # the line of memory.jsonl that was read before its step was a row
-        self.held: list[dict[str, Any]] = []  # the lines of one step, or one epoch, that are not a row yet
+        self.ahead: list[dict[str, Any]] = []  # a line of memory.jsonl whose step has no row yet
+        self.pending: list[dict[str, Any]] = []  # lines of one step or epoch that are not a row yet
 
-    def read(self, rest: bool) -> Iterator[dict[str, Any]]:
-        """The rows that have come since. A step that lacks lines of some rank is held, but for the `rest`."""
+    def read(self, flush: bool) -> Iterator[dict[str, Any]]:
+        """Yield the rows of new lines. A step that lacks the lines of some ranks is held back, unless `flush`."""
         for line in self.metrics:
             if line["event"] not in ("train", "epoch"):
                 continue
-            if self.held and _place(line) != _place(self.held[0]):
+            if self.pending and _place(line) != _place(self.pending[0]):
                 yield from self._release()
-            self.held.append(line)
-        if self.held and (rest or self.held[0]["event"] == "epoch" or len(self.held) >= self.ranks):
+            self.pending.append(line)
+        if self.pending and (flush or self.pending[0]["event"] == "epoch" or len(self.pending) >= self.ranks):
             yield from self._release()
 
     def _release(self) -> Iterator[dict[str, Any]]:
-        lines, self.held = self.held, []
+        lines, self.pending = self.pending, []
         if lines[0]["event"] == "train":
             memory = self._memory_at(lines[0]["step"])
             yield _train_row([{**line, "memory": memory.get(line["rank"])} for line in lines])
@@ -40,12 +40,13 @@ class Rows:
         picture = self.folder / "samples" / f"epoch-{epoch:04d}.png"
         if picture.exists():
             yield {"epoch": epoch, "val/images": picture}
-        scores = {f"val/{key[4:]}": value for key, value in lines[0].items() if key.startswith("val_")}
-        scores |= {f"val/terms/{name}": value for name, value in scores.pop("val/terms", {}).items()}
-        yield {"epoch": epoch, **{key: value for key, value in scores.items() if value is not None}}
+        scores = validation_scores(lines[0])
+        terms = scores.pop("terms", {})
+        scores |= {f"terms/{name}": value for name, value in terms.items()}
+        yield {"epoch": epoch, **{f"val/{name}": value for name, value in scores.items() if value is not None}}
 
     def _memory_at(self, step: int) -> dict[int, int]:
-        """The bytes of each rank at a step; its lines were written before those of metrics.jsonl."""
+        """Return the bytes of each rank at a step. memory.jsonl is written before metrics.jsonl."""
         found = {}
         for line in chain(self.ahead, self.memory):
             self.ahead = [line] if line["step"] > step else []
@@ -57,23 +58,23 @@ class Rows:
 
 
 class RankRows:
-    """The rows of a run of one rank alone: its lines of the same files, as train/NAME."""
+    """Rows of one rank alone, from the same files, as train/NAME."""
 
     def __init__(self, folder: Path, rank: int):
         self.rank = rank
         self.metrics, self.memory = JsonlTail(folder / "metrics.jsonl"), JsonlTail(folder / "memory.jsonl")
-        self.bytes: dict[int, int] = {}  # by step, of lines that are not a row yet
+        self.bytes: dict[int, int] = {}  # step → memory, for steps that have no row yet
 
-    def read(self, rest: bool) -> Iterator[dict[str, Any]]:
-        """The rows that have come since."""
+    def read(self, flush: bool) -> Iterator[dict[str, Any]]:
+        """Yield the rows of new lines; `flush` changes nothing, as every line is a row."""
         for line in self.metrics:
             if line["event"] == "train" and line["rank"] == self.rank:
                 line["memory"] = self._memory_at(line["step"])
-                figures = {f"train/{name}": line.get(name) for name in ("step", *PER_RANK)}
-                yield {key: value for key, value in figures.items() if value is not None}
+                values = {f"train/{name}": line.get(name) for name in ("step", *PER_RANK)}
+                yield {key: value for key, value in values.items() if value is not None}
 
     def _memory_at(self, step: int) -> int | None:
-        """The bytes at a step; its line was written before that of metrics.jsonl."""
+        """Return the bytes at a step. memory.jsonl is written before metrics.jsonl."""
         self.bytes |= {line["step"]: line["memory"] for line in self.memory if line["rank"] == self.rank}
         return self.bytes.pop(step, None)
 
@@ -96,7 +97,7 @@ def _train_row(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What W&B shows of a run that has ended: the best scores, and the table of its audit, where it had one."""
+    """Return what W&B shows for a finished run: the best scores, and the audit's table if there is one."""
     summary: dict[str, Any] = {}
     if isinstance(best := read_status(folder).get("best"), dict):
         summary["best"] = {name: value for name, value in best.items() if value is not None}

@@ -1,6 +1,5 @@
-"""The files of a run's folder that are written as it goes: metrics.jsonl, the record of truth, and status.json."""
+"""Files in a run's folder that change during training: JSON-lines files such as metrics.jsonl, and status.json."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -8,20 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json  # five times faster than json: a run may have millions of lines
+from pydantic_core import from_json  # five times as fast as json; a run may write millions of lines
 
 from accel_restore.utils.files import replace_file, to_json
 from accel_restore.utils.redaction import redacted
 
 
 class JsonlWriter:
-    """A file of one JSON object per line; opened at a commit, it first loses the lines that come after it.
+    """Append JSON objects to a file, one per line.
 
-    What cannot be written (a full disk) is kept and written with a later line.
+    Lines that cannot be written, on a full disk, are kept in memory and written with the next line.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]):
-        """`keep` tells the lines that the commit has seen."""
+        """Open the file, and drop the lines for which `keep` is false: those after the commit that is resumed."""
         self.path, self.unwritten = path, b""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if keep(line)]
@@ -30,7 +29,7 @@ class JsonlWriter:
         self.size = path.stat().st_size
 
     def write(self, line: dict[str, Any]) -> OSError | None:
-        """Append a line; the error where it could not be written yet."""
+        """Append a line; return the error if it could not be written yet."""
         self.unwritten += (to_json(line) + "\n").encode()
         try:
             self._write_all()
@@ -45,32 +44,33 @@ class JsonlWriter:
                 rest = rest[self.file.write(rest) :]
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self.file.fileno(), self.size)  # no half a line
+                os.ftruncate(self.file.fileno(), self.size)  # remove a partial line
             raise
         self.size, self.unwritten = self.size + len(self.unwritten), b""
 
     def sync(self) -> None:
-        """Force what was written to the disk.
+        """Write all lines and force them to the disk.
 
-        Raises: OSError where that, or a line before, cannot be written.
+        Raises: OSError if that fails.
         """
         self._write_all()
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
+        """Write the lines kept in memory, if possible, and close the file."""
         with suppress(OSError):
             self._write_all()
         self.file.close()
 
 
 class JsonlTail:
-    """The objects of a JSON-lines file, those that have come since it was last looped over."""
+    """Iterate over the objects of a JSON-lines file that were appended since the last iteration."""
 
     def __init__(self, path: Path):
         self.path, self.position = path, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Half a line at the end is left for the next time; nothing comes of a file that is not there yet."""
+        """Yield each complete line that is a JSON object; a partial last line is left for the next iteration."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -85,44 +85,42 @@ class JsonlTail:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that a crash has cut off is left out."""
-    lines = []
-    if path.exists():
-        for text in path.read_bytes().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-    return lines
+    """Return the objects of a JSON-lines file; empty if there is no such file."""
+    return list(JsonlTail(path))
+
+
+def validation_scores(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the validation scores of an epoch's line by name: loss, psnr, input_psnr, terms (a mapping), …."""
+    return {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
 
 
 def write_status(folder: Path, state: str, **fields: Any) -> None:
-    """Replace status.json: `state` is running, finished, preempted, failed or diverged; and which process says so."""
+    """Replace status.json. `state` is running, finished, preempted, failed or diverged; host and pid are added."""
     owner = {"host": socket.gethostname(), "pid": os.getpid()}
-    status = redacted({"state": state, **fields, **owner})  # an error may name what a secret stands in
+    status = redacted({"state": state, **fields, **owner})  # an error message may quote a secret
     replace_file(folder / "status.json", (to_json(status, indent=1) + "\n").encode())
 
 
 def read_audit(folder: Path) -> dict[str, Any]:
-    """The content of audit.json, empty where there is none, or one that is not as `--audit` writes it."""
+    """Return the content of audit.json; empty if it is missing or does not have the form that `--audit` writes."""
+    audit = read_object(folder / "audit.json")
     try:
-        audit = json.loads((folder / "audit.json").read_bytes())
-        rows = [row["operation"] for row in audit["table"]]
-        is_whole = isinstance(audit["ok"], bool) and isinstance(audit["violations"], list)
-    except (OSError, ValueError, LookupError, TypeError):
+        names = [row["operation"] for row in audit["table"]]
+        is_valid = isinstance(audit["ok"], bool) and isinstance(audit["violations"], list)
+    except (LookupError, TypeError):
         return {}
-    return audit if is_whole and all(isinstance(name, str) for name in rows) else {}
+    return audit if is_valid and all(isinstance(name, str) for name in names) else {}
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of status.json, empty where there is none."""
+    """Return the content of status.json; empty if it is missing."""
     return read_object(folder / "status.json")
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds, empty where there is no such file or no object in it."""
+    """Return the object in a JSON file; empty if the file is missing or holds no object."""
     try:
-        found = json.loads(file.read_bytes())
+        found = from_json(file.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

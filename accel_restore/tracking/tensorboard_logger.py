@@ -1,12 +1,12 @@
-"""TensorBoard, through Accelerate's tracker: written from metrics.jsonl by a thread of its own, as W&B is.
+"""TensorBoard, through Accelerate's tracker. A thread writes the rows of metrics.jsonl, as for W&B.
 
-A resumed run writes its folder anew from the first line of metrics.jsonl: TensorBoard can only be told to forget all
-that comes after one step, and scores are drawn over epochs.
+A resumed run rebuilds its folder from the first line of metrics.jsonl. TensorBoard could only purge everything after
+one step number, but training uses steps and validation uses epochs.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ _FINISH_SECONDS = 10.0
 
 
 def check_tensorboard() -> None:
-    """Raise `UserError` where TensorBoard cannot be used."""
+    """Raise `UserError` if TensorBoard cannot be imported."""
     try:
         from torch.utils import tensorboard  # noqa: F401
-    except Exception as error:  # of a package that does not fit the others, anything
+    except Exception as error:  # an incompatible package may raise anything
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         raise UserError(
             f"tracking.tensorboard: TensorBoard {reason}; pip install 'accel-restore[tensorboard]', or set "
@@ -36,10 +36,10 @@ def check_tensorboard() -> None:
 
 
 class TensorBoardLogger:
-    """Writes a run's figures and pictures, by the keys of W&B, over steps and epochs; it cannot stop training."""
+    """Writes the values and pictures of a run under the same keys as W&B. Its failures never stop training."""
 
     def __init__(self, folder: Path, config: dict[str, Any], ranks: int, log: Callable[[str], None]):
-        """`config` is shown as hyperparameters, without secrets; every step has a line of each of `ranks`."""
+        """`config` is stored as hyperparameters, with secrets redacted."""
         self.folder, self.config, self.log = folder, redacted(config), log
         self.rows = Rows(folder, ranks)
         self.wake, self.finishing = threading.Event(), False
@@ -47,23 +47,23 @@ class TensorBoardLogger:
         self.thread.start()
 
     def update(self) -> None:
-        """Have the lines written that metrics.jsonl has now."""
+        """Write the new lines of metrics.jsonl."""
         self.wake.set()
 
     def end(self) -> None:
-        """Have the rest written, too."""
+        """Start to write the remaining lines."""
         self.deadline, self.finishing = time.monotonic() + _FINISH_SECONDS, True
         self.wake.set()
 
     def finish(self) -> None:
-        """Wait until that is done, 10 seconds after `end` at most."""
+        """Wait until they are written, at most 10 seconds after `end`."""
         self.thread.join(max(0.0, self.deadline - time.monotonic()))
         if self.thread.is_alive():
-            self.log(f"{self.folder / FOLDER}: ends early, as writing takes too long; metrics.jsonl has everything")
+            self.log(f"{self.folder / FOLDER}: incomplete, because writing took too long; metrics.jsonl is complete")
 
     def _work(self) -> None:
         try:
-            self.wake.wait()  # until then metrics.jsonl may hold lines of after the commit
+            self.wake.wait()  # until the first update, metrics.jsonl may hold lines from after the commit
             discard(self.folder / FOLDER)
             tracker = TensorBoardTracker(FOLDER, self.folder)
             tracker.start()
@@ -73,28 +73,30 @@ class TensorBoardLogger:
                 self.wake.wait()
                 self.wake.clear()
                 finished = self.finishing
-                for row in self.rows.read(rest=finished):
+                for row in self.rows.read(flush=finished):
                     _log(tracker, row)
             tracker.finish()
-        except Exception as error:  # whatever it raises: training matters more
-            self.log(f"TensorBoard stopped ({type(error).__name__}: {error}); training and metrics.jsonl go on")
+        except Exception as error:  # must not stop training
+            self.log(
+                f"TensorBoard logging stopped ({type(error).__name__}: {error}); training and metrics.jsonl continue"
+            )
 
 
 def _log(tracker: TensorBoardTracker, row: dict[str, Any]) -> None:
-    """Log a row of W&B's at its own place on its own axis."""
+    """Log a row at its step or epoch."""
     step = row.pop("train/step") if "train/step" in row else row.pop("epoch")
     path = row.pop("val/images", None)
     if path is not None:
         try:
             with Image.open(path) as picture:
                 tracker.log_images({"val/images": np.asarray(picture)[None]}, step, dataformats="NHWC")
-        except OSError:  # a full disk may have cut it off
+        except OSError:  # truncated by a full disk
             return
     tracker.log(row, step)
 
 
-def _flat(tree: Any, prefix: str = "") -> Any:
-    """(dotted key, value) of a configuration, of the types that hyperparameters may have."""
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """Yield (dotted key, value); values of other types than TensorBoard accepts become strings."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

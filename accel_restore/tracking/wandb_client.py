@@ -1,4 +1,4 @@
-"""W&B's client: whether it is online, how a run is begun and ended in its background process, what it has to say."""
+"""Calls into W&B's client: select the mode, start and finish runs, and end its background process."""
 
 import os
 import shutil
@@ -8,23 +8,28 @@ from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
-_OFFLINE_SECONDS = 60.0  # to begin a run without a server, on a machine that is busy
+_OFFLINE_SECONDS = 60.0  # to start a run without a server, on a busy machine
 
 
-def begin_run(
-    mode: str, arguments: dict[str, Any], server_seconds: float, upload_seconds: float, hear: Callable[[str], None]
+def start_run(
+    mode: str,
+    arguments: dict[str, Any],
+    server_seconds: float,
+    upload_seconds: float,
+    on_warning: Callable[[str], None],
 ) -> Any:
-    """A new W&B run. Its server has so many seconds to answer, and at the end to take what is left.
+    """Start a W&B run and return it.
 
-    `arguments` are of `wandb.init`, `dir` and `id` among them; `hear` gets the warnings that W&B would print.
+    `arguments` go to `wandb.init` and include `dir` and `id`. The server has `server_seconds` to answer now, and
+    `upload_seconds` to receive the remaining data at the end. `on_warning` receives the warnings that W&B would print.
 
-    Raises: what W&B raises; no folder is left then.
+    Raises: the exceptions of `wandb.init`; the run's folder is then removed.
     """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry alone can hold up the end by 20 seconds
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry can delay the end by 20 seconds
     import wandb
 
     settings = wandb.Settings(
@@ -33,29 +38,31 @@ def begin_run(
         finish_timeout_raises=True,
         silent=True,
         console="off",
-        disable_git=True,  # an address may hold a token, uncommitted changes anything
+        disable_git=True,  # a remote URL may contain a token, uncommitted changes anything
         disable_code=True,
     )
     wandb.setup(settings=wandb.Settings(silent=True))
     folder = Path(arguments["dir"]) / "wandb"
     former = set(folder.glob("*run-*"))
     try:
-        with _without_command_line():  # create_new leaves a run of the caller's own alone
-            run = wandb.init(mode=mode, settings=settings, reinit="create_new", **arguments)
+        with _without_command_line():  # create_new does not touch a run of the caller
+            run = wandb.init(mode=cast(Any, mode), settings=settings, reinit="create_new", **arguments)
         run.define_metric("train/step")
         run.define_metric("train/*", step_metric="train/step")
         run.define_metric("val/*", step_metric="epoch")
     except Exception:
         for path in set(folder.glob(f"*run-*-{arguments['id']}")) - former:
-            shutil.rmtree(path, ignore_errors=True)  # it has no rows, and could be taken for the run
+            shutil.rmtree(path, ignore_errors=True)  # empty, but `wandb sync` could take it for the run
         raise
-    wandb.termsetup(wandb.Settings(silent=True), SimpleNamespace(info=lambda _: None, warning=hear, error=hear))
+    wandb.termsetup(
+        wandb.Settings(silent=True), SimpleNamespace(info=lambda _: None, warning=on_warning, error=on_warning)
+    )
     return run
 
 
 @contextmanager
 def _without_command_line() -> Iterator[None]:
-    """Hide the command line from W&B, which stores it: an override may hold a secret. The configuration says it all."""
+    """Hide the command line, which W&B stores: an override may contain a secret. The run's configuration has it all."""
     arguments = sys.argv
     sys.argv = arguments[:1]
     try:
@@ -64,10 +71,12 @@ def _without_command_line() -> Iterator[None]:
         sys.argv = arguments
 
 
-def end_run(run: Any, exit_code: int) -> bool:
-    """End a run; whether the server has taken it in time. If not, W&B's process ends too, and has written everything.
+def finish_run(run: Any, exit_code: int) -> bool:
+    """Finish a run and return whether the server received it in time.
 
-    Raises: what W&B raises where its process is lost.
+    If not, W&B's background process is ended after it has written everything to disk.
+
+    Raises: the exceptions of `run.finish` if the background process was lost.
     """
     import wandb
 
@@ -81,9 +90,9 @@ def end_run(run: Any, exit_code: int) -> bool:
 
 
 def open_image(path: Path) -> Any:
-    """A picture as W&B takes it.
+    """Return a picture as a W&B image.
 
-    Raises: OSError where it cannot be read.
+    Raises: OSError if it cannot be read.
     """
     import wandb
 
@@ -91,19 +100,20 @@ def open_image(path: Path) -> Any:
 
 
 def kill_service() -> None:
-    """Kill W&B's background process, so that calls that wait for it return."""
+    """Kill W&B's background process, so that calls waiting for it return."""
     for process in psutil.Process().children():
         with suppress(psutil.Error):
             if process.name().startswith("wandb-core"):
                 process.kill()
-    with suppress(Exception):  # there is none, or a later W&B keeps it elsewhere: it then complains at exit
+    with suppress(Exception):  # there is none, or another version of W&B keeps it elsewhere and then warns at exit
         from wandb.sdk import wandb_setup
 
-        wandb_setup._singleton._connection._cleanup()  # the end of this process would wait for it
+        setup: Any = wandb_setup._singleton
+        setup._connection._cleanup()  # else this process would wait for it at exit
 
 
 def drop_service() -> None:
-    """Have the next run begin a new background process."""
+    """Make the next run start a new background process."""
     kill_service()
     with suppress(Exception, SystemExit):  # W&B may end this thread with the exit code of the killed process
         import wandb
@@ -111,15 +121,15 @@ def drop_service() -> None:
         wandb.teardown()
 
 
-def chosen_mode() -> str:
-    """What `wandb: auto` means here: WANDB_MODE where it is set, online with a key, else offline."""
+def auto_mode() -> str:
+    """Return the mode for `wandb: auto`: WANDB_MODE if it is set, else online with an API key and offline without."""
     if mode := os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)
     return "online" if has_key() else "offline"
 
 
 def has_key() -> bool:
-    """Whether there is an API key, in the environment or in the netrc file."""
+    """Return whether there is an API key in the environment or the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -1,18 +1,18 @@
-"""W&B: one run, written by the main process from metrics.jsonl; it can neither stop nor delay training.
+"""W&B: one run, which the main process writes from metrics.jsonl. W&B can neither stop nor delay training.
 
-A thread of its own reads metrics.jsonl as it grows and talks to W&B, so whatever hangs (the server, W&B's background
-process, its disk) holds up nobody for longer than this:
+A separate thread reads metrics.jsonl while it grows and calls W&B. If the server, W&B's background process or its disk
+hangs, training waits no longer than this:
 
-| training waits | at most |
+| event | training waits at most |
 |---|---|
-| to begin the run: the server has `SERVER_SECONDS` to answer, then the run is begun offline | never |
-| to log a row | never |
-| at its end, for a run that has not begun: since its start | `INIT_SECONDS` |
-| to end the run: uploads have `UPLOAD_SECONDS`, then the rest is left to `wandb sync` | `FINISH_SECONDS` |
+| start of the run: after `SERVER_SECONDS` without an answer, the thread starts it offline | never |
+| a row is logged | never |
+| end of training, the run has not started yet | `INIT_SECONDS` after the start of training |
+| end of training: after `UPLOAD_SECONDS`, the rest is left to `wandb sync` | `FINISH_SECONDS` |
 
-metrics.jsonl is the record of truth. Every W&B run begins with its first line, so its newest folder below `wandb/` has
-it whole, also after a resumption, and after W&B's background process was lost. The folders before it are set aside in
-`wandb/former/`: `wandb sync` of an older one would replace the rows of the newer, as the server keeps what comes last.
+metrics.jsonl is the reference. Every W&B run starts with its first line, so the newest folder in `wandb/` is complete,
+also after a resumption or the loss of W&B's background process. Older folders move to `wandb/former/`: the server
+keeps the rows that arrive last, so `wandb sync` of an older folder would overwrite newer rows.
 """
 
 import secrets
@@ -29,26 +29,26 @@ from typing import Any
 from accel_restore.config.schema import Tracking
 from accel_restore.tracking.rows import RankRows, Rows, read_summary
 from accel_restore.tracking.wandb_client import (
-    begin_run,
-    chosen_mode,
+    auto_mode,
     drop_service,
-    end_run,
+    finish_run,
     has_key,
     kill_service,
     open_image,
+    start_run,
 )
 from accel_restore.utils.redaction import redacted
 
 SERVER_SECONDS = 8.0
 INIT_SECONDS = 15.0
 UPLOAD_SECONDS = 5.0
-FINISH_SECONDS = 10.0  # a launcher grants about 30 between SIGTERM and SIGKILL
-_AGAIN_SECONDS = 4.0  # of these, to write the run anew where W&B's process hangs and was killed
-_STARTS = 4  # of W&B's background process
+FINISH_SECONDS = 10.0  # a launcher allows about 30 s between SIGTERM and SIGKILL
+_REWRITE_SECONDS = 4.0  # part of FINISH_SECONDS: to rewrite the run offline after a hung background process was killed
+_MAX_STARTS = 4  # of the run
 
 
 class WandbLogger:
-    """The W&B run, or nothing where it is disabled or has failed: then one line says so, and training goes on."""
+    """Logs a run to W&B. If W&B is disabled or has failed, its methods do nothing."""
 
     def __init__(
         self,
@@ -61,219 +61,219 @@ class WandbLogger:
         log: Callable[[str], None],
         rank: int = 0,
     ):
-        """`id` is that of the run in `folder` so far, None for a new one; every step has a line of each of `ranks`.
+        """Start the thread. `id` is the W&B id of the run that is resumed; None for a new run.
 
-        The main process writes the run of all ranks and, with `wandb_per_rank`, one of its own; another `rank` its own
-        alone, for which it must know the `id`.
+        The main process logs the run of all ranks and, with `wandb_per_rank`, a run of its own rank. Any other `rank`
+        logs only its own run and must pass the `id`.
         """
-        self.id, self.sender = id, None
-        mode = tracking.wandb if tracking.wandb != "auto" else chosen_mode()
+        self.id = id
+        self.sender: _Sender | None = None
+        mode = tracking.wandb if tracking.wandb != "auto" else auto_mode()
         if mode == "disabled":
             return
-        if mode == "online" and not has_key():  # W&B would ask for one
-            log("W&B has no key (wandb login, or WANDB_API_KEY); this run is kept offline, to be synced later")
+        if mode == "online" and not has_key():  # W&B would prompt for one
+            log("W&B: no API key (run wandb login, or set WANDB_API_KEY); this run is logged offline; sync it later")
             mode = "offline"
         self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         settings = {"project": tracking.project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
         own = {"name": f"{name}-rank{rank}", "id": f"{self.id}-rank{rank}", "group": name, "job_type": "rank"}
-        of_rank = _Part({**settings, **own}, lambda: RankRows(folder, rank))
-        of_all = _Part(settings, lambda: Rows(folder, ranks))
+        rank_run = _Run({**settings, **own}, lambda: RankRows(folder, rank))
+        main_run = _Run(settings, lambda: Rows(folder, ranks))
         if rank:
-            self.sender = _Sender(of_rank, None, mode, folder, log)
+            self.sender = _Sender(rank_run, None, mode, folder, log)
         else:
-            self.sender = _Sender(of_all, of_rank if tracking.wandb_per_rank else None, mode, folder, log)
+            self.sender = _Sender(main_run, rank_run if tracking.wandb_per_rank else None, mode, folder, log)
         self.sender.start()
 
     @property
     def unsynced(self) -> Path | None:
-        """The folder of a run of which the server lacks something, None where it has everything; once finished."""
+        """After `finish`: the folder of a run that is not completely on the server, else None."""
         return self.sender.unsynced if self.sender else None
 
     def update(self) -> None:
-        """Have the lines sent that metrics.jsonl has now."""
+        """Send the new lines of metrics.jsonl."""
         if self.sender:
             self.sender.wake.set()
 
     def finish(self, failed: bool) -> None:
-        """End the run, and say how to complete it where the server lacks something."""
+        """Finish the run, and log the command that uploads what the server has not received."""
         if self.sender:
             self.sender.finish(failed)
 
 
 @dataclass
-class _Part:
-    """A W&B run and the rows that it gets."""
+class _Run:
+    """A W&B run and its rows."""
 
-    settings: dict[str, Any]  # for `wandb.init`
-    make_rows: Callable[[], Rows | RankRows]  # from the first one on
+    settings: dict[str, Any]  # of `wandb.init`
+    make_rows: Callable[[], Rows | RankRows]  # starts at the first row
     run: Any = None
     rows: Rows | RankRows | None = None
 
 
 class _Sender:
-    """Takes rows from metrics.jsonl to W&B; a run that is lost is begun anew, offline, with the first of them.
+    """Sends rows to W&B in a thread. A run that is lost is restarted offline and gets all rows again.
 
-    A second run may ride along in the same thread: nothing that it raises touches the first.
+    The optional `side_run` is logged by the same thread. Its exceptions never affect the main run.
     """
 
-    def __init__(self, part: _Part, rider: _Part | None, mode: str, folder: Path, log: Callable[[str], None]):
-        self.part, self.rider, self.mode, self.folder, self.log = part, rider, mode, folder, log
+    def __init__(self, main_run: _Run, side_run: _Run | None, mode: str, folder: Path, log: Callable[[str], None]):
+        self.main_run, self.side_run, self.mode, self.folder, self.log = main_run, side_run, mode, folder, log
         self.thread = threading.Thread(target=self._work, name="accel-restore-wandb", daemon=True)
-        self.ready = threading.Event()  # begun, or given up
-        self.wake = threading.Event()  # there are new lines, or the run ends
-        self.unsynced: Path | None = None  # the folder of the run, as long as the server may lack something
-        self.starts = 0
+        self.ready = threading.Event()  # the run has started, or the thread gave up
+        self.wake = threading.Event()  # there are new lines, or training ends
+        self.unsynced: Path | None = None  # the run's folder while the server may lack data
+        self.num_starts = 0
         self.finishing = self.failed = self.abandoned = False
-        self.is_whole = False  # has every line so far
-        self.written = False  # to the end
+        self.is_complete = False  # the run has every line so far
+        self.written = False  # the run was finished
 
-    # What the training thread calls: nothing here waits for W&B without a limit.
+    # Called by the training thread. Every wait has a limit.
 
     def start(self) -> None:
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.thread.start()
 
     def finish(self, failed: bool) -> None:
-        self.ready.wait(max(0.0, self.began + INIT_SECONDS - time.monotonic()))
+        self.ready.wait(max(0.0, self.started + INIT_SECONDS - time.monotonic()))
         deadline = time.monotonic() + FINISH_SECONDS
         self.failed, self.finishing = failed, True
         self.wake.set()
-        self.thread.join(FINISH_SECONDS - _AGAIN_SECONDS)
-        if self.thread.is_alive():  # what waits for W&B's process fails with it, and the run is written anew, offline
+        self.thread.join(FINISH_SECONDS - _REWRITE_SECONDS)
+        if self.thread.is_alive():  # without W&B's process its calls fail, and the thread rewrites the run offline
             kill_service()
             self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.thread.is_alive():
             self._abandon()
-        if self.is_whole:
-            self.log(f"W&B      see it with: wandb leet {shlex.quote(str(self.folder / 'wandb'))}")
+        if self.is_complete:
+            self.log(f"W&B      view the run: wandb leet {shlex.quote(str(self.folder / 'wandb'))}")
         if self.unsynced is not None:
-            self.log(self._what_is_left(self.unsynced))
+            self.log(self._sync_hint(self.unsynced))
         elif self.abandoned and not self.written:
-            self.log("W&B does not answer and has nothing of this run; metrics.jsonl has everything")
+            self.log("W&B did not respond and has no data of this run; metrics.jsonl is complete")
 
     def _abandon(self) -> None:
-        """Leave W&B as it is, so that the end of this process does not wait for it."""
+        """Stop using W&B, so that this process does not wait for it at exit."""
         self.abandoned = True
         kill_service()
 
-    def _what_is_left(self, path: Path) -> str:
+    def _sync_hint(self, path: Path) -> str:
         offline = path.name.startswith("offline-")
-        # without the flag it does nothing, silently
+        # without --include-online, `wandb sync` skips an online run silently
         command = f"wandb sync {'' if offline else '--include-online '}{shlex.quote(str(path))}"
         if not self.written:
-            return f"W&B's copy of the run ends early (metrics.jsonl does not); upload what there is with: {command}"
+            return f"W&B's copy of the run is incomplete (metrics.jsonl is complete); upload it: {command}"
         if offline:
-            return f"W&B      kept offline; upload it with: {command}"
-        return f"W&B has not received everything; it is kept here, complete it with: {command}"
+            return f"W&B      logged offline; upload the run: {command}"
+        return f"W&B has not received all data of this run; upload the rest: {command}"
 
-    # What runs in the thread.
+    # Called in the thread.
 
     def _work(self) -> None:
         try:
-            self._persist(lambda: None)
+            self._retry(lambda: None)
             self.ready.set()
             while not self.finishing:
                 self.wake.wait()
                 self.wake.clear()
-                self._persist(self._send)
-            self._persist(self._end)
-        except _GaveUpError as error:
+                self._retry(self._send)
+            self._retry(self._finish)
+        except _UnavailableError as error:
             if not self.abandoned:
-                self.log(f"W&B stopped ({error}); training and metrics.jsonl go on")
+                self.log(f"W&B logging stopped ({error}); training and metrics.jsonl continue")
         finally:
             self.ready.set()
 
-    def _persist(self, action: Callable[[], None]) -> None:
-        """Act in a run that has begun; again after every loss of W&B's process, in a run that begins anew, offline."""
+    def _retry(self, action: Callable[[], None]) -> None:
+        """Start the run if needed and call `action`; after an exception, restart the run offline and try again."""
         while True:
             try:
-                if self.part.run is None:
-                    self._begin()
+                if self.main_run.run is None:
+                    self._start_runs()
                 action()
                 return
-            except Exception as error:  # whatever W&B raises: training matters more
-                self._prepare_again(error)
+            except Exception as error:  # must not stop training
+                self._prepare_restart(error)
 
-    def _begin(self) -> None:
-        """Begin a run without rows."""
-        self.starts += 1
-        self.is_whole, self.is_uploading = False, self.mode == "online"
-        self.unsynced = self._begin_part(self.part)
-        if self.rider is not None:
-            self.rider.run = None
+    def _start_runs(self) -> None:
+        self.num_starts += 1
+        self.is_complete, self.is_uploading = False, self.mode == "online"
+        self.unsynced = self._start_run(self.main_run)
+        if self.side_run is not None:
+            self.side_run.run = None
             try:
-                self._begin_part(self.rider)
+                self._start_run(self.side_run)
             except (Exception, SystemExit) as error:
-                name = self.rider.settings["name"]
-                self.log(f"W&B      {name} could not be begun ({error}); the run of all ranks has what it would")
+                name = self.side_run.settings["name"]
+                self.log(f"W&B: run {name} could not be started ({error}); the run of all ranks has the same values")
 
-    def _begin_part(self, part: _Part) -> Path:
-        """Begin a run; its folder."""
-        part.rows = part.make_rows()
-        part.run = begin_run(self.mode, part.settings, SERVER_SECONDS, UPLOAD_SECONDS, self._hear)
-        path = Path(part.run.settings.sync_dir)
+    def _start_run(self, run: _Run) -> Path:
+        """Start a run at its first row; return its folder."""
+        run.rows = run.make_rows()
+        run.run = start_run(self.mode, run.settings, SERVER_SECONDS, UPLOAD_SECONDS, self._on_warning)
+        path = Path(run.run.settings.sync_dir)
         return self.folder / path.parent.name / path.name
 
-    def _prepare_again(self, error: Exception) -> None:
-        lost, self.part.run = self.part.run is not None, None
+    def _prepare_restart(self, error: Exception) -> None:
+        lost, self.main_run.run = self.main_run.run is not None, None
         drop_service()
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if self.abandoned or self.starts >= _STARTS or (self.mode != "online" and not lost):
-            raise _GaveUpError(reason) from error
+        if self.abandoned or self.num_starts >= _MAX_STARTS or (self.mode != "online" and not lost):
+            raise _UnavailableError(reason) from error
         self.mode = "offline"
         if lost:
-            self.log(f"W&B's process was lost ({reason}); the run goes on offline, from metrics.jsonl")
+            self.log(f"W&B's background process failed ({reason}); the run continues offline, with all its rows")
         else:
-            self.log(f"W&B cannot be reached ({reason}); this run is kept offline, to be synced later")
+            self.log(f"W&B cannot be reached ({reason}); this run is logged offline; sync it later")
 
-    def _hear(self, text: str) -> None:
-        """A warning of W&B's, by which alone one learns that it uploads no more."""
+    def _on_warning(self, text: str) -> None:
+        """Log a warning of W&B. Such a warning is the only sign that W&B has stopped to upload."""
         if "wandb sync" in text:
             self.is_uploading = False
         elif "Timed out" not in text:
             self.log(f"W&B: {text.removeprefix('wandb: ')}")
 
     def _send(self) -> None:
-        """Log the lines that have come; from then on the run is the one that has them all."""
-        self._log(self.part)
-        if self.rider is not None and self.rider.run is not None:
+        """Log the new rows. The run is then complete, so folders of earlier starts are moved away."""
+        self._log_rows(self.main_run)
+        if self.side_run is not None and self.side_run.run is not None:
             with suppress(Exception, SystemExit):
-                self._log(self.rider)
-        if not self.is_whole:
-            self.is_whole = True
-            for part in filter(None, (self.part, self.rider)):
-                self._set_former_aside(part)
+                self._log_rows(self.side_run)
+        if not self.is_complete:
+            self.is_complete = True
+            for run in filter(None, (self.main_run, self.side_run)):
+                self._move_former_folders(run)
 
-    def _log(self, part: _Part) -> None:
-        for row in part.rows.read(rest=self.finishing):
+    def _log_rows(self, run: _Run) -> None:
+        assert run.rows is not None, "set by _start_run"
+        for row in run.rows.read(flush=self.finishing):
             if "val/images" in row:
                 try:
                     row = {**row, "val/images": open_image(row["val/images"])}
-                except OSError:  # a full disk may have cut it off
+                except OSError:  # truncated by a full disk
                     continue
-            part.run.log(row)
+            run.run.log(row)
 
-    def _set_former_aside(self, part: _Part) -> None:
-        """Move the folders of the run away that were written before it began anew."""
-        if part.run is None:
+    def _move_former_folders(self, run: _Run) -> None:
+        if run.run is None:
             return
-        for path in self.folder.glob(f"wandb/*run-*-{part.settings['id']}"):
-            if path.name != Path(part.run.settings.sync_dir).name:
+        for path in self.folder.glob(f"wandb/*run-*-{run.settings['id']}"):
+            if path.name != Path(run.run.settings.sync_dir).name:
                 (path.parent / "former").mkdir(exist_ok=True)
                 path.rename(path.parent / "former" / path.name)
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         self._send()
-        if isinstance(self.part.rows, Rows):
-            self.part.run.summary.update(redacted(read_summary(self.folder)))
-        in_time = end_run(self.part.run, exit_code=int(self.failed))
+        if isinstance(self.main_run.rows, Rows):
+            self.main_run.run.summary.update(redacted(read_summary(self.folder)))
+        in_time = finish_run(self.main_run.run, exit_code=int(self.failed))
         self.written = True
         if in_time and self.is_uploading:
             self.unsynced = None
-        if self.rider is not None and self.rider.run is not None:
+        if self.side_run is not None and self.side_run.run is not None:
             with suppress(Exception, SystemExit):
-                end_run(self.rider.run, exit_code=int(self.failed))
+                finish_run(self.side_run.run, exit_code=int(self.failed))
 
 
-class _GaveUpError(Exception):
-    """W&B cannot be had."""
+class _UnavailableError(Exception):
+    """W&B cannot be used any more."""

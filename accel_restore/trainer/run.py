@@ -30,7 +30,7 @@ from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.pretrained import describe
 from accel_restore.state import Callback, TrainState
-from accel_restore.tracking.console import Console, leaving_as_found
+from accel_restore.tracking.console import Console, restored_output
 from accel_restore.tracking.pictures import Samples
 from accel_restore.tracking.report.page import Report
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
@@ -55,7 +55,7 @@ def fit(
     signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
-    with leaving_as_found(), listening() as stop:
+    with restored_output(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
         except PreemptedError as error:
