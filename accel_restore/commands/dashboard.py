@@ -1,4 +1,4 @@
-"""`accel-restore dashboard`: save a W&B view of a project with a panel for each quantity, all ranks in it."""
+"""`accel-restore dashboard`: save a W&B workspace view with a panel for each logged quantity and all ranks in it."""
 
 import argparse
 import threading
@@ -17,57 +17,58 @@ from accel_restore.utils.redaction import redacted
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-ANSWER_SECONDS = 30.0  # of W&B's server; its client tries for minutes
+ANSWER_SECONDS = 30.0  # to wait for W&B's server; its client retries for minutes
 _RANKS = "train/{}/rank_[0-9]+"
-SECTIONS = {  # title: [(panel's title, metric of the x-axis, metrics or the regular expression of them)]
+# Section title → (panel title, x-axis metric, list of metrics or a regular expression that matches them).
+SECTIONS: dict[str, list[tuple[str, str, str | list[str]]]] = {
     "Training, per rank": [
         ("Loss per rank", "train/step", _RANKS.format("loss")),
         ("Learning rate per rank", "train/step", _RANKS.format("lr")),
         ("Gradient norm per rank", "train/step", _RANKS.format("grad_norm")),
-        ("Loss of all ranks", "train/step", ["train/loss"]),
-        ("Terms of the loss", "train/step", "train/terms/.+"),
+        ("Loss, mean over ranks", "train/step", ["train/loss"]),
+        ("Loss terms", "train/step", "train/terms/.+"),
     ],
     "Validation": [
         ("Loss", "epoch", ["val/loss"]),
-        ("PSNR, and that of the input", "epoch", ["val/psnr", "val/input_psnr"]),
-        ("SSIM, and that of the input", "epoch", ["val/ssim", "val/input_ssim"]),
+        ("PSNR of output and input (dB)", "epoch", ["val/psnr", "val/input_psnr"]),
+        ("SSIM of output and input", "epoch", ["val/ssim", "val/input_ssim"]),
         ("LPIPS and DISTS", "epoch", "val/(input_)?(lpips|dists)"),
     ],
     "Time and memory, per rank": [
-        ("Seconds per step", "train/step", _RANKS.format("step_s")),
-        ("Seconds per step that waited for data", "train/step", _RANKS.format("wait_s")),
-        ("Bytes of memory", "train/step", _RANKS.format("memory")),
+        ("Step time (s)", "train/step", _RANKS.format("step_s")),
+        ("Waiting for data per step (s)", "train/step", _RANKS.format("wait_s")),
+        ("Memory (bytes)", "train/step", _RANKS.format("memory")),
     ],
 }
 PICTURES = "val/images"
 
 
 def main(arguments: list[str]) -> int:
-    """Save the view, or print it; the exit code.
+    """Save or print the view and return the exit code.
 
-    Raises: UserError without a run, an account or the client's extra, and where the server does not take it.
+    Raises: UserError if the run, the API key or wandb-workspaces is missing, or the server rejects the view.
     """
     parser = argparse.ArgumentParser(
         prog="accel-restore dashboard",
-        description=f"{__doc__} Needs an account (wandb login), unless it is only printed. Without one: wandb leet "
-        "RUN_DIR/wandb shows a run's curves in the terminal.",
+        description=f"{__doc__} Saving needs a W&B account (wandb login). Without one, `wandb leet RUN_DIR/wandb` "
+        "shows a run's curves in the terminal.",
     )
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="a run: its project, and it alone")
-    parser.add_argument("--entity", help="whose project it is (default: that of the account)")
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="show this run alone, in its project")
+    parser.add_argument("--entity", help="the project's owner (default: the account's entity)")
     parser.add_argument("--project", help="default: the run's tracking.project, or accel-restore")
-    parser.add_argument("--print", action="store_true", help="print the panels, and save nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what would be sent, and save nothing")
+    parser.add_argument("--print", action="store_true", help="print the panels; save nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the view to FILE; save nothing")
     options = parser.parse_args(arguments)
     config = load_run_config(options.run) if options.run else None
     name = config.run.name if config else None
     project = options.project or (config.tracking if config else Tracking()).project
     if options.print:
-        rows = [(title, panel, x, _words(y)) for title, panels in SECTIONS.items() for panel, x, y in panels]
+        rows = [(title, panel, x, _joined(y)) for title, panels in SECTIONS.items() for panel, x, y in panels]
         title = f"view '{_name(name)}' of project {project}"
         Console(True).table(title, [*rows, ("Pictures", "Validation", "step", PICTURES)])
     if options.json:
         check_writable(options.json)
-        view = make_view(options.entity or "", project, name)._to_model()
+        view = make_view(options.entity, project, name)._to_model()
         write_report(
             options.json,
             {"name": view.display_name, "spec": view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)},
@@ -75,8 +76,8 @@ def main(arguments: list[str]) -> int:
     if not (options.print or options.json):
         if not has_key():
             raise UserError(
-                "dashboard: W&B has no key here; log in (wandb login, or set WANDB_API_KEY), see the panels with "
-                "--print, or a run's curves in the terminal: wandb leet RUN_DIR/wandb"
+                "dashboard: no W&B API key; run wandb login or set WANDB_API_KEY. Without an account, --print lists "
+                "the panels, and wandb leet RUN_DIR/wandb shows a run's curves in the terminal"
             )
         _require_client()
         print(f"saved: {_within(ANSWER_SECONDS, lambda: _save(options.entity, project, name))}", flush=True)
@@ -87,7 +88,7 @@ def _name(run: str | None) -> str:
     return f"accel-restore, {run}" if run else "accel-restore"
 
 
-def _words(y: str | list[str]) -> str:
+def _joined(y: str | list[str]) -> str:
     return y if isinstance(y, str) else ", ".join(y)
 
 
@@ -95,14 +96,14 @@ def _require_client() -> None:
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as error:
-        message = f"dashboard: needs wandb-workspaces ({error}): pip install 'accel-restore[workspaces]'"
+        message = f"dashboard: wandb-workspaces cannot be imported ({error}); pip install 'accel-restore[workspaces]'"
         raise UserError(message) from error
 
 
-def make_view(entity: str, project: str, run: str | None) -> "Workspace":
-    """The view as the client takes it; of one run, if it is named. Nothing is sent.
+def make_view(entity: str | None, project: str, run: str | None) -> "Workspace":
+    """Return the view, limited to one run if it is named. Nothing is sent.
 
-    Raises: UserError where the client is not installed.
+    Raises: UserError if wandb-workspaces is not installed.
     """
     _require_client()
     from wandb_workspaces import workspaces
@@ -118,11 +119,11 @@ def make_view(entity: str, project: str, run: str | None) -> "Workspace":
     pictures = MediaBrowser(title="Validation: input, output, gt", media_keys=[PICTURES], num_columns=1)
     sections.insert(2, workspaces.Section(name="Pictures", panels=[pictures], is_open=True))
     runs = workspaces.RunsetSettings(query=run) if run else workspaces.RunsetSettings()
-    return workspaces.Workspace(entity, project, name=_name(run), sections=sections, runset_settings=runs)
+    return workspaces.Workspace(entity or "", project, name=_name(run), sections=sections, runset_settings=runs)
 
 
 def _save(entity: str | None, project: str, run: str | None) -> str:
-    """The address of the view, once it is saved."""
+    """Save the view and return its URL."""
     import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True))
@@ -130,9 +131,9 @@ def _save(entity: str | None, project: str, run: str | None) -> str:
 
 
 def _within(seconds: float, action: Callable[[], Any]) -> Any:
-    """What the action returns, which asks W&B's server.
+    """Return the result of `action`, which calls W&B's server.
 
-    Raises: UserError where it fails, or takes longer.
+    Raises: UserError if it fails or takes longer than `seconds`.
     """
     result: list[Any] = []
 
@@ -146,10 +147,10 @@ def _within(seconds: float, action: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if not result:
-        raise UserError(f"dashboard: W&B has not answered for {seconds:.0f} seconds; nothing is known to be saved")
+        raise UserError(f"dashboard: no answer from W&B for {seconds:.0f} s; the view may not be saved")
     if isinstance(result[0], UserError):
         raise result[0]
     if isinstance(result[0], Exception):
-        said = redacted(" ".join(str(result[0]).split()))
-        raise UserError(f"dashboard: W&B has not taken the view ({said:.300})") from result[0]
+        reason = redacted(" ".join(str(result[0]).split()))
+        raise UserError(f"dashboard: W&B rejected the view ({reason:.300})") from result[0]
     return result[0]

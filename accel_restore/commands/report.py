@@ -1,4 +1,4 @@
-"""`accel-restore report RUN_DIR`: make the report.html of a run anew, from the files in its folder alone."""
+"""`accel-restore report RUN_DIR`: rebuild a run's report.html from the files in its folder."""
 
 import argparse
 from pathlib import Path
@@ -10,15 +10,17 @@ from accel_restore.utils.files import replace_file
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page and print its path; the exit code.
+    """Write the page, print its path and return the exit code.
 
-    Raises: UserError for a folder that holds no run, or a page that cannot be written.
+    Raises: UserError if the folder contains no run or the page cannot be written.
     """
     parser = argparse.ArgumentParser(
-        prog="accel-restore report", description=f"{__doc__} The run may still train, or come from another machine."
+        prog="accel-restore report", description=f"{__doc__} The run may still be training."
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="such as runs/demo")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"default: {REPORT} in the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder, such as runs/demo")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=f"where to write the page (default: RUN_DIR/{REPORT})"
+    )
     options = parser.parse_args(arguments)
     check_writable(options.output)
     file = options.output or options.run / REPORT
@@ -26,6 +28,6 @@ def main(arguments: list[str]) -> int:
     try:
         replace_file(file, page.encode())
     except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); name another file with --output") from error
+        raise UserError(f"{file}: cannot be written ({error.strerror}); pass another file with --output") from error
     print(file)
     return 0

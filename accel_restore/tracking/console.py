@@ -78,7 +78,7 @@ class Console:
                 yield item
 
     def start(self, epochs: int, total: int, completed: int) -> None:
-        """Start to show progress towards `total` optimizer steps, of which `completed` were done by an earlier process."""
+        """Start to show progress towards `total` optimizer steps, `completed` of them done by earlier processes."""
         self.epochs, self.total, self.first = epochs, total, completed
         self.started = self.last_line = time.monotonic()
         if not self.shows_bars:

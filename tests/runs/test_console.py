@@ -1,4 +1,4 @@
-"""What a terminal, a log and a service of continuous integration get to see: the screen in processes of its own."""
+"""Console output on a terminal, in a log and in CI; each case in its own process."""
 
 import os
 import pty
@@ -18,26 +18,26 @@ from runs import ROOT, clean_environment, make_photos, small_config
 from accel_restore.trainer.summary import report_result
 
 STEPS = 100
-# A training of 100 seconds, one a step. A validation comes in the middle; `end` is what is done then.
+# A training of 100 steps, one per second. After the validation in the middle, the code in place of END runs.
 PLAY = """
 import itertools, os, signal, sys
 from accel_restore.tracking import console
 clock = itertools.count()
 now = [0.0]
 console.time.monotonic = lambda: now[0]
-screen = console.Console(True)
-screen.table("plan", [("devices", "1 × cpu"), ("written to", "a folder with a long name " * 4)])
-screen.start(2, 100, 0)
+out = console.Console(True)
+out.table("plan", [("devices", "1 × cpu"), ("written to", "a folder with a long name " * 4)])
+out.start(2, 100, 0)
 for step in range(1, 101):
     now[0] += 1
-    screen.advance(step // 51, step)
-    screen.update(step // 51, step, 0.0123456, 9.88e-4, 123.4)
-    if screen.progress is not None:
-        screen.progress.refresh()
+    out.advance(step // 51, step)
+    out.update(step // 51, step, 0.0123456, 9.88e-4, 123.4)
+    if out.progress is not None:
+        out.progress.refresh()
     if step == 50:
-        screen.scores("epoch 1 · val loss 0.01 ← best", always=True)
+        out.scores("epoch 1 · val loss 0.01 ← best", always=True)
         END
-screen.stop()
+out.stop()
 """
 RICH_ALONE = """
 import os, signal
@@ -56,8 +56,8 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
     return {**kept, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
 
 
-def in_terminal(code: str, code_of_exit: int = 0, **more: str) -> tuple[bytes, pyte.Screen]:
-    """What a process prints on a terminal of 80 columns, and what that shows at the end."""
+def in_terminal(code: str, exit_code: int = 0, **more: str) -> tuple[bytes, pyte.Screen]:
+    """Return what a process prints on a terminal of 80 columns, and the final content of the terminal."""
     ours, theirs = pty.openpty()
     screen = pyte.Screen(80, 40)
     process = subprocess.Popen(
@@ -72,14 +72,14 @@ def in_terminal(code: str, code_of_exit: int = 0, **more: str) -> tuple[bytes, p
     while True:
         try:
             data = os.read(ours, 65536)
-        except OSError:  # the other end is closed
+        except OSError:  # the process has closed its end
             data = b""
         if not data:
             break
         output += data
         stream.feed(data)
     os.close(ours)
-    assert process.wait() == code_of_exit, output.decode()
+    assert process.wait() == exit_code, output.decode()
     return output, screen
 
 
@@ -94,7 +94,7 @@ def _with_end(action: str = "pass") -> str:
 
 
 def _is_plain(output: str) -> bool:
-    """No control characters, and lines of progress only every half a minute, beside the validation's."""
+    """Return whether there are no control characters, and progress lines every 30 seconds only."""
     lines = [line.strip() for line in output.splitlines()]
     steps = [int(re.search(r"step (\d+)/100", line)[1]) for line in lines if "samples/s" in line]
     return "\x1b" not in output and steps == [30, 60, 90] and lines.count("epoch 1 · val loss 0.01 ← best") == 1
@@ -108,7 +108,7 @@ def test_a_terminal_of_80_columns_shows_a_bar_in_one_line():
     )
     assert sum("━" in line for line in shown) == 1 and "100/100" in shown[-1]
     assert shown[-2] == "epoch 1 · val loss 0.01 ← best"
-    assert "0:00:50 left" in output.decode(), "of the whole run, from the pace so far"
+    assert "0:00:50 left" in output.decode(), "the time left is extrapolated from the pace so far"
     assert not screen.cursor.hidden
 
 
@@ -116,27 +116,27 @@ def test_a_killed_process_leaves_the_cursor_visible():
     _, screen = in_terminal(_with_end(KILL), -signal.SIGKILL)
     assert "━" in "".join(screen.display) and not screen.cursor.hidden
     _, screen = in_terminal(RICH_ALONE, -signal.SIGKILL)
-    assert screen.cursor.hidden, "the control: the library alone"
+    assert screen.cursor.hidden, "control: rich alone hides it"
 
 
-def test_colours_can_be_refused():
+def test_no_color_disables_colours():
     colour = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-7]|38;[25];[\d;]+|9[0-7])m")
     assert colour.search(in_terminal(_with_end())[0])
     assert not colour.search(in_terminal(_with_end(), NO_COLOR="1")[0])
 
 
-def test_what_is_no_terminal_gets_plain_lines():
+def test_pipes_dumb_terminals_and_ci_get_plain_lines():
     assert _is_plain(in_pipe(_with_end()))
     log = in_pipe(_with_end())
-    assert "epoch 1/2 · step 30/100" in log and "epoch 2/2 · step 60/100" in log, "epochs as the bar counts them"
+    assert "epoch 1/2 · step 30/100" in log and "epoch 2/2 · step 60/100" in log, "epochs are counted as by the bar"
     assert _is_plain(in_pipe(_with_end(), FORCE_COLOR="1", TERM="dumb"))
     dumb, service = in_terminal(_with_end(), TERM="dumb")[0], in_terminal(_with_end(), CI="true")[0]
     assert _is_plain(dumb.decode())
     assert b"\x1b[2K" not in service and service.count(b"samples/s") == 3
-    assert not _is_plain(in_terminal(_with_end())[0].decode()), "the control: a terminal"
+    assert not _is_plain(in_terminal(_with_end())[0].decode()), "control: a terminal"
 
 
-def test_a_stream_of_few_characters_and_a_reader_that_is_gone_end_nothing():
+def test_an_ascii_stream_and_a_closed_pipe_do_not_end_the_process():
     assert "epoch 1 \\xb7 val loss 0.01 \\u2190 best" in in_pipe(_with_end(), PYTHONIOENCODING="ascii")
     code = _with_end('os.write(2, b"half\\n"); sys.stdin.read()') + "os.write(2, b'done')"
     process = subprocess.Popen([sys.executable, "-uc", code], stdin=-1, stdout=-1, stderr=-1, env=_environment({}))
@@ -155,26 +155,26 @@ def config(tmp_path_factory) -> dict:
 
 
 def _repeated(config: dict) -> list[str]:
-    """The lines that training has printed more than once, on both streams."""
+    """Return the lines that training printed more than once, on both streams."""
     text = forked.printed(config)
     Path(config["run"]["dir"], f"{config['run']['name']}.log").unlink()
     return [line for line, count in Counter(filter(str.strip, text.splitlines())).items() if count > 1]
 
 
-def test_only_the_main_process_prints_and_each_line_once(config):
+def test_only_the_main_process_prints(config):
     assert forked.run(config, "--audit", ranks=2, mode="warn") == [0, 0], forked.printed(config)
-    assert forked.printed(config).count("as a library does") == 2, "the warning, and its line of code"
+    assert forked.printed(config).count("as a library does") == 2, "the warning and its source line"
     assert _repeated(config) == []
     forked.run(config, "--overwrite", ranks=2, mode="warn,without=console")
     repeated = "\n".join(_repeated(config))
-    assert "finished: best epoch" in repeated and "as a library does" in repeated, "the control"
+    assert "finished: best epoch" in repeated and "as a library does" in repeated, "control"
 
 
-def test_a_result_that_is_worse_than_its_input_is_told_as_such(tmp_path):
-    def said(psnr):
+def test_a_result_worse_than_its_input_is_reported(tmp_path):
+    def warnings_for(psnr):
         lines = []
         best = {"epoch": 0, "loss": 0.1, "psnr": psnr, "input_psnr": 20.0}
         report_result(SimpleNamespace(log=lines.append), tmp_path, SimpleNamespace(best=best))
         return [line for line in lines if "worse than the input" in line]
 
-    assert len(said(19.9)) == 1 and said(20.1) == []
+    assert len(warnings_for(19.9)) == 1 and warnings_for(20.1) == []

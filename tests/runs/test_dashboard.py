@@ -1,4 +1,4 @@
-"""W&B end to end with the real client, for 1, 2 and 3 ranks: offline, read back, synced, online; and the saved view."""
+"""W&B end to end with the real client, for 1, 2 and 3 ranks: offline, synced and online; and the saved view."""
 
 import json
 import re
@@ -17,27 +17,27 @@ from accel_restore import cli
 from accel_restore.commands import dashboard
 from accel_restore.errors import UserError
 from accel_restore.tracking.rows import PER_RANK, Rows
-from accel_restore.tracking.wandb_logger import chosen_mode
+from accel_restore.tracking.wandb_logger import auto_mode
 
 RANKS = (1, 2, 3)
 KEY = "0123456789abcdef" * 2 + "01234567"
 ONLINE = """
 import sys
 from pathlib import Path
-from accel_restore.tracking import wandb_logger as dashboard
+from accel_restore.tracking import wandb_logger
 from accel_restore.config.schema import Tracking
 folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
 for name in ("SERVER_SECONDS", "INIT_SECONDS", "UPLOAD_SECONDS", "FINISH_SECONDS"):
-    setattr(dashboard, name, 90.0)
-board = dashboard.WandbLogger(Tracking(wandb="online"), "online", folder, {}, ranks, None, print)
-board.finish(failed=False)
-assert board.unsynced is None
+    setattr(wandb_logger, name, 90.0)
+logger = wandb_logger.WandbLogger(Tracking(wandb="online"), "online", folder, {}, ranks, None, print)
+logger.finish(failed=False)
+assert logger.unsynced is None
 """
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[int, dict]:
-    """Ranks → the configuration of a run that was trained on so many, audited and tracked offline."""
+    """World size → the configuration of an audited run that was logged offline."""
     root = tmp_path_factory.mktemp("ranks")
     photos = make_photos(root / "train", 7), make_photos(root / "val", 2, seed=1)
     tracking = {"wandb": "offline", "project": "mine"}
@@ -53,7 +53,7 @@ def trained(tmp_path_factory) -> dict[int, dict]:
 
 
 def _client(*command: str, server: str | None = None, home: Path) -> str:
-    """What a command prints that belongs to the environment of these tests."""
+    """Run a command in an isolated environment and return its output."""
     environment = {**clean_environment(), "HOME": str(home), "NETRC": str(home / "none"), "PYTHONPATH": str(ROOT)}
     if server is not None:
         environment |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
@@ -67,17 +67,17 @@ def _wandb() -> str:
 
 
 def _expected(config: dict, ranks: int) -> list[dict]:
-    return [row for row in Rows(run_folder(config), ranks).read(rest=True) if "val/images" not in row]
+    return [row for row in Rows(run_folder(config), ranks).read(flush=True) if "val/images" not in row]
 
 
 def _numbers(rows: list[dict], like: list[dict]) -> list[dict]:
-    """The rows without pictures, and without what the client adds."""
+    """Return the rows without pictures and without the keys that the client adds."""
     known = {key for row in like for key in row}
     found = [{key: value for key, value in row.items() if key in known} for row in rows]
     return [row for row in found if set(row) - {"epoch"}]
 
 
-def test_an_offline_run_holds_every_quantity_of_every_rank_the_plan_and_the_audit(trained, tmp_path):
+def test_an_offline_run_contains_all_values_of_all_ranks_the_plan_and_the_audit(trained, tmp_path):
     for ranks, config in trained.items():
         (run,) = (run_folder(config) / "wandb").glob("offline-run-*")
         records = [
@@ -99,8 +99,8 @@ def test_an_offline_run_holds_every_quantity_of_every_rank_the_plan_and_the_audi
                 assert logged == (None if line[name] is None else pytest.approx(line[name])), name
         assert all(f"train/memory/rank_{rank}" in steps[0] for rank in range(ranks))
         assert sum("val/images.path" in row for row in rows) == 1
-        (begun,) = (record["run"]["config"]["update"] for record in records if record["type"] == "run")
-        assert f"× {ranks} ranks" in begun["plan"]["global batch"]
+        (config_sent,) = (record["run"]["config"]["update"] for record in records if record["type"] == "run")
+        assert f"× {ranks} ranks" in config_sent["plan"]["global batch"]
         summary = {}
         for record in records:
             summary |= record.get("summary", {}).get("update", {})
@@ -109,23 +109,23 @@ def test_an_offline_run_holds_every_quantity_of_every_rank_the_plan_and_the_audi
 
 
 @pytest.mark.sweep
-def test_every_rank_can_have_a_run_of_its_own_in_one_group(trained, tmp_path):
+def test_each_rank_can_log_its_own_run_in_one_group(trained, tmp_path):
     config = {**trained[2], "run": {"name": "each", "dir": str(tmp_path), "seed": 7}}
     config["tracking"] = {**config["tracking"], "wandb_per_rank": True}
     assert forked.run(config, ranks=2, mode="patient", timeout=300) == [0, 0], forked.printed(config)
     lines = [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == "train"]
     found = {}
     for run in (run_folder(config) / "wandb").glob("offline-run-*"):
-        told = _client(_wandb(), "leet", "inspect", "--json", str(run), home=tmp_path)
-        records = [json.loads(line) for line in told.splitlines()]
-        (begun,) = (record["run"] for record in records if record["type"] == "run")
+        output = _client(_wandb(), "leet", "inspect", "--json", str(run), home=tmp_path)
+        records = [json.loads(line) for line in output.splitlines()]
+        (header,) = (record["run"] for record in records if record["type"] == "run")
         rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-        found[begun["display_name"]] = begun, [row for row in rows if "train/step" in row]
-    assert set(found) == {"each", "each-rank0", "each-rank1"}, "the run of all ranks stays what it is"
+        found[header["display_name"]] = header, [row for row in rows if "train/step" in row]
+    assert set(found) == {"each", "each-rank0", "each-rank1"}, "the run of all ranks is unchanged"
     assert "train/loss/rank_1" in found["each"][1][0] and "run_group" not in found["each"][0]
     for rank in range(2):
-        begun, rows = found[f"each-rank{rank}"]
-        assert (begun["run_group"], begun["job_type"], begun["project"]) == ("each", "rank", "mine")
+        header, rows = found[f"each-rank{rank}"]
+        assert (header["run_group"], header["job_type"], header["project"]) == ("each", "rank", "mine")
         mine = [line for line in lines if line["rank"] == rank]
         assert [row["train/step"] for row in rows] == [line["step"] for line in mine]
         for row, line in zip(rows, mine, strict=True):
@@ -134,7 +134,7 @@ def test_every_rank_can_have_a_run_of_its_own_in_one_group(trained, tmp_path):
                 assert row.get(f"train/{name}") == (None if line[name] is None else pytest.approx(line[name])), name
 
 
-def test_the_end_of_a_run_names_the_two_commands_once(trained):
+def test_the_end_of_a_run_prints_the_two_commands_once(trained):
     for config in trained.values():
         last = forked.printed(config).splitlines()[-2:]
         folder = run_folder(config) / "wandb"
@@ -142,7 +142,7 @@ def test_the_end_of_a_run_names_the_two_commands_once(trained):
         assert forked.printed(config).count("wandb leet") == forked.printed(config).count("wandb sync") == 1
 
 
-def test_a_server_gets_the_same_rows_by_sync_and_online(trained, tmp_path):
+def test_a_server_receives_the_same_rows_by_sync_and_online(trained, tmp_path):
     def send(ranks: int, online: bool) -> list[dict]:
         config, home = trained[ranks], tmp_path / f"{ranks}-{online}"
         with stub_server(home) as server:
@@ -165,8 +165,8 @@ def test_a_server_gets_the_same_rows_by_sync_and_online(trained, tmp_path):
         assert _numbers(rows, expected) == [pytest.approx(row) for row in expected], (ranks, online)
 
 
-def test_the_view_has_a_panel_for_every_quantity_that_a_run_logs(trained, tmp_path):
-    """Whatever is added to the rows must be added to the view."""
+def test_the_view_has_one_panel_for_each_logged_quantity(trained, tmp_path):
+    """A quantity added to the rows must be added to the view."""
     view = tmp_path / "view.json"
     assert cli.main(["dashboard", str(run_folder(trained[3])), "--json", str(view)]) == 0
     saved = json.loads(view.read_bytes())
@@ -176,11 +176,11 @@ def test_the_view_has_a_panel_for_every_quantity_that_a_run_logs(trained, tmp_pa
     patterns = [y if isinstance(y, str) else "|".join(map(re.escape, y)) for y in panels]
     for ranks, config in trained.items():
         for key in {key for row in _expected(config, ranks) for key in row} - {"epoch", "train/step"}:
-            mean = key in ("train/lr", "train/grad_norm")  # the same as of every rank
+            mean = key in ("train/lr", "train/grad_norm")  # equal to the value of each rank
             assert mean or sum(bool(re.fullmatch(pattern, key)) for pattern in patterns) == 1, key
 
 
-def test_the_view_is_saved_to_a_server_that_is_there(trained, tmp_path, capsys):
+def test_the_view_is_saved_to_the_server(trained, tmp_path, capsys):
     command = (sys.executable, "-m", "accel_restore.cli", "dashboard", str(run_folder(trained[2])), "--entity", "us")
     with stub_server(tmp_path / "server") as server:
         assert f"saved: {server.url}/us/mine?nw=" in _client(*command, server=server.url, home=tmp_path)
@@ -189,15 +189,15 @@ def test_the_view_is_saved_to_a_server_that_is_there(trained, tmp_path, capsys):
     assert [section["name"] for section in sections][:3] == ["Training, per rank", "Validation", "Pictures"]
 
 
-def test_without_an_account_or_a_server_it_says_so_soon(tmp_path, monkeypatch, capsys):
+def test_without_an_account_or_a_server_the_error_comes_soon(tmp_path, monkeypatch, capsys):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert chosen_mode() == "offline", "what `tracking.wandb: auto` means then"
+    assert auto_mode() == "offline", "the mode of `tracking.wandb: auto`"
     assert cli.main(["dashboard"]) == 2 and "wandb login" in capsys.readouterr().err
     assert cli.main(["dashboard", str(tmp_path)]) == 2 and "config.yaml" in capsys.readouterr().err
     assert cli.main(["dashboard", "--print"]) == 0 and "train/grad_norm/rank_[0-9]+" in capsys.readouterr().out
-    with pytest.raises(UserError, match="not answered for 0 seconds"):
+    with pytest.raises(UserError, match="no answer from W&B for 0 s"):
         dashboard._within(0.05, lambda: __import__("time").sleep(5))
-    with pytest.raises(UserError, match="not taken the view"):
+    with pytest.raises(UserError, match="rejected the view"):
         dashboard._within(60, lambda: {}["refused"])

@@ -71,7 +71,7 @@ def test_the_terms_of_a_line_are_the_means_of_the_losses_over_its_samples(photos
 
 def check_rows(config, ranks):
     """W&B gets the mean of each term over the samples of all ranks."""
-    rows = list(Rows(run_folder(config), ranks).read(rest=True))
+    rows = list(Rows(run_folder(config), ranks).read(flush=True))
     steps = {row["train/step"]: row for row in rows if "train/step" in row}
     for step, row in steps.items():
         lines = [line for line in lines_of(config, "train") if line["step"] == step and line["samples"]]
@@ -88,7 +88,7 @@ def test_a_single_term_is_the_loss_and_adds_nothing(photos, tmp_path):
     config = configuration(photos, tmp_path, "single", {"psnr": 1.0}, train={"epochs": 3})
     assert forked.run(config) == [0], forked.printed(config)
     assert not any("terms" in line or "val_terms" in line for line in lines_of(config, "train") + epochs_of(config))
-    assert not any("terms" in key for row in Rows(run_folder(config), 1).read(rest=True) for key in row)
+    assert not any("terms" in key for row in Rows(run_folder(config), 1).read(flush=True) for key in row)
     # The loss is below zero, and the best is the lowest.
     losses = [line["val_loss"] for line in epochs_of(config)]
     best = json.loads((run_folder(config) / "status.json").read_text())["best"]

@@ -1,4 +1,4 @@
-"""report.html is written while a run trains, and when it ends."""
+"""report.html is written during training and at its end."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from runs import make_photos, run_folder, small_config
 
 
 def content_of(file):
-    """What the page is given, and its sections by title."""
+    """Return the page's data, and its sections by title."""
     content = json.loads(re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1])
     return content, {section["title"]: section for section in content["sections"]}
 
@@ -18,13 +18,13 @@ def cells(section):
     return [cell for table in section["tables"] for row in table["rows"] for cell in row]
 
 
-def test_it_is_written_while_the_run_trains_and_when_it_ends(tmp_path):
-    """At the end of an epoch, where that is due; the last one knows how the run has ended, and of the audit."""
+def test_the_page_is_written_during_training_and_at_its_end(tmp_path):
+    """During training, at the end of an epoch. The last page has the final state and the audit."""
     photos, val = make_photos(tmp_path / "photos", 8), make_photos(tmp_path / "val", 2, seed=1)
     config = small_config(photos, val, tmp_path, data={"batch_size": 4})
     file, gate = run_folder(config) / "report.html", tmp_path / "gate"
     gate.mkdir()
-    (gate / "hold-2").touch()  # in the second epoch
+    (gate / "hold-2").touch()  # the second epoch
     processes = forked.start(config, "--audit", ranks=2, mode=f"report,gate={gate}")
     deadline = time.monotonic() + 90
     while not (gate / "at-2").exists() and time.monotonic() < deadline:
@@ -38,6 +38,6 @@ def test_it_is_written_while_the_run_trains_and_when_it_ends(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0], forked.printed(config)
     content, sections = content_of(file)
     assert content["state"] == "finished" and content["progress"]["epoch"] == 2
-    assert "2 × cpu" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Flow of weights"])
+    assert "2 × cpu" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Audit"])
     assert sections["Pictures"]["pictures"]["epochs"] == ["1", "2"] and "torch" in cells(sections["Versions"])
     assert "report.html" in forked.printed(config)

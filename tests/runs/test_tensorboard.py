@@ -1,11 +1,11 @@
-"""TensorBoard's files, read back: the figures of metrics.jsonl under W&B's keys, once each, and no secret."""
+"""TensorBoard's files contain the values of metrics.jsonl under W&B's keys, once each, and no secret."""
 
 import forked
 import pytest
 from made_run import made_run
 from runs import json_lines, run_folder, small_config
 
-from accel_restore.tracking import tensorboard_logger as tensorboard_log
+from accel_restore.tracking import tensorboard_logger
 from accel_restore.tracking.rows import PER_RANK
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 
@@ -21,7 +21,7 @@ def configuration(photos, out, name):
 
 
 def read(folder):
-    """The points of every curve, and the steps of every picture; nothing is hidden as overwritten."""
+    """Return the points of every curve and the steps of every picture, including overwritten ones."""
     events = accumulators.EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0}, None, False)
     events.Reload()
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -52,54 +52,54 @@ def test_a_resumed_run_has_every_point_once(photos, tmp_path):
     assert images == {"val/images": [0, 1]}
     files = [path for path in (folder / "tensorboard").rglob("*") if path.is_file()]
     assert len(files) == 3 and not any(SECRET.encode() in path.read_bytes() for path in files)
-    assert any(b"optimizer.lr" in path.read_bytes() for path in files)  # as hyperparameter
+    assert any(b"optimizer.lr" in path.read_bytes() for path in files)  # a hyperparameter
 
 
 @pytest.fixture
 def written(tmp_path, one_thread):
-    """Writes a made run in this process; what was said."""
+    """Return a function that logs a made run in this process and returns its folder and the messages."""
     from accelerate import PartialState
 
     PartialState(cpu=True)
-    folder, said = made_run(tmp_path / "run"), []
+    folder, messages = made_run(tmp_path / "run"), []
 
     def write():
-        board = TensorBoardLogger(
-            folder, {"tracking": {"project": SECRET}, "betas": [0.9], "none": None}, 2, said.append
+        logger = TensorBoardLogger(
+            folder, {"tracking": {"project": SECRET}, "betas": [0.9], "none": None}, 2, messages.append
         )
-        board.update()
-        board.end()
-        board.finish()
-        return folder, said
+        logger.update()
+        logger.end()
+        logger.finish()
+        return folder, messages
 
     return write
 
 
-def test_ranks_and_terms_have_curves_of_their_own(written):
+def test_ranks_and_loss_terms_have_their_own_curves(written):
     scalars, images = read(written()[0])
     assert len(scalars["train/loss/rank_1"]) == len(scalars["train/terms/ssim"]) == 60
     assert {"train/lr/rank_1", "val/terms/l1", "val/ssim"} <= set(scalars) and images["val/images"] == [0, 1, 2]
 
 
-def test_control_without_redaction_the_secret_is_there(written, monkeypatch):
-    monkeypatch.setattr(tensorboard_log, "redacted", lambda value: value)
+def test_control_without_redaction_the_secret_is_stored(written, monkeypatch):
+    monkeypatch.setattr(tensorboard_logger, "redacted", lambda value: value)
     folder, _ = written()
     assert any(SECRET.encode() in path.read_bytes() for path in (folder / "tensorboard").rglob("*events*"))
 
 
-def test_what_it_fails_by_is_told_and_nothing_else_fails(written, monkeypatch):
+def test_a_failure_is_logged_and_raises_nothing(written, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorboard_log, "_log", full)
+    monkeypatch.setattr(tensorboard_logger, "_log", full)
     assert written()[1] == [
-        "TensorBoard stopped (OSError: [Errno 28] No space left on device); training and metrics.jsonl go on"
+        "TensorBoard logging stopped (OSError: [Errno 28] No space left on device); training and metrics.jsonl continue"
     ]
 
 
-def test_a_missing_package_is_told_before_anything_is_written(photos, tmp_path):
+def test_a_missing_package_is_an_error_before_anything_is_written(photos, tmp_path):
     config = configuration(photos, tmp_path, "without")
     assert forked.run(config, mode="without=tensorboard") == [2]
-    said = forked.printed(config)
-    assert "TensorBoard is not installed; pip install 'accel-restore[tensorboard]', or set tracking.tensorboard" in said
-    assert "Traceback" not in said and not run_folder(config).exists()
+    output = forked.printed(config)
+    assert "TensorBoard is not installed; pip install 'accel-restore[tensorboard]', or set tracking" in output
+    assert "Traceback" not in output and not run_folder(config).exists()

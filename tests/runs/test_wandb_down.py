@@ -1,7 +1,7 @@
-"""W&B fails in every way that was thought of: nobody waits long, nothing is lost, `wandb sync` completes it later.
+"""Failures of W&B: training does not wait, no data is lost, and `wandb sync` completes the run later.
 
-Each scenario is a process of its own (wandb_scenarios.py), which records a run as training does, with the real client
-and a stub server. The bounds are shortened there; what is asserted is the outcome, never a duration.
+Each scenario is a process (wandb_scenarios.py) that logs a run as training does, with the real client and a stub
+server. Time limits are shortened there. The tests assert outcomes, never durations.
 """
 
 import json
@@ -29,16 +29,16 @@ from wandb_scenarios import AT_START, CONTROLS, FAULT_STEP, OTHERS, RANKS, SERVE
 
 from accel_restore import train
 from accel_restore.config.schema import Tracking
-from accel_restore.tracking import wandb_logger as dashboard
+from accel_restore.tracking import wandb_logger
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 BIN = Path(sys.executable).parent
-BLOCKED_SECONDS = 6  # the controls wait so long; where the guard is, the shortened bounds end it before
+BLOCKED_SECONDS = 6  # that controls wait; with the guard, the shortened limits end them earlier
 
 
 @dataclass
 class Outcome:
-    """What came of a scenario, and what the server then has, after the command that was named."""
+    """The result of a scenario, the sync command it printed, and the server's rows after that command."""
 
     folder: Path
     result: dict
@@ -48,7 +48,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Scenario → what came of it. All are played side by side: most of their time they wait."""
+    """Scenario → outcome. All run in parallel, as they mostly wait."""
     root = tmp_path_factory.mktemp("scenarios")
     with ThreadPoolExecutor(7) as pool:
         controls = {name: pool.submit(_play_control, name, root / name) for name in CONTROLS}
@@ -62,7 +62,7 @@ def _play(scenario: str, folder: Path) -> Outcome:
         _command(scenario, folder),
         capture_output=True,
         text=True,
-        timeout=200,  # whoever is blocked for ever
+        timeout=200,  # a blocked process
         env=_environment(folder),
         start_new_session=True,
     )
@@ -72,13 +72,13 @@ def _play(scenario: str, folder: Path) -> Outcome:
     result = json.loads(process.stdout.splitlines()[-1])
     if scenario == "trainer_killed":
         with suppress(psutil.NoSuchProcess):
-            psutil.Process(result).wait(90)  # W&B's process is no orphan
+            psutil.Process(result).wait(90)  # W&B's process ends as well
         (run,) = (folder / "wandb").glob("run-2*")
         command = f"wandb sync --include-online {run}"
         return Outcome(folder, {}, command, _sync(command, folder))
     if result["unsynced"] is None:
         return Outcome(folder, result)
-    command = _command_in(result["notices"])
+    command = _command_in(result["messages"])
     return Outcome(folder, result, command, _sync(command, folder))
 
 
@@ -98,7 +98,7 @@ def _play_control(scenario: str, folder: Path) -> Outcome:
     except subprocess.TimeoutExpired:
         blocked = True
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the server too
+        os.killpg(process.pid, signal.SIGKILL)  # including the server
     process.wait()
     process.stdout.close()
     if service != "None":
@@ -131,7 +131,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _sync(command: str, folder: Path) -> list[dict]:
-    """The rows that a server has once it is back and a command was given."""
+    """Run a sync command with a working server and return the server's rows."""
     with stub_server(folder / "server") as server:
         environment = {**_environment(folder), "WANDB_BASE_URL": server.url}
         environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
@@ -140,13 +140,13 @@ def _sync(command: str, folder: Path) -> list[dict]:
         return server.rows()
 
 
-def _command_in(notices: list[str]) -> str:
-    (command,) = [match[0] for text in notices if (match := re.search(r"wandb sync .*", text))]
+def _command_in(messages: list[str]) -> str:
+    (command,) = [match[0] for text in messages if (match := re.search(r"wandb sync .*", text))]
     return command
 
 
 def _assert_complete(rows: list[dict], folder: Path) -> None:
-    """Every line of metrics.jsonl, of every rank and every epoch, is in the rows, once."""
+    """Assert that the rows contain every line of metrics.jsonl once."""
     by_step = {row["train/step"]: row for row in rows if "train/step" in row}
     by_epoch = {row["epoch"]: row for row in rows if "val/loss" in row}
     assert len(by_step) == sum("train/step" in row for row in rows)
@@ -162,76 +162,76 @@ def _assert_complete(rows: list[dict], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", [*AT_START, *SERVER_LOST, *SERVICE_LOST])
-def test_a_named_command_completes_what_the_server_has_not_received(outcomes, scenario):
+def test_the_printed_command_uploads_what_the_server_has_not_received(outcomes, scenario):
     outcome = outcomes[scenario]
     path = Path(outcome.result["unsynced"])
     assert path.name.startswith("run-" if scenario in SERVER_LOST else "offline-run-")
     assert str(path) in outcome.command
-    assert [run.name for run in path.parent.glob("*run-2*")] == [path.name], "nothing that could be taken for the run"
-    assert sum("this run is kept offline" in text for text in outcome.result["notices"]) == (scenario in AT_START)
+    assert [run.name for run in path.parent.glob("*run-2*")] == [path.name], "no other folder looks like the run"
+    assert sum("this run is logged offline" in text for text in outcome.result["messages"]) == (scenario in AT_START)
     _assert_complete(outcome.rows, outcome.folder)
 
 
 @pytest.mark.parametrize("scenario", CONTROLS)
-def test_the_client_as_it_comes_blocks(outcomes, scenario):
+def test_control_the_client_alone_blocks(outcomes, scenario):
     assert outcomes[scenario].result["blocked"]
 
 
-def test_without_the_flag_sync_skips_the_run_of_a_lost_server(outcomes):
-    outcome = outcomes["server_dies"]  # a control: what W&B itself advises does nothing
+def test_control_sync_without_include_online_skips_the_run(outcomes):
+    outcome = outcomes["server_dies"]  # the command that W&B itself prints does nothing
     before = _content_of_server(outcome.folder)
     _sync(f"wandb sync {outcome.result['unsynced']}", outcome.folder)
     assert _content_of_server(outcome.folder) == before
 
 
-def test_a_healthy_server_has_everything_and_a_signal_to_the_group_ends_nothing(outcomes):
+def test_a_healthy_server_has_all_rows_and_a_signal_to_the_group_ends_nothing(outcomes):
     folder, result = outcomes["healthy"].folder, outcomes["healthy"].result
     assert result["unsynced"] is None and result["same_handlers"]
-    assert result["notices"] == [f"W&B      see it with: wandb leet {folder / 'wandb'}"]
+    assert result["messages"] == [f"W&B      view the run: wandb leet {folder / 'wandb'}"]
     with stub_server(folder / "server") as server:
         _assert_complete(server.rows(), folder)
         assert {"config.yaml", "wandb-metadata.json", "wandb-summary.json"} <= server.uploaded()
         assert server.config() == {"lr": 0.1, "token": "***"}
 
 
-def test_the_bounds_leave_a_launcher_time():
-    assert dashboard.SERVER_SECONDS < dashboard.INIT_SECONDS
-    assert dashboard.UPLOAD_SECONDS < dashboard.FINISH_SECONDS - dashboard._AGAIN_SECONDS
-    assert dashboard.INIT_SECONDS + dashboard.FINISH_SECONDS < 30
+def test_the_time_limits_stay_below_those_of_launchers():
+    assert wandb_logger.SERVER_SECONDS < wandb_logger.INIT_SECONDS
+    assert wandb_logger.UPLOAD_SECONDS < wandb_logger.FINISH_SECONDS - wandb_logger._REWRITE_SECONDS
+    assert wandb_logger.INIT_SECONDS + wandb_logger.FINISH_SECONDS < 30
 
 
-def test_a_killed_training_can_be_synced_with_what_was_logged(outcomes):
+def test_a_killed_training_can_be_synced(outcomes):
     rows = outcomes["trainer_killed"].rows
     assert [row["train/step"] for row in rows if "train/step" in row] == list(range(1, FAULT_STEP))
 
 
-def test_a_resumed_run_begins_with_the_rows_before_it(outcomes):
+def test_a_resumed_run_starts_with_the_earlier_rows(outcomes):
     outcome = outcomes["resumed"]
     (former,) = (outcome.folder / "wandb" / "former").iterdir()
     path = Path(outcome.result["unsynced"])
     assert former.name.endswith(outcome.result["id"]) and path.name.endswith(outcome.result["id"])
     _assert_complete(outcome.rows, outcome.folder)
-    # the control: the server keeps what comes last, so it would lose what one of several folders has not
+    # control: the server keeps the rows of the last sync, so rows missing in the synced folder would be lost
     rows = _sync(f"wandb sync {former}", outcome.folder)
     assert max(row.get("train/step", 0) for row in rows) == FAULT_STEP
 
 
-def test_a_disabled_dashboard_keeps_the_id_for_later(tmp_path):
-    board = dashboard.WandbLogger(Tracking(wandb="disabled"), "name", tmp_path, {}, 1, "former", print)
-    board.update()
-    board.finish(failed=False)
-    assert board.id == "former" and board.unsynced is None and not any(tmp_path.iterdir())
+def test_disabled_logging_keeps_the_id(tmp_path):
+    logger = wandb_logger.WandbLogger(Tracking(wandb="disabled"), "name", tmp_path, {}, 1, "former", print)
+    logger.update()
+    logger.finish(failed=False)
+    assert logger.id == "former" and logger.unsynced is None and not any(tmp_path.iterdir())
 
 
-def test_no_secret_is_in_what_w_and_b_keeps_or_gets(outcomes):
+def test_no_secret_is_in_the_files_or_uploads_of_wandb(outcomes):
     for scenario in (*SERVER_LOST, *SERVICE_LOST, *AT_START, *OTHERS):
         folder = outcomes[scenario].folder
         for content in (_content(folder / "wandb"), _content_of_server(folder)):
             assert TOKEN.encode() not in content and KEY.encode() not in content
     (metadata,) = (outcomes["healthy"].folder / "server" / "files").glob("*wandb-metadata.json")
-    assert json.loads(metadata.read_bytes())["cpu_count"] > 0, "the machine is still described"
+    assert json.loads(metadata.read_bytes())["cpu_count"] > 0, "the machine is described"
     control = _content(outcomes["finish_unguarded"].folder / "wandb")
-    assert TOKEN.encode() in control, "the client as it comes stores the command line"
+    assert TOKEN.encode() in control, "the client alone stores the command line"
 
 
 def _content(folder: Path) -> bytes:
@@ -244,11 +244,11 @@ def _content_of_server(folder: Path) -> bytes:
     return b"\n".join(path.read_bytes() for path in (folder / "server").rglob("*") if path.is_file())
 
 
-# Training itself.
+# Whole trainings.
 
 
 class Scale(torch.nn.Module):
-    """A model with an argument that may hold a secret."""
+    """A model with an argument that may contain a secret."""
 
     def __init__(self, *, channels: int, source: str = ""):
         super().__init__()
@@ -259,7 +259,7 @@ class Scale(torch.nn.Module):
 
 
 def _train(arguments: list[str], environment: dict[str, str], bounds: dict[str, float], gate: str, log: str) -> None:
-    """Training in a process of its own, online."""
+    """Train online in this process."""
     os.environ.clear()
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -270,8 +270,8 @@ def _train(arguments: list[str], environment: dict[str, str], bounds: dict[str, 
     sys.exit(train.main(arguments))
 
 
-def test_training_is_the_same_when_the_server_dies_and_tells_nobody_the_secrets(tmp_path):
-    """The server dies in mid-run, training is stopped, and resumed without a server: one command completes it all."""
+def test_a_dying_server_does_not_change_training_and_secrets_stay_hidden(tmp_path):
+    """The server dies during training; training is stopped and resumed without it. One command uploads all rows."""
     photos = make_photos(tmp_path / "train", 12), make_photos(tmp_path / "val", 3, seed=1)
     config, disabled = (
         small_config(*photos, tmp_path / mode, data={"batch_size": 2}, tracking={"wandb": mode})
@@ -297,7 +297,7 @@ def test_training_is_the_same_when_the_server_dies_and_tells_nobody_the_secrets(
     def end(processes: list) -> list[int]:
         for process in processes:
             process.join(200)
-            process.kill()  # whoever is blocked for ever
+            process.kill()  # a blocked process
         return [process.exitcode for process in processes]
 
     with stub_server(tmp_path / "server") as server:

@@ -1,6 +1,6 @@
-"""One run, recorded as training does it with the real W&B client, to which something happens: a process of its own.
+"""Logs one run with the real W&B client, as training does, while a fault happens.
 
-`python wandb_scenarios.py SCENARIO FOLDER`. Imports no torch: a score of these run side by side.
+Usage: python wandb_scenarios.py SCENARIO FOLDER. Imports no torch: about 20 of these processes run in parallel.
 """
 
 import json
@@ -14,7 +14,7 @@ import psutil
 from stub_wandb import Stub, free_port
 
 from accel_restore.config.schema import Tracking
-from accel_restore.tracking import wandb_logger as dashboard
+from accel_restore.tracking import wandb_logger
 
 AT_START = ["nothing_listens", "silent", "wrong_key", "error", "short_key", "no_key"]
 SERVER_LOST = ["server_dies", "server_silent", "key_revoked"]
@@ -25,44 +25,44 @@ CONTROLS = ["start_unguarded", "log_unguarded", "finish_unguarded"]
 STEPS, RANKS, STEPS_PER_EPOCH = 30, 2, 10
 FAULT_STEP = 15
 TOKEN = "hf_S3cretS3cretS3cretS3cret"
-_WIDE = {f"val_{i}": 1.5 for i in range(10_000)}  # fill the socket of a process that reads no more
+_WIDE = {f"val_{i}": 1.5 for i in range(10_000)}  # fills the socket of a hung process
 
 FAR = {"SERVER_SECONDS": 90.0, "INIT_SECONDS": 90.0, "UPLOAD_SECONDS": 90.0}
-FAR |= {"FINISH_SECONDS": 180.0, "_AGAIN_SECONDS": 90.0}  # far off even where many processes share few cores
-SHORT = {name: {"SERVER_SECONDS": 2.0} for name in [*AT_START, "resumed"]}  # the bounds that a scenario runs into
+FAR |= {"FINISH_SECONDS": 180.0, "_REWRITE_SECONDS": 90.0}  # never reached, even on a busy machine
+SHORT = {name: {"SERVER_SECONDS": 2.0} for name in [*AT_START, "resumed"]}  # the limits that each scenario reaches
 SHORT |= {name: {"UPLOAD_SECONDS": 2.0} for name in SERVER_LOST} | {"service_hangs": {"FINISH_SECONDS": 92.0}}
 
 
 def play(scenario: str, folder: Path) -> None:
-    """Record a run while something happens; prints, last, what came of it as JSON."""
+    """Log a run during a fault. The last line printed is the outcome as JSON."""
     server = _serve(scenario, folder / "server")
     if scenario in CONTROLS:
         _play_unguarded(scenario, folder, server)
         return
     set_bounds(SHORT.get(scenario, {}))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    notices: list[str] = []
-    board = dashboard.WandbLogger(
+    messages: list[str] = []
+    logger = wandb_logger.WandbLogger(
         Tracking(wandb="online" if scenario == "no_key" else "auto"),
         "name",
         folder,
         {"lr": 0.1, "token": TOKEN},
         RANKS,
         _former(folder) if scenario == "resumed" else None,
-        notices.append,
+        messages.append,
     )
-    board.sender.ready.wait()  # what happens, happens to a run that has begun
+    logger.sender.ready.wait()  # the fault happens after the start
     for step in range(FAULT_STEP + 1 if scenario == "resumed" else 1, STEPS + 1):
         if step == FAULT_STEP:
             _happen(scenario, server)
         write_step(folder, step, _WIDE if scenario == "service_hangs" else {})
-        board.update()
+        logger.update()
         time.sleep(0.005)
-    board.finish(failed=False)
+    logger.finish(failed=False)
     result = {
-        "id": board.id,
-        "unsynced": str(board.unsynced) if board.unsynced else None,
-        "notices": notices,
+        "id": logger.id,
+        "unsynced": str(logger.unsynced) if logger.unsynced else None,
+        "messages": messages,
         "same_handlers": handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
     }
     if server:
@@ -71,9 +71,9 @@ def play(scenario: str, folder: Path) -> None:
 
 
 def set_bounds(short: dict[str, float]) -> None:
-    """Shorten the bounds that a test runs into, and put off all others."""
+    """Set the limits in `short`, and all others to values that are never reached."""
     for name, seconds in (FAR | short).items():
-        setattr(dashboard, name, seconds)
+        setattr(wandb_logger, name, seconds)
 
 
 def _serve(scenario: str, folder: Path) -> Stub | None:
@@ -91,17 +91,17 @@ def _serve(scenario: str, folder: Path) -> Stub | None:
 
 
 def _former(folder: Path) -> str:
-    """The id of a run that was interrupted; its lines stand in metrics.jsonl."""
-    board = dashboard.WandbLogger(Tracking(wandb="offline"), "name", folder, {}, RANKS, None, print)
+    """Log an interrupted run and return its id."""
+    logger = wandb_logger.WandbLogger(Tracking(wandb="offline"), "name", folder, {}, RANKS, None, print)
     for step in range(1, FAULT_STEP + 1):
         write_step(folder, step)
-        board.update()
-    board.finish(failed=True)
-    return board.id
+        logger.update()
+    logger.finish(failed=True)
+    return logger.id
 
 
 def write_step(folder: Path, step: int, scores: dict[str, float] | None = None) -> None:
-    """Append what training writes into metrics.jsonl at a step."""
+    """Append the lines of a step to metrics.jsonl, as training does."""
     epoch = (step - 1) // STEPS_PER_EPOCH
     place = {"epoch": epoch, "step": step}
     lines = [
@@ -125,16 +125,16 @@ def _happen(scenario: str, server: Stub | None) -> None:
     elif scenario == "key_revoked":
         server.kill()
         server.start("wrong_key")
-    elif scenario == "service_killed":  # what `scancel` does, which signals all processes of a job
+    elif scenario == "service_killed":  # as by `scancel`, which signals all processes of a job
         service().kill()
     elif scenario in ("service_hangs", "log_unguarded"):
         service().suspend()
-    elif scenario == "healthy":  # Ctrl-C in a terminal reaches the whole group; training saves and ends by itself
+    elif scenario == "healthy":  # as by Ctrl-C, which reaches the whole group
         former = signal.signal(signal.SIGINT, lambda *_: None)
         os.killpg(0, signal.SIGINT)
         signal.signal(signal.SIGINT, former)
     elif scenario == "trainer_killed":
-        while len(server.rows()) < FAULT_STEP:  # an epoch's too
+        while len(server.rows()) < FAULT_STEP:  # including an epoch's row
             time.sleep(0.05)
         server.kill()
         print(service().pid, flush=True)
@@ -142,12 +142,12 @@ def _happen(scenario: str, server: Stub | None) -> None:
 
 
 def service() -> psutil.Process:
-    """W&B's background process."""
+    """Return W&B's background process."""
     return next(child for child in psutil.Process().children() if child.name().startswith("wandb-core"))
 
 
 def _play_unguarded(scenario: str, folder: Path, server: Stub) -> None:
-    """The same faults with the client as it comes; prints its service's process id before it is blocked."""
+    """Apply the same faults to the client alone; print its service's process id before it blocks."""
     import wandb
 
     if scenario == "start_unguarded":

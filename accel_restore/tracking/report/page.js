@@ -1,10 +1,10 @@
 "use strict";
-// Draws what the element #data holds. Everything of it goes into the page as text, never as HTML.
+// Draws the content of the element #data. All of it enters the page as text, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 58, right: 14, top: 10, bottom: 24 };
-const zooms = {}; // x axis → [from, to], shared by its charts
-const hidden = new Set(); // keys of curves
+const zooms = {}; // x axis → [from, to], shared by all charts of the axis
+const hidden = new Set(); // keys of hidden curves
 const charts = [];
 
 function make(tag, attributes = {}, ...children) {
@@ -47,17 +47,17 @@ class Chart {
   constructor(spec) {
     this.spec = spec;
     this.log = false;
-    this.svg = make("svg:svg", { role: "img", tabindex: 0, "aria-label": `${spec.title}. Plus and minus zoom, arrows move, 0 shows all.` });
+    this.svg = make("svg:svg", { role: "img", tabindex: 0, "aria-label": `${spec.title}. Press plus or minus to zoom, the arrow keys to move, 0 to show all.` });
     this.readout = make("div", { class: "readout" });
     const tools = make("div", { class: "tools" });
-    if (spec.log) tools.append(make("button", { "aria-pressed": "false", class: "log", onclick: (event) => this.toggleLog(event.currentTarget) }, "log"));
+    if (spec.log) tools.append(make("button", { "aria-pressed": "false", class: "log", onclick: (event) => this.toggleLog(event.currentTarget) }, "log scale"));
     this.reset = make("button", { class: "reset", hidden: true, onclick: () => setZoom(spec.x, null) }, "show all");
     tools.prepend(this.reset);
-    this.legend = make("div", { class: "legend", role: "group", "aria-label": "Curves" });
+    this.legend = make("div", { class: "legend", role: "group", "aria-label": "Show or hide curves" });
     this.figure = make("figure", { class: "card chart", id: `chart-${spec.id}` },
       make("div", { class: "title" }, make("h3", {}, spec.title), spec.note ? make("p", { class: "note" }, spec.note) : null, tools),
       make("div", { class: "plot" }, this.svg), this.readout,
-      spec.series.length > 9 ? make("details", {}, make("summary", {}, `${spec.series.length} curves: choose`), this.legend) : this.legend);
+      spec.series.length > 9 ? make("details", {}, make("summary", {}, `Show or hide ${spec.series.length} curves`), this.legend) : this.legend);
     this.addLegend();
     this.listen();
     new ResizeObserver(() => this.draw()).observe(this.svg);
@@ -150,7 +150,7 @@ class Chart {
     const line = make("svg:path", { class: `curve${one.whole ? " whole" : many ? " many" : ""}`, d: path, "data-name": one.name });
     line.style.stroke = colour(spec, one.index);
     if (one.dashed) line.style.strokeDasharray = "5 4";
-    else if (spec.steps && count > 1 && !many) { // curves that lie upon each other take turns
+    else if (spec.steps && count > 1 && !many) { // dashes of equal curves alternate
       line.style.strokeDasharray = `8 ${8 * (count - 1)}`;
       line.style.strokeDashoffset = -8 * order;
     }
@@ -225,14 +225,14 @@ function setZoom(axis, range) {
 function drawAll() { charts.forEach((chart) => chart.draw()); }
 
 function picturesOf({ images, epochs, sheets }) {
-  const sources = [["input", "input"], ...epochs.map((epoch) => [`output of epoch ${epoch}`, epoch]), ["gt", "gt"]];
+  const sources = [["input", "input"], ...epochs.map((epoch) => [`output, epoch ${epoch}`, epoch]), ["gt", "gt"]];
   const choice = { left: "input", right: epochs[epochs.length - 1] };
   const views = images.map((image) => new Compare(image, choice));
   const pick = (side) => make("label", {}, `${side} `, make("select", { id: `pick-${side}`, onchange: (event) => {
     choice[side] = event.target.value;
     views.forEach((view) => view.show());
   } }, ...sources.map(([name, value]) => make("option", { value, selected: value === choice[side] }, name))));
-  const note = `Cut to the centre and compressed for this page; samples/ holds ${sheets} sheet${sheets === 1 ? "" : "s"} without loss.`;
+  const note = `Centre of each image, JPEG-compressed for this page. samples/ contains ${sheets} lossless PNG file${sheets === 1 ? "" : "s"}.`;
   return [make("div", { class: "pickers" }, pick("left"), pick("right"), make("p", { class: "note" }, note)),
     make("div", { class: "grid views" }, ...views.map((view) => view.figure))];
 }
@@ -244,7 +244,7 @@ class Compare {
     this.left = make("span", { class: "left" });
     this.right = make("span", { class: "right" });
     this.box = make("div", { class: "compare" }, this.under, this.over, this.bar, this.left, this.right);
-    this.range = make("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": "Where left ends and right begins, percent", oninput: () => this.move(Number(this.range.value)) });
+    this.range = make("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": "Position of the divider in percent", oninput: () => this.move(Number(this.range.value)) });
     this.figure = make("figure", { class: "card" }, this.box, this.range);
     const follow = (event) => {
       const { left, width } = this.box.getBoundingClientRect();
@@ -289,12 +289,12 @@ function tableOf({ head, rows, note }) {
 function head() {
   const { epoch, epochs, step, steps } = data.progress, done = steps ? step / steps : epochs ? epoch / epochs : 0;
   const of = (value, total) => (value ?? 0).toLocaleString("en") + (total ? ` of ${total.toLocaleString("en")}` : "");
-  const told = `${of(epoch, epochs)} epochs · ${of(step, steps)} steps · written ${data.written}${data.state === "running" ? "; reload for a newer one" : ""}`;
-  const facts = data.facts.map(([what, value, more]) => make("div", { class: "card fact" }, make("span", { class: "note" }, what), make("b", {}, value), make("span", { class: "note" }, more)));
+  const status = `${of(epoch, epochs)} epochs · ${of(step, steps)} steps · page written ${data.written}${data.state === "running" ? " · reload to update" : ""}`;
+  const facts = data.facts.map(([name, value, detail]) => make("div", { class: "card fact" }, make("span", { class: "note" }, name), make("b", {}, value), make("span", { class: "note" }, detail)));
   document.getElementById("head").append(
     make("div", { class: "title" }, make("h1", {}, data.name), make("span", { class: `state ${/^[a-z]+$/.test(data.state) ? data.state : ""}` }, String(data.state))),
     data.error ? make("p", { class: "error" }, data.error) : "",
-    done > 0 ? make("progress", { max: 1, value: Math.min(1, done), "aria-label": "Progress" }) : "", make("p", { class: "note" }, told),
+    done > 0 ? make("progress", { max: 1, value: Math.min(1, done), "aria-label": "Progress" }) : "", make("p", { class: "note" }, status),
     make("div", { class: "facts" }, ...facts));
 }
 

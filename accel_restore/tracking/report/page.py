@@ -1,9 +1,8 @@
-"""report.html: one page of a run that opens from disk, made of the files in the run's folder alone."""
+"""report.html: a self-contained page about a run, built from the files in the run's folder."""
 
 import base64
 import hashlib
 import html
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +16,17 @@ from accel_restore.tracking.report.charts import speed_charts, training_charts, 
 from accel_restore.tracking.report.pictures import read_pictures
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.report.tables import audit_tables, event_tables, facts, pairs, progress, speed_tables
-from accel_restore.tracking.run_files import read_audit, read_status
+from accel_restore.tracking.run_files import read_audit, read_object, read_status
 from accel_restore.utils.files import replace_file, to_json
 
 REPORT, PLAN = "report.html", "plan.json"
 _PARTS = Path(__file__).parent
-_SECONDS = 60.0  # between two pages of a run that trains
-_SHARE = 0.01  # of the time, at most, goes into them
+_SECONDS = 60.0  # between two pages of a running training
+_SHARE = 0.01  # of the time, at most, is spent on pages
 
 
 class Report:
-    """Keeps a run's report.html up to date while it trains; what goes wrong with it is told, and nothing more."""
+    """Keeps report.html up to date during training. A failure is logged and never stops training."""
 
     def __init__(self, folder: Path, log: Callable[[str], None]):
         self.folder, self.log = folder, log
@@ -35,24 +34,24 @@ class Report:
         self.due = time.monotonic() + _SECONDS
 
     def update(self) -> None:
-        """Write the page, unless the last one is too recent."""
+        """Write the page unless the last one is too recent."""
         if time.monotonic() >= self.due:
             self.write()
 
     def write(self) -> None:
-        """Write the page as the files are now."""
-        began = time.monotonic()
+        """Write the page from the current files."""
+        started = time.monotonic()
         try:
             replace_file(self.folder / REPORT, self.page.build().encode())
-        except Exception as error:  # a page is not worth a run, whatever is wrong
+        except Exception as error:  # must not stop training
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            self.log(f"{self.folder / REPORT}: cannot be written ({reason}); accel-restore report makes it later")
+            self.log(f"{self.folder / REPORT}: cannot be written ({reason}); accel-restore report can write it later")
         now = time.monotonic()
-        self.due = now + max(_SECONDS, (now - began) / _SHARE)
+        self.due = now + max(_SECONDS, (now - started) / _SHARE)
 
 
 class Page:
-    """The page of a run's folder; what has been read once of metrics and pictures is not read again."""
+    """The page of a run's folder. Metrics and pictures that were read once are cached."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -60,19 +59,19 @@ class Page:
         self.tiles: dict[Path, list] = {}
 
     def build(self) -> str:
-        """The page as it is now.
+        """Return the page's HTML from the current files.
 
-        Raises: UserError where the folder holds no run.
+        Raises: UserError if the folder contains no run.
         """
         status = read_status(self.folder)
         if not status:
-            raise UserError(f"{self.folder}: holds no run (no status.json); name a run's folder, such as runs/demo")
+            raise UserError(f"{self.folder}: not a run's folder (no status.json); pass one such as runs/demo")
         self.metrics.read()
         name = self.folder.resolve().name
         return fill(f"{name} · {status.get('state')}", self._content(name, status))
 
     def _content(self, name: str, status: dict[str, Any]) -> dict[str, Any]:
-        plan = _read_object(self.folder / PLAN)
+        plan = read_object(self.folder / PLAN)
         configuration = _read_text(self.folder / "config.yaml")
         loss = " + ".join(_section(configuration, "loss")) or "loss"
         metrics = self.metrics
@@ -90,9 +89,13 @@ class Page:
                 {"title": "Pictures", "pictures": read_pictures(self.folder, self.tiles)},
                 {"title": "Speed", "charts": speed_charts(metrics), "tables": speed_tables(metrics)},
                 {"title": "Events", "tables": event_tables(metrics)},
-                {"title": "Flow of weights", "tables": audit_tables(read_audit(self.folder))},
+                {"title": "Audit", "tables": audit_tables(read_audit(self.folder))},
                 {"title": "Plan", "tables": pairs(plan.get("plan"))},
-                {"title": "Scores", "note": "How they were measured:", "tables": pairs(plan.get("protocol"))},
+                {
+                    "title": "Scores",
+                    "note": "How the validation scores are computed.",
+                    "tables": pairs(plan.get("protocol")),
+                },
                 {"title": "Configuration", "text": configuration},
                 {"title": "Versions", "tables": pairs(plan.get("versions"))},
             ],
@@ -100,7 +103,7 @@ class Page:
 
 
 def fill(title: str, content: dict[str, Any]) -> str:
-    """The page's HTML. Whatever `content` holds stays data: no script but the page's own may run."""
+    """Return the HTML. `content` stays data: the page's policy allows no script but its own."""
     style, script = ((_PARTS / file).read_text() for file in ("page.css", "page.js"))
     return Template((_PARTS / "page.html").read_text()).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
@@ -112,7 +115,7 @@ def fill(title: str, content: dict[str, Any]) -> str:
 
 
 def escape_json(text: str) -> str:
-    """JSON that may stand in a page's script element: nothing in it ends that, or begins a comment."""
+    """Escape JSON for a script element, so that it can neither end the element nor start a comment."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -125,15 +128,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is none, or half of one."""
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _section(configuration: str, name: str) -> dict[str, Any]:

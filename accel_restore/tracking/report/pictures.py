@@ -1,4 +1,4 @@
-"""The validation pictures of a report: the sheets in samples/, cut apart along the boxes that they tell."""
+"""The validation pictures of the report: tiles cut from the sheets in samples/, whose PNG text holds the boxes."""
 
 import base64
 import io
@@ -8,32 +8,38 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-_KEY = "accel_restore"  # of a PNG's text, that holds the boxes
-_MOST_SHEETS = 4
-_MOST_ROWS = 6
+_KEY = "accel_restore"  # of the PNG text
+_MAX_SHEETS = 4
+_MAX_ROWS = 6
 _QUALITY = 92
 
 
 def describe_tiles(rows: list[list[dict[str, Any]]]) -> PngImagePlugin.PngInfo:
-    """What a sheet tells of its tiles, to be saved with it: for each image its tiles, as `caption` and `box`."""
+    """Return the PNG text to save with a sheet: `caption` and `box` of each tile, one row per image."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt(_KEY, json.dumps(rows))
     return info
 
 
 def read_pictures(folder: Path, known: dict[Path, list]) -> dict[str, Any] | None:
-    """The first, the last and two more sheets of a run as data URIs; None where there is none.
+    """Return the tiles of the first, the last and two more sheets as data URIs; None if there are no sheets.
 
-    Input and gt of an image are the same in all sheets, so they come once. `known` keeps what has been cut.
+    Input and gt are the same in all sheets, so each is included once. `known` caches the tiles of each sheet.
     """
     sheets = []
     paths = sorted(folder.glob("samples/epoch-*.png"))
-    places = {round(part * (len(paths) - 1) / (_MOST_SHEETS - 1)) for part in range(_MOST_SHEETS)} if paths else ()
+    places = {round(part * (len(paths) - 1) / (_MAX_SHEETS - 1)) for part in range(_MAX_SHEETS)} if paths else ()
     for path in (paths[place] for place in sorted(places)):
         if path not in known:
             try:
                 known[path] = _cut(path)
-            except (OSError, ValueError, KeyError, TypeError, SyntaxError):  # Pillow's for a damaged file too
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                SyntaxError,
+            ):  # Pillow raises all of these for damaged files
                 continue
         sheets.append((_epoch(path), known[path]))
     if not sheets:
@@ -51,17 +57,17 @@ def read_pictures(folder: Path, known: dict[Path, list]) -> dict[str, Any] | Non
 
 
 def _epoch(sheet: Path) -> str:
-    """The epoch of a sheet as people count, from 1; its file counts from 0."""
+    """Return the epoch of a sheet, counted from 1; file names count from 0."""
     number = sheet.stem.removeprefix("epoch-")
     return str(int(number) + 1) if number.isdecimal() else number
 
 
 def _cut(path: Path) -> list[list[dict[str, Any]]]:
-    """For each image of a sheet its tiles: caption, data URI, width and height."""
+    """Return one row of tiles per image: caption, data URI, width and height."""
     with Image.open(path) as sheet:
-        rows = json.loads(sheet.text[_KEY])
+        rows = json.loads(sheet.info[_KEY])
         picture = sheet.convert("RGB")
-    return [[_tile(picture, tile) for tile in row] for row in rows[:_MOST_ROWS] if len(row) == 3]
+    return [[_tile(picture, tile) for tile in row] for row in rows[:_MAX_ROWS] if len(row) == 3]
 
 
 def _tile(sheet: Image.Image, tile: dict[str, Any]) -> dict[str, Any]:

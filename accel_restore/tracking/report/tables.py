@@ -1,4 +1,4 @@
-"""What a report tells in words and tables: how far the run is, its best scores, events, the audit, speed per rank."""
+"""The text and tables of the report: progress, best scores, events, the audit, and the speed of each rank."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ _AUDIT = ("operation", "calls", "calls_per_epoch", "weights_changed", "lr_change
 
 
 def progress(status: dict[str, Any], plan: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
-    """Epochs and steps done, and to do where that is known; `train` is the configuration's section."""
+    """Return completed epochs and steps, and their totals if known; `train` is a section of the configuration."""
     return {
         "epoch": status.get("epoch"),
         "epochs": plan.get("epochs") or train.get("epochs"),
@@ -23,19 +23,20 @@ def progress(status: dict[str, Any], plan: dict[str, Any], train: dict[str, Any]
 
 
 def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]]:
-    """The figures to see first, as (what, value, more)."""
-    best = status.get("best") if isinstance(status.get("best"), dict) else {}
+    """Return the main results as (name, value, detail)."""
+    found = status.get("best")
+    best: dict[str, Any] = found if isinstance(found, dict) else {}
     rows = [("best epoch", _epoch(best), f"step {best.get('step')}")] if _epoch(best) else []
     for name in (*TITLES, "loss"):
         if isinstance(best.get(name), int | float):
             before = best.get(f"input_{name}")
-            more = f"input {format_score(name, before)}" if isinstance(before, int | float) else "validation"
-            rows.append((TITLES.get(name, name), format_score(name, best[name]), more))
+            detail = f"input {format_score(name, before)}" if isinstance(before, int | float) else "validation"
+            rows.append((TITLES.get(name, name), format_score(name, best[name]), detail))
     ranks = metrics.ranks()
     rows.append(("ranks", str(status.get("world_size") or len(ranks)), str(status.get("host") or "")))
     seconds = [line["seconds"] for line in metrics.epochs if isinstance(line.get("seconds"), int | float)]
     if seconds:
-        rows.append(("training time", _time(sum(seconds)), f"{_time(float(np.median(seconds)))} per epoch"))
+        rows.append(("training time", _time(sum(seconds)), f"median {_time(float(np.median(seconds)))} per epoch"))
     return rows
 
 
@@ -47,7 +48,7 @@ def _time(seconds: float) -> str:
 
 
 def pairs(rows: Any) -> list[dict[str, Any]]:
-    """A table of (what, value): of a mapping, or of rows of two."""
+    """Return a table of two columns, from a mapping or a list of pairs."""
     if isinstance(rows, dict):
         rows = list(rows.items())
     if not isinstance(rows, list):
@@ -56,13 +57,14 @@ def pairs(rows: Any) -> list[dict[str, Any]]:
 
 
 def speed_tables(metrics: Metrics) -> list[dict[str, Any]]:
-    """For each rank its number of lines, and medians."""
+    """Return a table of medians per rank."""
     rows = []
     for rank in metrics.ranks():
         times = (1000 * metrics.column(rank, name) for name in ("step_s", "wait_s"))
-        figures = [_median(values) for values in (metrics.samples_per_second(rank), *times)]
-        rows.append([str(rank), str(len(metrics.column(rank, "step"))), *figures])
-    return _table(("rank", "lines", "samples/s (median)", "ms per step (median)", "of these waiting for data"), rows)
+        medians = [_median(values) for values in (metrics.samples_per_second(rank), *times)]
+        rows.append([str(rank), str(len(metrics.column(rank, "step"))), *medians])
+    heads = ("rank", "logged steps", "samples/s (median)", "step time (median, ms)", "waiting for data (median, ms)")
+    return _table(heads, rows)
 
 
 def _median(values: np.ndarray) -> str:
@@ -71,40 +73,40 @@ def _median(values: np.ndarray) -> str:
 
 
 def event_tables(metrics: Metrics) -> list[dict[str, Any]]:
-    """Skipped steps with the files to blame, and whatever else metrics.jsonl tells."""
+    """Return tables of skipped steps, with their cause, and of the other events in metrics.jsonl."""
     skips = [line for line in metrics.events if line.get("event") == "skip"]
     others = [line for line in metrics.events if line.get("event") != "skip"]
-    rows = [[_epoch(line), str(line.get("step")), _blame(line.get("of"))] for line in skips]
-    tables = _table(("epoch", "skipped step", "because of"), rows)
+    rows = [[_epoch(line), str(line.get("step")), _cause(line.get("of"))] for line in skips]
+    tables = _table(("epoch", "skipped step", "cause"), rows)
     tables += _table(("event", "line"), [[str(line.get("event")), to_json(line)] for line in others])
     if metrics.num_events > len(metrics.events):
-        tables[-1]["note"] = f"{metrics.num_events - len(metrics.events):,} later ones stand in metrics.jsonl alone"
+        tables[-1]["note"] = f"metrics.jsonl contains {metrics.num_events - len(metrics.events):,} more events"
     return tables
 
 
 def _epoch(line: dict[str, Any]) -> str:
-    """The epoch of a line as people count, from 1."""
+    """Return the epoch of a line, counted from 1."""
     return str(line["epoch"] + 1) if isinstance(line.get("epoch"), int) else ""
 
 
-def _blame(found: Any) -> str:
+def _cause(found: Any) -> str:
     ranks = [rank for rank in found if isinstance(rank, dict)] if isinstance(found, list) else []
-    told = (f"{_list(x.get('terms'))} on rank {x.get('rank')} of {_list(x.get('files'))}" for x in ranks)
-    return "; ".join(told) or "the gradient, of losses that are numbers"
+    causes = (f"rank {x.get('rank')}: non-finite {_join(x.get('terms'))} of {_join(x.get('files'))}" for x in ranks)
+    return "; ".join(causes) or "non-finite gradient; all losses were finite"
 
 
-def _list(values: Any) -> str:
+def _join(values: Any) -> str:
     return ", ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def audit_tables(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table of audit.json, and what it has found."""
+    """Return the table of audit.json and its violations."""
     cells = [[str(row.get(key, "")) for key in _AUDIT] for row in audit.get("table", [])]
     tables = _table([key.replace("lr", "learning rate").replace("_", " ") for key in _AUDIT], cells)
     violations = [[str(text)] for text in audit.get("violations", [])]
     if tables:
-        verdict = "the flow is as it should be" if audit["ok"] else "the audit FAILED"
-        tables[0]["note"] = f"{verdict}: {audit.get('epochs')} epochs, {audit.get('ranks')} ranks"
+        verdict = "The audit passed" if audit["ok"] else "The audit FAILED"
+        tables[0]["note"] = f"{verdict}: {audit.get('epochs')} epochs, {audit.get('ranks')} ranks."
     return tables + _table(("violation",), violations)
 
 

@@ -1,4 +1,4 @@
-"""report.html of a run's files: what it holds, that spikes survive, that it is written while a run trains."""
+"""report.html: its content, the thinning of curves, damaged files, and when it is written."""
 
 import base64
 import errno
@@ -24,7 +24,7 @@ from accel_restore.tracking.run_files import read_audit
 
 
 def content_of(file):
-    """What the page is told, and its sections by title."""
+    """Return the page's data, and its sections by title."""
     text = re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1]
     content = json.loads(text)
     return content, {section["title"]: section for section in content["sections"]}
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     return made_run(tmp_path_factory.mktemp("made") / "run")
 
 
-def test_the_command_makes_the_page_of_a_run_and_prints_its_path(made, capsys):
+def test_the_command_writes_the_page_and_prints_its_path(made, capsys):
     assert main(["report", str(made)]) == 0
     assert capsys.readouterr().out == f"{made / 'report.html'}\n"
     content, sections = content_of(made / "report.html")
@@ -48,50 +48,50 @@ def test_the_command_makes_the_page_of_a_run_and_prints_its_path(made, capsys):
     charts = {chart["id"]: chart for chart in [*sections["Training"]["charts"], *sections["Validation"]["charts"]]}
     assert [series["name"] for series in charts["loss"]["series"]] == ["rank 0", "rank 1"]
     assert "l1 + ssim" in charts["loss"]["note"]
-    assert charts["lr"]["note"] == "equal on all 2 ranks, to the bit" and len(charts["lr"]["series"]) == 2
+    assert charts["lr"]["note"] == "bit-identical on all 2 ranks" and len(charts["lr"]["series"]) == 2
     assert [series["name"] for series in charts["terms"]["series"]] == ["l1", "ssim"]
     assert charts["val_psnr"]["series"][0]["y"] == [28.0, 29.0, 30.0] and charts["val_psnr"]["best"] == 2
-    assert charts["val_psnr"]["series"][0]["x"] == [1, 2, 3], "people count epochs from 1"
+    assert charts["val_psnr"]["series"][0]["x"] == [1, 2, 3], "epochs are counted from 1"
     assert ["best epoch", "2", "step 40"] in content["facts"]
     assert [series["name"] for series in charts["val_psnr"]["series"]] == ["validation", "input"]
-    assert "l1 on rank 1 of bad.png" in cells(sections["Events"])
-    assert "optimizer.step" in cells(sections["Flow of weights"]) and "2 × cpu" in cells(sections["Plan"])
+    assert "rank 1: non-finite l1 of bad.png" in cells(sections["Events"])
+    assert "optimizer.step" in cells(sections["Audit"]) and "2 × cpu" in cells(sections["Plan"])
     assert "0.7" in sections["Configuration"]["text"] and "2.14.1" in cells(sections["Versions"])
     assert sections["Speed"]["tables"][0]["rows"][1] == ["1", "60", "40", "200", "2"]
     assert "samples/s (median)" in sections["Speed"]["tables"][0]["head"]
     assert "samples/s" in sections["Speed"]["charts"][0]["title"]
 
 
-def test_it_needs_neither_torch_nor_all_of_the_files(made, tmp_path):
+def test_the_page_needs_neither_torch_nor_all_files(made, tmp_path):
     copy = shutil.copytree(made, tmp_path / "copy")
     for name in ("audit.json", "plan.json", "config.yaml", "report.html"):
         (copy / name).unlink(missing_ok=True)
     whole = (copy / "metrics.jsonl").read_bytes()
-    (copy / "metrics.jsonl").write_bytes(whole[:-9])  # half a line
-    (copy / "samples" / "epoch-0002.png").write_bytes(b"\x89PNG half of one")
+    (copy / "metrics.jsonl").write_bytes(whole[:-9])  # a partial line
+    (copy / "samples" / "epoch-0002.png").write_bytes(b"\x89PNG truncated")
     code = "import sys; from accel_restore.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code, "report", str(copy)], check=True, stdout=subprocess.DEVNULL)
     sections = content_of(copy / "report.html")[1]
     assert sections["Training"]["charts"][0]["series"][0]["x"][-1] == STEPS
     assert sections["Validation"]["charts"][0]["series"][0]["x"] == [1, 2]
     assert sections["Pictures"]["pictures"]["epochs"] == ["1", "2"]
-    assert not sections["Flow of weights"]["tables"] and not sections["Plan"]["tables"]
+    assert not sections["Audit"]["tables"] and not sections["Plan"]["tables"]
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "file"])
-def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path, capsys, kind):
+def test_a_folder_without_a_run_is_rejected_with_one_line(tmp_path, capsys, kind):
     folder = tmp_path / kind
     if kind == "empty":
         folder.mkdir()
     elif kind == "file":
         folder.write_text("{}")
     assert main(["report", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"{folder}: holds no run" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{folder}: not a run's folder" in error
     assert list(tmp_path.rglob("*.html")) == []
 
 
-def test_it_may_be_written_elsewhere(made, tmp_path, capsys):
+def test_the_page_can_be_written_to_another_file(made, tmp_path, capsys):
     assert main(["report", str(made), "-o", str(tmp_path / "page.html")]) == 0
     assert content_of(tmp_path / "page.html")[0]["name"] == "run"
     assert main(["report", str(made), "-o", str(tmp_path / "nowhere" / "page.html")]) == 2
@@ -104,12 +104,12 @@ def test_a_thinned_curve_keeps_ends_and_spikes():
     thin_x, thin_y = thin(x, y, 1000)
     assert len(thin_x) <= 1000 and (thin_x[0], thin_x[-1]) == (1, 100_000) and thin_x == sorted(set(thin_x))
     assert thin_y[thin_x.index(12_346)] == 50 and thin_y[thin_x.index(67_891)] == -40
-    assert 50.0 not in y[:: len(y) // 1000]  # control: every n-th value would lose them
+    assert 50.0 not in y[:: len(y) // 1000]  # control: taking every n-th value loses them
     assert thin(x[:7], y[:7], 1000)[0] == list(range(1, 8))
     assert thin(x[:2], np.full(2, np.nan), 1000) == ([], [])
 
 
-def test_the_page_of_many_ranks_and_lines_stays_small_and_keeps_the_spike(tmp_path):
+def test_the_page_of_64_ranks_stays_small_and_keeps_a_spike(tmp_path):
     folder = made_run(tmp_path / "many", ranks=64, steps=450)
     page = Page(folder).build()
     assert (folder / "metrics.jsonl").stat().st_size > 5e6 and len(page) < 2.5e6
@@ -119,18 +119,18 @@ def test_the_page_of_many_ranks_and_lines_stays_small_and_keeps_the_spike(tmp_pa
     assert max(loss["series"][1]["y"]) == SPIKE and len(loss["series"][1]["x"]) < 400
 
 
-def test_metrics_are_read_on_where_the_last_reading_ended(made, tmp_path):
+def test_metrics_are_read_incrementally(made, tmp_path):
     data, path = (made / "metrics.jsonl").read_bytes(), tmp_path / "metrics.jsonl"
     once, growing = Metrics(made / "metrics.jsonl"), Metrics(path)
     once.read()
-    growing.read()  # there is none yet
+    growing.read()  # the file does not exist yet
     for end in (1000, 1010, len(data) // 2, len(data)):
         path.write_bytes(data[:end])
         growing.read()
     assert growing.columns == once.columns and growing.epochs == once.epochs and growing.events == once.events
 
 
-def test_lines_of_other_kinds_and_missing_figures_do_no_harm(tmp_path):
+def test_unknown_lines_and_missing_values_are_tolerated(tmp_path):
     lines = [
         {"event": "train", "step": 1, "rank": 0, "loss": None, "samples": 0, "step_s": 0.0, "wait_s": 0.0},
         {"event": "train", "step": 2, "rank": 0, "loss": 1.5, "samples": 8, "step_s": 0.1, "memory_gb": 2.5, "on": "x"},
@@ -158,18 +158,18 @@ def test_lines_of_other_kinds_and_missing_figures_do_no_harm(tmp_path):
         '{"ok": true, "table": [{"operation": ["a"]}], "violations": []}',
     ],
 )  # fmt: skip
-def test_an_audit_that_is_none_is_taken_for_absent(made, tmp_path, audit):
+def test_an_invalid_audit_is_treated_as_missing(made, tmp_path, audit):
     folder = shutil.copytree(made, tmp_path / "run")
-    assert read_summary(folder)["audit"]["ok"] and read_audit(folder), "the control"
+    assert read_summary(folder)["audit"]["ok"] and read_audit(folder), "control: a valid audit"
     (folder / "audit.json").write_text(audit)
     assert read_audit(folder) == {} and set(read_summary(folder)) == {"best"}
     (tmp_path / "page").write_text(Page(folder).build())
-    assert content_of(tmp_path / "page")[1]["Flow of weights"]["tables"] == []
+    assert content_of(tmp_path / "page")[1]["Audit"]["tables"] == []
     (folder / "status.json").write_text('{"state": "finished", "best": [1]}')
     assert read_summary(folder) == {}
 
 
-def test_the_pictures_are_the_tiles_of_the_sheets(made, tmp_path):
+def test_the_pictures_are_the_tiles_of_the_sheets_in_samples(made, tmp_path):
     (tmp_path / "page").write_text(Page(made).build())
     pictures = content_of(tmp_path / "page")[1]["Pictures"]["pictures"]
     assert len(pictures["images"]) == 2 and pictures["epochs"] == ["1", "2", "3"] and pictures["sheets"] == EPOCHS
@@ -180,30 +180,30 @@ def test_the_pictures_are_the_tiles_of_the_sheets(made, tmp_path):
         assert np.abs(np.asarray(pixels, int) - COLOURS[name]).max() <= 3
 
 
-def test_a_page_that_cannot_be_written_is_told_and_ends_nothing(made, tmp_path, monkeypatch):
-    folder, said = shutil.copytree(made, tmp_path / "run"), []
+def test_a_page_that_cannot_be_written_is_logged_and_raises_nothing(made, tmp_path, monkeypatch):
+    folder, logged = shutil.copytree(made, tmp_path / "run"), []
     (folder / "report.html").unlink(missing_ok=True)
     (folder / "report.html").mkdir()
-    Report(folder, said.append).write()
-    assert len(said) == 1 and "report.html: cannot be written (Is a directory)" in said[0]
+    Report(folder, logged.append).write()
+    assert len(logged) == 1 and "report.html: cannot be written (Is a directory)" in logged[0]
     assert not list(folder.glob(".*"))
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(report, "replace_file", full)
-    Report(folder, said.append).write()
-    assert "(No space left on device); accel-restore report makes it later" in said[1]
+    Report(folder, logged.append).write()
+    assert "(No space left on device); accel-restore report can write it later" in logged[1]
 
 
-def test_pages_take_a_hundredth_of_the_time_at_most(made, monkeypatch):
+def test_pages_take_at_most_one_percent_of_the_time(made, monkeypatch):
     clock, built = [1000.0], []
     monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(report, "replace_file", lambda *_: built.append(clock[0]))
     pages = Report(made, print)
 
     def slow():
-        clock[0] += 5.0  # so long does a page take
+        clock[0] += 5.0  # seconds that a page takes
         return ""
 
     pages.page.build = slow
@@ -213,7 +213,7 @@ def test_pages_take_a_hundredth_of_the_time_at_most(made, monkeypatch):
     assert [round(moment) for moment in built] == [1065, 1570, 2075, 2580]
 
 
-def test_overwrite_clears_what_is_added(made, tmp_path):
+def test_overwrite_removes_every_file_of_a_run(made, tmp_path):
     folder = shutil.copytree(made, tmp_path / "run")
     (folder / "tensorboard").mkdir()
     (folder / "report.html").touch()
