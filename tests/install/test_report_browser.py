@@ -1,4 +1,4 @@
-"""report.html in a real browser: curves, zoom, slider, keyboard, phones; hostile names do nothing."""
+"""report.html in a browser: curves, zoom, slider, keyboard, small and dark screens, hostile names."""
 
 import io
 import shutil
@@ -12,7 +12,7 @@ from accel_restore.tracking.report.page import Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,17 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """Opens a page from disk; what it complains about, or asks for, is collected in `page.heard`."""
+    """Return a function that opens a page from disk; `page.log` collects its messages, errors and requests."""
     pages = []
 
     def open_page(text, **options):
         (tmp_path / "report.html").write_text(text)
         page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
         pages.append(page)
-        page.heard = []
-        page.on("console", lambda message: page.heard.append(message.text))
-        page.on("pageerror", lambda error: page.heard.append(str(error)))
-        page.on("request", lambda request: page.heard.append(request.url))
+        page.log = []
+        page.on("console", lambda message: page.log.append(message.text))
+        page.on("pageerror", lambda error: page.log.append(str(error)))
+        page.on("request", lambda request: page.log.append(request.url))
         page.goto((tmp_path / "report.html").as_uri())
         page.wait_for_selector("#chart-loss path.curve", state="attached")
         return page
@@ -60,7 +60,7 @@ def path_of(page, chart):
 
 
 def drag(page, selector, start, end):
-    """With the mouse, from and to parts of an element's width."""
+    """Drag the mouse over an element; `start` and `end` are fractions of its width."""
     page.locator(selector).first.scroll_into_view_if_needed()
     box = page.locator(selector).first.bounding_box()
     height = box["y"] + box["height"] / 2
@@ -72,23 +72,23 @@ def drag(page, selector, start, end):
 
 
 def colour_at(page, part):
-    """Which tile is seen in the first picture, at a part of its width."""
+    """Return which tile is visible in the first picture, at a fraction of its width."""
     picture = Image.open(io.BytesIO(page.locator(".compare").first.screenshot())).convert("RGB")
     pixel = picture.getpixel((int(part * picture.width), picture.height // 3))
     return min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel, strict=True)))
 
 
-def test_two_ranks_are_two_lines_and_nothing_is_asked_for_or_complained_about(page):
+def test_two_ranks_are_two_curves_without_errors_or_requests(page):
     for chart in ("loss", "lr", "speed", "wait"):
         assert page.locator(f"#chart-{chart} path.curve").count() == 2
-    assert page.locator("#chart-grad_norm path.curve").count() == 1  # equal on both
+    assert page.locator("#chart-grad_norm path.curve").count() == 1  # identical on both ranks
     assert page.locator("#chart-val_psnr .best").count() == 1 and page.locator("#chart-loss .skip").count() == 1
     titles = page.locator("h2").all_inner_texts()
     assert titles[:4] == ["Training", "Validation", "Pictures", "Speed"] and "Plan" in titles and len(titles) == 10
-    assert [url[:5] for url in page.heard if not url.startswith("data:image/jpeg")] == ["file:"]
+    assert [url[:5] for url in page.log if not url.startswith("data:image/jpeg")] == ["file:"]
 
 
-def test_a_drag_zooms_all_charts_of_steps_and_a_double_click_shows_all(page):
+def test_a_drag_zooms_all_step_charts_and_a_double_click_shows_all(page):
     before = {chart: path_of(page, chart) for chart in ("loss", "lr", "val_psnr")}
     drag(page, "#chart-loss svg", 0.3, 0.6)
     assert path_of(page, "loss") != before["loss"] and path_of(page, "lr") != before["lr"]
@@ -105,18 +105,18 @@ def test_a_drag_zooms_all_charts_of_steps_and_a_double_click_shows_all(page):
     assert path_of(page, "loss") == before["loss"]
 
 
-def test_log_axis_legend_and_readout(page):
+def test_log_scale_legend_and_readout(page):
     linear = path_of(page, "loss")
     page.locator("#chart-loss .log").click()
     assert path_of(page, "loss") != linear
     page.locator("#chart-loss .legend button", has_text="rank 0").press("Enter")
-    for chart in ("loss", "lr"):  # a rank is hidden everywhere
+    for chart in ("loss", "lr"):  # a rank is hidden in all charts
         assert page.locator(f"#chart-{chart} path.curve").get_attribute("data-name") == "rank 1"
     page.locator("#chart-lr svg").hover()
     assert page.locator("#chart-lr .readout").inner_text() in [f"step {step}: rank 1 0.0005" for step in range(25, 35)]
 
 
-def test_the_slider_moves_by_mouse_and_keyboard_and_shows_what_is_chosen(page):
+def test_the_slider_follows_mouse_and_keyboard_and_shows_the_selected_tiles(page):
     assert (colour_at(page, 0.3), colour_at(page, 0.7)) == ("input", "output")
     drag(page, ".compare", 0.5, 0.9)
     assert (colour_at(page, 0.7), colour_at(page, 0.95)) == ("input", "output")
@@ -132,7 +132,7 @@ def test_the_slider_moves_by_mouse_and_keyboard_and_shows_what_is_chosen(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_and_a_dark_screen(open_page, folder, scheme):
+def test_small_and_dark_screens(open_page, folder, scheme):
     page = open_page(Page(folder).build(), viewport={"width": 360, "height": 740}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#chart-loss svg").bounding_box()["width"] > 280
@@ -140,7 +140,7 @@ def test_a_phone_and_a_dark_screen(open_page, folder, scheme):
     assert (sum(map(int, back[4:-1].split(","))) > 384) == (scheme == "light")
 
 
-def test_hostile_names_are_text(page):
+def test_hostile_names_are_shown_as_text(page):
     assert page.title() == f"{EVIL_FOLDER} · finished"
     assert page.locator("h1").inner_text() == EVIL_FOLDER
     assert page.locator(".compare .right").first.inner_text() == f"{EVIL}output"
@@ -150,7 +150,7 @@ def test_hostile_names_are_text(page):
 
 
 @pytest.mark.parametrize("policy", [True, False])
-def test_control_unescaped_they_enter_the_page_and_without_its_policy_they_run(browser, folder, policy, monkeypatch):
+def test_control_unescaped_names_enter_the_page_and_run_without_its_policy(browser, folder, policy, monkeypatch):
     monkeypatch.setattr(report, "escape_json", str)
     text = Page(folder).build()
     page = browser.new_page()

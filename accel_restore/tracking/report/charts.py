@@ -47,7 +47,10 @@ def _training_chart(metrics: Metrics, name: str, loss: str) -> Chart:
         values = {ranks[0]: values[ranks[0]]}
     chart = _rank_chart(metrics, name, _TITLES.get(name, f"{name} per rank"), values)
     if name == "loss":
-        chart |= {"log": True, "note": f"{loss}; mean since the previous point", "skipped": True}
+        note = f"{loss}; mean since the previous point"
+        if any(line.get("event") == "skip" for line in metrics.events):
+            note += "; dotted lines: skipped steps"
+        chart |= {"log": True, "note": note, "skipped": True}
     elif identical:
         chart["note"] = f"bit-identical on all {len(ranks)} ranks"
     return {**chart, "steps": name == "lr"}
