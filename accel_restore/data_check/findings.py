@@ -1,4 +1,4 @@
-"""What is wrong with a set of pairs, in sentences: the facts of `examine`, each compared with the rest of its set."""
+"""Findings about a set of pairs: the measurements of each pair are compared with those of the whole set."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,19 +11,17 @@ from accel_restore.data_check.measure import REACH, PairFacts
 from accel_restore.data_check.near_duplicates import near_duplicates
 
 _LEVEL = 1 / 255
-_EVEN = 0.05 * _LEVEL  # the deviation of an image of one level; 16-bit pictures taken in the dark have little more
-_TELLING = np.array(
-    [1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2]
-)  # the least median of each of `Traits` that tells input from gt
-_COMPARED = 5000  # images of a set among which near duplicates are looked for: the time grows with the square
+_CONSTANT = 0.05 * _LEVEL  # largest standard deviation of a constant image; dark 16-bit photographs have little more
+_MIN_TRAITS = np.array([1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2])  # smaller medians do not tell input from gt
+_MAX_COMPARED = 5000  # images searched for near duplicates: the time grows with their square
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem of a set.
 
-    Kinds are unrelated, swapped, shifted, outlier, constant, equal, duplicate and leak. Without files it concerns the
-    whole set; of a pair, they are the input and the gt.
+    `kind` is unrelated, swapped, shifted, outlier, constant, equal, duplicate or leak. `files` of a pair are its input
+    and gt; without files, the finding concerns the whole set.
     """
 
     kind: str
@@ -41,14 +39,14 @@ class _Pair(NamedTuple):
 
 
 def find_in_set(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence[str] | None = None) -> list[Finding]:
-    """The findings of a set whose files are `gts` and `inputs`, in the order of `facts`: the gravest kinds first."""
+    """Return the findings of a set, the most serious kinds first; `gts` and `inputs` are the files of `facts`."""
     if inputs is None:
-        return [*_constant(facts, gts, []), *_duplicates(facts, gts, None)]
+        return [*_constant(facts, gts, []), *_duplicates(facts, gts)]
     pairs = [_Pair(*entry) for entry in zip(facts, gts, inputs, strict=True) if _varies(entry[0])]
     unequal = [pair for pair in pairs if not np.isinf(pair.facts.psnr)]
-    found: dict[str, list[Finding]] = {}
-    for report in (_unrelated, _swapped, _shifted, _outliers):
-        for finding in report(unequal):  # a pair that is swapped or shifted needs no word about its PSNR
+    found: dict[str, Finding] = {}
+    for find in (_unrelated, _swapped, _shifted, _outliers):
+        for finding in find(unequal):  # the first finding of a pair explains the later ones
             found.setdefault(finding.files[0] if finding.files else finding.text, finding)
     return [*found.values(), *_constant(facts, gts, inputs), *_equal(pairs), *_duplicates(facts, gts, inputs)]
 
@@ -56,28 +54,28 @@ def find_in_set(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence
 def find_leaks(
     train: Sequence[PairFacts], train_gts: Sequence[str], val: Sequence[PairFacts], val_gts: Sequence[str]
 ) -> list[Finding]:
-    """One finding for each validation image that training holds too, exactly or nearly."""
+    """Return one finding for each validation image that is also a training image, exactly or nearly."""
     same = {fact.gt_hash: name for fact, name in zip(train, train_gts, strict=True)}
     near: dict[int, tuple[int, float]] = {}
     for one, other, similarity in near_duplicates([f.thumbnail for f in train], [f.thumbnail for f in val]):
         near.setdefault(other, (one, similarity))
     found = []
     for index, (fact, name) in enumerate(zip(val, val_gts, strict=True)):
-        if fact.gt_hash in same and fact.gt_std >= _EVEN:
+        if fact.gt_hash in same and fact.gt_std >= _CONSTANT:
             twin, how = same[fact.gt_hash], "the same pixels as"
         elif index in near:
             twin, how = train_gts[near[index][0]], f"nearly the same picture (similarity {near[index][1]:.2f}) as"
         else:
             continue
-        text = f"{name}: {how} the training image {twin}: remove one, or scores will be too good"
+        text = f"{name}: {how} the training image {twin}; remove one of them, or scores will be too high"
         found.append(Finding("leak", text, (name, twin)))
     return found
 
 
-def outliers(psnr: Sequence[float]) -> list[int]:
-    """The places of finite values far from the rest; none where there are less than 8.
+def outliers(psnr: Sequence[float] | np.ndarray) -> list[int]:
+    """Return the places of finite values far from the median; none for fewer than 8 values.
 
-    Far is five robust deviations, and at least 6 dB, four times the error: sets of one noise level hardly deviate.
+    Far is more than five robust standard deviations and more than 6 dB, since a set of one noise level hardly varies.
     """
     values = np.asarray(psnr, float)
     finite = np.isfinite(values)
@@ -88,42 +86,43 @@ def outliers(psnr: Sequence[float]) -> list[int]:
 
 
 def swapped(traits: Sequence[Sequence[float]]) -> list[int]:
-    """The places of pairs whose input and gt differ the other way round than in the rest of the set.
+    """Return the places of pairs whose input and gt differ in the opposite direction to the rest of the set.
 
-    Judged by the traits that have one sign in at least four pairs of five; none where there are less than 6 pairs, or
-    where no trait is that steady.
+    Only traits with the same sign in at least 80 % of the pairs count. None are found among fewer than 6 pairs, or
+    without such a trait.
     """
     values = np.array(traits, float)
     if len(values) < 6:
         return []
     middle, deviation = _middle(values)
-    shares = values / np.where(middle == 0, 1, middle)  # 1: as the rest, -1: the opposite
-    steady = (np.abs(middle) >= _TELLING) & ((shares >= 0.3).mean(0) >= 0.8)
+    shares = values / np.where(middle == 0, 1, middle)  # 1: like the set, -1: the opposite
+    steady = (np.abs(middle) >= _MIN_TRAITS) & ((shares >= 0.3).mean(0) >= 0.8)
     if not steady.any():
         return []
     shares, middle = np.clip(shares[:, steady], -1.5, 1.5), np.abs(middle[steady])
-    deviation = np.maximum(deviation[steady], _TELLING[steady] / 4)
+    deviation = np.maximum(deviation[steady], _MIN_TRAITS[steady] / 4)
     far = ((1 - shares) * middle > 3 * deviation) & (shares < -0.4)
     mean = np.average(shares, axis=1, weights=np.minimum(middle / deviation, 10))
     return np.flatnonzero((mean <= -0.4) & far.any(1)).tolist()
 
 
 def _unrelated(pairs: list[_Pair]) -> list[Finding]:
-    """Pairs that show two pictures, judged by their coarse structure: it survives all but extreme damage."""
-    pairs = [pair for pair in pairs if not np.isnan(pair.facts.likeness) and pair.facts.shift == (0, 0)]
+    """Pairs whose images show different pictures, judged by coarse structure, which survives most degradations."""
+    pairs = [pair for pair in pairs if not np.isnan(pair.facts.similarity) and pair.facts.shift == (0, 0)]
     if len(pairs) < 4:
         return []
-    likeness = np.array([pair.facts.likeness for pair in pairs])
-    middle, deviation = _middle(likeness)
-    if middle < 0.3:  # of other pictures it is below 0.25
-        least = pairs[likeness.argmin()]
-        text = f"most inputs do not look like their gt, as {least.input} and {least.gt}: are the right files paired?"
+    similarity = np.array([pair.facts.similarity for pair in pairs])
+    middle, deviation = _middle(similarity)
+    if middle < 0.3:  # different pictures have less than 0.25
+        least = pairs[similarity.argmin()]
+        example = f"for example {least.input} and {least.gt}"
+        text = f"most inputs do not look like their gt, {example}; check how the files are paired"
         return [Finding("unrelated", text)]
     found = []
-    for place in np.flatnonzero((likeness < 0.4) & (middle - likeness > max(0.3, 6 * deviation))):
+    for place in np.flatnonzero((similarity < 0.4) & (middle - similarity > max(0.3, 6 * deviation))):
         pair = pairs[place]
-        how = "mirrored or turned" if pair.facts.turned else f"another picture, or shifted by more than {REACH} pixels"
-        text = f"{pair.input}: does not match {pair.gt} ({how}): pair the right files or remove it"
+        how = "mirrored or rotated" if pair.facts.turned else f"another picture, or shifted by more than {REACH} pixels"
+        text = f"{pair.input}: does not match {pair.gt} ({how}); pair the right files or remove it"
         found.append(pair.finding("unrelated", text))
     return found
 
@@ -133,26 +132,27 @@ def _swapped(pairs: list[_Pair]) -> list[Finding]:
     noisier = [pair for pair in pairs if pair.facts.gt_noisier]
     if len(pairs) >= 4 and len(noisier) > len(pairs) / 2:
         text = (
-            f"gt is noisier than the input in {len(noisier)} of {len(pairs)} pairs, as {noisier[0].gt} than "
-            f"{noisier[0].input}: input and gt of the whole set seem to be exchanged"
+            f"gt is noisier than the input in {len(noisier)} of {len(pairs)} pairs, for example {noisier[0].gt} than "
+            f"{noisier[0].input}; input and gt of the whole set seem to be swapped"
         )
         return [Finding("swapped", text)]
-    how = "they differ the other way round than in the other pairs: exchange them"
+    traits = [pair.facts.traits for pair in pairs if pair.facts.traits is not None]
+    how = "they differ in the opposite direction to the other pairs; swap them"
     return [
-        pair.finding("swapped", f"{pair.input}: seems to be exchanged with its gt {pair.gt}: {how}")
-        for pair in (pairs[place] for place in swapped([pair.facts.traits for pair in pairs]))
+        pair.finding("swapped", f"{pair.input}: seems to be swapped with its gt {pair.gt}: {how}")
+        for pair in (pairs[place] for place in swapped(traits))
     ]
 
 
 def _shifted(pairs: list[_Pair]) -> list[Finding]:
-    """A finding for the shift that most pairs share, and one for each pair that is shifted differently."""
+    """A finding for the shift that most pairs share, and one for each pair with another shift."""
     common = _common_shift(pairs)
     found = []
     if common.any():
         down, right = (round(2 * float(step)) / 2 for step in common)
         text = (
-            f"most inputs, as {pairs[0].input}: shifted by about ({down:g}, {right:g}) pixels of gt (down, right) "
-            "against their gt: cut, or scale down, both sides by the same rule"
+            f"most inputs, for example {pairs[0].input}: shifted by about ({down:g}, {right:g}) pixels of gt "
+            "(down, right) against their gt; crop or downscale both sides in the same way"
         )
         found.append(Finding("shifted", text))
     for pair in pairs:
@@ -160,17 +160,17 @@ def _shifted(pairs: list[_Pair]) -> list[Finding]:
         if facts.shift == (0, 0) or (common.any() and np.abs(facts.offset - common).max() <= 1):
             continue
         text = (
-            f"{pair.input}: shifted by {facts.shift} pixels (down, right) against {pair.gt}; aligned it would gain "
-            f"{facts.gain:.1f} dB: align or remove it"
+            f"{pair.input}: shifted by {facts.shift} pixels (down, right) against {pair.gt}; alignment would gain "
+            f"{facts.gain:.1f} dB; align or remove it"
         )
         found.append(pair.finding("shifted", text))
     return found
 
 
 def _common_shift(pairs: list[_Pair]) -> np.ndarray:
-    """The shift, with fractions, of at least three pairs of four; 0 where there is none or less than a third pixel.
+    """Return the sub-pixel shift that at least 75 % of the pairs share; 0 if there is none or it is below 1/3 pixel.
 
-    Images made by cameras and networks are off by up to a quarter; half a pixel is the usual mistake of scaling.
+    Images from cameras and networks are off by up to 1/4 pixel; the usual mistake in downscaling shifts by 1/2 pixel.
     """
     offsets = np.array([pair.facts.offset for pair in pairs if not np.isnan(pair.facts.offset[0])])
     if len(offsets) < 4:
@@ -181,7 +181,7 @@ def _common_shift(pairs: list[_Pair]) -> np.ndarray:
 
 
 def _outliers(pairs: list[_Pair]) -> list[Finding]:
-    """Pairs of unusual PSNR; a high one may be due to a plain picture, in which there is little to lose."""
+    """Pairs of unusual PSNR, unless it is high because gt has little contrast."""
     values = np.array([pair.facts.psnr for pair in pairs])
     contrast = 20 * np.log10([pair.facts.gt_std for pair in pairs])
     plain = set(range(len(pairs))) - set(outliers(values + contrast))
@@ -191,73 +191,71 @@ def _outliers(pairs: list[_Pair]) -> list[Finding]:
         if values[place] > np.median(values) and place in plain:
             continue
         text = (
-            f"{pair.input}: PSNR {values[place]:.1f} dB against {pair.gt}, the median of the set is "
-            f"{np.median(values):.1f} dB: look whether it belongs there"
+            f"{pair.input}: PSNR {values[place]:.1f} dB against {pair.gt}, but the median of the set is "
+            f"{np.median(values):.1f} dB; check whether it belongs to this set"
         )
         found.append(pair.finding("outlier", text))
     return found
 
 
 def _varies(facts: PairFacts) -> bool:
-    """Whether no image of a pair is of one even level."""
-    return not min(facts.gt_std, facts.input_std) < _EVEN  # without an input, its deviation is nan
+    """Whether neither image of a pair is constant."""
+    return not min(facts.gt_std, facts.input_std) < _CONSTANT  # input_std is NaN without an input
 
 
 def _constant(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence[str]) -> list[Finding]:
     images = [(name, fact.gt_mean, fact.gt_std) for name, fact in zip(gts, facts, strict=True)]
     images += [(name, fact.input_mean, fact.input_std) for name, fact in zip(inputs, facts, strict=False)]
     return [
-        Finding(
-            "constant", f"{name}: has the level {mean / _LEVEL:.0f} of 255 everywhere: replace or remove it", (name,)
-        )
+        Finding("constant", f"{name}: every pixel has level {mean / _LEVEL:.0f} of 255; replace or remove it", (name,))
         for name, mean, deviation in images
-        if deviation < _EVEN
+        if deviation < _CONSTANT
     ]
 
 
 def _equal(pairs: list[_Pair]) -> list[Finding]:
     equal = [pair for pair in pairs if np.isinf(pair.facts.psnr)]
     if len(equal) == len(pairs) > 1:
-        text = f"all {len(equal)} inputs equal their gt, as {equal[0].input} does {equal[0].gt}: nothing can be learned"
+        example = f"for example {equal[0].input} and {equal[0].gt}"
+        text = f"all {len(equal)} inputs equal their gt, {example}; nothing can be learned"
         return [Finding("equal", text)]
     return [
-        pair.finding("equal", f"{pair.input}: equals its gt {pair.gt}: replace the input or remove the pair")
+        pair.finding("equal", f"{pair.input}: equals its gt {pair.gt}; replace the input or remove the pair")
         for pair in equal
     ]
 
 
-def _duplicates(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence[str] | None) -> list[Finding]:
-    """Exact copies of whole pairs, inputs with two different gts, and groups of nearly the same gt.
+def _duplicates(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence[str] | None = None) -> list[Finding]:
+    """Exact copies of whole pairs, equal inputs with different gts, and groups of nearly equal gts.
 
-    Several inputs of one gt are in order: many sets are made that way.
+    Several inputs of one gt are no finding: many sets are made that way.
     """
     copies: dict[tuple, list[int]] = defaultdict(list)
     for index, fact in enumerate(facts):
         if _varies(fact):
             copies[fact.input_hash, fact.gt_hash].append(index)
-    rivals: dict[bytes, list[int]] = defaultdict(list)
-    for (input_hash, _), places in copies.items():
-        rivals[input_hash].append(places[0])
-    what = "picture" if inputs is None else "pair"
-    groups = [(gts, places, f"the same {what}: keep one") for places in copies.values()]
+    how = f"the same {'picture' if inputs is None else 'pair'}; keep one"
+    groups = [(gts, places, how) for places in copies.values()]
     if inputs is not None:
-        groups += [(inputs, places, "the same input, but another gt: keep one") for places in rivals.values()]
+        rivals: dict[bytes, list[int]] = defaultdict(list)
+        for (input_hash, _), places in copies.items():
+            rivals[input_hash].append(places[0])
+        groups += [(inputs, places, "the same input with different gts; keep one") for places in rivals.values()]
     singles = list({facts[places[0]].gt_hash: places[0] for places in copies.values()}.values())
-    if len(singles) <= _COMPARED:
-        how = "nearly the same picture: keep one, or all on one side of train and val"
+    if len(singles) <= _MAX_COMPARED:
+        how = "nearly the same picture; keep one, or keep all of them in either train or val"
         near = _groups(near_duplicates([facts[index].thumbnail for index in singles]), len(singles))
         groups += [(gts, [singles[place] for place in places], how) for places in near]
-    found = []
-    for names, places, how in groups:
-        if len(places) > 1:
-            files = tuple(names[index] for index in places)
-            more = f" and {len(files) - 4} more" if len(files) > 4 else ""
-            found.append(Finding("duplicate", f"{', '.join(files[:4])}{more}: {how}", files))
-    return found
+    return [_duplicate([names[index] for index in places], how) for names, places, how in groups if len(places) > 1]
+
+
+def _duplicate(files: list[str], how: str) -> Finding:
+    more = f" and {len(files) - 4} more" if len(files) > 4 else ""
+    return Finding("duplicate", f"{', '.join(files[:4])}{more}: {how}", tuple(files))
 
 
 def _groups(matches: list[tuple[int, int, float]], count: int) -> list[list[int]]:
-    """The places below `count` that matches connect, group by group."""
+    """Return the groups of places below `count` that are connected by matches."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -270,6 +268,6 @@ def _groups(matches: list[tuple[int, int, float]], count: int) -> list[list[int]
 
 
 def _middle(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The median and the robust standard deviation, over the first axis."""
+    """Return the median and a robust standard deviation over the first axis."""
     middle = np.median(values, axis=0)
     return middle, 1.4826 * np.median(np.abs(values - middle), axis=0)

@@ -1,7 +1,7 @@
-"""Find pictures that are nearly the same from thumbnails of one kilobyte: what validation must not share with training.
+"""Find nearly equal pictures from thumbnails of 1 KB, for example validation images that are also in training.
 
-Found: flips and turns by 90°, changes of brightness and contrast, compression, resizing, noise, cuts of up to some
-5 % of a side. Not found: cut-outs of a larger picture, pictures of even colour, and a scene shot twice.
+Found: copies that are flipped, rotated by 90°, brightened, compressed, resized, noisy, or cropped by up to about 5 % of
+a side. Not found: small crops of a larger picture, pictures of one colour, and a scene photographed twice.
 """
 
 from collections.abc import Sequence
@@ -10,27 +10,28 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-SIDE = 32  # of a thumbnail
-SAME = 0.86  # correlation of details; 19 of 20 copies cut by 5 % reach 0.9
-_ALIKE, _UNCUT = 0.75, 0.4  # what copies pass: with their coarse waves, and with their details before the cut is known
-_MOST = 4  # copies of one picture that are told; comparing cuts takes milliseconds
-_MARGIN = 0.08  # by which a copy must be more alike than the picture displaced
+SIDE = 32  # cells of a thumbnail
+MIN_CORRELATION = 0.86  # of details; 19 of 20 copies cropped by 5 % reach 0.9
+_MIN_WAVES = 0.75  # correlation of coarse waves, a fast first test
+_MIN_UNCROPPED = 0.4  # correlation of details before the crop is known
+_MAX_COPIES = 4  # reported for one picture; comparing crops takes milliseconds
+_MARGIN = 0.08  # a copy must correlate more by this than the picture does with itself, displaced
 _FREQUENCIES = 8
 _BLOCK = 1024
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """The brightness (H, W) of an image (H, W, C), C 1 or 3, by the weights of BT.601."""
+    """Return the BT.601 luma (H, W) of a float image (H, W, C), where C is 1 or 3."""
     return image[..., 0] if image.shape[2] == 1 else image @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def shrink(brightness: np.ndarray) -> np.ndarray:
-    """The means of SIDE x SIDE cells of an image (H, W), whatever its proportions."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(brightness)).resize((SIDE, SIDE), Image.Resampling.BOX))
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Return the means of SIDE x SIDE cells of an image (H, W) of any proportions."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def thumbnail(cells: np.ndarray) -> bytes:
-    """8-bit grey values of `shrink`'s cells, stretched to the full range; empty where they are all the same."""
+    """Return cells as 8-bit gray values, stretched to the full range; empty if all cells are equal."""
     least, most = float(cells.min()), float(cells.max())
     if most - least < 1 / 255:
         return b""
@@ -38,65 +39,65 @@ def thumbnail(cells: np.ndarray) -> bytes:
 
 
 def near_duplicates(train: Sequence[bytes], val: Sequence[bytes] | None = None) -> list[tuple[int, int, float]]:
-    """(train index, val index, similarity up to 1) of thumbnails that show the same picture, best first.
+    """Return (train index, val index, similarity) of thumbnails of the same picture, the most similar first.
 
-    Of each val image at most the best 4. Without `val`, the pairs (i, j), i < j, within `train`.
+    At most the best 4 for each val image. Without `val`, the pairs (i, j), i < j, within `train`.
     """
-    train_at, train_cells = _unpacked(train)
-    val_at, val_cells = (train_at, train_cells) if val is None else _unpacked(val)
+    train_at, train_cells = _unpack(train)
+    val_at, val_cells = (train_at, train_cells) if val is None else _unpack(val)
     if not len(train_cells) or not len(val_cells):
         return []
-    val_details = _unit(_even(details(val_cells)))
+    val_details = _unit(_normalised(details(val_cells)))
     found = []
-    for likeness, j, i, turn in _candidates(train_cells, val_cells, val_details, within=val is None):
-        if likeness < SAME:
-            likeness = _similarity(train_cells[i], turns(val_cells[j])[turn])
-        if likeness >= max(SAME, _elsewhere(val_details[j]) + _MARGIN):
-            found.append((int(train_at[i]), int(val_at[j]), likeness))
+    for similarity, j, i, turn in _candidates(train_cells, val_cells, val_details, within=val is None):
+        if similarity < MIN_CORRELATION:
+            similarity = _cropped_similarity(train_cells[i], turns(val_cells[j])[turn])
+        if similarity >= max(MIN_CORRELATION, _self_similarity(val_details[j]) + _MARGIN):
+            found.append((int(train_at[i]), int(val_at[j]), similarity))
     return sorted(found, key=lambda match: -match[2])
 
 
 def _candidates(
     train_cells: np.ndarray, val_cells: np.ndarray, val_details: np.ndarray, within: bool
 ) -> list[tuple[float, int, int, int]]:
-    """(correlation of details, val place, train place, turn) of the most likely copies of each val image."""
+    """Return (correlation of details, val place, train place, turn) of the best candidates for each val image."""
     val_waves = [waves.reshape(len(val_cells), -1) for waves in _turned_waves(_waves(val_cells))]
     best = np.zeros((0, 4))
     for start in range(0, len(train_cells), _BLOCK):
         cells = train_cells[start : start + _BLOCK]
-        one, other, turn = _alike(_waves(cells).reshape(len(cells), -1), val_waves)
+        one, other, turn = _wave_matches(_waves(cells).reshape(len(cells), -1), val_waves)
         if within:
             one, other, turn = (values[start + one < other] for values in (one, other, turn))
         needed, row = np.unique(one, return_inverse=True)
-        seen = _unit(_even(details(cells[needed])))
-        likeness = [_turned_products(seen[row[k]], val_details[other[k]], turn[k]) for k in _chunks(len(one))]
-        new = np.stack([np.concatenate([np.zeros(0), *likeness]), other, start + one, turn], axis=1)
-        best = np.concatenate([best, new[new[:, 0] > _UNCUT]])
+        seen = _unit(_normalised(details(cells[needed])))
+        similarity = [_turned_products(seen[row[k]], val_details[other[k]], turn[k]) for k in _chunks(len(one))]
+        new = np.stack([np.concatenate([np.zeros(0), *similarity]), other, start + one, turn], axis=1)
+        best = np.concatenate([best, new[new[:, 0] > _MIN_UNCROPPED]])
         best = best[np.lexsort((-best[:, 0], best[:, 1]))]
-        best = best[np.arange(len(best)) - np.searchsorted(best[:, 1], best[:, 1]) < _MOST]
-    return [(float(likeness), int(j), int(i), int(turn)) for likeness, j, i, turn in best]
+        best = best[np.arange(len(best)) - np.searchsorted(best[:, 1], best[:, 1]) < _MAX_COPIES]
+    return [(float(similarity), int(j), int(i), int(turn)) for similarity, j, i, turn in best]
 
 
 def details(cells: np.ndarray) -> np.ndarray:
-    """What is left of cells (..., H, W) without their slow changes, by which all skies are alike."""
+    """Return cells (..., H, W) without slow changes, which would make all skies alike."""
     cells = cells.astype(np.float32)
     return gaussian_filter(cells, 0.7, axes=(-2, -1)) - gaussian_filter(cells, 2.5, axes=(-2, -1))
 
 
 def turns(cells: np.ndarray) -> list[np.ndarray]:
-    """The eight flips and turns of a square; the first is the square itself."""
+    """Return the 8 flips and rotations of a square; the first is the square itself."""
     return [np.rot90(side, quarter) for side in (cells, cells[:, ::-1]) for quarter in range(4)]
 
 
-def _unpacked(thumbnails: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """The places of thumbnails that are not empty, and their cells (N, SIDE, SIDE)."""
+def _unpack(thumbnails: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the thumbnails that are not empty, and their cells (N, SIDE, SIDE)."""
     kept = [index for index, packed in enumerate(thumbnails) if packed]
     cells = np.frombuffer(b"".join(thumbnails[index] for index in kept), np.uint8)
     return np.array(kept, int), cells.reshape(-1, SIDE, SIDE)
 
 
 def _waves(cells: np.ndarray) -> np.ndarray:
-    """The lowest cosine waves (N, 8, 8) of cells, without the mean; the finer count as much as the coarse; norm 1."""
+    """Return the lowest cosine coefficients (N, 8, 8) of cells, of norm 1: no mean, fine waves raised to the coarse."""
     frequency = np.arange(_FREQUENCIES)
     basis = np.cos(np.pi / SIDE * frequency[:, None] * (np.arange(SIDE) + 0.5)).astype(np.float32)
     radius = np.hypot(frequency[:, None], frequency)
@@ -104,12 +105,12 @@ def _waves(cells: np.ndarray) -> np.ndarray:
     return waves / np.maximum(np.linalg.norm(waves, axis=(1, 2), keepdims=True), 1e-6)
 
 
-def _alike(waves: np.ndarray, val_waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The places (i, j) where waves agree with those of val in some turn, and the best turn of each."""
+def _wave_matches(waves: np.ndarray, val_waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the places (i, j) where waves correlate with those of val in some turn, and the best turn of each."""
     agreement = waves @ val_waves[0].T
     for turned in val_waves[1:]:
         np.maximum(agreement, waves @ turned.T, out=agreement)
-    one, other = np.nonzero(agreement > _ALIKE)
+    one, other = np.nonzero(agreement > _MIN_WAVES)
     turn = np.zeros(len(one), int)
     for k in _chunks(len(one)):
         products = [np.einsum("nw,nw->n", waves[one[k]], turned[other[k]]) for turned in val_waves]
@@ -122,7 +123,7 @@ def _chunks(count: int) -> list[slice]:
 
 
 def _turned_products(cells: np.ndarray, val_cells: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """The products (N,) of cells (N, SIDE, SIDE) with those of val, each brought into its turn."""
+    """Return the products (N,) of cells (N, SIDE, SIDE) with those of val, each flipped and rotated by its turn."""
     products = np.zeros(len(cells))
     for number in range(8):
         k = np.flatnonzero(turn == number)
@@ -132,7 +133,7 @@ def _turned_products(cells: np.ndarray, val_cells: np.ndarray, turn: np.ndarray)
 
 
 def _turned_waves(waves: np.ndarray) -> list[np.ndarray]:
-    """The waves of each of `turns`: a flip changes the sign of odd waves, a quarter also swaps the axes."""
+    """Return the waves of each of `turns`: a flip changes the sign of odd waves, a quarter turn also swaps the axes."""
     odd = (-1.0) ** np.arange(_FREQUENCIES, dtype=np.float32)
     down, across = odd[:, None], odd[None, :]
     swapped = waves.swapaxes(1, 2)
@@ -140,36 +141,36 @@ def _turned_waves(waves: np.ndarray) -> list[np.ndarray]:
     return [turned for side, turn in sides for turned in (side, turn * down, side * down * across, turn * across)]
 
 
-def _similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """The best correlation of the details of two thumbnails, either of which may be cut by up to 10 % of its sides."""
-    from skimage.feature import match_template  # half a second to import
+def _cropped_similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the best correlation of details of two thumbnails, either of which may be cropped by up to 10 % a side."""
+    from skimage.feature import match_template  # the import takes 0.5 s
 
     best = 0.0
     for whole, part in ((one, other), (other, one)):
-        centre = _even(details(part))[3:-3, 3:-3]
+        centre = _normalised(details(part))[3:-3, 3:-3]
         if centre.std() == 0:
             return 0.0
         for side in (SIDE, SIDE + 2, SIDE + 4):
             enlarged = Image.fromarray(np.ascontiguousarray(whole)).resize((side, side))
-            best = max(best, float(match_template(_even(details(np.asarray(enlarged))), centre).max()))
+            best = max(best, float(match_template(_normalised(details(np.asarray(enlarged))), centre).max()))
     return best
 
 
-def _elsewhere(even: np.ndarray) -> float:
-    """How like itself a picture is when displaced: near 1 for grids, stripes and lone edges, which prove nothing."""
+def _self_similarity(even: np.ndarray) -> float:
+    """Return the correlation of a picture with itself, displaced: near 1 for grids, stripes and single edges."""
     from skimage.feature import match_template
 
-    likeness = match_template(even, even[8:-8, 8:-8])  # displaced by up to 8 cells
-    likeness[4:-4, 4:-4] = 0
-    return float(likeness.max())
+    similarity = match_template(even, even[8:-8, 8:-8])  # displaced by up to 8 cells
+    similarity[4:-4, 4:-4] = 0
+    return float(similarity.max())
 
 
-def _even(details: np.ndarray) -> np.ndarray:
-    """Details (..., H, W) brought to the same strength everywhere: a single strong edge would outweigh all the rest."""
-    rounding = 2.0  # of 255: what is weaker must not be enlarged
+def _normalised(details: np.ndarray) -> np.ndarray:
+    """Return details (..., H, W) of the same strength everywhere, so that no single edge outweighs the rest."""
+    rounding = 2.0  # of 255; weaker details are not amplified
     return details / np.sqrt(gaussian_filter(details**2, 3, axes=(-2, -1)) + rounding**2)
 
 
 def _unit(cells: np.ndarray) -> np.ndarray:
-    """Cells (N, SIDE, SIDE) of norm 1, whose products are correlations; details have no mean to speak of."""
+    """Return cells (N, SIDE, SIDE) of norm 1; products of details, which have nearly no mean, are correlations."""
     return cells / np.maximum(np.linalg.norm(cells, axis=(1, 2), keepdims=True), 1e-6)

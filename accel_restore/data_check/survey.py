@@ -1,4 +1,4 @@
-"""Look at every pair of a set that can be compared: its files' headers and its pixels."""
+"""Read the headers and pixels of every comparable pair of a set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,46 +14,52 @@ from accel_restore.data.pairs import Pair
 from accel_restore.data_check.findings import Finding
 from accel_restore.data_check.measure import PairFacts, examine_pair
 
-_LEAST_SIDE = 16  # pixels of gt that can be compared
-_NOTED = {  # pixel formats that are not taken as they are
-    "black and white": "1 bit a pixel, read as black and white",
-    "palette": "a palette, read as the colours that it stands for",
-    "RGB with alpha": "an opaque alpha channel, which is left out",
-    "gray with alpha": "an opaque alpha channel, which is left out",
+_MIN_SIDE = 16  # pixels of the smallest gt that is compared
+_CONVERTED = {  # pixel formats that are converted
+    "black and white": "1 bit per pixel, read as black and white",
+    "palette": "a palette, read as its colours",
+    "RGB with alpha": "an opaque alpha channel, which is ignored",
+    "gray with alpha": "an opaque alpha channel, which is ignored",
 }
+Headers = tuple[Header | None, Header]  # of input and gt
 
 
 @dataclass
 class Part:
-    """The pairs of the training or the validation set that can be compared, and what was found out about them."""
+    """The comparable pairs of the training or the validation set, with their headers and measurements."""
 
     images: Images | None
     data: Data
-    total: int  # pairs of the set, with those that cannot be compared
+    total: int  # pairs of the set, comparable or not
     pairs: list[Pair] = field(default_factory=list)
-    headers: list[tuple[Header | None, Header]] = field(default_factory=list)  # of input and gt
+    headers: list[Headers] = field(default_factory=list)
     facts: list[PairFacts] = field(default_factory=list)
 
     @property
     def gts(self) -> list[str]:
+        """The gt file of each pair."""
         return [str(pair.gt) for pair in self.pairs]
 
     @property
     def inputs(self) -> list[str] | None:
+        """The input file of each pair, None if the degradation makes the inputs."""
         return [str(pair.input) for pair in self.pairs] if self.images and self.images.input is not None else None
 
     def pixels(self, place: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """Input and gt of a pair, float32 (H, W, C) in [0, 1]."""
-        return _pixels(self, self.pairs[place])
+        """Return input and gt of a pair, float32 (H, W, C) in [0, 1]."""
+        assert self.images is not None  # a part without images has no pairs
+        return _pixels(self.images, self.data, self.pairs[place])
 
 
 def survey(images: Images | None, pairs: list[Pair], data: Data, limit: int | None, track: Track, name: str) -> Part:
-    """The part of a source that `pairs` are, at most `limit` of them, spread evenly, examined on all cores."""
+    """Measure the comparable ones of `pairs`, at most `limit` of them, spread evenly, on all cores."""
     part = Part(images, data, len(pairs))
-    candidates = [pair for pair in pairs if _comparable(images, pair, data.scale)]
+    if images is None:
+        return part
+    candidates = [pair for pair in pairs if _is_comparable(images, pair, data.scale)]
     if limit is not None:
         candidates = candidates[:: max(1, -(-len(candidates) // limit))]
-    for pair, headers, facts in track(_examined(part, candidates), len(candidates), f"examining {name}"):
+    for pair, headers, facts in track(_examined(images, data, candidates), len(candidates), f"examining {name}"):
         part.pairs.append(pair)
         part.headers.append(headers)
         part.facts.append(facts)
@@ -61,58 +67,61 @@ def survey(images: Images | None, pairs: list[Pair], data: Data, limit: int | No
 
 
 def find_in_headers(part: Part) -> list[Finding]:
-    """What the files' formats tell: pairs of unequal depth or colour, files that are not taken as they are."""
+    """Return the findings about file formats: pairs of unequal depth or colour, files that are converted."""
     found = []
     for pair, (input, gt) in zip(part.pairs, part.headers, strict=True):
         files = (str(pair.input), str(pair.gt))
         if input is not None and input.bits != gt.bits:
-            text = f"{pair.input}: has {input.bits} bits, its gt {pair.gt} {gt.bits}: both are scaled to [0, 1]"
+            text = f"{pair.input}: has {input.bits} bits, its gt {pair.gt} {gt.bits}; both are scaled to [0, 1]"
             found.append(Finding("depth", text, files))
         if input is not None and ("gray" in input.mode) != ("gray" in gt.mode):
-            text = f"{pair.input}: is {input.mode}, its gt {pair.gt} is {gt.mode}: is that meant?"
+            text = f"{pair.input}: is {input.mode}, its gt {pair.gt} is {gt.mode}; is this intended?"
             found.append(Finding("colour", text, files))
         for image, header in ((pair.input, input), (pair.gt, gt)):
-            if header is not None:
+            if image is not None and header is not None:
                 found += [Finding(kind, f"{image}: {text}", (str(image),)) for kind, text in _notes(image, header)]
     return found
 
 
 def _notes(image: ImageSource, header: Header) -> Iterator[tuple[str, str]]:
-    if header.mode in _NOTED:
-        yield "format", f"has {_NOTED[header.mode]}"
+    if header.mode in _CONVERTED:
+        yield "format", f"has {_CONVERTED[header.mode]}"
     if header.orientation != 1:
-        yield "orientation", f"is turned upright, as its EXIF orientation {header.orientation} says"
+        yield "orientation", f"is rotated upright by its EXIF orientation {header.orientation}"
     expected = Image.registered_extensions().get(getattr(image, "suffix", "").lower())
-    if expected is not None and header.format not in (expected, "MPO"):  # which a camera's JPEG may be
-        yield "extension", f"is a {header.format} file, whatever its name ends in"
+    if expected is not None and header.format not in (expected, "MPO"):  # MPO: a JPEG of some cameras
+        yield "extension", f"is a {header.format} file, but has another extension"
 
 
-def _comparable(images: Images, pair: Pair, scale: int) -> bool:
+def _is_comparable(images: Images, pair: Pair, scale: int) -> bool:
     place = images.place[pair.name]
     size = images.gt.sizes[place]
-    if size is None or min(size) < _LEAST_SIDE:
+    if size is None or min(size) < _MIN_SIDE:
         return False
     return images.input is None or images.input.sizes[place] == (size[0] / scale, size[1] / scale)
 
 
-def _examined(part: Part, pairs: list[Pair]) -> Iterator[tuple[Pair, tuple, PairFacts]]:
-    """Pairs with their headers and facts, in order; damaged ones, which are errors anyway, are left out."""
+def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[Pair, Headers, PairFacts]]:
+    """Yield pairs with headers and measurements, in order, without damaged ones, which are errors elsewhere."""
 
-    def examine(pair: Pair) -> tuple[Pair, tuple, PairFacts]:
-        headers = tuple(image and read_header(image, part.data.max_image_pixels) for image in (pair.input, pair.gt))
-        return pair, headers, examine_pair(*_pixels(part, pair), part.data.scale)
+    def examine(pair: Pair) -> tuple[Pair, Headers, PairFacts]:
+        input = None if pair.input is None else read_header(pair.input, data.max_image_pixels)
+        headers = input, read_header(pair.gt, data.max_image_pixels)
+        return pair, headers, examine_pair(*_pixels(images, data, pair), data.scale)
 
     return (result for result in each_ahead(examine, pairs) if not isinstance(result, ImageError))
 
 
-def _pixels(part: Part, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
-    place = part.images.place[pair.name]
-    gt = _floats(part.images.gt, place, pair.gt, part.data)
-    return None if pair.input is None else _floats(part.images.input, place, pair.input, part.data), gt
+def _pixels(images: Images, data: Data, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
+    place = images.place[pair.name]
+    gt = _floats(images.gt, place, pair.gt, data)
+    if pair.input is None or images.input is None:
+        return None, gt
+    return _floats(images.input, place, pair.input, data), gt
 
 
 def _floats(opened: Opened, place: int, image: ImageSource, data: Data) -> np.ndarray:
-    """(H, W, C) in [0, 1], from the store where there is one."""
+    """Return pixels (H, W, C) in [0, 1], from the store if there is one."""
     if opened.store is not None:
         pixels = opened.store[place]
     else:

@@ -1,0 +1,1 @@
+"""Trained weights in use: restore images and files, score them, export them, describe them in a model card."""

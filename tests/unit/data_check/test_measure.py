@@ -1,4 +1,4 @@
-"""The data doctor finds what was planted among real photographs, and is silent about the same set without it."""
+"""`accel-restore check` finds faults planted in a set of real photographs, and finds nothing in the set without them."""
 
 import io
 
@@ -14,11 +14,11 @@ from accel_restore.data_check.measure import examine_pair
 from accel_restore.data_check.near_duplicates import luma, near_duplicates, shrink, thumbnail
 
 SIDE = 144
-MARGIN = 16  # around each cut-out, so that shifted ones hold the same scene
+MARGIN = 16  # around each crop, so that shifted crops show the same scene
 
 
 def _photos() -> list[np.ndarray]:
-    """Twelve cut-outs of photographs, SIDE + 2 MARGIN pixels wide, none overlapping another."""
+    """12 crops of photographs, SIDE + 2 MARGIN pixels wide, without overlap."""
     sources = [photograph("astronaut"), photograph("coffee"), photograph("chelsea"), photograph("rocket")]
     places = [[(0, 150), (170, 10), (330, 300)], [(30, 100), (200, 300), (20, 400)], [(10, 20), (110, 230)]]
     places += [[(0, 230), (240, 40), (230, 440)]]
@@ -75,7 +75,7 @@ DAMAGES = {
 
 
 def _cut(image: np.ndarray, down: int = 0, right: int = 0) -> np.ndarray:
-    """The middle of a photo; with a shift, what the picture shows lies that much lower and further right."""
+    """The centre of a photo, its content shifted down and right."""
     top, left = MARGIN - down, MARGIN - right
     return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
 
@@ -93,7 +93,7 @@ def _thumbnail(image: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_sound_set_has_no_findings(damage):
+def test_a_set_without_faults_has_no_findings(damage):
     assert _findings(_pairs(damage)) == []
 
 
@@ -107,12 +107,12 @@ def test_a_shift_is_measured(damage, shift):
     assert np.allclose(facts.offset, shift, atol=0.2)
 
 
-def test_a_shifted_pair_is_named_with_its_gain():
+def test_a_shifted_pair_is_reported_with_its_gain():
     pairs = _pairs(_noise)
     pairs[3] = (_cut(_noise(PHOTOS[3]), 3, 0), pairs[3][1])
     (finding,) = _findings(pairs)
     assert (finding.kind, finding.files) == ("shifted", (INPUTS[3], GTS[3]))
-    assert "input/03.png: shifted by (3, 0) pixels (down, right) against gt/03.png; aligned it would" in finding.text
+    assert "input/03.png: shifted by (3, 0) pixels (down, right) against gt/03.png; alignment would" in finding.text
 
 
 def test_flat_and_periodic_images_are_not_shifted():
@@ -132,7 +132,7 @@ def test_a_shift_of_the_whole_set_is_one_finding(scale):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_swapped_pair_is_named(damage):
+def test_a_swapped_pair_is_reported(damage):
     pairs = _pairs(damage)
     pairs[5] = pairs[5][::-1]
     assert [(finding.kind, finding.files) for finding in _findings(pairs)] == [("swapped", (INPUTS[5], GTS[5]))]
@@ -143,7 +143,7 @@ def test_a_swapped_set_is_one_finding():
     assert (finding.kind, finding.files) == ("swapped", ())
 
 
-def test_other_partners_and_mirrored_inputs_are_named():
+def test_wrong_partners_and_mirrored_inputs_are_reported():
     pairs = _pairs(_noise)
     pairs[2] = (pairs[1][0], pairs[2][1])
     pairs[7] = (pairs[7][0][:, ::-1].copy(), pairs[7][1])
@@ -153,21 +153,21 @@ def test_other_partners_and_mirrored_inputs_are_named():
     assert "mirrored" in found[INPUTS[7], GTS[7]]
 
 
-def test_outliers_are_far_from_the_rest_and_infinite_values_are_not_judged():
+def test_outliers_are_far_from_the_median_and_infinite_values_are_ignored():
     values = [30, 31, 29.5, 30.2, 30.4, 29.8, 30.1, 30.3, 31.2]
     assert outliers(values) == []
     assert outliers([*values, 12, np.inf, 48]) == [9, 11]
-    assert outliers([30, 31, 29, 30, 30, 30, 5]) == []  # too few to tell
-    assert outliers(list(range(14, 35))) == []  # noise of all strengths
+    assert outliers([30, 31, 29, 30, 30, 30, 5]) == []  # too few
+    assert outliers(list(range(14, 35))) == []  # a set of many noise levels
 
 
-def test_an_outlier_is_named():
+def test_an_outlier_is_reported():
     pairs = _pairs(lambda photo: _noise(photo, 10))
     pairs[4] = (_noise(pairs[4][1], 60), pairs[4][1])
     assert [(finding.kind, finding.files) for finding in _findings(pairs)] == [("outlier", (INPUTS[4], GTS[4]))]
 
 
-def test_constant_equal_and_repeated_pairs_are_named():
+def test_constant_equal_and_duplicate_pairs_are_reported():
     pairs = _pairs(_noise)
     pairs[0] = (np.zeros_like(pairs[0][1]), pairs[0][1])
     pairs[1] = (pairs[1][1], pairs[1][1])
@@ -183,7 +183,7 @@ def test_constant_equal_and_repeated_pairs_are_named():
     ]
 
 
-def test_several_inputs_of_one_gt_are_in_order():
+def test_several_inputs_of_one_gt_are_no_finding():
     pairs = _pairs(_noise)
     assert _findings([*pairs[:11], (_noise(pairs[0][1] * 0.999), pairs[0][1])]) == []
 
@@ -209,14 +209,14 @@ def test_copies_of_validation_images_in_training_are_found(copy):
     assert all("nearly the same picture" in finding.text for finding in found)
 
 
-def test_exact_leaks_are_told_apart_and_other_pictures_are_none():
+def test_exact_leaks_are_reported_as_such_and_other_pictures_are_not():
     clean = [examine_pair(None, _cut(photo)) for photo in PHOTOS]
     (finding,) = find_leaks(clean[:6], GTS[:6], [clean[2], *clean[6:]], [GTS[2], *GTS[6:]])
     assert "the same pixels" in finding.text
     assert find_leaks(clean[:6], GTS[:6], clean[6:], GTS[6:]) == []
 
 
-def test_parts_of_one_scene_are_no_copies():
+def test_crops_of_one_scene_are_no_duplicates():
     scenes = [photograph("brick"), photograph("grass"), photograph("gravel"), photograph("coins")]
     tiles = [
         _thumbnail(np.float32(scene[top : top + 100, left : left + 100, None]) / 255)
@@ -227,7 +227,7 @@ def test_parts_of_one_scene_are_no_copies():
     assert near_duplicates(tiles) == []
 
 
-def test_plain_pictures_and_grids_are_left_out():
+def test_plain_pictures_and_grids_are_no_duplicates():
     rows, columns = np.mgrid[:96, :96]
     sky = (0.3 + rows / 300).astype(np.float32)
     grid = ((rows % 12 < 2) | (columns % 12 < 2)).astype(np.float32)
@@ -238,14 +238,14 @@ def test_plain_pictures_and_grids_are_left_out():
     assert near_duplicates(thumbnails, thumbnails) == []
 
 
-def test_many_pictures_are_compared_in_blocks():
+def test_duplicates_are_found_among_thousands_of_pictures():
     random = np.random.default_rng(0)
     many = [random.integers(0, 256, 1024, np.uint8).tobytes() for _ in range(3000)]
     turned = np.rot90(np.frombuffer(many[2500], np.uint8).reshape(32, 32)).tobytes()
     assert [match[:2] for match in near_duplicates(many, [many[7], b"", turned])] == [(7, 0), (2500, 2)]
 
 
-def test_facts_of_one_pair():
+def test_one_pair_is_measured():
     gt = _cut(PHOTOS[0])
     facts = examine_pair(gt + np.float32(0.01), gt)
     assert facts.psnr == pytest.approx(40, abs=0.01)
@@ -254,10 +254,10 @@ def test_facts_of_one_pair():
     assert examine_pair(None, gt).gt_hash == facts.gt_hash != facts.input_hash
     assert np.isnan(examine_pair(None, gt).psnr)
     assert examine_pair(_resized(gt, 72, 72), gt, 2).psnr > 25
-    examine_pair(gt[:16, :16, :1], gt[:16, :16, 1:2])  # the smallest that are allowed
+    examine_pair(gt[:16, :16, :1], gt[:16, :16, 1:2])  # the smallest that is compared
 
 
-def test_the_contact_sheet_shows_findings_first_and_keeps_to_its_size():
+def test_the_contact_sheet_shows_findings_first_and_has_a_maximum_size():
     name = "a/long/folder/" + 90 * "x"
     rows = [SheetRow(name, _cut(photo), _cut(photo), 31.5) for photo in PHOTOS]
     small = SheetRow("gray.png", PHOTOS[0][:20, :30, :1], PHOTOS[0][:40, :60, :1], 30.0, ("shifted",))
