@@ -1,9 +1,10 @@
-"""`accel-restore check`: what would stop training, what would only spoil it, and what an epoch will cost."""
+"""`accel-restore check`: errors that stop training, warnings about the data, and the cost of an epoch."""
 
 import argparse
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,44 +21,35 @@ from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import make_batch_plan
 from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
 from accel_restore.data.degradations.pipeline import DegradationPipeline
-from accel_restore.data.pairs import Pair
-from accel_restore.data.val_dataset import seed_of
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import Finding, find_in_set, find_leaks
+from accel_restore.data_check.made_inputs import find_one_sided, find_unscaled_noise, make_input, measure_inputs
 from accel_restore.data_check.survey import Part, find_in_headers, survey
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.metrics.psnr_ssim import psnr
-from accel_restore.models.blocks import upscale
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
 from accel_restore.utils.files import to_json
 
-_SHOWN = 8  # warnings of one kind; a JSON report holds all
+_SHOWN = 8  # warnings of one kind; a JSON report lists all
 _SHEET = 24  # pairs of a contact sheet
-_MADE = 8  # images of a set of which the input is made, to measure it
+_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {  # of the table
+    "pairs": lambda part: f"{part['pairs']} ({part['examined']} examined)",
+    "size of gt": lambda part: f"{_span(part['width'])} x {_span(part['height'])}",
+    "files of gt": lambda part: _counted(part["gt_files"]),
+    "files of input": lambda part: _counted(part["input_files"]),
+    "PSNR of input": lambda part: _psnr(part["psnr"]),
+    "mean level": lambda part: f"gt {_level(part['gt_level'])}, input {_level(part['input_level'])} of 255",
+}
 
 
 def main(arguments: list[str]) -> int:
-    """Examine the data of a configuration; the exit code: 2 with errors, 0 with warnings.
+    """Check the data of a configuration and return the exit code: 2 with errors, else 0.
 
-    Raises: UserError for a configuration that cannot be used.
+    Raises: UserError for an invalid configuration.
     """
-    parser = argparse.ArgumentParser(prog="accel-restore check", description=__doc__)
-    add_configuration(parser)
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (no FILE: print it)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw a contact sheet: input, gt, difference × 4")
-    parser.add_argument("--limit", type=int, metavar="N", help="compare the pixels of N pairs a set, spread evenly")
-    parser.add_argument("--pairs-per-second", type=float, metavar="N", help="what training takes: can loading keep up?")
-    options = parser.parse_intermixed_args(arguments)
-    if options.json and "=" in options.json:  # an override, not the name of a file
-        options.overrides.append(options.json)
-        options.json = "-"
-    if options.limit is not None and options.limit < 1:
-        raise UserError("check: --limit must be above 0")
-    if options.json not in (None, "-"):
-        check_writable(Path(options.json), inputs=[Path(options.config)] if options.config else [])
+    options = _parse(arguments)
     console = Console(options.json != "-")
     config = assume_batch_size(load_config(options.config, options.overrides), console.log)
     report, draw = check(config, console, options.limit, options.pairs_per_second, options.picture)
@@ -68,66 +60,53 @@ def main(arguments: list[str]) -> int:
         if options.json:
             write_report(Path(options.json), report)
     if options.picture is not None and (sheet := draw()) is not None:
-        _save(sheet, options.picture)
+        try:
+            sheet.save(options.picture)
+        except OSError as error:
+            raise UserError(f"{options.picture}: cannot be written ({error})") from error
     return 2 if report["errors"] else 0
 
 
-def _save(sheet: Image.Image, file: Path) -> None:
-    try:
-        sheet.save(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error})") from error
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="accel-restore check", description=__doc__)
+    add_configuration(parser)
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (no FILE: print it)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw a contact sheet: input, gt, difference × 4")
+    parser.add_argument("--limit", type=int, metavar="N", help="compare the pixels of N pairs per set, spread evenly")
+    parser.add_argument("--pairs-per-second", type=float, metavar="N", help="training speed; warn if loading is slower")
+    options = parser.parse_intermixed_args(arguments)
+    if options.json and "=" in options.json:  # an override, not a file name
+        options.overrides.append(options.json)
+        options.json = "-"
+    if options.limit is not None and options.limit < 1:
+        raise UserError("check: --limit must be above 0")
+    if options.json not in (None, "-"):
+        check_writable(Path(options.json), inputs=[Path(options.config)] if options.config else [])
+    return options
 
 
 def check(
     config: Config, console: Console, limit: int | None, pairs_per_second: float | None, picture: Path | None
 ) -> tuple[dict[str, Any], Callable[[], Image.Image | None]]:
-    """The report, and what draws a contact sheet, None where no pair could be examined.
+    """Return the report and a function that draws a contact sheet, or returns None without pairs.
 
-    Raises: UserError for degradations or losses that cannot be used, and where `picture` cannot be made.
+    Raises: UserError for an invalid degradation or loss, or if `picture` cannot be written.
     """
     check_writable(picture, picture=True)
     degrade = degradation_of(config.data)
     loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
     smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
     found = find_data(config.data, smallest_side, console.track)
-    sources = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
-    check_writable(picture, picture=True, inputs=[image for image in sources if isinstance(image, Path)])
+    images = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
+    check_writable(picture, picture=True, inputs=[image for image in images if isinstance(image, Path)])
     parts = {
         "train": survey(found.train, found.train_pairs, config.data, limit, console.track, "train"),
         "val": survey(found.val, found.val_pairs, config.data, limit, console.track, "val"),
     }
-    warnings: list[Finding] = []
-    for part in parts.values():
-        warnings += find_in_headers(part)
-        warnings += find_in_set(part.facts, part.gts, part.inputs)
-    warnings += find_leaks(parts["train"].facts, parts["train"].gts, parts["val"].facts, parts["val"].gts)
-    if found.train and found.val and (found.train.input is None) != (found.val.input is None):
-        made, given = ("data.train", "data.val") if found.train.input is None else ("data.val", "data.train")
-        text = f"the inputs of {made} are made by data.degradation, those of {given} are files: is that meant?"
-        warnings.append(Finding("unlike", text))
-    headers = [header for part in parts.values() for pair in part.headers for header in pair if header is not None]
-    for_colour = config.data.channels == 3 and config.model.checkpoint is None  # whose channels decide
-    if for_colour and headers and all("gray" in header.mode for header in headers):
-        text = f"all {len(headers)} files examined are gray, and are trained on as colour: set data.channels=1"
-        warnings.append(Finding("gray", text))
-    made: dict[str, list[float]] = {}
-    errors = list(found.problems)
-    for name, part in parts.items():
-        if part.pairs and part.inputs is None:
-            try:
-                made[name] = _made_psnr(part, degrade)
-            except UserError as error:
-                errors.append(str(error))
-    if degrade.steps:
-        warnings += _faint([step.model_dump() for step in config.data.degradation])
+    made, failures = _measure_inputs(parts, degrade)
+    errors = [*found.problems, *failures]
     epoch = None if errors else _epoch(found, config, degrade)
-    if epoch and pairs_per_second and epoch["loading_pairs_per_second"] < pairs_per_second:
-        text = (
-            f"loading gives {epoch['loading_pairs_per_second']:.0f} pairs/s, training takes {pairs_per_second:g}: "
-            "raise data.num_threads; `accel-restore bench data` tells where the time goes"
-        )
-        warnings.append(Finding("slow", text))
+    warnings = [*_find(found, parts, config, degrade), *_find_slow_loading(epoch, pairs_per_second)]
     report = {
         "errors": errors,
         "warnings": [asdict(finding) for finding in warnings],
@@ -135,11 +114,52 @@ def check(
         "validation_images": [pair.name for pair in found.val_pairs],
         "epoch": epoch,
     }
-    return report, (lambda: _sheet(parts, warnings, degrade))
+    return report, partial(_sheet, parts, warnings, degrade)
+
+
+def _measure_inputs(parts: dict[str, Part], degrade: DegradationPipeline) -> tuple[dict[str, list[float]], list[str]]:
+    """Return the PSNR of some inputs of each set whose inputs are made, and the errors of the degradation."""
+    made, errors = {}, []
+    for name, part in parts.items():
+        if part.pairs and part.inputs is None:
+            try:
+                made[name] = measure_inputs(part, degrade)
+            except UserError as error:
+                errors.append(str(error))
+    return made, errors
+
+
+def _find(found: ScannedData, parts: dict[str, Part], config: Config, degrade: DegradationPipeline) -> list[Finding]:
+    """Return the findings about files, sets and the settings that concern them."""
+    warnings: list[Finding] = []
+    for part in parts.values():
+        warnings += find_in_headers(part)
+        warnings += find_in_set(part.facts, part.gts, part.inputs)
+    train, val = parts["train"], parts["val"]
+    warnings += find_leaks(train.facts, train.gts, val.facts, val.gts)
+    warnings += find_one_sided(found)
+    headers = [header for part in parts.values() for pair in part.headers for header in pair if header is not None]
+    for_colour = config.data.channels == 3 and config.model.checkpoint is None  # a checkpoint decides the channels
+    if for_colour and headers and all("gray" in header.mode for header in headers):
+        text = f"all {len(headers)} examined files are gray, but training is in colour; set data.channels=1"
+        warnings.append(Finding("gray", text))
+    if degrade.steps:
+        warnings += find_unscaled_noise(config.data)
+    return warnings
+
+
+def _find_slow_loading(epoch: dict[str, Any] | None, pairs_per_second: float | None) -> list[Finding]:
+    if not (epoch and pairs_per_second) or epoch["loading_pairs_per_second"] >= pairs_per_second:
+        return []
+    text = (
+        f"loading gives {epoch['loading_pairs_per_second']:.0f} pairs/s, but training takes {pairs_per_second:g}; "
+        "raise data.num_threads (`accel-restore bench data` shows where the time goes)"
+    )
+    return [Finding("slow", text)]
 
 
 def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
-    """What the table shows of a part; `made`: the PSNR of some inputs where they are no files."""
+    """Return the figures of a set; `made`: the PSNR of some inputs if they are not files."""
     if not part.facts:
         return None
     gts = [gt for _, gt in part.headers]
@@ -162,7 +182,7 @@ def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
 
 
 def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> dict[str, Any]:
-    """What an epoch on one device takes."""
+    """Return the cost of an epoch on one device."""
     sets = build_sets(found, config.data, config.run.seed, degrade, torch.device("cpu"))
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
@@ -180,7 +200,7 @@ def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> 
 
 
 def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: DegradationPipeline) -> Image.Image | None:
-    """Pairs with findings first, then those of the lowest PSNR; the input of clean images is made."""
+    """Draw the pairs with findings, then those of the lowest PSNR; the input of clean images is made."""
     kinds: dict[str, list[str]] = {}
     for finding in warnings:
         for file in finding.files:
@@ -196,62 +216,16 @@ def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degradation
         part = parts[name]
         input, gt = part.pixels(place)
         if input is None:
-            input, gt = (images[0].permute(1, 2, 0).numpy() for images in _made(part.pairs[place], gt, degrade))
+            made = make_input(part.pairs[place], gt, degrade)
+            input, gt = (images[0].permute(1, 2, 0).numpy() for images in made)
         drawn.append(SheetRow(f"{name}: {part.pairs[place].name}", input, gt, part.facts[place].psnr, labels))
     return contact_sheet(drawn) if drawn else None
-
-
-def _made(pair: Pair, gt: np.ndarray, degrade: DegradationPipeline) -> tuple[torch.Tensor, torch.Tensor]:
-    """The input that validation makes of gt (H, W, C), and gt, cut to multiples of the scale: (1, C, H, W).
-
-    Raises: UserError that names the image where the degradation fails.
-    """
-    height, width = (side - side % degrade.scale for side in gt.shape[:2])
-    images = torch.from_numpy(gt[:height, :width]).permute(2, 0, 1)[None]
-    try:
-        return degrade(images, np.array([seed_of(pair.name)], np.uint64)), images
-    except Exception as error:  # the function may be the user's
-        raise UserError(f"data.degradation: cannot work on {pair.gt}: {error}") from error
-
-
-def _made_psnr(part: Part, degrade: DegradationPipeline) -> list[float]:
-    """The PSNR in dB of the inputs that are made of a few of the images, spread evenly; see `_made`."""
-    found = []
-    for place in range(0, len(part.pairs), -(-len(part.pairs) // _MADE)):
-        input, gt = _made(part.pairs[place], part.pixels(place)[1], degrade)
-        found.append(float(psnr(upscale(input, degrade.scale).clamp(0, 1), gt)))
-    return found
-
-
-def _faint(steps: list[dict[str, Any]]) -> list[Finding]:
-    """A finding for each step of noise, compositions included, that seems to be meant in units of [0, 1]."""
-    found = []
-    for step in steps:
-        if step["name"] in ("sequence", "random_order", "choice"):
-            found += _faint(step["of"])
-        elif step["name"] == "gaussian_noise" and 0 < np.max(step.get("sigma", 0)) <= 1:
-            text = (
-                f"data.degradation: gaussian_noise has sigma {step['sigma']}, which counts levels of 255; "
-                "if units of [0, 1] are meant, multiply it by 255"
-            )
-            found.append(Finding("faint", text))
-    return found
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
     names = [name for name in ("train", "val") if report[name]]
     if names:
-        rows = [
-            (what, *(show(report[name]) for name in names))
-            for what, show in (
-                ("pairs", lambda s: f"{s['pairs']} ({s['examined']} examined)"),
-                ("size of gt", lambda s: f"{_span(s['width'])} x {_span(s['height'])}"),
-                ("files of gt", lambda s: _counted(s["gt_files"])),
-                ("files of input", lambda s: _counted(s["input_files"])),
-                ("PSNR of input", lambda s: _psnr(s["psnr"])),
-                ("mean level", lambda s: f"gt {_level(s['gt_level'])}, input {_level(s['input_level'])} of 255"),
-            )
-        ]
+        rows = [(what, *(show(report[name]) for name in names)) for what, show in _ROWS.items()]
         console.table("data", rows, ("", *names))
     if epoch := report["epoch"]:
         where = "memory" if epoch["fits_in_memory"] else "the disk, ahead of training"

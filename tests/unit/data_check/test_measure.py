@@ -1,4 +1,4 @@
-"""`accel-restore check` finds faults planted in a set of real photographs, and finds nothing in the set without them."""
+"""`accel-restore check` finds faults planted among real photographs, and finds none without them."""
 
 import io
 

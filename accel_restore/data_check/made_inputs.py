@@ -1,0 +1,70 @@
+"""The inputs that validation makes of clean images, and the findings about how they are made."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from accel_restore.config.data import Data
+from accel_restore.data.build import ScannedData
+from accel_restore.data.degradations.pipeline import DegradationPipeline
+from accel_restore.data.pairs import Pair
+from accel_restore.data.val_dataset import seed_of
+from accel_restore.data_check.findings import Finding
+from accel_restore.data_check.survey import Part
+from accel_restore.errors import UserError
+from accel_restore.metrics.psnr_ssim import psnr
+from accel_restore.models.blocks import upscale
+
+_MEASURED = 8  # images of a set
+
+
+def make_input(pair: Pair, gt: np.ndarray, degrade: DegradationPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the input that validation makes of gt, and gt, cropped to multiples of the scale.
+
+    Shapes: (H, W, C); both (1, C, H, W).
+    Raises: UserError with the image if the degradation fails.
+    """
+    height, width = (side - side % degrade.scale for side in gt.shape[:2])
+    images = torch.from_numpy(gt[:height, :width]).permute(2, 0, 1)[None]
+    try:
+        return degrade(images, np.array([seed_of(pair.name)], np.uint64)), images
+    except Exception as error:  # the function may be the user's
+        raise UserError(f"data.degradation: cannot work on {pair.gt}: {error}") from error
+
+
+def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:
+    """Return the PSNR in dB of the inputs made of up to 8 images, spread evenly; see `make_input`."""
+    found = []
+    for place in range(0, len(part.pairs), -(-len(part.pairs) // _MEASURED)):
+        input, gt = make_input(part.pairs[place], part.pixels(place)[1], degrade)
+        found.append(float(psnr(upscale(input, degrade.scale).clamp(0, 1), gt)))
+    return found
+
+
+def find_one_sided(found: ScannedData) -> list[Finding]:
+    """Return a finding if inputs are made for training or validation only."""
+    if not (found.train and found.val) or (found.train.input is None) == (found.val.input is None):
+        return []
+    made, given = ("data.train", "data.val") if found.train.input is None else ("data.val", "data.train")
+    text = f"data.degradation makes the inputs of {made}, but those of {given} are files; is this intended?"
+    return [Finding("unlike", text)]
+
+
+def find_unscaled_noise(data: Data) -> list[Finding]:
+    """Return a finding for each noise step, nested ones included, whose sigma seems to be meant for [0, 1]."""
+    return _unscaled([step.model_dump() for step in data.degradation])
+
+
+def _unscaled(steps: list[dict[str, Any]]) -> list[Finding]:
+    found = []
+    for step in steps:
+        if step["name"] in ("sequence", "random_order", "choice"):
+            found += _unscaled(step["of"])
+        elif step["name"] == "gaussian_noise" and 0 < np.max(step.get("sigma", 0)) <= 1:
+            text = (
+                f"data.degradation: gaussian_noise has sigma {step['sigma']}, in levels of 255; if you mean units of "
+                "[0, 1], multiply it by 255"
+            )
+            found.append(Finding("faint", text))
+    return found
