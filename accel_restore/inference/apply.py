@@ -1,6 +1,6 @@
-"""How a restorer applies its network to an image of any size: at which precision, in tiles of which size.
+"""Apply a network to images of any size: precision, tile size, and smaller tiles when memory runs out.
 
-The images stay where they are, on the host as a rule; the network's device sees one batch of tiles at a time.
+The images stay where they are, usually on the host; the network's device holds one batch of tiles at a time.
 """
 
 import gc
@@ -18,67 +18,69 @@ from accel_restore.models.tiling import GRID, cuts, self_ensemble, tiled
 from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PROBES = (64, 128)  # pixels of the sides of the images that memory is counted with
-_SHARE = 0.5  # of the free memory that the network's tensors may take: kernels have scratch memory that is not seen
+_PROBES = (64, 128)  # pixels of a side of the images that memory is measured with
+_SHARE = 0.5  # of the free memory for the network's tensors; the scratch memory of kernels is not measured
 _FLOAT = 4  # bytes
 
-Advance = Callable[[float], None]  # told the share of an image that has been done since it was last called
+Advance = Callable[[float], None]  # receives the share of an image restored since the last call
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are restored. Raises: ValueError for what cannot be."""
+    """How images are restored. Raises: ValueError for invalid values."""
 
-    tile: int | Literal["auto"] | None = "auto"  # pixels of input; None: the whole image; auto: where memory is short
+    tile: int | Literal["auto"] | None = (
+        "auto"  # pixels of input; None: the whole image; auto: tiles if memory is short
+    )
     tile_overlap: int = 64
     self_ensemble: bool = False  # the mean over 8 flips and rotations
-    precision: str = "no"  # no | bf16 | fp16, of the network's arithmetic
-    batch: int = 1  # tiles at once
+    precision: str = "no"  # no | bf16 | fp16, of the network
+    batch: int = 1  # tiles per forward
 
     def __post_init__(self) -> None:
         least = self.tile_overlap + GRID
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r} is not allowed: it must be one of {', '.join(PRECISIONS)}")
+            raise ValueError(f"precision={self.precision!r}: must be one of {', '.join(PRECISIONS)}")
         if self.tile_overlap < 0 or self.batch < 1:
-            raise ValueError("tile_overlap must not be below 0, and batch not below 1")
+            raise ValueError("tile_overlap must be at least 0, and batch at least 1")
         if self.tile not in (None, "auto") and not (isinstance(self.tile, int) and self.tile >= least):
-            raise ValueError(f"tile={self.tile!r} is not allowed: it must be None, 'auto', or {least} or more")
+            raise ValueError(f"tile={self.tile!r}: must be None, 'auto', or at least {least}")
 
 
 class ModelRunner:
-    """A function of images (B, C, H, W) in [0, 1] to the network's output, `scale` times as high and wide."""
+    """Applies a network to images (B, C, H, W) in [0, 1]; the output is `scale` times as high and wide."""
 
     def __init__(self, model: nn.Module, channels: int, scale: int, device: torch.device, channels_last: bool = False):
-        """`channels_last`: the memory layout of what the network is given; convolutions are faster in it."""
+        """`channels_last`: memory layout of the network's input, in which convolutions are faster."""
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model, self.channels, self.scale, self.device = model, channels, scale, device
         self._bytes_per_pixel: dict[str, float] = {}  # by precision
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
-        """The float32 output, on the device of `images`.
+        """Return the float32 output, on the device of `images`.
 
-        Raises: UserError where the memory is too small for the smallest tiles.
+        Raises: UserError if memory is too small even for the smallest tiles.
         """
         tile = self.choose_tile(images, settings)
         while True:
             try:
                 return self._output(images, tile, settings, advance)
-            except RuntimeError as error:  # of which OutOfMemoryError is one
+            except RuntimeError as error:  # OutOfMemoryError is a RuntimeError
                 if not is_out_of_memory(error):
                     raise
                 tile = smaller_tile(tile or max(images.shape[-2:]), settings.tile_overlap)
                 if tile is None:
                     raise UserError(
-                        "the memory is too small, even for small tiles; free some, lower the overlap of tiles, or use "
-                        "another device"
+                        "out of memory, even with small tiles; free memory, lower the tile overlap, or use another "
+                        "device"
                     ) from error
-            gc.collect()  # after the handler, which held the failed attempt's tensors by its traceback
+            gc.collect()  # outside the handler, whose traceback holds the tensors of the failed attempt
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def choose_tile(self, images: Tensor, settings: Settings) -> int | None:
-        """The tile to begin with: None for the whole image."""
+        """Return the first tile size to try, None for the whole image."""
         if settings.tile != "auto":
             return settings.tile
         batch, _, height, width = images.shape
@@ -86,7 +88,7 @@ class ModelRunner:
             return None
         try:
             each = self.bytes_per_pixel(settings.precision)
-        except Exception:  # a network of the user's that takes no image of that size: it is tried with this one
+        except Exception:  # a user's network may not take images of that size; try the whole image
             return None
         pixels = _SHARE * self._free_bytes(images, settings) / each
         if batch * height * width <= pixels:
@@ -95,23 +97,23 @@ class ModelRunner:
         return max(side, settings.tile_overlap + GRID, 2 * settings.tile_overlap)
 
     def bytes_per_pixel(self, precision: str) -> float:
-        """The most bytes of tensors that live at once in the network, per pixel of its input, counted on small ones."""
+        """Return the peak bytes of the network's tensors per input pixel, measured on small images."""
         if precision not in self._bytes_per_pixel:
             counted = []
             for side in _PROBES:
                 with torch.inference_mode(), LiveBytes() as live:
                     self._network(torch.full((1, self.channels, side, side), 0.5), precision)
                 counted.append(live.most)
-            # The difference leaves out what does not grow with the image, such as weights cast to bf16.
+            # The difference excludes what does not grow with the image, such as weights cast to bf16.
             self._bytes_per_pixel[precision] = (counted[1] - counted[0]) / (_PROBES[1] ** 2 - _PROBES[0] ** 2)
         return self._bytes_per_pixel[precision]
 
     def _free_bytes(self, images: Tensor, settings: Settings) -> float:
-        """What the network's tensors may take at most; on the host beside the images themselves."""
+        """Return the free memory for the network's tensors; on the host, without the images themselves."""
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        copies = 3 if settings.self_ensemble else 2  # of the output: what is added up, a mean, the final one
+        copies = 3 if settings.self_ensemble else 2  # of the output: sums, mean of the flips, result
         own = images.numel() * _FLOAT * (1 + copies * self.scale**2)
         return memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - own
 
@@ -139,11 +141,11 @@ class ModelRunner:
 
 
 def _seen(side: int, tile: int | None, settings: Settings) -> int:
-    """How many pixels of a side the network sees, those that tiles share more than once."""
+    """Return the number of pixels of a side that the network sees; shared pixels count more than once."""
     return sum(end - start for start, end in cuts(side, tile or side, settings.tile_overlap))
 
 
 def smaller_tile(tile: int, overlap: int) -> int | None:
-    """Half of a tile, as far as the overlap allows it; None where there is no smaller one."""
+    """Return half of a tile, at least the smallest that the overlap allows; None if there is no smaller one."""
     half = max(tile // 2 // GRID * GRID, overlap + GRID)
     return half if half < tile else None

@@ -1,4 +1,4 @@
-"""Score weights on pairs of files as validation does: the same protocol, the same input for an image, each once."""
+"""Score weights on pairs of files as validation does: the same protocol and the same input for each image."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -26,11 +26,11 @@ from accel_restore.models.blocks import upscale
 from accel_restore.utils.memory import is_out_of_memory
 
 SETTINGS = ("crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap")
-Row = dict[str, float]  # a score by its name; those of the input are called input_...
+Row = dict[str, float]  # scores by name; scores of the input start with input_
 
 
 class Decoded:
-    """A sequence of images that are decoded when they are asked for, as `Store` is one of decoded images."""
+    """A sequence of images that are decoded when they are accessed; `Store` holds decoded ones."""
 
     def __init__(self, sources: list[ImageSource], channels: int, max_pixels: int):
         self.sources, self.channels, self.max_pixels = sources, channels, max_pixels
@@ -41,7 +41,7 @@ class Decoded:
             pixels = read_image(source, self.channels, read_header(source, self.max_pixels).bits, self.max_pixels)
         except ImageError as error:
             raise ImageError(f"{source}: {error}") from None
-        return np.require(pixels, requirements=["C", "W"])  # what torch can take without a copy
+        return np.require(pixels, requirements=["C", "W"])  # torch takes these without a copy
 
 
 def whole_images(
@@ -53,8 +53,9 @@ def whole_images(
     seed: int | None,
     max_pixels: int,
 ) -> ValidationDataset:
-    """The images of pairs as validation sees them; `seed`: with other draws of the degradation than validation's."""
-    inputs = Decoded([pair.input for pair in pairs], channels, max_pixels) if pairs[0].input is not None else None
+    """Return the images of pairs as validation sees them; `seed` gives other draws of the degradation."""
+    sources = [pair.input for pair in pairs if pair.input is not None]
+    inputs = Decoded(sources, channels, max_pixels) if sources else None
     gts = Decoded([pair.gt for pair in pairs], channels, max_pixels)
     names = [pair.name for pair in pairs]
     images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)
@@ -67,22 +68,22 @@ def whole_images(
 def protocol_of(
     restorer: Restorer, degradation: list[dict[str, Any]], given: dict[str, Any]
 ) -> tuple[Protocol, list[str]]:
-    """The protocol that is stored beside weights, with what is `given` in its place; and notes about it.
+    """Return the protocol stored with the weights, overridden by `given`, and notes about it.
 
-    `degradation`: the steps that make the input, none where it is in files.
+    `degradation`: the steps that make the input; empty if the input is in files.
 
-    Raises: UserError for settings that do not fit.
+    Raises: UserError for invalid settings.
     """
     stored = restorer.metadata["metrics"].get("protocol")
-    is_told = isinstance(stored, dict) or given.keys() >= set(SETTINGS)
-    notes = [] if is_told else ["the weights hold no protocol; these are the defaults"]
+    is_known = isinstance(stored, dict) or given.keys() >= set(SETTINGS)
+    notes = [] if is_known else ["the weights hold no protocol; the defaults are used"]
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: stored[name] for name in SETTINGS if name in stored}
     settings["metrics"] = [name for name in METRICS if name in stored] or ["psnr", "ssim"]
     weights = given.get("weights", {})
     for name in [name for name in ("lpips", "dists") if name in settings["metrics"] and name not in weights]:
         if "metrics" not in given:
-            notes.append(f"{name} is left out: give --metric-weights {name}=FILE")
+            notes.append(f"{name} is not measured; give --metric-weights {name}=FILE")
             settings["metrics"].remove(name)
     settings["metrics"] = settings["metrics"] or ["psnr", "ssim"]
     settings |= given
@@ -90,15 +91,15 @@ def protocol_of(
         checked = Validation.model_validate({**settings, "monitor": "loss"}).model_dump()
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'protocol'}: {e['msg']}" for e in error.errors())
-        raise UserError(f"the protocol, stored beside the weights and given, cannot be used: {wrong}") from None
+        raise UserError(f"the protocol (stored with the weights, changed by options) is invalid: {wrong}") from None
     if checked["y_channel"] and restorer.channels == 1:
-        raise UserError("--y-channel: needs weights for colours; gray images are luma already")
+        raise UserError("--y-channel: needs weights for colour images; gray images are luma already")
     kept = {name: checked[name] for name in (*SETTINGS, "weights")}
     return Protocol(restorer.channels, tuple(degradation), tuple(checked["metrics"]), **kept), notes
 
 
 def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: int) -> list[str]:
-    """A sentence for each image that cannot be read, fits no partner, or is too small to be scored."""
+    """Return a message for each image that cannot be read, does not match its partner, or is too small to score."""
     problems = []
     sources = [(pair.gt, pair.input) for pair in pairs]
     for (gt, input), sizes in zip(sources, each_ahead(partial(_sizes, max_pixels), sources), strict=True):
@@ -107,24 +108,25 @@ def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: 
             continue
         (height, width), small = sizes
         if small is not None and (height, width) != (small[0] * scale, small[1] * scale):
-            relation = f"gt must be {scale} times as large" if scale > 1 else "they must be equal"
+            relation = f"gt must be {scale} times as large" if scale > 1 else "they must be of equal size"
             problems.append(
                 f"{input}: is {small[1]}x{small[0]}, its gt {gt} is {width}x{height}; for these weights {relation}"
             )
         elif min(height - height % scale, width - width % scale) < smallest_side:
-            problems.append(f"{gt}: is {width}x{height}, less than the {smallest_side} pixels that scores need")
+            problems.append(f"{gt}: is {width}x{height}; scores need at least {smallest_side} pixels a side")
     return problems
 
 
 def _sizes(max_pixels: int, pair: tuple[ImageSource, ImageSource | None]) -> list[tuple[int, int] | None]:
-    sizes: list[tuple[int, int] | None] = []
-    for source in pair:
-        try:
-            header = read_header(source, max_pixels) if source is not None else None
-        except ImageError as error:
-            raise ImageError(f"{source}: {error}") from None
-        sizes.append(header and (header.height, header.width))
-    return sizes
+    return [None if source is None else _size(source, max_pixels) for source in pair]
+
+
+def _size(source: ImageSource, max_pixels: int) -> tuple[int, int]:
+    try:
+        header = read_header(source, max_pixels)
+    except ImageError as error:
+        raise ImageError(f"{source}: {error}") from None
+    return header.height, header.width
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ class Scorer:
     def score(
         self, indices: Iterable[int], track: Callable[[Iterable], Iterable]
     ) -> tuple[list[tuple[int, Row]], list[str]]:
-        """The index and scores of each image, and a sentence for each that is damaged.
+        """Return (index, scores) of each image, and a message for each damaged one.
 
-        Of two networks, the second's scores are called ..._2, and what it has more ..._difference.
+        Scores of a second network end in _2, its differences from the first in _difference.
         """
         rows, problems = [], []
         indices = list(indices)
@@ -153,7 +155,7 @@ class Scorer:
         return rows, problems
 
     def outputs(self, image: dict[str, Tensor]) -> list[Tensor]:
-        """What each network makes of an image, as validation computes it."""
+        """Return the output of each network for an image, as validation computes it."""
         return [self._output(restorer, image) for restorer in self.restorers]
 
     @torch.no_grad()
@@ -165,7 +167,7 @@ class Scorer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError("an image does not fit into memory; give --tile, such as --tile 512") from error
+            raise UserError("an image does not fit in memory; give --tile, such as --tile 512") from error
         return output.to(image["gt"].dtype)
 
     @torch.no_grad()
@@ -184,6 +186,6 @@ class Scorer:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's content, as `sha256sum` prints it."""
+    """Return the sha256 of a file's content, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""Models as files that run without this package: ONNX, and what torch.export saves. Both hold the metadata, too.
+"""Models as files that run without this package: ONNX and torch.export's .pt2, both with the metadata.
 
-One trace with open sizes serves both; whatever is made is read again and compared with the model.
+Both come from one trace with dynamic sizes. Each file is read back and compared with the model.
 """
 
 import copy
@@ -19,16 +19,16 @@ from accel_restore.errors import UserError
 from accel_restore.inference.restorer import Restorer
 
 Run = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] to restored ones
-METADATA = "metadata.json"  # within a .pt2
+METADATA = "metadata.json"  # inside a .pt2
 AXES = {0: "batch", 2: "height", 3: "width"}
-_EXAMPLE = (37, 50)  # a size that is no multiple of anything, so that nothing of it is taken for a constant
-LOWEST_OPSET = 18  # the first with antialiased enlarging, and that of torch's own translations
+_EXAMPLE = (37, 50)  # an odd size, which the trace cannot take for a constant
+LOWEST_OPSET = 18  # the first with antialiased resizing; torch translates to it
 
 
 def trace(restorer: Restorer, size: tuple[int, int] | None, half: bool) -> ExportedProgram:
-    """The graph of the restorer's model for images of any number and size, or one image of `size` (H, W).
+    """Return the graph of the restorer's model for any batch and image size, or for one image of `size` (H, W).
 
-    Raises: UserError where its code decides by sizes what to do.
+    Raises: UserError if the model's code branches on sizes.
     """
     model = copy.deepcopy(restorer.model).half() if half else restorer.model
     images = torch.rand(2 if size is None else 1, restorer.channels, *(size or _EXAMPLE)).to(_dtype(half))
@@ -36,16 +36,16 @@ def trace(restorer: Restorer, size: tuple[int, int] | None, half: bool) -> Expor
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(model, (images,), dynamic_shapes=shapes)
-    except Exception as error:  # a model's own, or any of torch's many
+    except Exception as error:  # from the model, or one of many types from torch
         remedy = (
-            "write its forward so that no branch depends on the size, or export it for one size: --size 256x256"
+            "write its forward without branches on the size, or export it for one size: --size 256x256"
             if size is None
-            else "torch.export cannot follow its forward; simplify that"
+            else "torch.export cannot follow its forward; simplify it"
         )
         raise UserError(f"its model cannot be exported ({first_line(error)}); {remedy}") from error
     if size is None:
-        # Guards that torch has derived from the example about the memory layout of what lies between: eager kernels
-        # take any. Kept, they would refuse one image, or sizes that need no padding. The comparison tells if not so.
+        # torch derives guards on the memory layout of intermediate tensors from the example, though kernels take any
+        # layout. The guards would reject a single image or sizes without padding. The comparison finds any error.
         program._guards_code = []
     return program
 
@@ -57,16 +57,17 @@ def write_pt2(program: ExportedProgram, file: Path, metadata: dict[str, str]) ->
 
 
 def open_pt2(file: Path) -> Run:
+    """Return the function in a .pt2 file."""
     with quiet():
         return torch.export.load(file).module()
 
 
-def write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, str], opset: int | None, opened: bool) -> int:
-    """Write the graph as ONNX, beside it `NAME.data` with weights of 1.5 GB or more; the opset that it has.
+def write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, str], opset: int | None, dynamic: bool) -> int:
+    """Write the graph as ONNX, with weights of 1.5 GB or more in NAME.data next to it, and return its opset.
 
-    Raises: UserError where a part of it has no translation.
+    Raises: UserError if a part of the graph has no translation.
     """
-    shapes = (AXES,) if opened else None
+    shapes = (AXES,) if dynamic else None
     try:
         with quiet():
             made = torch.onnx.export(
@@ -76,12 +77,14 @@ def write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, str], o
     except Exception as error:
         reason = first_line(error.__cause__ or error)
         raise UserError(f"its model cannot be written as ONNX ({reason}); export it as .pt2") from error
+    assert made is not None  # only the exporter without dynamo returns None
     made.model.metadata_props.update(metadata)
     made.save(file)
     return made.model.opset_imports[""]
 
 
 def open_onnx(file: Path) -> Run:
+    """Return the function in an ONNX file, run by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -91,7 +94,7 @@ def open_onnx(file: Path) -> Run:
 
 
 def difference(run: Run, restorer: Restorer, shape: tuple[int, int, int], half: bool) -> float:
-    """The largest difference between a file's output and the model's, for images in [0, 1] of shape (B, H, W)."""
+    """Return the largest difference between the outputs of a file and of the model, for images of shape (B, H, W)."""
     batch, *size = shape
     images = torch.rand(batch, restorer.channels, *size, generator=torch.Generator().manual_seed(batch))
     images = images.to(_dtype(half))
@@ -103,7 +106,7 @@ def difference(run: Run, restorer: Restorer, shape: tuple[int, int, int], half: 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, torch's exporters keep their advice to themselves."""
+    """Silence the warnings and logs of torch's exporters."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,5 +122,6 @@ def _dtype(half: bool) -> torch.dtype:
 
 
 def first_line(error: BaseException) -> str:
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {said:.200}"
+    """Return the type of an error and the first line of its message."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line:.200}"

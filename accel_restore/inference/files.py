@@ -1,4 +1,4 @@
-"""Restore files: which there are and where each goes to, what is done already, and the work on those that are left."""
+"""Restore files: find inputs and their targets, skip what is done, restore the rest."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ from accel_restore.models.blocks import upscale
 from accel_restore.utils.files import make_folder, replace_file
 from accel_restore.utils.glob import matches
 
-_WAITING = 2  # restored images that wait to be written
+_MAX_WAITING = 2  # restored images that wait to be written
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file to be restored, and the one to be written."""
+    """A file to restore and the file to write."""
 
     source: Path
     target: Path
@@ -39,32 +39,34 @@ class Job:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file's upright pixels (H, W, C), uint8 or uint16, and what it says beside them."""
+    """The upright pixels (H, W, C) of a file, uint8 or uint16, and its other data to keep."""
 
     pixels: np.ndarray
     about: About
 
 
 def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | None) -> list[Job]:
-    """What to restore: `inputs` are files, folders and patterns; `output` is a file for one file, else a folder.
+    """Return the jobs for `inputs` (files, folders, patterns); `output` is a file for one file, else a folder.
 
-    Files keep their place below the folder, or the fixed part of a pattern, and their suffix, unless it cannot be
-    written (then .png) or `suffix` is given.
+    Files keep their path below the folder or the fixed part of the pattern. They keep their suffix unless `suffix` is
+    given; formats that cannot be written become .png.
 
-    Raises: UserError where something is not there, two files would be written to one place, or one over an input.
+    Raises: UserError if an input is missing, two files have one target, or a target is an input.
     """
     found = [(root, name) for given in inputs for root, name in _find(given, output, recursive)]
     alone = len(inputs) == 1 and Path(inputs[0]).is_file()
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if not alone:
-            raise UserError(f"{output}: names one file, but INPUT may be several; name a folder")
+            raise UserError(f"{output}: is one file, but INPUT may be several files; name a folder")
         if suffix is not None and SUFFIXES[suffix] != SUFFIXES[output.suffix.lower()]:
-            raise UserError(f"{output}: is no name for what --format asks for; leave --format out, or name it {suffix}")
+            raise UserError(f"{output}: does not match --format; omit --format, or name the file {suffix}")
         jobs, kind = [Job(found[0][0] / found[0][1], output)], "file"
     else:
         is_name = output.suffix.lower() in EXTENSIONS or (alone and output.suffix)
         if not output.is_dir() and (output.exists() or is_name):
-            raise UserError(f"{output}: is no folder, and no name of a file that can be written ({' '.join(SUFFIXES)})")
+            raise UserError(
+                f"{output}: is neither a folder nor a file format that can be written ({' '.join(SUFFIXES)})"
+            )
         jobs, kind = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found], "folder"
     jobs = list({job.source: job for job in jobs}.values())
     _check_targets(jobs, kind)
@@ -72,14 +74,14 @@ def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | No
 
 
 def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
-    """The images that an input names: where it looks, and their paths below that."""
+    """Yield the images of an input: its root folder, and their paths below it."""
     place = Path(given).expanduser()
     if place.is_file():
         yield place.parent, place.name
         return
     if place.is_dir():
         if output.is_dir() and output.samefile(place):
-            raise UserError(f"{output}: is the folder of the inputs, which are never written over; name another")
+            raise UserError(f"{output}: is the folder of the inputs, which are never overwritten; name another folder")
         root, pattern = place, "**/*" if recursive else "*"
     elif re.search(r"[*?[]", given):
         parts = place.parts
@@ -87,7 +89,7 @@ def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str
         root, pattern = Path(*parts[:fixed]), "/".join(parts[fixed:])
     else:
         raise UserError(f"{given}: does not exist; name a file, a folder or a pattern such as 'photos/*.jpg'")
-    own = output.resolve()  # what an earlier command has written below the inputs is none
+    own = output.resolve()  # outputs of an earlier command below the inputs are no inputs
     is_below = own != root.resolve() and own.is_relative_to(root.resolve())
     names = [
         name
@@ -97,7 +99,7 @@ def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str
         and not (is_below and (root / name).resolve().is_relative_to(own))
     ]
     if not names:
-        hint = "; --recursive takes its sub-folders too" if place.is_dir() and not recursive else ""
+        hint = "; --recursive includes subfolders" if place.is_dir() and not recursive else ""
         raise UserError(f"{given}: holds no images ({' '.join(sorted(EXTENSIONS))}){hint}")
     yield from ((root, name) for name in names)
 
@@ -107,24 +109,25 @@ def _renamed(name: Path, suffix: str | None) -> Path:
 
 
 def _check_targets(jobs: list[Job], kind: str) -> None:
-    """Raise `UserError` for targets that cannot be; `kind` is what OUTPUT names, a file or a folder."""
+    """Raise `UserError` for invalid targets; `kind` of OUTPUT is file or folder."""
     sources = {(status.st_dev, status.st_ino): job.source for job in jobs for status in [job.source.stat()]}
-    problems, taken = [], {}
+    problems: list[str] = []
+    taken: dict[Path, Path] = {}
     for job in jobs:
         other = taken.setdefault(job.target, job.source)
         if other != job.source:
-            problems.append(f"{job.source}: would be written to {job.target}, as {other} is; restore them apart")
+            problems.append(f"{job.source}: has the same target as {other}, {job.target}; restore them separately")
         if job.target.is_dir():
-            problems.append(f"{job.target}: is a folder, where {job.source} is to be written")
+            problems.append(f"{job.target}: is a folder, but the target of {job.source}")
         elif job.target.exists():
             status = job.target.stat()
             if (same := sources.get((status.st_dev, status.st_ino))) is not None:
-                problems.append(f"{job.target}: is the input {same}, which is never written over; name another {kind}")
+                problems.append(f"{job.target}: is the input {same}, which is never overwritten; name another {kind}")
     raise_problems("nothing was restored", problems)
 
 
 def mark_of(job: Job, restorer: Restorer, settings: Settings, compare: bool, quality: int) -> str:
-    """What stands in a file that was made from this input by these weights and settings, and in no other."""
+    """Return the mark written into a restored file, unique to its input, weights and settings."""
     status = job.source.stat()
     made_by = [
         restorer.metadata["sha256"], settings.tile, settings.tile_overlap, settings.self_ensemble, settings.precision,
@@ -134,21 +137,21 @@ def mark_of(job: Job, restorer: Restorer, settings: Settings, compare: bool, qua
 
 
 def left_to_do(jobs: list[Job], marks: dict[Job, str], overwrite: bool) -> list[Job]:
-    """The jobs that are not done. Raises: UserError where other files lie in their places, unless they may go."""
+    """Return the jobs that are not done. Raises: UserError if other files exist in their place, unless `overwrite`."""
     left, problems = [], []
     for job in jobs:
         if not job.target.exists():
             left.append(job)
         elif read_mark(job.target) != marks[job]:
             left.append(job)
-            problems.append(f"{job.target}: was not made from {job.source} by these weights and settings")
+            problems.append(f"{job.target}: was not made from {job.source} with these weights and settings")
     if not overwrite:
-        raise_problems("files stand in the way: give --overwrite to replace them, or another OUTPUT", problems)
+        raise_problems("target files exist; give --overwrite to replace them, or another OUTPUT", problems)
     return left
 
 
 def remove_unfinished(jobs: list[Job]) -> None:
-    """Remove what a command that was killed has left half-written beside the targets."""
+    """Remove half-written files of killed commands next to the targets."""
     names = {job.target for job in jobs}
     for folder in {job.target.parent for job in jobs}:
         for path in folder.glob(".*.tmp") if folder.is_dir() else ():
@@ -168,11 +171,11 @@ def restore_files(
     max_pixels: int = MAX_PIXELS,
     advance: Callable[[float], None] | None = None,
 ) -> list[str]:
-    """Restore files, reading one ahead and writing behind; a sentence for each that could not be.
+    """Restore files, reading one ahead and writing in threads; return a message for each file that failed.
 
-    `advance` is told how many files more are done, also parts of one.
+    `advance` receives the number of files done since its last call, including fractions.
 
-    Raises: UserError where a folder cannot be written.
+    Raises: UserError if a target cannot be written because of the disk.
     """
     problems: list[str] = []
     writing: deque[tuple[Job, Future]] = deque()
@@ -182,13 +185,13 @@ def restore_files(
         try:
             future.result()
         except OSError as error:
-            if error.errno is not None:  # of the disk, not of the format
+            if error.errno is not None:  # from the disk, not the encoder
                 raise UserError(f"{job.target}: cannot be written ({error.strerror})") from error
             problems.append(f"{job.source}: cannot be written as {job.target.name} ({error})")
         except ValueError as error:
             problems.append(f"{job.source}: cannot be written as {job.target.name} ({error})")
 
-    with ThreadPoolExecutor(_WAITING + 1) as pool:
+    with ThreadPoolExecutor(_MAX_WAITING + 1) as pool:
         for job, photograph in _ahead(pool, lambda job: _read(job, restorer.channels, max_pixels), jobs):
             if isinstance(photograph, ImageError):
                 problems.append(f"{job.source}: {photograph}")
@@ -199,7 +202,7 @@ def restore_files(
                 problems.append(f"{job.source}: {error}")
                 continue
             writing.append((job, pool.submit(_write, job, restored, photograph.about, marks[job], quality)))
-            while len(writing) >= _WAITING:
+            while len(writing) >= _MAX_WAITING:
                 finish_write()
         while writing:
             finish_write()
@@ -209,7 +212,7 @@ def restore_files(
 def _ahead(
     pool: ThreadPoolExecutor, read: Callable, jobs: Iterable[Job]
 ) -> Iterator[tuple[Job, Photograph | ImageError]]:
-    """Each job with what `read` gives for it, which is read while the one before it is worked on."""
+    """Yield each job with the result of `read`, which runs while the previous job is worked on."""
     jobs = iter(jobs)
     waiting = deque((job, pool.submit(read, job)) for job in islice(jobs, 1))
     while waiting:
@@ -237,7 +240,7 @@ def _restored(
     compare: bool,
     advance: Callable[[float], None] | None,
 ) -> np.ndarray:
-    """The pixels (H, W, C) to be written, with 16 bits where the photograph has them and the format holds them."""
+    """Return the pixels (H, W, C) to write, in 16 bits if both the photograph and the format have them."""
     white = np.iinfo(photograph.pixels.dtype).max
     image = torch.from_numpy(photograph.pixels.astype(np.float32)).permute(2, 0, 1)[None].div_(white)
     output = restorer.restore(image, settings, advance)
@@ -248,7 +251,7 @@ def _restored(
 
 
 def _levels(image: Tensor, dtype: type) -> np.ndarray:
-    """An image (1, C, H, W) in [0, 1] as rounded levels (H, W, C)."""
+    """Return an image (1, C, H, W) in [0, 1] as rounded levels (H, W, C)."""
     return (image[0].permute(1, 2, 0) * np.iinfo(dtype).max).round().numpy().astype(dtype)
 
 

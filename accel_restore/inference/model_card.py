@@ -1,6 +1,6 @@
-"""What stands beside weights on the Hugging Face Hub: a model card, and the configuration without this machine's paths.
+"""The model card of weights on the Hugging Face Hub, and their configuration without paths of this machine.
 
-Plain functions of metadata and configurations; nothing here reads files or talks to the Hub.
+Pure functions of metadata and configurations: nothing here reads files or connects to the Hub.
 """
 
 import re
@@ -14,8 +14,8 @@ from accel_restore.registry import MODELS
 from accel_restore.utils.redaction import without_paths
 
 CONFIG, SAMPLES = "config.yaml", "samples.png"
-PACKAGE = "accel-restore"  # as pip knows it
-_TASKS = {  # what undoes a degradation
+PACKAGE = "accel-restore"  # the name for pip
+_TASKS = {  # the task that undoes each degradation
     "gaussian_noise": "denoising", "poisson_noise": "denoising", "speckle": "denoising", "jpeg": "jpeg-artifacts",
     "gaussian_blur": "deblurring", "motion_blur": "deblurring", "rain": "deraining", "low_light": "low-light",
     "downscale": "super-resolution",
@@ -23,7 +23,7 @@ _TASKS = {  # what undoes a degradation
 
 
 def portable_config(tree: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration for others: without paths and secrets, and what only says where this run was written."""
+    """Return a run's configuration for others, without paths, secrets, and settings of where the run was written."""
     tree = without_paths(tree)
     if isinstance(tree.get("run"), dict):
         tree["run"] = {key: value for key, value in tree["run"].items() if key not in ("dir", "resume")}
@@ -36,9 +36,9 @@ def portable_config(tree: dict[str, Any]) -> dict[str, Any]:
 def card(
     repo: str, metadata: dict[str, Any], config: dict[str, Any] | None, license: str | None, samples: str | None
 ) -> ModelCard:
-    """The model card; `config` is portable, `samples` says what the picture shows; both may be unknown.
+    """Return the model card; `config` is portable, `samples` describes the picture; both may be None.
 
-    Numbers without a protocol are no scores: those of the run are told with all that they were measured by.
+    Scores mean nothing without their protocol, so the card gives both.
     """
     tasks, dataset, model = _tasks(metadata, config), _validation_name(config), metadata["model"]["name"]
     info = ModelCardData(
@@ -62,9 +62,10 @@ def card(
         f"![input, output, and the clean image]({SAMPLES})\n\n{samples}" if samples else "",
         "## Use\n\n" + _use(repo, metadata),
         "## Training\n\n" + _training(metadata, config),
-        "## Scores\n\n" + _told_scores(metadata, dataset),
+        "## Scores\n\n" + _score_table(metadata, dataset),
         "## Reproduce\n\n" + _reproduce(metadata, config),
-        "## License\n\n" + (f"`{license}`" if license else "The author has named none; ask before you use it."),
+        "## License\n\n"
+        + (f"`{license}`" if license else "The author has not named a license; ask before you use it."),
     ]
     return ModelCard(f"---\n{info}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
 
@@ -83,8 +84,8 @@ def _what(metadata: dict[str, Any], tasks: list[str]) -> str:
     task = " and ".join(task.replace("-", " ") for task in tasks) or "restoration"
     size = f"{scale} times larger" if scale > 1 else "of the same size"
     return (
-        f"A model for **{task}** of {kind} images, trained with `accel_restore`: it takes an image of any size and "
-        f"gives the restored one, {size}. Architecture: {_architecture(metadata)}."
+        f"A model for **{task}** of {kind} images, trained with `accel_restore`. It takes an image of any size and "
+        f"returns the restored image, {size}. Architecture: {_architecture(metadata)}."
     )
 
 
@@ -97,12 +98,12 @@ def _architecture(metadata: dict[str, Any]) -> str:
 def _use(repo: str, metadata: dict[str, Any]) -> str:
     name, needs, extra = metadata["model"]["name"], "", ""
     if name == "spandrel":
-        extra = "[spandrel]"  # which the architecture comes from
+        extra = "[spandrel]"  # the architecture comes from it
     elif name not in MODELS:
-        needs = f"\n\nIts class, `{name}`, is not part of accel_restore: that package must be installed, too."
+        needs = f"\n\nIts class, `{name}`, is not part of accel_restore; install its package, too."
     return f"""    pip install '.{extra}'
 
-in the folder of the source of {PACKAGE} {__version__} or later, then
+in the source folder of {PACKAGE} {__version__} or later, then
 
 ```python
 import accel_restore
@@ -117,19 +118,19 @@ or `accel-restore restore {repo} photo.png -o restored.png`.{needs}"""
 
 def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
     if config is None:
-        return "How it was trained is not known: the weights were uploaded without the run they are from."
+        return "Unknown: the weights were uploaded without their run."
     data, train = config["data"], config.get("train", {})
     lines = [f"- **images**: {_source(data['train'])}"]
     if data["train"].get("input") is None:
         made = "; ".join(_step(step, " to ") for step in data.get("degradation", []))
-        lines.append(f"- **input**: made of the clean images by {made}")
+        lines.append(f"- **input**: made from the clean images by {made}")
     lines += [
         f"- **crops**: {data.get('patch_size')} pixels, {', '.join(data.get('augment', [])) or 'not augmented'}",
         f"- **loss**: {', '.join(f'{name} ({_plain(weight)})' for name, weight in config.get('loss', {}).items())}",
         f"- **optimizer**: {_step(config.get('optimizer', {}))}",
         f"- **schedule**: {_step(config.get('scheduler', {}))}, {train.get('epochs')} epochs",
         f"- **precision**: {train.get('mixed_precision')}",
-        f"- **these weights**: the best of the run, by {config.get('validation', {}).get('monitor')}: epoch "
+        f"- **these weights**: the best of the run by {config.get('validation', {}).get('monitor')}: epoch "
         f"{int(metadata.get('epoch', -1)) + 1}, optimizer step {metadata.get('step')}"
         + (", averaged over steps (EMA)" if train.get("ema_decay") else ""),
     ]
@@ -138,9 +139,9 @@ def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
 
 def _source(source: dict[str, Any]) -> str:
     if source.get("dataset"):
-        return f"data set `{source['dataset']}`, split {source.get('split') or 'train'}"
-    told = [f"{side} {_places(source[side])}" for side in ("input", "gt") if source.get(side)]
-    return ", ".join(told) + ("" if source.get("input") else " (clean images alone)")
+        return f"dataset `{source['dataset']}`, split {source.get('split') or 'train'}"
+    sides = [f"{side} {_places(source[side])}" for side in ("input", "gt") if source.get(side)]
+    return ", ".join(sides) + ("" if source.get("input") else " (clean images only)")
 
 
 def _places(places: str | list[str]) -> str:
@@ -150,7 +151,7 @@ def _places(places: str | list[str]) -> str:
 
 
 def _step(section: dict[str, Any], between: str = ", ") -> str:
-    """A section's name and settings; `between` joins the two ends of a list of two."""
+    """Return a section's name and settings; `between` joins the items of lists."""
     given = {key: value for key, value in section.items() if key != "name" and value not in (None, [], False)}
     settings = ", ".join(f"{key} {_plain(value, between)}" for key, value in given.items())
     return f"{section.get('name')}" + (f" ({settings})" if settings else "")
@@ -178,10 +179,10 @@ def _validation_name(config: dict[str, Any] | None) -> str:
     return ", ".join(place.rstrip("/").split("/")[-1] for place in places[:4]) + (", ..." if len(places) > 4 else "")
 
 
-def _told_scores(metadata: dict[str, Any], dataset: str) -> str:
+def _score_table(metadata: dict[str, Any], dataset: str) -> str:
     scores, protocol = _scores(metadata), metadata["metrics"].get("protocol") or {}
     if not scores:
-        return "None is stored with these weights."
+        return "No scores are stored with these weights."
     lines = [f"On {dataset}:", "", "| metric | input | output | measured as |", "|---|---|---|---|"]
     for name, value in scores.items():
         before = metadata["metrics"].get(f"input_{name}")
@@ -191,14 +192,14 @@ def _told_scores(metadata: dict[str, Any], dataset: str) -> str:
     facts = {
         "colours": protocol.get("channels"),
         "values": protocol.get("range"),
-        "border": f"{border} pixels left out at each side" if border else "the whole image is scored",
+        "border": f"{border} pixels at each side are ignored" if border else "the whole image is scored",
         "network sees": protocol.get("network"),
-        "input": (protocol.get("input") or "").replace("data.degradation", "the degradation that training uses"),
+        "input": (protocol.get("input") or "").replace("data.degradation", "the degradation of training"),
         "degradation": "; ".join(_step(step, " to ") for step in protocol.get("degradation", [])),
         "average": protocol.get("average"),
     }
-    told = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]
-    return "\n".join([*lines, "", "The protocol, without which a score means nothing:", "", *told])
+    protocol_lines = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]
+    return "\n".join([*lines, "", "Scores were measured by this protocol:", "", *protocol_lines])
 
 
 def _reproduce(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
@@ -207,9 +208,9 @@ def _reproduce(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
     if config is None:
         return f"{made}. {check}"
     seed = config.get("run", {}).get("seed", 0)
-    return f"""{made}, seed {seed}. [{CONFIG}]({CONFIG}) is its configuration, in which folders
-of data stand by their last names: put yours there.
+    return f"""{made}, seed {seed}. [{CONFIG}]({CONFIG}) is its configuration. It holds only the last
+names of data folders; replace them by your paths.
 
     accelerate launch accel_restore/train.py --config {CONFIG}
 
-The same samples, crops and noise follow from it on any number of devices. {check}"""
+It gives the same samples, crops and noise on any number of devices. {check}"""

@@ -1,8 +1,8 @@
-"""From best.safetensors to restored images: `accel_restore.load`."""
+"""`accel_restore.load`: a best.safetensors file as a function that restores images."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,53 +16,53 @@ from accel_restore.models.load_weights import load_module
 from accel_restore.models.weights_file import find_weights
 from accel_restore.registry import MODELS
 
-_SURELY_NO_FRACTION = 10.0  # noise takes floats out of [0, 1], but not so far
+_MAX_FLOAT = 10.0  # larger values are not meant for [0, 1]; noise exceeds it, but not so far
 
 
 class Restorer:
-    """Restores images; `.model` is the float32 module in eval mode, (B, C, H, W) in [0, 1] to the same, not clamped.
+    """Restores images.
 
-    `.metadata` holds what was stored beside the weights, `.channels` the number of image channels, `.scale` how many
-    times larger the output is.
+    `.model` is the float32 module in eval mode; it takes (B, C, H, W) in [0, 1], and its output is not clamped.
+    `.metadata` is the metadata of the weights, `.channels` the number of image channels, `.scale` the upscaling factor.
     """
 
     def __init__(self, model: nn.Module, metadata: dict[str, Any], device: torch.device):
         self.model, self.metadata, self.device = model, metadata, device
         self.channels: int = metadata["data"]["channels"]
         self.scale: int = metadata["data"].get("scale", 1)
-        ours = metadata["model"]["name"] in MODELS  # others may not bear another layout
+        ours = metadata["model"]["name"] in MODELS  # other models may not support another layout
         self._apply = ModelRunner(model, self.channels, self.scale, device, channels_last=ours)
 
     def __call__(
         self,
         image: Image.Image | np.ndarray | Tensor,
         *,
-        tile: int | str | None = "auto",
+        tile: int | Literal["auto"] | None = "auto",
         tile_overlap: int = 64,
         self_ensemble: bool = False,
         precision: str = "no",
         batch: int = 1,
     ) -> Image.Image | np.ndarray | Tensor:
-        """The restored image, of the kind and type that was given, `scale` times as high and wide.
+        """Return the restored image, of the same type and dtype as `image`, `scale` times as high and wide.
 
-        `tile`: pixels of input that the network sees at once, in tiles that share `tile_overlap` with their neighbours
-        and go over into each other, `batch` of them together; None: the whole image; "auto": tiles where memory is
-        short. `self_ensemble`: the mean over 8 flips and rotations. `precision` of the network: "no", "bf16", "fp16".
+        `tile`: side in pixels of the input tiles, which share `tile_overlap` pixels and are blended there; None: the
+        whole image; "auto": tiles if memory is short. `batch`: tiles per forward. `self_ensemble`: the mean over 8
+        flips and rotations. `precision` of the network: "no", "bf16" or "fp16".
 
         Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
-        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation, and 16-bit gray ones ("I;16"), kept
-        as such (if the weights are for colours, as the luma of what they give). Floats that noise has taken out of
-        [0, 1] are taken as they are; what is returned is clamped to it.
+        in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation; 16-bit gray PIL images ("I;16"),
+        which stay 16-bit gray (the luma of the output if the weights are for colour). Float input may exceed [0, 1]
+        slightly, as noise does; the output is clamped.
 
-        Raises: TypeError for other kinds, ValueError for a wrong number of channels or options, and for floats that
-            cannot be meant for [0, 1], as those up to 255.
+        Raises: TypeError for other types; ValueError for a wrong number of channels, invalid options, or floats far
+            outside [0, 1], such as 0 to 255.
         """
         settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
         if isinstance(image, Tensor | np.ndarray):
             _check_range(image)
         if isinstance(image, Tensor):
             if not image.is_floating_point():
-                raise TypeError(f"a tensor must be of floats in [0, 1], not {image.dtype}")
+                raise TypeError(f"a tensor must hold floats in [0, 1], not {image.dtype}")
             restored = self.restore(image if image.ndim == 4 else image[None], settings).to(image)
             return restored if image.ndim == 4 else restored[0]
         if isinstance(image, np.ndarray):
@@ -89,9 +89,9 @@ class Restorer:
         elif np.issubdtype(array.dtype, np.floating):
             white = 1
         else:
-            raise TypeError(f"an array must be of uint8, uint16, or floats in [0, 1], not {array.dtype}")
+            raise TypeError(f"an array must hold uint8, uint16, or floats in [0, 1], not {array.dtype}")
         if array.ndim not in (2, 3):
-            raise ValueError(f"an array must be of shape (H, W) or (H, W, C), not {array.shape}")
+            raise ValueError(f"an array must have shape (H, W) or (H, W, C), not {array.shape}")
         pixels = array[..., None] if array.ndim == 2 else array
         batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(white)).permute(2, 0, 1)[None]
         output = self.restore(batch, settings)[0].permute(1, 2, 0).cpu() * white
@@ -99,28 +99,30 @@ class Restorer:
         return restored[..., 0] if array.ndim == 2 else restored
 
     def restore(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
-        """The restored images (B, C, H, W) in [0, 1], float32, on the device of `images`; see `__call__`."""
+        """Return float32 restored images (B, C, H, W) in [0, 1], on the device of `images`; see `__call__`."""
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(images.shape)}")
         return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)
 
 
 def _check_range(image: Tensor | np.ndarray) -> None:
-    """Raise ValueError for floats up to 255 or 65535."""
+    """Raise ValueError for floats far above 1, such as 255 or 65535."""
     is_float = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
-    largest = float(image.max()) if is_float and math.prod(image.shape) else 0.0
-    if _SURELY_NO_FRACTION < largest < math.inf:
-        raise ValueError(f"floats must be in [0, 1], and the largest here is {largest:g}; divide by 255, or by 65535")
+    largest = float(image.max()) if is_float and 0 not in image.shape else 0.0
+    if _MAX_FLOAT < largest < math.inf:
+        raise ValueError(f"floats must be in [0, 1], but the largest is {largest:g}; divide by 255 or 65535")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
-    """The restorer in a best.safetensors file; where none lies at `path` and it reads owner/name, in that repository
-    of the Hugging Face Hub, as `accel-restore push` has written it.
+    """Return the restorer of a best.safetensors file.
 
-    The file is taken for a stranger's. It may name any model class that can be imported here, as it must for models of
-    your own, but nothing other than a `torch.nn.Module` class is called, and none larger than the file's tensors.
+    If `path` does not exist and has the form owner/name, the file comes from that repository of the Hugging Face Hub,
+    where `accel-restore push` puts it.
 
-    Raises: UserError where the file is missing, damaged, not to be had from the Hub, or not accel_restore's.
+    The file is not trusted. It may name any importable model class, so that your own models work, but only a
+    `torch.nn.Module` class is called, and only if its tensors are no larger than those of the file.
+
+    Raises: UserError if the file is missing, damaged, not available from the Hub, or not from accel_restore.
     """
     try:
         model, info = load_module(find_weights(path))

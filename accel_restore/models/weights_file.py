@@ -58,7 +58,8 @@ def require_file(path: Path) -> None:
 
 def _copy(run: Path) -> Path | None:
     """The best weights in the newest commit of a run's folder that holds some."""
-    return max(run.glob(f"checkpoints/step-*/{WEIGHTS}"), default=None)
+    copies = run.glob(f"checkpoints/step-*/{WEIGHTS}")
+    return max(copies, key=lambda copy: (len(copy.parent.name), copy.parent.name), default=None)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:

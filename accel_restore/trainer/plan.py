@@ -84,15 +84,22 @@ def plan_rows(
 
 
 def plan_record(
-    rows: list[tuple[str, str]], epochs: int, steps: int, protocol: Protocol, validation_images: list[str]
+    rows: list[tuple[str, str]],
+    epochs: int,
+    steps: int,
+    precision: str,
+    protocol: Protocol,
+    validation_images: list[str],
 ) -> dict[str, Any]:
-    """What plan.json keeps: the plan as it was printed, its length, how scores are measured, on what; and versions."""
+    """Return the content of plan.json: the printed plan, length, precision, protocol, validation images, versions."""
     used = {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy", "pillow")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     system = {"python": platform.python_version(), "cuda": torch.version.cuda or "none", "GPU": device}
     versions = {"accel_restore": __version__, **used, **system, "system": platform.platform()}
     measured = {"protocol": protocol.describe(), "validation_images": validation_images}
-    return redacted({"plan": rows, "epochs": epochs, "steps": steps, **measured, "versions": versions})
+    return redacted(
+        {"plan": rows, "epochs": epochs, "steps": steps, "precision": precision, **measured, "versions": versions}
+    )
 
 
 def _batch_in_words(plan: BatchPlan) -> str:

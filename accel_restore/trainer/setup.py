@@ -138,7 +138,7 @@ def prepare(
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
     run = RunContext(config, accelerator, console, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
-    record = plan_record(plan, epochs, stages.num_steps(epochs), protocol, data.val.names)
+    record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
     on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     console.table("plan", plan)
     return run

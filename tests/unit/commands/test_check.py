@@ -1,4 +1,4 @@
-"""`accel-restore check` names what is wrong with data, in the words with which training refuses them."""
+"""`accel-restore check` reports faults of the data, errors with the same messages as training."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from accel_restore.data.build import open_data
 from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.models.blocks import upscale
 
-KIND = {  # of the finding that names each of `WARNINGS`
+KIND = {  # of the finding for each of `WARNINGS`
     "swapped pair": "swapped", "shifted by 3 pixels": "shifted", "train image in val": "leak",
     "16-bit against 8-bit": "depth", "palette": "format", "EXIF-rotated": "orientation",
 }  # fmt: skip
@@ -55,7 +55,7 @@ def report(broken) -> dict:
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_each_error_is_named(kind, report):
+def test_each_error_is_reported(kind, report):
     assert any(ERRORS[kind] in error for error in report["errors"]), report["errors"]
 
 
@@ -64,7 +64,7 @@ def test_nothing_else_is_an_error(report):
 
 
 @pytest.mark.parametrize("kind", WARNINGS)
-def test_each_warning_is_named(kind, report):
+def test_each_warning_is_reported(kind, report):
     found = [warning for warning in report["warnings"] if warning["text"].split(": ")[0].endswith(WARNINGS[kind])]
     assert KIND[kind] in [warning["kind"] for warning in found], report["warnings"]
 
@@ -74,7 +74,7 @@ def test_nothing_else_is_a_warning(report):
     assert {path.name for path in named} == {*WARNINGS.values(), "original.png"}
 
 
-def test_training_stops_with_the_same_words(broken, report):
+def test_training_stops_with_the_same_messages(broken, report):
     process = subprocess.run(
         [sys.executable, "-m", "accel_restore.train", "--config", str(broken / "config.yaml"), "--cpu"],
         capture_output=True, text=True, env=clean_environment(),
@@ -89,16 +89,16 @@ def test_the_contact_sheet_shows_the_pairs(broken, report):
         assert sheet.width > 1000 and np.asarray(sheet).std() > 30
 
 
-def test_warnings_alone_let_training_begin(tmp_path, capsys):
+def test_warnings_alone_do_not_stop_training(tmp_path, capsys):
     train, val = damaged(tmp_path, errors=False)
     code, report = check(write_config(tmp_path, train.source, val.source))
-    assert code == 0 and not report["errors"] and len(report["warnings"]) == len(WARNINGS) + 1  # both files are turned
+    assert code == 0 and not report["errors"] and len(report["warnings"]) == len(WARNINGS) + 1  # both files are rotated
     out = capsys.readouterr().out
     assert all(f"warning ({KIND[kind]}): " in out and file in out for kind, file in WARNINGS.items())
     assert f"0 errors, {len(report['warnings'])} warnings" in out
 
 
-def test_sound_data_raise_no_alarm_and_their_cost_is_told(tmp_path, capsys):
+def test_data_without_faults_have_no_warnings_and_their_cost_is_reported(tmp_path, capsys):
     train, val = sound(tmp_path)
     config = write_config(tmp_path, train.source, val.source, crops_per_image=4)
     code, report = check(config, "--pairs-per-second", "0.001")
@@ -114,7 +114,7 @@ def test_sound_data_raise_no_alarm_and_their_cost_is_told(tmp_path, capsys):
     assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["slow"]
 
 
-def test_clean_images_can_be_checked_and_a_part_of_them(tmp_path):
+def test_clean_images_can_be_checked_in_full_or_in_part(tmp_path):
     train, _ = sound(tmp_path)
     Image.fromarray(np.full((120, 120, 3), 7, np.uint8)).save(tmp_path / "train" / "gt" / "even.png")
     config = write_config(tmp_path, {"gt": train.source["gt"]}, val_fraction=0.2)
@@ -140,7 +140,7 @@ def test_super_resolution_pairs_can_be_checked(tmp_path):
     assert code == 2 and "is 60x59, its gt" in report["errors"][0] and len(report["errors"]) == 1
 
 
-def test_pairs_whose_scale_was_forgotten_get_one_sentence(tmp_path):
+def test_a_forgotten_scale_is_reported_once_for_all_pairs(tmp_path):
     train, _ = sound(tmp_path)
     for path in (tmp_path / "train" / "input").iterdir():
         Image.open(path).resize((60, 60)).save(path)
@@ -150,14 +150,14 @@ def test_pairs_whose_scale_was_forgotten_get_one_sentence(tmp_path):
         assert f"data.scale: is {scale}, but each gt is exactly 2 times as large" in report["errors"][0]
 
 
-def test_inputs_made_on_one_side_alone_are_doubted(tmp_path):
+def test_inputs_made_for_validation_only_are_a_warning(tmp_path):
     train, val = sound(tmp_path)
     code, report = check(write_config(tmp_path, train.source, {"gt": val.source["gt"]}))
     assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["unlike"]
-    assert "the inputs of data.val are made by data.degradation" in report["warnings"][0]["text"]
+    assert "data.degradation makes the inputs of data.val, but" in report["warnings"][0]["text"]
 
 
-def test_the_sheet_of_clean_images_shows_what_the_degradation_makes(tmp_path):
+def test_the_sheet_of_clean_images_shows_degraded_inputs(tmp_path):
     train, _ = sound(tmp_path, 4)
     (tmp_path / "train" / "gt" / "sound00.png").rename(tmp_path / "train" / "gt" / "a\nb.png")  # drawn as one line
     config = write_config(tmp_path, {"gt": train.source["gt"]}, degradation=[{"name": "gaussian_noise", "sigma": 60}])
@@ -168,7 +168,7 @@ def test_the_sheet_of_clean_images_shows_what_the_degradation_makes(tmp_path):
     assert noise[0] > 1.5 * noise[1]
 
 
-def test_inputs_that_are_made_are_measured(tmp_path):
+def test_the_psnr_of_made_inputs_is_measured(tmp_path):
     train, _ = sound(tmp_path, 4)
     config = write_config(tmp_path, {"gt": train.source["gt"]}, degradation=[{"name": "gaussian_noise", "sigma": 25}])
     _, report = check(config)
@@ -178,7 +178,7 @@ def test_inputs_that_are_made_are_measured(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_the_input_that_is_measured_is_that_of_validation(tmp_path, scale):
+def test_the_measured_input_is_the_input_of_validation(tmp_path, scale):
     sound(tmp_path, 4)
     gt = tmp_path / "train" / "gt" / "sound00.png"
     Image.open(gt).crop((0, 0, 119, 117)).save(gt)
@@ -201,10 +201,10 @@ def test_the_input_that_is_measured_is_that_of_validation(tmp_path, scale):
         ("{name: gaussian_noise, sigma: [0, 2]}", False),
         ("{name: gaussian_noise, sigma: 0}", False),
         ("{name: quantize}", False),
-        ("{name: 'own:same', sigma: fine, of: 3}", False),  # a function's own parameters may mean anything
+        ("{name: 'own:same', sigma: fine, of: 3}", False),  # a user's function may have parameters of any meaning
     ],
 )
-def test_noise_in_units_of_one_is_doubted(tmp_path, monkeypatch, degradation, warned):
+def test_noise_in_units_of_one_is_a_warning(tmp_path, monkeypatch, degradation, warned):
     train, _ = sound(tmp_path, 4)
     (tmp_path / "own.py").write_text("def same(image, random, *, sigma: str, of: int):\n    return image\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -213,7 +213,7 @@ def test_noise_in_units_of_one_is_doubted(tmp_path, monkeypatch, degradation, wa
     assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["faint"] * warned
 
 
-def test_a_degradation_that_fails_on_an_image_hides_nothing_else(tmp_path, monkeypatch):
+def test_a_degradation_that_fails_on_an_image_hides_no_other_error(tmp_path, monkeypatch):
     train, _ = sound(tmp_path, 4)
     folder = Path(train.source["gt"])
     (folder / "empty.png").write_bytes(b"")
@@ -230,7 +230,7 @@ def test_a_degradation_that_fails_on_an_image_hides_nothing_else(tmp_path, monke
     assert any("cannot work on" in error and "too wide" in error for error in report["errors"])
 
 
-def test_gray_images_in_a_training_for_colour_are_named_once(tmp_path):
+def test_gray_images_in_colour_training_are_reported_once(tmp_path):
     train, val = sound(tmp_path, 4)
     config = write_config(tmp_path, train.source, val.source)
     paths = [path for set_ in (train, val) for side in ("input", "gt") for path in Path(set_.source[side]).iterdir()]
@@ -244,7 +244,7 @@ def test_gray_images_in_a_training_for_colour_are_named_once(tmp_path):
     assert check(config, "data.channels=1")[1]["warnings"] == []
 
 
-def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, capsys):
+def test_unwritable_output_files_are_refused_before_the_work(tmp_path, capsys):
     config = write_config(tmp_path, {"gt": str(tmp_path / "none")})
     for arguments, words in (
         (["--json", str(tmp_path / "no" / "x.json")], "no does not exist"),
@@ -256,7 +256,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, caps
         assert words in err and "data.train" not in err
 
 
-def test_pictures_and_the_configuration_are_never_written_over(tmp_path, capsys):
+def test_images_and_the_configuration_are_never_overwritten(tmp_path, capsys):
     train, val = sound(tmp_path, 4)
     config = write_config(tmp_path, train.source, val.source)
     config = str(Path(config).rename(tmp_path / "mine.json"))  # JSON is YAML
@@ -267,7 +267,7 @@ def test_pictures_and_the_configuration_are_never_written_over(tmp_path, capsys)
         assert f"{file}: " in capsys.readouterr().err and Path(file).read_bytes() == content
 
 
-def test_a_loss_is_tried_with_the_smallest_crop(tmp_path, capsys):
+def test_a_loss_is_checked_against_the_smallest_crop(tmp_path, capsys):
     train, val = sound(tmp_path, 4)
     stages = [{"until_epoch": 1, "patch_size": 8}]
     config = write_config(tmp_path, train.source, val.source, stages=stages)
@@ -276,7 +276,7 @@ def test_a_loss_is_tried_with_the_smallest_crop(tmp_path, capsys):
     assert "data.stages.0.patch_size is 8" in capsys.readouterr().err
 
 
-def test_json_is_printed_where_no_file_is_named(tmp_path, capsys):
+def test_json_is_printed_without_a_file_name(tmp_path, capsys):
     train, val = sound(tmp_path, 4)
     config = write_config(tmp_path, train.source, val.source)
     assert main(["check", "--config", config, "--json", "data.patch_size=32"]) == 0

@@ -126,10 +126,10 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "quantize", "--tile", "70"], "tile"),
         (["--gt", "gt", "--degrade", "quantize", "--worst", "3"], "--pictures"),
         (["--gt", "gt", "--degrade", "quantize", "--csv", "no/a.csv"], "does not exist"),
-        (["--gt", "gt", "--degrade", "quantize", "--crop-border", "60"], "less than"),
+        (["--gt", "gt", "--degrade", "quantize", "--crop-border", "60"], "scores need at least 131 pixels"),
         (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "99"], "more than 99 pixels"),
         (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "0"], "--max-pixels: must be a whole number above 0"),
-        (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be equal"),
+        (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be of equal size"),
         (["--gt", "gt", "--input", "broken"], "photo001.png: is no image"),
         (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: keys the draws of a degradation"),
     ],
@@ -180,7 +180,7 @@ def test_a_stored_protocol_is_taken_for_a_strangers(pairs, tmp_path, capsys):
         report = evaluate(file, "--input", pairs[0], "--gt", pairs[1], code=code)
         said = capsys.readouterr()
         if code == 0:
-            assert report["protocol"]["tile"] == 96 and "lpips is left out" in said.out
+            assert report["protocol"]["tile"] == 96 and "lpips is not measured" in said.out
             assert list(report["mean"]) == ["input_psnr", "psnr"]
         else:
             assert next(iter(change)) in said.err

@@ -74,14 +74,13 @@ def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
     assert {"image-restoration", "denoising", "unet"} <= set(data["tags"])
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["psnr"].metric_value == 30.5123 and results["psnr"].dataset_name == "Set12, Set5"
-    for told in ("20.20 dB", "**30.51 dB**", "4 pixels left out", "gaussian_noise (sigma 5 to 50)", "`photos`",
+    for told in ("20.20 dB", "**30.51 dB**", "4 pixels at each side are ignored", "gaussian_noise (sigma 5 to 50)", "`photos`",
                  'accel_restore.load("me/denoiser")', "samples.png", "sha256",
                  "epoch 4, optimizer step"):  # fmt: skip
         assert told in card.text, told
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (
-        f"    pip install '.'\n\nin the folder of the source of {package['name']} {package['version']} or later"
-        in card.text
+        f"    pip install '.'\n\nin the source folder of {package['name']} {package['version']} or later" in card.text
     )
 
 
@@ -126,7 +125,7 @@ def test_weights_alone_and_a_second_time(run, tmp_path):
     hub = alone.parent / "hub"
     assert sorted(path.name for path in hub.iterdir()) == ["README.md", "best.safetensors"]
     card = huggingface_hub.ModelCard.load(hub / "README.md")
-    assert card.data.license == "cc-by-4.0" and "is not known" in card.text
+    assert card.data.license == "cc-by-4.0" and "uploaded without their run" in card.text
     assert sorted(path.name for path in alone.parent.iterdir()) == ["hub", "model.safetensors"]
 
 

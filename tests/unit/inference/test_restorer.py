@@ -279,6 +279,6 @@ def test_weights_that_were_moved_away_are_found_in_the_commits(tmp_path):
 def test_floats_up_to_255_are_refused(tmp_path, make):
     restorer = accel_restore.load(write(tmp_path / "best.safetensors", build(3)))
     image = np.random.default_rng(0).random((3, 16, 16) if make is torch.from_numpy else (16, 16, 3), np.float32)
-    with pytest.raises(ValueError, match=r"floats must be in \[0, 1\], and the largest here is 2.*divide by 255"):
+    with pytest.raises(ValueError, match=r"floats must be in \[0, 1\], but the largest is 2.*divide by 255"):
         restorer(make(image * 255))
     restorer(make(image * 1.5))  # noise does that
