@@ -2,8 +2,6 @@
 
 import io
 import os
-import re
-import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,12 +11,9 @@ import tifffile
 import torch
 from photographs import photograph
 from PIL import Image, ImageCms
-from runs import ROOT
 from weight_files import build, write
 
 from accel_restore.cli import main
-from accel_restore.commands.evaluate import parse as parse_evaluate
-from accel_restore.commands.restore import parse as parse_restore
 from accel_restore.data.decode import read_image
 from accel_restore.data.encode import About, encode, read_mark
 from accel_restore.inference import apply as applying
@@ -221,9 +216,11 @@ def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
     [
         (["no.png", "-o", "out"], "no.png: does not exist"), (["no/*.png", "-o", "out"], "holds no images"),
         (["photos", "-o", "out.png"], "name a folder"), (["photos", "-o", "photos/b.png"], "name a folder"),
-        (["photos/b.png", "-o", "out.bmp"], "is neither a folder nor"), (["photos", "-o", "out", "--tile", "70"], "tile=70"),
+        (["photos/b.png", "-o", "out.bmp"], "is neither a folder nor"),
+        (["photos", "-o", "out", "--tile", "70"], "tile=70"),
         (["photos", "-o", "out", "--batch", "0"], "batch"), (["photos", "-o", "out", "--precision", "fp16"], "a GPU"),
-        (["photos", "-o", "out", "--quality", "0"], "--quality"), (["twins", "-o", "out", "--format", "png"], "restore them separately"),
+        (["photos", "-o", "out", "--quality", "0"], "--quality"),
+        (["twins", "-o", "out", "--format", "png"], "restore them separately"),
         (["photos", "-o", "photos/b.png/x"], None),
         (["photos/b.png", "-o", "out.png", "--format", "jpg"], "does not match --format"),
         (["photos/sub", "-o", "out", "--max-pixels", "99"], "more than 99 pixels"),
@@ -271,15 +268,6 @@ def test_16_bit_pictures_come_back_with_16_bits(weights, channels):
         want = loaded(np.repeat(levels[..., None], channels, axis=2)).astype(float)
         want = want @ [0.299, 0.587, 0.114] if channels == 3 else want[..., 0]
         assert np.abs(np.asarray(result) - want).max() <= 2
-
-
-def test_the_commands_of_the_readme_are_accepted():
-    text = (ROOT / "README.md").read_text()
-    parsers = {"restore": parse_restore, "evaluate": parse_evaluate}
-    lines = re.findall(r"^ {4}.*?accel(?:-restore|_restore\.cli) (restore|evaluate) (.*)$", text, re.MULTILINE)
-    assert len(lines) == 7
-    for name, arguments in lines:
-        assert parsers[name](shlex.split(arguments)).weights
 
 
 class Limited(torch.nn.Module):
