@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from accel_restore.data_check.measure import enlarge
 from accel_restore.metrics.format import format_score
-from accel_restore.tracking.pictures import fitting
+from accel_restore.utils.captions import draw_caption
 
 _TILE, _CAPTION, _GAP = 160, 18, 4  # pixels
 _MAX_COLUMNS, _MAX_ROWS = 3, 24
@@ -36,11 +36,11 @@ def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
     columns = min(_MAX_COLUMNS * 3 // num_tiles, max(len(rows), 1))
     width, height = num_tiles * (_TILE + _GAP) + 2 * _GAP, _TILE + _CAPTION + _GAP
     sheet = Image.new("RGB", (columns * width, max(1, -(-len(rows) // columns)) * height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows):
         left, top = place % columns * width + _GAP, place // columns * height
         colour = "firebrick" if row.kinds else "black"
-        pen.text((left, top + 1), fitting(_caption(row), width - 3 * _GAP, font), colour, font)
+        draw_caption(pen, (left, top + 1), _caption(row), width - 3 * _GAP, size=13, colour=colour)
         for number, image in enumerate(_tiles(row)):
             sheet.paste(image, (left + number * (_TILE + _GAP), top + _CAPTION))
     return sheet

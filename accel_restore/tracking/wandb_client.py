@@ -45,7 +45,8 @@ def start_run(
     folder = Path(arguments["dir"]) / "wandb"
     former = set(folder.glob("*run-*"))
     try:
-        with _without_command_line():  # create_new does not touch a run of the caller
+        with _without_command_line():
+            # create_new leaves a run of the caller untouched
             run = wandb.init(mode=cast(Any, mode), settings=settings, reinit="create_new", **arguments)
         run.define_metric("train/step")
         run.define_metric("train/*", step_metric="train/step")

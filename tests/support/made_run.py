@@ -1,4 +1,4 @@
-"""The folder of a run that never was: every file that a report is made of, in seconds, with names of ill will."""
+"""Writes the files of a finished run without training, optionally with hostile names in them."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SPIKE = 9.0
 
 
 def made_run(folder: Path, ranks: int = 2, steps: int = STEPS, evil: str = "") -> Path:
-    """A finished and audited run of three epochs with a line a step and rank, a skipped step and pictures."""
+    """Write a finished, audited run of 3 epochs: a line per step and rank, a skipped step and pictures."""
     folder.mkdir(parents=True)
     per_epoch = steps // EPOCHS
     lines = []

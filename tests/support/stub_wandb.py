@@ -1,4 +1,4 @@
-"""A W&B server on loopback, enough for online runs and `wandb sync`; it records what it receives and can misbehave."""
+"""A stub W&B server on loopback for online runs and `wandb sync`. It records all requests and can simulate faults."""
 
 import argparse
 import gzip
@@ -18,7 +18,7 @@ BEHAVIOURS = ("good", "silent", "wrong_key", "error")
 
 
 class Stub:
-    """A running stub server in a process of its own, so that it can be killed, stopped and started again."""
+    """A stub server in its own process, which can be killed, stopped and restarted."""
 
     def __init__(self, folder: Path, behaviour: str = "good", port: int = 0):
         self.folder, self.port = folder, port or free_port()
@@ -30,7 +30,7 @@ class Stub:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, behaviour: str = "good") -> None:
-        """Serve again on the same port; what was received before is kept."""
+        """Serve on the same port; earlier requests are kept."""
         command = [sys.executable, __file__, str(self.folder), "--port", str(self.port), "--behaviour", behaviour]
         self.process = subprocess.Popen(command)
         while True:
@@ -41,39 +41,39 @@ class Stub:
                 time.sleep(0.05)
 
     def kill(self) -> None:
-        """The server is gone: connections are refused."""
+        """End the server: connections are refused."""
         self.process.kill()
         self.process.wait()
 
     def freeze(self) -> None:
-        """The server goes on to accept connections (the kernel does) and answers none."""
+        """Stop the server: the kernel still accepts connections, but no request is answered."""
         self.process.send_signal(signal.SIGSTOP)
 
     def rows(self, run: str | None = None) -> list[dict]:
-        """The history of a run (of the only one) as the server would show it: a later line replaces its number."""
+        """Return the history of a run (default: the only one). A later line replaces one of the same number."""
         files = self._received(run, "wandb-history.jsonl")
         return [row for _, row in sorted(files.items())]
 
     def config(self, run: str | None = None) -> dict:
-        """The configuration that was uploaded with the run."""
+        """Return the configuration that was uploaded with the run."""
         configs = [json.loads(text) for text in self._variables("config", run)]
         return {name: entry["value"] for name, entry in configs[-1].items() if name != "_wandb"}
 
     def runs(self) -> list[str]:
-        """The runs that were heard of, in order."""
+        """Return the ids of the runs, in order of their first line."""
         return list(dict.fromkeys(event["run"] for event in self.events() if event["kind"] == "lines"))
 
     def events(self) -> list[dict]:
-        """All requests, in order."""
+        """Return all requests, in order."""
         path = self.folder / "received.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def views(self) -> list[dict]:
-        """The views that were saved, as they were sent."""
+        """Return the saved views as they were sent."""
         return [json.loads(text) for text in self._variables("spec", None)]
 
     def uploaded(self) -> set[str]:
-        """The names of the files that were uploaded."""
+        """Return the names of the uploaded files."""
         return {event["name"] for event in self.events() if event["kind"] == "file"}
 
     def _received(self, run: str | None, file: str) -> dict[int, dict]:
@@ -85,7 +85,7 @@ class Stub:
         for event in self.events():
             if event["kind"] == "lines" and event["run"] == run and file in event["files"]:
                 chunk = event["files"][file]
-                if chunk["offset"] == 0:  # as W&B does: a run that is begun again replaces the former
+                if chunk["offset"] == 0:  # as in W&B, a restarted run replaces the earlier rows
                     lines.clear()
                 lines.update({chunk["offset"] + i: json.loads(line) for i, line in enumerate(chunk["content"])})
         return lines
@@ -97,7 +97,7 @@ class Stub:
 
 @contextmanager
 def stub_server(folder: Path, behaviour: str = "good", port: int = 0):
-    """A stub server that ends with the block."""
+    """Run a stub server within the block."""
     stub = Stub(folder, behaviour, port)
     try:
         yield stub
@@ -112,7 +112,7 @@ def free_port() -> int:
 
 
 def _answer(query: str, variables: dict, base: str) -> dict:
-    """The data of a GraphQL query; a field that we do not know is left out, which the client takes."""
+    """Return the data of a GraphQL query; unknown fields are left out, which the client accepts."""
     if "upsertBucket" in query:
         project = {"name": variables.get("project"), "entity": {"name": "somebody"}}
         name = variables.get("name") or "unnamed"
@@ -133,7 +133,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *arguments) -> None:
-        """A client that is killed is no error here."""
+        """Ignore errors: clients are killed on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(401, {"errors": [{"message": "permission denied: invalid key"}], "error": "invalid key"})
         elif behaviour == "error":
             self._reply(500, {"error": "internal"})
-        elif not self.path.startswith(("/graphql", "/files/", "/upload/")):  # telemetry of the client
+        elif not self.path.startswith(("/graphql", "/files/", "/upload/")):  # the client's telemetry
             self._reply(404, {})
         else:
             self._reply(200, self._take(body))
@@ -197,7 +197,7 @@ def main() -> None:
     options = parser.parse_args()
     server = _Server(("127.0.0.1", options.port), _Handler)
     server.folder, server.behaviour, server.lock = options.folder, options.behaviour, threading.Lock()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that of a terminal, or a test, is for the process that it serves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the tested process
     server.serve_forever()
 
 
