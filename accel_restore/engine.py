@@ -24,7 +24,8 @@ from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.distributed.fsdp import autocast_forward, copy_full_state, full_tensor, gather_by_block, shard
 from accel_restore.errors import PreemptedError
 from accel_restore.losses import Loss
-from accel_restore.metrics.protocol import METRICS, Measure, Protocol
+from accel_restore.metrics import Measure, get_metric
+from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.parameters import freeze
@@ -281,4 +282,4 @@ def monitored_value(scores: dict[str, float], monitor: str) -> float:
     """The value that decides which weights are best, lower is better; infinite without scores, never best if NaN."""
     if not scores:
         return math.inf
-    return -scores[monitor] if monitor != "loss" and METRICS[monitor].higher_is_better else scores[monitor]
+    return -scores[monitor] if monitor != "loss" and get_metric(monitor).higher_is_better else scores[monitor]

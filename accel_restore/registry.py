@@ -17,6 +17,13 @@ LOSSES = {
     "lpips": "accel_restore.losses.perceptual:LPIPS",
 }
 
+METRICS = {
+    "psnr": "accel_restore.metrics.psnr_ssim:PSNR",
+    "ssim": "accel_restore.metrics.psnr_ssim:SSIM",
+    "lpips": "accel_restore.metrics.perceptual:LPIPS",
+    "dists": "accel_restore.metrics.perceptual:DISTS",
+}
+
 MODELS = {
     "unet": "accel_restore.models.unet:UNet",
     "dncnn": "accel_restore.models.dncnn:DnCNN",

@@ -179,12 +179,12 @@ def _write_csv(file: Path, names: list[str], rows: "list[Row]") -> None:
 
 def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None:
     """Draw the images of the worst scores by the first metric, where they are worst."""
-    from accel_restore.metrics.protocol import METRICS
+    from accel_restore.metrics import get_metric
     from accel_restore.models.blocks import upscale
     from accel_restore.tracking.pictures import draw_samples, worst_part
 
     metric = scorer.protocol.metrics[0]
-    lowest_first = METRICS[metric].higher_is_better
+    lowest_first = get_metric(metric).higher_is_better
     order = sorted(range(len(rows)), key=lambda index: rows[index][metric], reverse=not lowest_first)
     try:
         folder.mkdir(parents=True, exist_ok=True)

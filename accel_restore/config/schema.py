@@ -4,14 +4,14 @@
 section `data`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of
 from accel_restore.config.data import Data, PathText
-from accel_restore.registry import LOSSES, MODELS
+from accel_restore.registry import LOSSES, METRICS, MODELS
 
 
 def _one_folder(name: str) -> str:
@@ -226,7 +226,12 @@ class Train(Section):
         return self
 
 
-MetricName = Literal["psnr", "ssim", "lpips", "dists"]
+if TYPE_CHECKING:  # a type checker cannot read the choices from a table
+    MetricName = str
+    MonitorName = str
+else:
+    MetricName = Literal[tuple(METRICS)]
+    MonitorName = Literal["loss", *METRICS]
 
 
 class Validation(Section):
@@ -235,7 +240,7 @@ class Validation(Section):
     weights: dict[Literal["lpips", "dists"], PathText] = Field(
         {}, description="files of the networks that metrics look with, torchvision's: {lpips: AlexNet, dists: VGG16}"
     )
-    monitor: Literal["loss", MetricName] = Field("loss", description="decides which weights are best")
+    monitor: MonitorName = Field("loss", description="decides which weights are best")
     crop_border: Annotated[int, Field(ge=0)] = Field(0, description="pixels left out at each side")
     y_channel: bool = Field(False, description="score the luma of BT.601 (16–235) instead of RGB")
     quantize: bool = Field(False, description="round output and gt to 8 bits before they are scored")

@@ -21,8 +21,9 @@ from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.inference.restorer import Restorer
-from accel_restore.metrics.protocol import METRICS, Protocol
+from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.blocks import upscale
+from accel_restore.registry import METRICS
 from accel_restore.utils.memory import is_out_of_memory
 
 SETTINGS = ("crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap")

@@ -1,0 +1,34 @@
+"""Metrics: scores of restored images, and the protocol that they are measured by.
+
+A metric is a `Metric` with a line in `registry.METRICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from accel_restore.registry import METRICS
+from accel_restore.utils.imports import resolve
+
+if TYPE_CHECKING:  # titles and units of scores are needed without torch
+    from torch import Tensor
+
+Measure = Callable[["Tensor", "Tensor"], "Tensor"]  # (output, gt), each (B, C, H, W) in [0, 1], to one value per image
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of images."""
+
+    build: Callable[[str | None], Measure]  # from a file of weights; raises UserError if it needs one and cannot use it
+    text: str  # how it measures, as the protocol describes it
+    smallest_side: int = 1  # of the images that it can score, in pixels
+    higher_is_better: bool = True
+    of_luma: bool = True  # scores the luma if the protocol asks for it; otherwise always the colours
+
+
+def get_metric(name: str) -> Metric:
+    """Return the metric with this name in the registry."""
+    return resolve(name, METRICS, "validation.metrics")

@@ -1,12 +1,12 @@
-"""How people read a score, wherever one is shown: the console, tables, pictures, the report, the model card."""
+"""The form of a score wherever it is shown: console, tables, pictures, report, model card."""
 
 TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "dists": "DISTS"}
 
 
 def format_score(name: str, value: float, signed: bool = False) -> str:
-    """A score with its unit: "25.00 dB" of a PSNR, else four decimals, of a loss four digits.
+    """Return a score with its unit: a PSNR as "25.00 dB", a loss with four digits, any other with four decimals.
 
-    `name` may also be that of the input's score or of a difference: input_psnr, psnr_2, psnr_difference.
+    `name` may also name the input's score or a difference: input_psnr, psnr_2, psnr_difference.
     """
     sign = "+" if signed else ""
     if "psnr" in name:
@@ -15,5 +15,5 @@ def format_score(name: str, value: float, signed: bool = False) -> str:
 
 
 def titled_score(name: str, value: float) -> str:
-    """A score with its unit and its name: "25.00 dB PSNR"."""
+    """Return a score with its unit and title, such as "25.00 dB PSNR"."""
     return f"{format_score(name, value)} {TITLES.get(name, name)}"

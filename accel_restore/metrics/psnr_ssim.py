@@ -1,50 +1,65 @@
-"""PSNR and SSIM of each image, and the luma that both may be measured on."""
+"""PSNR and SSIM of each image, and the luma on which both may be measured."""
 
 import math
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
 
-WINDOW = [math.exp(-((place - 5) ** 2) / (2 * 1.5**2)) for place in range(11)]  # of SSIM
-WINDOW = [weight / sum(WINDOW) for weight in WINDOW]
+from accel_restore.losses.pixel import BT601, SSIM_SIGMA, SSIM_WINDOW, ssim_factors
+from accel_restore.metrics import Metric
+
+_WEIGHTS = [math.exp(-((place - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for place in range(SSIM_WINDOW)]
+_WEIGHTS = [weight / sum(_WEIGHTS) for weight in _WEIGHTS]
 
 
 def luma(images: Tensor) -> Tensor:
-    """The Y of BT.601, 16–235 of 255, of RGB images (B, 3, H, W): (B, 1, H, W), as MATLAB's rgb2ycbcr of doubles."""
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    """Return the luma Y of BT.601, (B, 1, H, W), of RGB images (B, 3, H, W), as MATLAB's rgb2ycbcr does for doubles.
+
+    Units: 16/255 (black) to 235/255 (white).
+    """
+    weights = torch.tensor(BT601, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     return ((images * weights).sum(1, keepdim=True) + 16) / 255
 
 
 def psnr(output: Tensor, gt: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio in dB of each image (B, C, H, W) in [0, 1]: (B,).
+    """Return the peak signal-to-noise ratio in dB of each image (B, C, H, W) in [0, 1]; shape (B,).
 
-    At most 100, for equal images too: one that is infinite would make the mean over all images say nothing.
+    It is at most 100 dB. For equal images it would be infinite, and so would the mean over all images.
     """
     error = (output.double() - gt.double()).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp_min(1e-10))
 
 
 def ssim(output: Tensor, gt: Tensor) -> Tensor:
-    """The structural similarity of each image (B, C, H, W) in [0, 1]: shape (B,), the mean over channels.
+    """Return the structural similarity of each image (B, C, H, W) in [0, 1], averaged over channels; shape (B,).
 
-    Computed in float64: in float32 the variance of bright smooth areas drowns in rounding.
+    Computed in float64: in float32 the variance of bright smooth areas is lost to rounding.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, as their
         ssim_index.m: Gaussian window of 11, valid region, no reduction of large images.
     """
     x, y = output.double(), gt.double()
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    similar_mean = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    similar_shape = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (similar_mean * similar_shape).flatten(1).mean(1)
+    means = _blur(x), _blur(y), _blur(x * x), _blur(y * y), _blur(x * y)
+    luminance, structure = ssim_factors(means)
+    return (luminance * structure).flatten(1).mean(1)
 
 
-def blur(images: Tensor) -> Tensor:
-    """The images (…, H, W) under SSIM's window, where it lies inside: (…, H - 10, W - 10)."""
+def _blur(images: Tensor) -> Tensor:
+    """Return the weighted means under SSIM's window, at the positions where it is inside the image.
+
+    Shapes: (…, H, W) to (…, H - 10, W - 10).
+    """
     for dim in (-2, -1):
-        size = images.shape[dim] - len(WINDOW) + 1
-        images = sum(weight * images.narrow(dim, place, size) for place, weight in enumerate(WINDOW))
+        size = images.shape[dim] - SSIM_WINDOW + 1
+        images = reduce(add, (weight * images.narrow(dim, place, size) for place, weight in enumerate(_WEIGHTS)))
     return images
+
+
+PSNR = Metric(lambda _: psnr, "dB, peak 1, of the mean squared error over pixels and channels, at most 100")
+SSIM = Metric(
+    lambda _: ssim,
+    "Gaussian window 11, sigma 1.5, K1 0.01, K2 0.03, population variance, valid region, mean over channels",
+    smallest_side=SSIM_WINDOW,
+)

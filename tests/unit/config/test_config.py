@@ -13,8 +13,7 @@ from accel_restore.config.load import BASICSR_KEYS, config_from, load_config, to
 from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.data.degradations.pipeline import DEGRADATIONS
 from accel_restore.errors import UserError
-from accel_restore.metrics.protocol import METRICS
-from accel_restore.registry import LOSSES, MODELS
+from accel_restore.registry import LOSSES, METRICS, MODELS
 from accel_restore.train import parse_arguments
 
 LEAST = {"data": {"train": {"gt": "photos"}}}

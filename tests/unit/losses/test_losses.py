@@ -129,8 +129,8 @@ def test_a_loss_leaves_the_random_state_and_has_nothing_to_train(name, settings)
     output, gt = photo_tensors(1, *size_for(name))
     loss(output.requires_grad_(), gt).sum().backward()
     assert torch.get_rng_state().equal(state)
-    modules = [term for _, _, term in loss.parts if isinstance(term, torch.nn.Module)]
-    assert all(not module.training for part in modules for module in part.modules())
+    modules = [part.function for part in loss.parts if isinstance(part.function, torch.nn.Module)]
+    assert all(not module.training for term in modules for module in term.modules())
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 

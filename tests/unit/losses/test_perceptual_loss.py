@@ -10,7 +10,7 @@ from vgg import random_weights, read_network, write_weights
 
 from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
-from accel_restore.losses.perceptual import _SHIPPED
+from accel_restore.losses.perceptual import torchmetrics_file
 
 
 @pytest.fixture(scope="module")
@@ -174,5 +174,7 @@ def test_shallow_layers_take_smaller_images(files):
 def test_the_weightings_that_are_shipped_are_those_of_lpips():
     lpips = pytest.importorskip("lpips")
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).state_dict()
-    for name, value in torch.load(_SHIPPED, weights_only=True, map_location="cpu").items():
+    for name, value in torch.load(
+        torchmetrics_file("lpips_models/vgg.pth"), weights_only=True, map_location="cpu"
+    ).items():
         assert value.equal(theirs[name])

@@ -11,7 +11,8 @@ from torch import nn
 
 from accel_restore.engine import monitored_value
 from accel_restore.errors import UserError
-from accel_restore.metrics.protocol import METRICS, Protocol
+from accel_restore.metrics import get_metric
+from accel_restore.metrics.protocol import Protocol
 
 NETWORKS = {"lpips": "alexnet", "dists": "vgg16"}
 
@@ -66,7 +67,7 @@ def pairs(side: int = 65) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_distances_are_those_of_torchmetrics(name, files, monkeypatch):
-    measure, (output, gt) = METRICS[name].build(files[name]), pairs()
+    measure, (output, gt) = get_metric(name).build(files[name]), pairs()
     values = measure(output, gt)
     assert values.shape == (3,) and values.max() - values.min() > 1e-3
     torch.testing.assert_close(values, reference(name, monkeypatch)(output.float(), gt.float()), rtol=1e-4, atol=1e-5)
@@ -76,7 +77,7 @@ def test_distances_are_those_of_torchmetrics(name, files, monkeypatch):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gray_is_seen_as_colour_and_colours_stay_where_other_scores_are_of_the_luma(name, files):
-    measure, (output, gt) = METRICS[name].build(files[name]), pairs()
+    measure, (output, gt) = get_metric(name).build(files[name]), pairs()
     gray = [images[:, :1] for images in (output, gt)]
     torch.testing.assert_close(measure(*gray), measure(*(images.repeat(1, 3, 1, 1) for images in gray)))
     score = {y: Protocol(metrics=(name,), weights=files, y_channel=y).scores[name](output, gt) for y in (True, False)}
@@ -85,7 +86,7 @@ def test_gray_is_seen_as_colour_and_colours_stay_where_other_scores_are_of_the_l
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_smallest_image_that_can_be_scored(name, files):
-    measure, side = METRICS[name].build(files[name]), METRICS[name].smallest_side
+    measure, side = get_metric(name).build(files[name]), get_metric(name).smallest_side
     images = torch.rand(2, 1, 3, side, side)
     assert measure(*images).isfinite().all()
     assert Protocol(metrics=("psnr", name), crop_border=2).smallest_side == side + 4

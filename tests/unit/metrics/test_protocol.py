@@ -11,8 +11,10 @@ import torch
 from photographs import photograph
 
 from accel_restore.config.load import config_from
-from accel_restore.metrics.protocol import METRICS, Protocol
+from accel_restore.metrics import get_metric
+from accel_restore.metrics.protocol import Protocol
 from accel_restore.metrics.psnr_ssim import psnr, ssim
+from accel_restore.registry import METRICS
 
 PHOTOS = {
     "colour": photograph("astronaut")[20:141, 150:317],
@@ -183,7 +185,7 @@ def test_each_key_shows_in_the_description(key, value, where, text):
 
 
 def test_every_metric_says_how_it_measures_and_what_is_better():
-    for metric in METRICS.values():
+    for metric in map(get_metric, METRICS):
         assert metric.text and isinstance(metric.higher_is_better, bool)
     gt, mild, strong = (tensor(noisy(PHOTOS["colour"], sigma)) for sigma in (0, 5, 25))
     for measure in (psnr, ssim):
