@@ -60,7 +60,6 @@ class Features(nn.Module):
         modules.load_state_dict({name.removeprefix("features."): value for name, value in found.items()}, assign=True)
         self.network = nn.Sequential(*(pooling if pooling and isinstance(m, nn.MaxPool2d) else m for m in modules))
         self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, 3, 1, 1)) for values in (_MEAN, _STD))
-        self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features by layer; gray images are repeated to three channels."""
@@ -78,6 +77,7 @@ class FeatureLoss(nn.Module):
     def __init__(self, features: Features):
         super().__init__()
         self.features = features
+        self.eval().requires_grad_(False)
 
     def forward(self, output: Tensor, gt: Tensor) -> Tensor:
         """Return the distance of each sample, (B,)."""

@@ -150,7 +150,7 @@ def test_a_file_of_weights_that_is_missing_ends_all_ranks_before_anything_is_wri
 def test_images_too_small_for_a_loss_are_refused_before_anything_is_written(photos, tmp_path):
     config = configuration(photos, tmp_path, "run", {"l1": 1.0, "ms_ssim": 1.0})
     assert forked.run(config) == [2]
-    said = "loss.ms_ssim: needs images of at least 176 pixels a side, and data.patch_size is 16: raise it"
+    said = "loss.ms_ssim: needs images of at least 176 pixels a side, but data.patch_size is 16; raise it"
     assert said in forked.printed(config)
     large = make_photos(tmp_path / "large", 3, least=180, most=200)
     config = configuration((large, photos[1]), tmp_path, "run", {"ms_ssim": 1.0}, data={"patch_size": 176})

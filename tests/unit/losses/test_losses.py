@@ -1,4 +1,4 @@
-"""The contract of every loss in LOSSES, a new one is tested by being added; and each against another implementation."""
+"""The contract of every loss in LOSSES, and a comparison with another implementation. New losses are covered by it."""
 
 import pytest
 import skimage
@@ -12,9 +12,9 @@ from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
 from accel_restore.registry import LOSSES
 
-AT_LEAST = {"charbonnier": 1e-3, "edge": 1e-3, "psnr": -80}  # the value of a perfect output, 0 for the others
-NEEDS = {"ssim": 11, "ms_ssim": 176, "gradient": 2, "perceptual": 16, "lpips": 16}  # pixels a side
-ROUNDS = ("ssim", "ms_ssim", "lpips")  # whose gradient at a perfect output is zero to rounding only
+AT_LEAST = {"charbonnier": 1e-3, "edge": 1e-3, "psnr": -80}  # the loss of a perfect output; 0 for the others
+NEEDS = {"ssim": 11, "ms_ssim": 176, "gradient": 2, "perceptual": 16, "lpips": 16}  # the smallest side, in pixels
+ROUNDS = ("ssim", "ms_ssim", "lpips")  # their gradient at a perfect output is zero up to rounding
 
 
 @pytest.fixture(params=LOSSES)
@@ -24,7 +24,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """name → configuration of each loss."""
+    """The configuration of each loss by name."""
     folder = tmp_path_factory.mktemp("vgg")
     files = {"perceptual": write_weights(folder, "vgg19"), "lpips": write_weights(folder, "vgg16")}
     return {name: {"weights": files[name]} if name in files else {} for name in LOSSES}
@@ -36,15 +36,15 @@ def loss(name, settings):
 
 
 def size_for(name: str) -> tuple[int, int]:
-    """A size that a loss takes, odd on one side."""
+    """A size that a loss accepts, with one odd side."""
     least = NEEDS.get(name, 1)
     return max(least, 24), max(least, 24) + 7
 
 
-# What holds for every loss -------------------------------------------------------------------------------------------
+# The contract of every loss -------------------------------------------------------------------------------------------
 
 
-def test_a_batch_has_the_losses_of_its_images_alone(name, loss):
+def test_the_loss_of_a_sample_does_not_depend_on_its_batch(name, loss):
     output, gt = photo_tensors(3, *size_for(name))
     values = loss(output, gt)
     assert values.shape == (3,) and values.dtype == torch.float32
@@ -53,8 +53,8 @@ def test_a_batch_has_the_losses_of_its_images_alone(name, loss):
     assert len(set(values.tolist())) == 3
 
 
-def test_a_worse_output_costs_more_and_a_perfect_one_nothing(name, loss):
-    output, gt = photo_tensors(3, *size_for(name))  # noisier from one to the next
+def test_loss_grows_with_the_error_and_is_minimal_for_a_perfect_output(name, loss):
+    output, gt = photo_tensors(3, *size_for(name))  # with more noise from one to the next
     perfect = loss(gt, gt)
     torch.testing.assert_close(perfect, torch.full((3,), float(AT_LEAST.get(name, 0.0))), rtol=1e-6, atol=0)
     values = [loss(gt + scale * (output - gt), gt) for scale in (0.25, 0.5, 1)]
@@ -64,24 +64,24 @@ def test_a_worse_output_costs_more_and_a_perfect_one_nothing(name, loss):
 def test_gradients_are_finite_and_zero_at_a_perfect_output(name, loss):
     output, gt = photo_tensors(3, *size_for(name))
     output[0], output[1] = gt[0], 0.0
-    gt[2], output[2] = 0.25, 0.75  # flat: no structure, no gradient of the image
+    gt[2], output[2] = 0.25, 0.75  # flat: the image has no structure and no gradient
     output.requires_grad_()
     loss(output, gt).sum().backward()
     assert output.grad.isfinite().all()
-    if name != "perceptual":  # equal features differ by rounding, and an l1 of that has its sign
+    if name != "perceptual":  # equal features differ by rounding, and the gradient of l1 is its sign
         assert output.grad[0].abs().max() <= (1e-6 if name in ROUNDS else 0)
     assert output.grad[1].abs().max() > 1e-6 and (output.grad[2].any() or name == "gradient")
     assert gt.grad is None
 
 
-def test_gradients_are_those_of_the_values(name, loss):
+def test_gradients_match_finite_differences(name, loss):
     size = NEEDS.get(name, 1)
     output, gt = photo_tensors(1, *(max(size, side) for side in (5, 4)), 1, dtype=torch.float64)
     output.requires_grad_()
     assert torch.autograd.gradcheck(lambda output: loss(output, gt), output, fast_mode=size > 4, rtol=1e-3)
 
 
-def test_the_smallest_and_odd_sizes_are_taken(name, loss, settings):
+def test_images_of_the_smallest_side_and_of_odd_sizes_are_accepted(name, loss, settings):
     least = NEEDS.get(name, 1)
     assert loss.smallest_side == least
     for height, width in ((least, least), (least + 6, least), (max(least, 19), max(least, 33))):
@@ -91,22 +91,22 @@ def test_the_smallest_and_odd_sizes_are_taken(name, loss, settings):
     assert build_loss({name: settings[name]}, patch_sizes={"data.patch_size": least}).smallest_side == least
     if least > 1:
         stage = "data.stages.0.patch_size"
-        said = rf"loss\.{name}: needs images of at least {least} pixels a side, and {stage} is {least - 1}"
+        said = rf"loss\.{name}: needs images of at least {least} pixels a side, but {stage} is {least - 1}"
         with pytest.raises(UserError, match=said):
             build_loss({name: settings[name]}, patch_sizes={stage: least - 1, "data.patch_size": least})
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_control_smaller_images_cannot_be_judged(name, loss):
+def test_control_smaller_images_have_no_finite_loss(name, loss):
     output, gt = photo_tensors(1, NEEDS[name] - 1, NEEDS[name] - 1)
     try:
         value = loss(output, gt)
-    except RuntimeError:  # a window, or a pooling, larger than the image
+    except RuntimeError:  # a window or a pooling is larger than the image
         return
     assert not value.isfinite().all()
 
 
-def test_outputs_of_half_precision_are_judged_in_float32(name, loss):
+def test_half_precision_outputs_are_compared_in_float32(name, loss):
     output, gt = photo_tensors(2, *size_for(name))
     half = output.bfloat16()
     expected = loss(half.float(), gt)
@@ -115,7 +115,7 @@ def test_outputs_of_half_precision_are_judged_in_float32(name, loss):
         assert loss(half, gt).equal(expected)
 
 
-def test_memory_format_and_two_calls_agree(name, loss):
+def test_loss_is_deterministic_and_independent_of_memory_format(name, loss):
     output, gt = photo_tensors(2, *size_for(name))
     expected = loss(output, gt)
     assert loss(output, gt).equal(expected)
@@ -123,7 +123,7 @@ def test_memory_format_and_two_calls_agree(name, loss):
     torch.testing.assert_close(loss(*last), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_leaves_the_random_state_and_has_nothing_to_train(name, settings):
+def test_a_loss_draws_no_random_numbers_and_has_no_trainable_parameters(name, settings):
     state = torch.get_rng_state()
     loss = build_loss({name: settings[name]})
     output, gt = photo_tensors(1, *size_for(name))
@@ -134,19 +134,19 @@ def test_a_loss_leaves_the_random_state_and_has_nothing_to_train(name, settings)
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
-# Each against another implementation ----------------------------------------------------------------------------------
+# Comparison with another implementation ------------------------------------------------------------------------------
 
 
-ELSEWHERE = {"perceptual", "lpips"}  # in test_losses_features.py
+ELSEWHERE = {"perceptual", "lpips"}  # compared in test_perceptual_loss.py
 
 
-def test_every_loss_has_a_reference():
+def test_every_loss_has_a_reference_implementation():
     assert set(REFERENCES) | ELSEWHERE == set(LOSSES)
 
 
 @pytest.mark.parametrize("size", [(176, 181), (233, 190)])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_a_loss_equals_another_implementation(name, size):
+def test_loss_equals_the_reference_implementation(name, size):
     output, gt = photos(3, *size)
     expected = [REFERENCES[name](o, g) for o, g in zip(output, gt, strict=True)]
     double = build_loss({name: 1.0})(torch.from_numpy(output), torch.from_numpy(gt))
@@ -155,7 +155,7 @@ def test_a_loss_equals_another_implementation(name, size):
     assert single.tolist() == pytest.approx(expected, rel=1e-3)
 
 
-def test_psnr_of_the_luma_is_that_of_skimage():
+def test_psnr_of_the_luma_equals_skimage():
     output, gt = photos(2, 40, 50)
     expected = [
         reference_psnr(*(skimage.color.rgb2ycbcr(image.transpose(1, 2, 0))[..., 0] / 255 for image in pair))
@@ -167,7 +167,7 @@ def test_psnr_of_the_luma_is_that_of_skimage():
         build_loss({"psnr": {"to_y": True}}, channels=1)
 
 
-def test_an_orthonormal_transform_gives_white_errors_the_same_loss_on_any_size():
+def test_orthonormal_fft_loss_of_white_noise_is_independent_of_the_image_size():
     loss, generator = build_loss({"fft": {"norm": "ortho"}}), torch.Generator().manual_seed(0)
     values = []
     for side in (32, 64, 128):
@@ -178,7 +178,7 @@ def test_an_orthonormal_transform_gives_white_errors_the_same_loss_on_any_size()
     assert values == pytest.approx([values[0]] * 3, rel=0.05)
 
 
-def test_ms_ssim_of_opposite_structure_is_a_number_with_a_gradient_that_is_one():
+def test_ms_ssim_of_inverted_images_is_finite_and_has_a_finite_gradient():
     gt = photo_tensors(1, 176, 176)[1]
     output = (1 - gt).requires_grad_()
     value = build_loss({"ms_ssim": 1.0})(output, gt)
@@ -189,7 +189,7 @@ def test_ms_ssim_of_opposite_structure_is_a_number_with_a_gradient_that_is_one()
 # The weighted sum ----------------------------------------------------------------------------------------------------
 
 
-def test_terms_are_weighted_and_take_arguments():
+def test_loss_is_the_weighted_sum_of_its_terms():
     output, gt = photo_tensors(3, 8, 8)
     loss = build_loss({"l1": 0.5, "mse": {"weight": 2}, "charbonnier": {"eps": 0.1}})
     assert loss.names == ["l1", "mse", "charbonnier"]
@@ -216,18 +216,18 @@ def test_terms_are_weighted_and_take_arguments():
         ({"os:sep": 1.0}, r"loss.*os:sep"),
     ],
 )
-def test_what_cannot_be_a_loss_is_refused_by_its_key(terms, message):
+def test_invalid_loss_is_rejected_with_its_key(terms, message):
     with pytest.raises(UserError, match=message):
         build_loss(terms)
 
 
-def test_a_misspelt_name_is_refused_with_a_suggestion_before_torch_is_needed():
+def test_misspelt_loss_is_rejected_with_a_suggestion():
     with pytest.raises(UserError, match=r"unknown choice 'sim'.*did you mean 'ssim'"):
         config_from({"data": {"train": {"gt": "x"}}, "loss": {"sim": 1.0}}, [])
 
 
 class Shifted:
-    """A user's loss that is a class."""
+    """A user-defined loss class."""
 
     smallest_side = 3
 
@@ -238,7 +238,7 @@ class Shifted:
         return (output - gt - self.shift).abs().flatten(1).mean(1)
 
 
-def test_a_loss_by_import_path_a_function_or_a_class():
+def test_a_loss_by_import_path_may_be_a_function_or_a_class():
     output, gt = photo_tensors(2, 8, 8)
     theirs = build_loss({"accel_restore.losses.pixel:charbonnier": {"eps": 0.5}})(output, gt)
     assert theirs.equal(build_loss({"charbonnier": {"eps": 0.5}})(output, gt))

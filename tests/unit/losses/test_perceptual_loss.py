@@ -1,4 +1,4 @@
-"""Losses on the features of a VGG against torchvision's own network, torchmetrics and lpips; and their files."""
+"""Losses on VGG features, compared with torchvision, torchmetrics and lpips; and the files that they read."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def files(tmp_path_factory):
 
 
 def features_after(network: str, path: str, images: torch.Tensor, count: int) -> torch.Tensor:
-    """What torchvision's first `count` layers make of images in [0, 1]."""
+    """Return the output of torchvision's first `count` layers for images in [0, 1]."""
     from torchvision import transforms
 
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -38,7 +38,7 @@ def features_after(network: str, path: str, images: torch.Tensor, count: int) ->
         ({"layers": {"conv1_2": 0.5, "relu1_2": 2, "pool3": 1.0}}, "vgg19", {3: 0.5, 4: 2, 19: 1}, torch.nn.L1Loss()),
     ],
 )
-def test_the_perceptual_loss_compares_the_named_layers(files, arguments, network, counts, criterion):
+def test_perceptual_loss_compares_the_named_layers(files, arguments, network, counts, criterion):
     output, gt = photo_tensors(2, 33, 40, dtype=torch.float64)
     loss = build_loss({"perceptual": {"weights": files[network], **arguments}})
     expected = [
@@ -54,7 +54,7 @@ def test_the_perceptual_loss_compares_the_named_layers(files, arguments, network
     assert loss(*gray).equal(loss(*(images.expand(-1, 3, -1, -1) for images in gray)))
 
 
-def test_lpips_is_that_of_torchmetrics(files):
+def test_lpips_equals_torchmetrics(files):
     from torchmetrics.functional.image.lpips import _LPIPS
 
     output, gt = photo_tensors(3, 50, 64)
@@ -63,7 +63,7 @@ def test_lpips_is_that_of_torchmetrics(files):
     check_lpips(theirs.eval(), files["vgg16"], output, gt)
 
 
-def test_lpips_is_that_of_its_authors(files):
+def test_lpips_equals_the_authors_implementation(files):
     lpips = pytest.importorskip("lpips")
     output, gt = photo_tensors(3, 50, 64)
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
@@ -72,7 +72,7 @@ def test_lpips_is_that_of_its_authors(files):
 
 
 def copy_network(theirs: torch.nn.Module, path: str) -> None:
-    """Give the five slices, whose layers are numbered as torchvision's, the weights of a file."""
+    """Load the weights of a file into the five slices, whose layers have torchvision's numbers."""
     state = torch.load(path, weights_only=True)
     theirs.load_state_dict({name: state["features." + name.partition(".")[2]] for name in theirs.state_dict()})
 
@@ -93,17 +93,17 @@ def test_lpips_has_a_gradient_where_all_features_are_zero(files, tmp_path):
     assert output.grad.eq(0).all()
 
 
-def test_weights_may_be_of_either_torch_format_or_safetensors(files, tmp_path):
+def test_weights_are_read_from_both_torch_formats_and_safetensors(files, tmp_path):
     output, gt = photo_tensors(1, 24, 24)
     expected = build_loss({"perceptual": {"weights": files["vgg19"]}})(output, gt)
     whole = {**random_weights("vgg19"), "classifier.0.weight": torch.zeros(3, 3)}
-    torch.save(whole, tmp_path / "old.pth", _use_new_zipfile_serialization=False)  # as torchvision's still are
+    torch.save(whole, tmp_path / "old.pth", _use_new_zipfile_serialization=False)  # the format of torchvision's files
     safetensors.torch.save_file(whole, tmp_path / "new.safetensors")
     for name in ("old.pth", "new.safetensors"):
         assert build_loss({"perceptual": {"weights": str(tmp_path / name)}})(output, gt).equal(expected)
 
 
-def test_a_missing_file_is_named_with_where_to_get_it(files, tmp_path):
+def test_missing_weights_are_reported_with_their_source(files, tmp_path):
     for setting in ({}, {"weights": str(tmp_path / "vgg19.pth")}):
         with pytest.raises(UserError) as error:
             build_loss({"perceptual": {"weight": 0.1, **setting}})
@@ -112,11 +112,13 @@ def test_a_missing_file_is_named_with_where_to_get_it(files, tmp_path):
         assert "vgg19-dcbb9e9d.pth (https://download.pytorch.org/models/vgg19-dcbb9e9d.pth)" in said
     with pytest.raises(UserError, match=r"^loss\.lpips\.weights: missing; get vgg16-397923af\.pth"):
         build_loss({"lpips": 1.0})
-    with pytest.raises(UserError, match=r"^loss\.lpips\.linear: .*none\.pth is no file; get lpips/weights/v0\.1/vgg"):
+    with pytest.raises(
+        UserError, match=r"^loss\.lpips\.linear: .*none\.pth is not a file; get lpips/weights/v0\.1/vgg"
+    ):
         build_loss({"lpips": {"weights": files["vgg16"], "linear": "none.pth"}})
 
 
-def test_other_files_are_refused_in_one_sentence(files, tmp_path):
+def test_unusable_weights_are_rejected_on_one_line(files, tmp_path):
     paths = {name: tmp_path / name for name in ("text.pth", "cut.pth", "text.safetensors", "list.pth", "hostile.pth")}
     paths["text.pth"].write_text("no weights")
     paths["text.safetensors"].write_text("no weights")
@@ -129,7 +131,7 @@ def test_other_files_are_refused_in_one_sentence(files, tmp_path):
             build_loss({"perceptual": {"weights": str(path)}})
     assert not (tmp_path / "touched").exists()
     torch.load(paths["hostile.pth"], weights_only=False)
-    assert (tmp_path / "touched").exists(), "control: it does what it should not be able to do"
+    assert (tmp_path / "touched").exists(), "control: unpickling executes code"
     with pytest.raises(UserError, match=r"vgg16\.pth holds other weights \(features\.16\.weight is missing, not \(256"):
         build_loss({"perceptual": {"weights": files["vgg16"]}})
     with pytest.raises(UserError, match=r"loss\.lpips\.linear: .*vgg16\.pth holds other weights"):
@@ -137,7 +139,7 @@ def test_other_files_are_refused_in_one_sentence(files, tmp_path):
 
 
 class Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -158,12 +160,12 @@ class Touch:
         ({"layer": {"conv5_4": 1}}, r"loss\.perceptual\.layer: unknown key; did you mean 'layers'"),
     ],
 )
-def test_what_the_network_does_not_have_is_refused(files, arguments, message):
+def test_invalid_arguments_are_rejected_with_their_key(files, arguments, message):
     with pytest.raises(UserError, match=message):
         build_loss({"perceptual": {"weights": files["vgg19"], **arguments}})
 
 
-def test_shallow_layers_take_smaller_images(files):
+def test_shallow_layers_accept_smaller_images(files):
     sides = {"relu1_2": 1, "conv2_1": 2, "relu3_3": 4, "pool5": 32}
     for layer, side in sides.items():
         loss = build_loss({"perceptual": {"weights": files["vgg19"], "layers": {layer: 1.0}}})
@@ -171,7 +173,7 @@ def test_shallow_layers_take_smaller_images(files):
         assert loss(*photo_tensors(1, side, side)).isfinite().all()
 
 
-def test_the_weightings_that_are_shipped_are_those_of_lpips():
+def test_the_default_linear_weights_equal_those_of_lpips():
     lpips = pytest.importorskip("lpips")
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).state_dict()
     for name, value in torch.load(

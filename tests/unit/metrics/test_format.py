@@ -12,11 +12,11 @@ from accel_restore.metrics.format import format_score, titled_score
         ("lpips", 0.05, "0.0500"), ("loss", 0.03, "0.03000"), ("loss", 12.5, "12.50"), ("psnr", float("inf"), "inf dB"),
     ],
 )  # fmt: skip
-def test_a_score_has_its_unit_and_as_many_digits_as_mean_something(name, value, text):
+def test_a_score_has_its_unit_and_significant_digits(name, value, text):
     assert format_score(name, value) == text
 
 
-def test_differences_have_a_sign_and_captions_a_name():
+def test_differences_have_a_sign_and_captions_a_title():
     assert format_score("psnr_difference", 0.5, signed=True) == "+0.50 dB"
     assert format_score("ssim_difference", -0.01, signed=True) == "-0.0100"
     assert (titled_score("psnr", 25), titled_score("ssim", 0.5)) == ("25.00 dB PSNR", "0.5000 SSIM")

@@ -1,4 +1,4 @@
-"""LPIPS and DISTS against torchmetrics' with the same network, whose weights are drawn here; nothing is downloaded."""
+"""LPIPS and DISTS, compared with torchmetrics on networks with random weights. Nothing is downloaded."""
 
 import functools
 
@@ -19,7 +19,7 @@ NETWORKS = {"lpips": "alexnet", "dists": "vgg16"}
 
 @functools.cache
 def features(network: str) -> nn.Sequential:
-    """The network's convolutional layers, with weights that keep a signal as large as it is."""
+    """Return the network's convolutional layers, with random weights that preserve the variance of a signal."""
     from torchvision import models
 
     with torch.device("meta"):
@@ -35,7 +35,7 @@ def features(network: str) -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The weights as torchvision's files hold them: a .pth and a .safetensors."""
+    """Weights in the form of torchvision's files: a .pth and a .safetensors."""
     folder = tmp_path_factory.mktemp("weights")
     paths = {"lpips": folder / "alexnet.pth", "dists": folder / "vgg16.safetensors"}
     for name, network in NETWORKS.items():
@@ -66,7 +66,7 @@ def pairs(side: int = 65) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_distances_are_those_of_torchmetrics(name, files, monkeypatch):
+def test_distances_equal_torchmetrics(name, files, monkeypatch):
     measure, (output, gt) = get_metric(name).build(files[name]), pairs()
     values = measure(output, gt)
     assert values.shape == (3,) and values.max() - values.min() > 1e-3
@@ -76,7 +76,7 @@ def test_distances_are_those_of_torchmetrics(name, files, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gray_is_seen_as_colour_and_colours_stay_where_other_scores_are_of_the_luma(name, files):
+def test_distances_treat_gray_as_rgb_and_ignore_y_channel(name, files):
     measure, (output, gt) = get_metric(name).build(files[name]), pairs()
     gray = [images[:, :1] for images in (output, gt)]
     torch.testing.assert_close(measure(*gray), measure(*(images.repeat(1, 3, 1, 1) for images in gray)))
@@ -85,14 +85,14 @@ def test_gray_is_seen_as_colour_and_colours_stay_where_other_scores_are_of_the_l
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_smallest_image_that_can_be_scored(name, files):
+def test_images_of_the_smallest_side_can_be_scored(name, files):
     measure, side = get_metric(name).build(files[name]), get_metric(name).smallest_side
     images = torch.rand(2, 1, 3, side, side)
     assert measure(*images).isfinite().all()
     assert Protocol(metrics=("psnr", name), crop_border=2).smallest_side == side + 4
 
 
-def test_of_a_distance_less_is_better():
+def test_distances_are_monitored_as_lower_is_better_and_psnr_as_higher():
     assert monitored_value({"loss": 1.0, "lpips": 0.2}, "lpips") < monitored_value({"loss": 0.5, "lpips": 0.3}, "lpips")
     assert monitored_value({"loss": 1.0, "psnr": 30.0}, "psnr") < monitored_value({"loss": 0.5, "psnr": 29.0}, "psnr")
 
@@ -101,12 +101,12 @@ def test_of_a_distance_less_is_better():
     ("weights", "message"),
     [
         ({}, r"validation\.weights\.lpips: missing; get alexnet"),
-        ({"lpips": "nowhere.pth"}, r"validation\.weights\.lpips: nowhere\.pth is no file; get alexnet"),
+        ({"lpips": "nowhere.pth"}, r"validation\.weights\.lpips: nowhere\.pth is not a file; get alexnet"),
         ({"lpips": "dists"}, r"validation\.weights\.lpips: .* holds other weights"),
         ({"lpips": __file__}, r"validation\.weights\.lpips: .* cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_by_its_key(weights, message, files):
+def test_unusable_weights_are_rejected_with_their_key(weights, message, files):
     weights = {name: files.get(path, path) for name, path in weights.items()}
     with pytest.raises(UserError, match=message):
         _ = Protocol(metrics=("lpips",), weights=weights).scores

@@ -1,4 +1,4 @@
-"""Scores against the field's: a plain float64 copy of MATLAB's arithmetic, and scikit-image with the same settings."""
+"""Scores compared with MATLAB's arithmetic, repeated here in float64, and with scikit-image; and the protocol."""
 
 import json
 from enum import Enum
@@ -24,7 +24,7 @@ PHOTOS = {
 
 
 def noisy(gt: np.ndarray, sigma: float) -> np.ndarray:
-    """The floats (H, W, C) in [0, 1], neither clipped nor rounded, of levels with noise."""
+    """Return 8-bit levels plus noise as floats (H, W, C) in units of [0, 1], neither clipped nor rounded."""
     return gt / 255 + np.random.default_rng(1).normal(0, sigma / 255, gt.shape)
 
 
@@ -33,7 +33,7 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def levels(image: np.ndarray, border: int, y_channel: bool, quantize: bool) -> np.ndarray:
-    """(H, W, C) floats from 0 to 255 as evaluation scripts make them: im2uint8, shave, rgb2ycbcr of doubles."""
+    """Return floats (H, W, C) from 0 to 255 as evaluation scripts do: im2uint8, shave, rgb2ycbcr of doubles."""
     image = np.clip(image, 0, 1) * 255
     if quantize:
         image = np.floor(image + 0.5).astype(np.uint8).astype(float)
@@ -49,7 +49,7 @@ def matlab_psnr(output: np.ndarray, gt: np.ndarray) -> float:
 
 
 def matlab_ssim(output: np.ndarray, gt: np.ndarray) -> float:
-    """The mean over channels of ssim_index.m: fspecial('gaussian', 11, 1.5) and filter2(..., 'valid')."""
+    """Return the mean over channels of ssim_index.m: fspecial('gaussian', 11, 1.5) and filter2(..., 'valid')."""
     rows, columns = np.mgrid[-5:6, -5:6]
     window = np.exp(-(rows**2 + columns**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -71,7 +71,7 @@ SETTINGS = [(border, y, quantize) for border in (0, 2) for y in (False, True) fo
 @pytest.mark.parametrize("name", PHOTOS)
 @pytest.mark.parametrize("sigma", [25, 1.5])
 @pytest.mark.parametrize(("border", "y_channel", "quantize"), SETTINGS)
-def test_scores_are_those_of_matlab_and_of_skimage(name, sigma, border, y_channel, quantize):
+def test_scores_equal_matlab_and_skimage(name, sigma, border, y_channel, quantize):
     if y_channel and name == "gray":
         return
     gt, degraded = PHOTOS[name] / 255, noisy(PHOTOS[name], sigma)
@@ -87,7 +87,7 @@ def test_scores_are_those_of_matlab_and_of_skimage(name, sigma, border, y_channe
     assert scores["ssim"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_each_setting_changes_the_scores_by_more_than_they_may_differ_from_the_field():
+def test_each_setting_changes_the_scores_by_more_than_the_tolerance():
     gt, degraded = (tensor(image) for image in (PHOTOS["colour"] / 255, noisy(PHOTOS["colour"], 1.5)))
     plain = Protocol()
     for other in (Protocol(crop_border=2), Protocol(y_channel=True), Protocol(quantize=True)):
@@ -95,7 +95,7 @@ def test_each_setting_changes_the_scores_by_more_than_they_may_differ_from_the_f
             assert abs(score(degraded, gt) - plain.scores[name](degraded, gt)) > 1e-4, (other, name)
 
 
-def test_luma_is_not_rounded_as_matlab_rounds_that_of_8_bit_images():
+def test_luma_of_8_bit_images_is_not_rounded():
     gt = tensor(PHOTOS["colour"] / 255)
     scored = Protocol(y_channel=True, quantize=True).prepare(gt) * 255
     expected = skimage.color.rgb2ycbcr(PHOTOS["colour"])[..., 0]
@@ -103,8 +103,8 @@ def test_luma_is_not_rounded_as_matlab_rounds_that_of_8_bit_images():
     assert (scored - scored.round()).abs().max() > 0.4
 
 
-def test_ssim_of_bright_smooth_images_needs_float64():
-    """The control is the same arithmetic in float32, of a well-kept library."""
+def test_ssim_of_bright_smooth_images_is_accurate():
+    """The control is torchmetrics, which computes in float32."""
     gt = np.full((64, 64, 3), 0.99)
     output = gt + np.random.default_rng(0).normal(0, 2e-4, gt.shape)
     expected = matlab_ssim(output * 255, gt * 255)
@@ -120,7 +120,7 @@ def test_ssim_of_bright_smooth_images_needs_float64():
 
 
 @pytest.mark.parametrize("border", [0, 2])
-def test_the_smallest_image_that_can_be_scored(border):
+def test_images_of_the_smallest_side_can_be_scored(border):
     assert Protocol(crop_border=border, metrics=("psnr",)).smallest_side == 2 * border + 1
     protocol = Protocol(crop_border=border)
     side = protocol.smallest_side
@@ -135,7 +135,7 @@ class Hue(Enum):
 
 
 def tinted(image, random, *, film: str = "", hue: Hue = Hue.RED):
-    """A degradation of a user's own, with a default that JSON cannot hold."""
+    """A user-defined degradation with a default that JSON cannot represent."""
     return image
 
 
@@ -144,26 +144,26 @@ def protocol_of(**sections) -> Protocol:
     return Protocol.of(config_from({"data": data, **sections}))
 
 
-def test_the_protocol_is_described_in_full():
-    told = protocol_of().describe()
-    assert (told["channels"], told["network"]) == ("RGB", "whole images")
-    assert "not quantised" in told["range"] and "per image" in told["average"]
-    assert "name" in told["input"] and "run.seed" in told["input"]
+def test_the_description_holds_the_full_protocol():
+    described = protocol_of().describe()
+    assert (described["channels"], described["network"]) == ("RGB", "whole images")
+    assert "not quantised" in described["range"] and "per image" in described["average"]
+    assert "name" in described["input"] and "run.seed" in described["input"]
     for text in ("11", "1.5", "0.01", "0.03", "valid", "mean over channels"):
-        assert text in told["ssim"]
+        assert text in described["ssim"]
     assert protocol_of(data={"channels": 1}).describe()["channels"] == "gray"
     assert protocol_of(data={"val": {"input": "a", "gt": "b"}}).describe()["input"] == "files"
     assert protocol_of(data={"train": {"input": "a", "gt": "b"}, "val": {"gt": "b"}}).degradation
     steps = [{"name": "gaussian_noise"}, {"name": "jpeg", "quality": 30}]
-    told = protocol_of(data={"degradation": steps}).describe()["degradation"]
-    assert told[0] == {"name": "gaussian_noise", "sigma": 25, "gray": 0.0} and told[1]["quality"] == 30
+    described = protocol_of(data={"degradation": steps}).describe()["degradation"]
+    assert described[0] == {"name": "gaussian_noise", "sigma": 25, "gray": 0.0} and described[1]["quality"] == 30
     nested = {
         "name": "choice",
         "of": [{"name": "gaussian_noise"}, {"name": "test_protocol:tinted", "film": "/a/film.png"}],
     }
-    (told,) = protocol_of(data={"degradation": [nested]}).describe()["degradation"]
-    assert told["of"][0]["sigma"] == 25 and told["of"][1]["film"] == "film.png"
-    assert told["of"][1]["hue"] == "<Hue.RED: 1>" and json.dumps(told)
+    (described,) = protocol_of(data={"degradation": [nested]}).describe()["degradation"]
+    assert described["of"][0]["sigma"] == 25 and described["of"][1]["film"] == "film.png"
+    assert described["of"][1]["hue"] == "<Hue.RED: 1>" and json.dumps(described)
     assert "degradation" not in protocol_of(data={"train": {"input": "a", "gt": "b"}}).describe()
     assert "ssim" not in protocol_of(validation={"metrics": ["psnr"]}).describe()
 
@@ -178,13 +178,13 @@ def test_the_protocol_is_described_in_full():
         ("crop_border", 3, "crop_border", "3"),
     ],
 )
-def test_each_key_shows_in_the_description(key, value, where, text):
-    plain, told = protocol_of().describe(), protocol_of(validation={key: value}).describe()
-    assert told[key] == value != plain[key]
-    assert text in str(told[where]) and text not in str(plain[where])
+def test_each_key_appears_in_the_description(key, value, where, text):
+    plain, described = protocol_of().describe(), protocol_of(validation={key: value}).describe()
+    assert described[key] == value != plain[key]
+    assert text in str(described[where]) and text not in str(plain[where])
 
 
-def test_every_metric_says_how_it_measures_and_what_is_better():
+def test_every_metric_describes_itself_and_psnr_and_ssim_fall_with_noise():
     for metric in map(get_metric, METRICS):
         assert metric.text and isinstance(metric.higher_is_better, bool)
     gt, mild, strong = (tensor(noisy(PHOTOS["colour"], sigma)) for sigma in (0, 5, 25))

@@ -1,4 +1,4 @@
-"""Scores against plain formulas and other implementations."""
+"""PSNR, SSIM and luma compared with scikit-image."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def random_pair(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.
 
 
 def photo_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(H, W, C) floats in [0, 1], the first one degraded; of odd sizes, dark, flat, tiny and gray."""
+    """Pairs of a degraded and a clean image, floats (H, W, C) in [0, 1]: odd sizes, dark, flat, tiny, gray."""
     random = np.random.default_rng(0)
     astronaut = photograph("astronaut") / 255
     parts = {
@@ -43,14 +43,14 @@ def reference_ssim(output: np.ndarray, gt: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_psnr_equals_that_of_skimage(name):
+def test_psnr_equals_skimage(name):
     output, gt = PHOTOS[name]
     expected = skimage.metrics.peak_signal_noise_ratio(gt, output, data_range=1)
     assert psnr(tensor(output), tensor(gt)).item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_ssim_equals_that_of_skimage(name):
+def test_ssim_equals_skimage(name):
     output, gt = PHOTOS[name]
     expected = reference_ssim(output, gt)
     assert expected < 0.99
@@ -66,11 +66,11 @@ def test_scores_are_per_image():
         single = torch.cat([metric(output[i : i + 1], gt[i : i + 1]) for i in range(2)])
         torch.testing.assert_close(values, single, rtol=1e-5, atol=1e-5)
         assert abs(values[0] - values[1]) > 1e-3
-    assert (psnr(gt, gt) == 100).all(), "of equal images: else the mean over all would be infinite"
+    assert (psnr(gt, gt) == 100).all(), "equal images score 100 dB, so that means stay finite"
     torch.testing.assert_close(ssim(gt, gt), torch.ones(2).double())
 
 
-def test_luma_is_that_of_bt601():
+def test_luma_is_bt601():
     photo = PHOTOS["photo"][1]
     expected = skimage.color.rgb2ycbcr(photo)[..., :1] / 255
     torch.testing.assert_close(luma(tensor(photo)), tensor(expected), rtol=0, atol=1e-6)
@@ -79,7 +79,7 @@ def test_luma_is_that_of_bt601():
 
 
 @pytest.mark.parametrize(("border", "y_channel"), [(0, False), (4, False), (3, True)])
-def test_the_protocol_decides_what_is_scored(border, y_channel):
+def test_border_and_luma_are_scored_as_the_protocol_says(border, y_channel):
     output, gt = PHOTOS["photo"]
     protocol = Protocol(crop_border=border, y_channel=y_channel)
     scored = [image[border : len(image) - border, border : image.shape[1] - border] for image in (output, gt)]
@@ -92,6 +92,6 @@ def test_the_protocol_decides_what_is_scored(border, y_channel):
     assert protocol.describe()["crop_border"] == border and protocol.describe()["y_channel"] == y_channel
 
 
-def test_images_are_clamped_before_they_are_scored():
+def test_images_are_clamped_before_scoring():
     images = torch.tensor([-0.5, 0.25, 1.5]).view(1, 1, 1, 3)
     assert Protocol().prepare(images).flatten().tolist() == [0, 0.25, 1]

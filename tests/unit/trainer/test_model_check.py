@@ -177,8 +177,8 @@ def test_a_loss_gives_one_value_per_sample():
     for name, shape in shapes.items():
         with pytest.raises(UserError) as refused:
             build_loss({f"test_model_check:{name}": 1.0})
-        assert f"gives {shape} for 2 samples, where one value per sample is needed" in str(refused.value)
-    with pytest.raises(UserError, match="has no gradient by the output"):
+        assert f"returns {shape} for 2 samples, but must return one value per sample" in str(refused.value)
+    with pytest.raises(UserError, match="has no gradient with respect to the output"):
         build_loss({"test_model_check:without_gradient": 1.0})
     loss = build_loss({"test_model_check:per_sample": 2.0})  # the control
     assert loss(torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8)).tolist() == [2] * 3
