@@ -1,4 +1,6 @@
-"""Optimizers by name: torch's own, and Muon."""
+"""Optimizers, learning-rate schedules, and the average of the weights."""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -8,22 +10,28 @@ from accel_restore.config.schema import AnyOptimizer
 from accel_restore.models.parameters import without_decay
 from accel_restore.optim.muon import Muon
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "muon": Muon, "sgd": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "muon": Muon,
+    "sgd": torch.optim.SGD,
+}
 
 
 def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -> Optimizer:
-    """The configured optimizer over the model's trainable parameters; those of `no_decay` are a second group.
+    """Return the configured optimizer over the model's trainable parameters.
 
-    `fused`: torch's kernels that update all of them at once.
+    The parameters that `no_decay` selects form a second group, without weight decay. `fused` selects torch's kernels
+    that update all parameters at once.
 
-    Raises: UserError for a pattern of `no_decay` that no parameter matches.
+    Raises: UserError for a pattern of `no_decay` that matches no parameter.
     """
     exempt = without_decay(model, config.no_decay)
-    groups: tuple[list, list] = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[name in exempt].append(parameter)
-    settings = ({}, {"weight_decay": 0.0})
-    filled = [{"params": group, **own} for group, own in zip(groups, settings, strict=True) if group]
-    kernels = {} if config.name == "muon" else {"fused": fused or None}
-    return OPTIMIZERS[config.name](filled, **config.model_dump(exclude={"name", "no_decay"}), **kernels)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed = {"params": [parameter for name, parameter in trainable.items() if name not in exempt]}
+    undecayed = {"params": [parameter for name, parameter in trainable.items() if name in exempt], "weight_decay": 0.0}
+    groups = [group for group in (decayed, undecayed) if group["params"]]
+    settings = config.model_dump(exclude={"name", "no_decay"})
+    if config.name != "muon":
+        settings["fused"] = fused or None
+    return OPTIMIZERS[config.name](groups, **settings)

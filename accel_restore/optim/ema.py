@@ -3,17 +3,17 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
-    """The exponential moving average of a model's weights; buffers are those of the model.
+    """The exponential moving average of a model's weights. Buffers are copied from the model.
 
-    Update t, counted from 0, has the decay `decay`, with `warm_up` at most (1 + t) / (10 + t), so that the first
-    weights are soon forgotten; the first one copies the weights. torch's AveragedModel counts on the device, which
-    every update would wait for.
+    The first update copies the weights. Update t, counted from 0, has the decay `decay`, with `warm_up` at most
+    (1 + t) / (10 + t), so that the first weights lose their influence soon. torch's AveragedModel counts updates on
+    the device, and every update would wait for that count.
 
-    Source: TensorFlow's ExponentialMovingAverage with `num_updates`. Deviation: the copy at t = 0, as torch has it.
+    Source: TensorFlow's ExponentialMovingAverage with `num_updates`. Deviation: the copy at t = 0, as in torch.
     """
 
     def __init__(self, model: nn.Module, decay: float, warm_up: bool):
@@ -22,9 +22,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Update the average with the model's current weights."""
         t = self.num_updates
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
-        averages, weights = list(self.module.parameters()), list(model.parameters())
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay if t else 1.0)
         for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)

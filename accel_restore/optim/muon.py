@@ -1,7 +1,7 @@
-"""Muon: AdamW in which the large kernels take steps of equal size in all directions."""
+"""Muon: AdamW, except that large kernels take steps of equal size in all directions."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,29 +9,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-CHANNELS = 16  # a kernel between fewer channels than these, on either side, is left to AdamW
-LONGEST = 9 * 64  # the longer side of a 3 x 3 kernel of 64 channels, beyond which steps grow no larger
+CHANNELS = 16  # kernels with fewer input or output channels are updated by AdamW
+LONGEST = 9 * 64  # the longer side of a 3 x 3 kernel of 64 channels; the step size grows up to this side
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
     """Muon for kernels and matrices between at least 16 channels, AdamW for everything else.
 
-    The step of a kernel, seen as a matrix of its first side times the others, is its momentum made (nearly) orthogonal,
-    times 0.2 * sqrt(the longer side, at most 576): entries as large as those of AdamW's steps, so that one rate and one
-    decay serve both, and smaller ones in wider kernels. Layers with fewer than 16 channels on a side, as the first and
-    last mostly are, depthwise kernels, norms and biases are AdamW's.
+    A kernel counts as a matrix: its first dimension times the product of the others. Its step is the momentum, made
+    nearly orthogonal, times 0.2 * sqrt(longer side), with the longer side at most 576. Up to this side, the entries are
+    as large as in AdamW's steps, so one learning rate and one weight decay serve both; in wider kernels they are
+    smaller. AdamW updates everything else: layers with fewer than 16 input or output channels, usually the first and
+    the last, depthwise kernels, norms and biases.
 
-    Steps keep their size while gradients become small, so kernels grow until decay holds them, which takes about
-    1 / (lr * weight_decay) steps. With AdamW's usual 0.01 that is longer than most runs, and a network without norms
-    broke down on the way; with 0.3, the default here, it did not (other decays were not tried). Decay alone does not
-    hold wide kernels, as the norm of steps of equal entries grows with the width: a network of 64 to 256 channels broke
-    down with 0.3, too. Hence the limit. Both are in configs/experiments.md.
+    Steps keep their size while gradients become small. Kernels therefore grow until the decay balances the steps, after
+    about 1 / (lr * weight_decay) steps. With AdamW's usual decay of 0.01 that is longer than most runs, and a network
+    without norms diverged on the way; with 0.3, the default, it did not (other values were not tried). The decay alone
+    does not bound wide kernels, because the norm of steps with equal entries grows with the width: a network of 64 to
+    256 channels diverged with 0.3, too. The limit on the longer side prevents that. See configs/experiments.md.
 
-    Units: `momentum` is the average's decay for kernels, `betas` and `eps` are AdamW's for the others.
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; size of the step and weight decay: Liu et al.
-        2025, "Muon is scalable for LLM training", where the decay is 0.1. Deviations: the limit of the longer side; the
-        iteration is made on the small matrix X X^T, in float32, which takes a third of the products.
+    Units: `momentum` is the decay of the average for kernels; `betas` and `eps` are AdamW's.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; step size and weight decay: Liu et al. 2025,
+        "Muon is scalable for LLM training", with a decay of 0.1. Deviations: the limit on the longer side; the
+        iteration uses the small matrix X X^T in float32, which takes a third of the products.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class Muon(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """Update all parameters that have a gradient; returns the loss of `closure` where one is given."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # overloads
+        """Update all parameters that have a gradient; return the loss of `closure` if it is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -71,33 +72,34 @@ class Muon(Optimizer):
         return loss
 
     def _step_orthogonally(self, kernels: list[Tensor], group: dict[str, Any]) -> None:
-        """The step of kernels that are matrices of the same shape."""
+        """Update kernels that are matrices of the same shape."""
         decay = group["momentum"]
-        gradients = [kernel.grad for kernel in kernels]
         for kernel in kernels:
             if not self.state[kernel]:
                 self.state[kernel]["momentum_buffer"] = torch.zeros_like(kernel)
         averages = [self.state[kernel]["momentum_buffer"] for kernel in kernels]
+        gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]  # each has one
         torch._foreach_lerp_(averages, gradients, 1 - decay)
         ahead = torch._foreach_lerp(gradients, averages, decay)  # Nesterov's momentum
-        steps = orthogonal(torch.stack([matrix.flatten(1) for matrix in ahead]))
-        size = 0.2 * min(max(steps.shape[1:]), LONGEST) ** 0.5
+        directions = orthogonal(torch.stack([matrix.flatten(1) for matrix in ahead]))
+        size = 0.2 * min(max(directions.shape[1:]), LONGEST) ** 0.5
         torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
-        steps = [step.view_as(kernel) for step, kernel in zip(steps, kernels, strict=True)]
+        steps = [direction.view_as(kernel) for direction, kernel in zip(directions, kernels, strict=True)]
         torch._foreach_add_(kernels, steps, alpha=-group["lr"] * size)
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
-            if not (slots := self.state[parameter]):
-                slots["step"] = torch.zeros((), dtype=torch.float32)
-                slots["exp_avg"], slots["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            if not (slot := self.state[parameter]):
+                slot["step"] = torch.zeros((), dtype=torch.float32)
+                slot["exp_avg"], slot["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         slots = [self.state[parameter] for parameter in parameters]
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters],
-            *([slot[name] for slot in slots] for name in ("exp_avg", "exp_avg_sq")),
-            [],
-            [slot["step"] for slot in slots],
+            grads=[parameter.grad for parameter in parameters if parameter.grad is not None],  # each has one
+            exp_avgs=[slot["exp_avg"] for slot in slots],
+            exp_avg_sqs=[slot["exp_avg_sq"] for slot in slots],
+            max_exp_avg_sqs=[],
+            state_steps=[slot["step"] for slot in slots],
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -109,16 +111,15 @@ class Muon(Optimizer):
 
 
 def is_large(parameter: Tensor) -> bool:
-    """Whether a parameter is a kernel or matrix between at least 16 channels on both sides."""
+    """Return whether a parameter is a kernel or matrix with at least 16 input and 16 output channels."""
     return parameter.ndim >= 2 and min(parameter.shape[:2]) >= CHANNELS
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Matrices with the singular vectors of the given ones and singular values of about 1 (0.7 to 1.2).
+    """Return matrices with the same singular vectors and singular values of about 1 (0.7 to 1.2).
 
-    A Newton-Schulz iteration X <- p(X X^T) X. Its factors commute, so X itself is needed at the end alone, and each
-    iteration is of four products of small matrices. Directions that are weaker than the strongest by 1e-3 and more stay
-    smaller.
+    This is the Newton-Schulz iteration X <- p(X X^T) X. Its factors commute, so X itself is needed only at the end, and
+    each iteration takes four products of small matrices. Singular values below 1e-3 of the largest stay smaller.
 
     Shapes: (N, H, W) to the same, in float32 or wider.
     Source: Jordan et al. 2024, with their quintic polynomial.

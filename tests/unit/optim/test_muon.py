@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps for large kernels, AdamW's for the rest."""
+"""Muon: orthogonal steps for large kernels, AdamW's steps for the rest."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ LR = 0.01
 
 
 def matrices(shape: tuple[int, ...], decades: float = 2.0) -> torch.Tensor:
-    """Matrices whose columns differ in size by so many powers of ten."""
+    """Return random matrices whose columns fall in size by `decades` powers of ten."""
     random = torch.Generator().manual_seed(3)
     return torch.randn(shape, generator=random, dtype=torch.float64) * torch.logspace(0, -decades, shape[-1])
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 24, 24)])
-def test_the_iteration_is_its_polynomial_of_the_singular_values(shape):
+def test_the_iteration_applies_its_polynomial_to_the_singular_values(shape):
     given = matrices(shape, decades=4)
     left, values, right = torch.linalg.svd(given, full_matrices=False)
     values = values / values.norm(dim=1, keepdim=True)
@@ -30,8 +30,8 @@ def test_the_iteration_is_its_polynomial_of_the_singular_values(shape):
     assert torch.linalg.svdvals(orthogonal(matrices((1, 32, 64), decades=0))).min() > 0.65
 
 
-def test_a_step_is_that_of_torch_for_a_matrix():
-    """torch iterates in bfloat16: equal to its rounding."""
+def test_a_step_of_a_matrix_equals_torch_up_to_rounding():
+    """torch iterates in bfloat16, so the steps are equal up to its rounding."""
     ours, theirs = (nn.Parameter(matrices((32, 20)).float()) for _ in range(2))
     settings = {"weight_decay": 0.1, "momentum": 0.9}
     made = Muon([ours], LR, **settings), torch.optim.Muon([theirs], LR, adjust_lr_fn="match_rms_adamw", **settings)
@@ -43,7 +43,7 @@ def test_a_step_is_that_of_torch_for_a_matrix():
         assert (ours - theirs).norm() < 0.1 * (ours - before).norm()
 
 
-def test_a_step_of_a_wide_kernel_has_no_larger_norm_than_that_of_64_channels():
+def test_the_norm_of_a_step_grows_up_to_64_channels_only():
     def norm(channels: int) -> float:
         kernel = nn.Parameter(torch.zeros(channels, channels, 3, 3))
         kernel.grad = matrices((channels, channels * 9), decades=0).float().view_as(kernel)
@@ -55,7 +55,7 @@ def test_a_step_of_a_wide_kernel_has_no_larger_norm_than_that_of_64_channels():
         assert 0.9 * size < norm(channels) < 1.21 * size
 
 
-def test_the_default_decay_holds_a_kernel_that_is_pushed_in_one_direction():
+def test_the_default_decay_bounds_a_kernel_under_constant_gradients():
     def largest(weight_decay: float) -> float:
         kernel = nn.Parameter(torch.zeros(20, 32))
         optimizer = Muon([kernel], 0.1, weight_decay=weight_decay)
@@ -70,7 +70,7 @@ def test_the_default_decay_holds_a_kernel_that_is_pushed_in_one_direction():
     assert largest(0.01) > 4 * step / 0.3
 
 
-def test_a_kernel_is_the_matrix_of_its_first_side_and_the_others():
+def test_a_kernel_counts_as_the_matrix_of_its_first_dimension_and_the_others():
     weight = matrices((20, 16 * 9))
     kernel, matrix = nn.Parameter(weight.view(20, 16, 3, 3).clone()), nn.Parameter(weight.clone())
     for parameter in (kernel, matrix):
@@ -83,7 +83,7 @@ def test_a_kernel_is_the_matrix_of_its_first_side_and_the_others():
     assert torch.equal(last.detach(), kernel.detach())
 
 
-def test_small_parameters_take_the_steps_of_adamw_to_the_bit():
+def test_small_parameters_take_steps_bit_identical_to_adamw():
     small = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 3, 1))
     twin = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 3, 1))
     twin.load_state_dict(small.state_dict())
@@ -110,7 +110,7 @@ def test_small_parameters_take_the_steps_of_adamw_to_the_bit():
         ("nafnet", {"width": 16}, None),
     ],
 )
-def test_first_and_last_layers_norms_and_depthwise_kernels_are_adamws(name, arguments, small):
+def test_first_and_last_layers_norms_and_depthwise_kernels_are_left_to_adamw(name, arguments, small):
     model = build_model(name, arguments, 3, 1)
     left = {key for key, parameter in model.named_parameters() if not is_large(parameter)}
     if small is not None:
@@ -121,12 +121,12 @@ def test_first_and_last_layers_norms_and_depthwise_kernels_are_adamws(name, argu
             assert (f"{key}.weight" in left) == (ends or module.groups > 1), key
 
 
-def test_parameters_without_a_gradient_stay(tmp_path):
+def test_parameters_without_a_gradient_do_not_change(tmp_path):
     idle, busy = (nn.Parameter(matrices((16, 16)).float()) for _ in range(2))
     busy.grad = torch.ones(16, 16)
     before = idle.detach().clone()
     Muon([idle, busy], LR, weight_decay=0.5).step()
     assert torch.equal(idle.detach(), before) and not torch.equal(busy.detach(), before)
-    busy.grad = torch.zeros(16, 16)  # no direction at all
+    busy.grad = torch.zeros(16, 16)  # a gradient without a direction
     Muon([busy], LR).step()
     assert busy.isfinite().all()

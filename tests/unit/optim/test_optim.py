@@ -1,4 +1,4 @@
-"""Schedules are torch's own, step once per epoch, and are the only thing that changes the learning rate."""
+"""Schedules, optimizers, weight decay and the average of the weights, compared with torch and plain loops."""
 
 import itertools
 
@@ -17,12 +17,12 @@ from accel_restore.optim.ema import Ema
 from accel_restore.optim.schedules import SCHEDULES, get_scheduler, preview_learning_rates, step_scheduler
 from accel_restore.registry import MODELS
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no weights are trained here
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # nothing is trained here
 
 EPOCHS, LR = 30, 0.013
 MADE_UP = [1.0, 0.9, 0.95, 0.95, 0.95, 0.95, 0.8, 0.81, 0.82, 0.83, *[0.84] * 20]  # monitored values of 30 epochs
 
-# arguments, and torch's scheduler built by hand from the optimizer
+# The arguments, and a function that builds torch's scheduler for an optimizer.
 BY_HAND = {
     "constant": ({}, lambda o: lr_scheduler.LambdaLR(o, lambda _: 1.0)),
     "cosine": ({"min_lr": 1e-5}, lambda o: lr_scheduler.CosineAnnealingLR(o, EPOCHS, 1e-5)),
@@ -58,7 +58,7 @@ def section(name: str, **arguments: object):
 
 
 def rates(name: str, epochs: int = EPOCHS, lr: float = LR, **arguments: object) -> list[float]:
-    """The rate of each epoch, as training steps the schedule."""
+    """Return the rate of each epoch when the schedule is stepped as in training."""
     made = optimizer(lr)
     scheduler = get_scheduler(made, section(name, **arguments), epochs)
     found = []
@@ -78,13 +78,13 @@ def rates_by_hand(build, epochs: int = EPOCHS) -> list[float]:
     return found
 
 
-def test_every_schedule_is_tested():
+def test_every_schedule_and_optimizer_has_a_section_and_every_schedule_a_reference():
     assert set(BY_HAND) == set(SCHEDULES) == set(SCHEDULE_SECTIONS)
     assert set(OPTIMIZERS) == set(OPTIMIZER_SECTIONS)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_rates_equal_those_of_torch_to_the_bit(name):
+def test_rates_are_bit_identical_to_torch(name):
     arguments, build = BY_HAND[name]
     found = rates(name, **arguments)
     assert found == rates_by_hand(build)
@@ -92,7 +92,7 @@ def test_rates_equal_those_of_torch_to_the_bit(name):
     assert (len(set(found)) > 1) == (name != "constant")  # the control: something has been compared
 
 
-def test_a_cosine_may_begin_after_some_epochs():
+def test_cosine_may_start_after_hold_epochs():
     found = rates("cosine", min_lr=1e-5, hold_epochs=4)
     assert found[:5] == [LR] * 5
     assert found[4:] == pytest.approx(rates("cosine", epochs=EPOCHS - 4, min_lr=1e-5), rel=1e-12)
@@ -123,7 +123,7 @@ def test_no_rate_falls_below_the_floor(name):
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_warm_up_rises_linearly_and_then_runs_the_schedule_over_the_remaining_epochs(name):
+def test_warm_up_rises_linearly_and_the_schedule_follows_over_the_remaining_epochs(name):
     warm_up = 4
     arguments = BY_HAND[name][0]
     found = rates(name, warmup_epochs=warm_up, **arguments)
@@ -171,7 +171,7 @@ def test_a_schedule_continues_from_its_stored_state(name):
 
 @pytest.mark.parametrize("name", [name for name in BY_HAND if name != "plateau"])
 @pytest.mark.parametrize("warm_up", [0, 3])
-def test_previewed_rates_are_those_of_training(name, warm_up):
+def test_previewed_rates_equal_the_rates_in_training(name, warm_up):
     arguments = {**BY_HAND[name][0], "warmup_epochs": warm_up}
     trained = rates(name, **arguments)
     at = [0, EPOCHS - 1, EPOCHS // 2]
@@ -183,7 +183,7 @@ def test_plateau_cannot_be_previewed():
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_SECTIONS)
-def test_an_optimizer_gets_all_its_arguments(name):
+def test_an_optimizer_receives_all_its_arguments(name):
     config = OPTIMIZER_SECTIONS[name](lr=0.25, weight_decay=0.125)
     made = get_optimizer(nn.Linear(2, 1), config)
     assert type(made) is OPTIMIZERS[name]
@@ -191,8 +191,8 @@ def test_an_optimizer_gets_all_its_arguments(name):
         assert made.defaults[key] == value and made.param_groups[0][key] == value
 
 
-def test_the_worked_example():
-    """Weights change in optimizer.step alone, the rate in scheduler.step alone."""
+def test_weights_change_only_in_optimizer_step_and_the_rate_only_in_scheduler_step():
+    """A worked example with numbers computed by hand."""
     model = nn.ParameterList([torch.tensor(0.523, dtype=torch.float64)])
     (weight,) = model.parameters()
     sgd = get_optimizer(model, SGD(lr=0.001))
@@ -205,7 +205,7 @@ def test_the_worked_example():
 
     assert step(-0.15) == pytest.approx(0.52315, abs=1e-9)
     assert step(-0.12) == pytest.approx(0.52327, abs=1e-9)
-    assert sgd.param_groups[0]["lr"] == 0.001  # two steps of the optimizer have not changed it
+    assert sgd.param_groups[0]["lr"] == 0.001  # unchanged by two steps of the optimizer
     before = weight.item()
     scheduler.step()
     assert weight.item() == before
@@ -213,7 +213,7 @@ def test_the_worked_example():
     assert step(-0.12) - before == pytest.approx(0.12 * (0.001 + 1e-6) / 2)  # the new rate is the one in use
 
 
-def test_plateau_notices_a_falling_psnr_which_is_monitored_as_its_negative():
+def test_plateau_reduces_the_rate_when_a_monitored_psnr_falls():
     def rate_after(scheduler, made):
         for epoch in range(10):
             step_scheduler(scheduler, -(30.0 - 0.002 * epoch))
@@ -221,7 +221,7 @@ def test_plateau_notices_a_falling_psnr_which_is_monitored_as_its_negative():
 
     made = optimizer()
     assert rate_after(get_scheduler(made, section("plateau", patience=2, factor=0.5), 10), made) < LR
-    made = optimizer()  # the control: torch's own threshold is relative, and takes slightly worse for better
+    made = optimizer()  # the control: with torch's default, relative threshold a slightly worse value counts as better
     assert rate_after(lr_scheduler.ReduceLROnPlateau(made, patience=2, factor=0.5), made) == LR
 
 
@@ -229,7 +229,7 @@ def test_plateau_notices_a_falling_psnr_which_is_monitored_as_its_negative():
 
 
 def exempt(model: nn.Module, *no_decay: str) -> set[str]:
-    """The names of the parameters that the optimizer does not decay; all others it does."""
+    """Return the names of the parameters without weight decay, and check that all others have it."""
     made = get_optimizer(model, AdamW(weight_decay=0.5, no_decay=list(no_decay)))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert sorted(id(p) for group in made.param_groups for p in group["params"]) == sorted(names)
@@ -239,7 +239,7 @@ def exempt(model: nn.Module, *no_decay: str) -> set[str]:
 
 
 class Scales(nn.Module):
-    """Scales as in NAFNet and Restormer, and convolutions with as few values."""
+    """Scales as in NAFNet and Restormer, and convolutions with equally few values."""
 
     def __init__(self):
         super().__init__()
@@ -253,7 +253,7 @@ class Scales(nn.Module):
         self.attention = nn.MultiheadAttention(8, 2)
 
 
-def test_norms_and_biases_are_told_apart():
+def test_no_decay_selects_norms_biases_and_patterns():
     norms = {"beta", "temperature", "norm.weight", "norm.bias", "act.weight"}
     biases = {"one_by_one.bias", "norm.bias", "attention.in_proj_bias", "attention.out_proj.bias"}
     assert exempt(Scales()) == set()  # the original recipe
@@ -265,12 +265,12 @@ def test_norms_and_biases_are_told_apart():
     dncnn = build_model("dncnn", {"width": 8, "depth": 3, "norm": "batch"}, 3)
     assert exempt(dncnn, "norms") == batch
     assert exempt(dncnn, "norms", "biases") == batch | {"body.0.bias", "body.5.bias"}
-    assert exempt(build_model("unet", {"width": 8}, 3), "norms", "biases") == set()  # which has none: no mistake
+    assert exempt(build_model("unet", {"width": 8}, 3), "norms", "biases") == set()  # it has none, which is no error
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_kernels_alone_are_decayed_in_every_model(name, channels):
+def test_norms_and_biases_leave_only_kernels_to_decay_in_every_model(name, channels):
     model = build_model(name, {}, channels)
     kernels = {f"{prefix}.weight" for prefix, module in model.named_modules() if hasattr(module, "kernel_size")}
     names = {name for name, _ in model.named_parameters()}
@@ -278,7 +278,7 @@ def test_kernels_alone_are_decayed_in_every_model(name, channels):
     assert kernels <= names
 
 
-def test_a_pattern_that_matches_nothing_is_refused():
+def test_a_pattern_without_a_match_is_rejected_with_a_suggestion():
     for pattern, said in (("norm.weigth", r"did you mean 'norm\.weight'\?"), ("zzz*", "names begin with beta, ")):
         with pytest.raises(
             UserError, match=rf"^optimizer\.no_decay: no parameter matches '{pattern}'.*{said}".replace("*'", r"\*'")
@@ -290,7 +290,7 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("warm_up", [0, 3])
-def test_all_groups_have_the_rate_of_one(name, warm_up):
+def test_all_parameter_groups_have_the_same_rate(name, warm_up):
     arguments = {**BY_HAND[name][0], "warmup_epochs": warm_up}
     made = get_optimizer(Scales(), SGD(lr=LR, weight_decay=0.1, no_decay=["norms"]))
     scheduler = get_scheduler(made, section(name, **arguments), EPOCHS)
@@ -302,7 +302,7 @@ def test_all_groups_have_the_rate_of_one(name, warm_up):
     assert found == [{rate} for rate in rates(name, **arguments)]
 
 
-def test_decay_shrinks_only_what_is_decayed():
+def test_weight_decay_shrinks_only_the_parameters_that_have_it():
     model = Scales()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -319,7 +319,7 @@ def test_decay_shrinks_only_what_is_decayed():
 
 
 def average(decay: float, warm_up: bool, updates: int) -> tuple[list[float], list[float]]:
-    """The average after each update of a weight that wanders, and the weights."""
+    """Return the average after each update of a changing weight, and the weight."""
     model = nn.ParameterList([torch.zeros(3, dtype=torch.float64)])
     averaged = Ema(model, decay, warm_up)
     by_torch = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -336,7 +336,7 @@ def average(decay: float, warm_up: bool, updates: int) -> tuple[list[float], lis
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
-def test_the_average_is_that_of_a_plain_loop(decay):
+def test_the_average_equals_a_plain_loop(decay):
     found, weights = average(decay, True, 200)
     expected = [weights[0]]  # torch copies the weights at the first update
     for t, weight in enumerate(weights[1:], 1):
@@ -348,7 +348,7 @@ def test_the_average_is_that_of_a_plain_loop(decay):
     assert abs(found[20] - weights[20]) < abs(constant[20] - weights[20]) or decay == 0.5
 
 
-def test_a_warm_up_needs_an_average():
+def test_ema_warmup_without_ema_decay_is_rejected():
     tree = {"data": {"train": {"gt": "a"}}, "train": {"ema_warmup": True}}
     with pytest.raises(UserError, match=r"train\.ema_warmup: has no average to warm up; set train\.ema_decay"):
         config_from(tree)
