@@ -27,10 +27,10 @@ class PreemptedError(BaseException):
 class RunAbortedError(Exception):
     """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1."""
 
-    def __init__(self, message: str, teller: bool | None = None):
-        """`teller`: whether this rank is to tell the user; None: the main process is."""
+    def __init__(self, message: str, is_reporter: bool | None = None):
+        """`is_reporter`: whether this rank reports the error to the user; None: the main process does."""
         super().__init__(message)
-        self.teller = teller
+        self.is_reporter = is_reporter
 
 
 class AuditError(Exception):

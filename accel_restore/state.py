@@ -1,4 +1,4 @@
-"""The state of a training run, and the callback that observes it."""
+"""The state of a training run, its validation scores, and the callback that observes the loop."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,17 +11,71 @@ if TYPE_CHECKING:
     from accel_restore.optim.ema import Ema
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The mean scores of one validation. The metrics of the input tell how much the network has gained."""
+
+    loss: float
+    metrics: dict[str, float]
+    input_metrics: dict[str, float]
+    terms: dict[str, float]  # of the loss, where it has several
+
+    def flat(self) -> dict[str, float]:
+        """All scores in one mapping, as files record them: `loss`, `psnr`, `input_psnr`, `term_l1`, …"""
+        inputs = {f"input_{name}": value for name, value in self.input_metrics.items()}
+        return {
+            "loss": self.loss,
+            **self.metrics,
+            **inputs,
+            **{f"term_{name}": value for name, value in self.terms.items()},
+        }
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch came to, for the callbacks."""
+
+    epoch: int  # counted from 0
+    step: int
+    train_loss: float
+    lr: float  # used in this epoch
+    scores: Scores | None  # None where this epoch was not validated
+    is_best: bool
+    optimizer_steps: int  # of this epoch
+
+
 class Callback:
-    """What observes the loop; every method is called on every rank."""
+    """Observes the loop. Every method is called on every rank, in the order of the list of callbacks."""
 
     def on_step(self, state: "TrainState") -> None:
-        """After an optimizer step, or one that was skipped; gradients are still there."""
+        """Run after an optimizer step, also a skipped one. The gradients are still available."""
+
+    def on_validation_image(self, state: "TrainState", index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
+        """Run for each validation image that this rank scores.
+
+        Shapes: each (1, C, H, W) in [0, 1]; for super-resolution the input is enlarged to the size of gt.
+        """
 
     def on_validation(self, state: "TrainState") -> None:
-        """After a validation, before `scheduler.step()`."""
+        """Run after a validation, before `scheduler.step()`."""
 
-    def on_epoch(self, state: "TrainState", record: dict[str, Any]) -> None:
-        """After validation and `scheduler.step()`; `record` becomes the epoch's line in metrics.jsonl."""
+    def on_best(self, state: "TrainState") -> None:
+        """Run when the monitored value is the best so far, after `scheduler.step()`."""
+
+    def on_epoch(self, state: "TrainState", record: EpochRecord) -> None:
+        """Run at the end of an epoch, after validation and `scheduler.step()`."""
+
+    def on_exit(self, state: "TrainState", error: BaseException | None) -> None:
+        """Run once when training ends; `error` is what ended it early, if anything."""
+
+
+@dataclass(frozen=True)
+class MicroBatchLosses:
+    """The losses of one micro-batch on this rank. They stay on the device."""
+
+    ids: Any  # of the samples, on the host; -1 for padding
+    losses: Tensor  # (B,)
+    sums: Tensor  # float64, over the real samples: loss, number of samples, each of `TrainState.terms`
 
 
 @dataclass
@@ -29,33 +83,31 @@ class TrainState:
     """All that changes during training."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    optimizer: Any  # Accelerate's wrapper around a torch optimizer
+    scheduler: Any  # Accelerate's wrapper around a torch schedule
+    epoch_sums: Tensor  # float64: this rank's sums of `MicroBatchLosses.sums` over the current epoch
     ema: "Ema | None" = None
-    plain: nn.Module | None = None  # with FSDP2, where weights are in parts: a whole copy, which validation fills
+    full_copy: nn.Module | None = None  # with FSDP2, where weights are sharded: the whole model, filled to validate it
     epoch: int = 0  # epochs completed
     epoch_step: int = 0  # optimizer steps completed in the current epoch
     step: int = 0  # optimizer steps completed
-    best_val_loss: float = math.inf  # the monitored value, lower is better (where a higher score is better: negated)
+    best_val_loss: float = math.inf  # the monitored value, lower is better (a metric that is higher-better is negated)
     best: dict[str, Any] | None = None  # epoch, step and scores of the best weights
-    skipped_in_row: int = 0  # the last steps that were skipped, as their gradients were no numbers
+    skipped_in_row: int = 0  # consecutive steps, up to the last, skipped for a non-finite gradient
     grad_norm: Tensor | None = None  # of the last step, before clipping
-    losses: list[tuple[Any, Tensor]] = field(default_factory=list)  # of the last step's micro-batches: ids, losses (B,)
-    terms: tuple[str, ...] = ()  # of the loss, where it has several: those that are logged by name
-    # This rank's (sum of losses, number of samples, sum of each of `terms`): of the epoch, since the last logged line.
-    epoch_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
-    window_sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    micro_batches: list[MicroBatchLosses] = field(default_factory=list)  # of the last step
+    terms: tuple[str, ...] = ()  # names of the loss's terms, where it has several
 
     @property
     def lr(self) -> float:
+        """The learning rate of the first parameter group."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def count(self, losses: Tensor, terms: dict[str, Tensor], batch: dict) -> None:
-        """Add the losses (B,) of real samples to the running sums; stays on the device, no synchronisation."""
+    def count(self, losses: Tensor, terms: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        """Record the losses (B,) of a micro-batch. Everything stays on the device, so nothing is waited for."""
         losses = losses.detach()
-        self.losses.append((batch.get("id"), losses))
         counted = (batch["weight"] > 0) & losses.isfinite()
         columns = [losses, torch.ones_like(losses), *(terms[name].detach() for name in self.terms)]
         sums = torch.stack([torch.where(counted, column, 0.0).sum(dtype=torch.float64) for column in columns])
+        self.micro_batches.append(MicroBatchLosses(batch.get("id"), losses, sums))
         self.epoch_sums += sums
-        self.window_sums += sums

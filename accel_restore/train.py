@@ -69,7 +69,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             record_preempted(run_folder(config))
         return _report(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
     except (AuditError, RunAbortedError) as error:
-        return _report(error, 1, getattr(error, "teller", None))
+        return _report(error, 1, getattr(error, "is_reporter", None))
     except DivergedError as error:
         return _report(error, 3)
     return 0
@@ -79,12 +79,12 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _report(error: Exception | str, code: int, teller: bool | None = None) -> int:
-    """Print a message from one rank: the main process, unless it is said whether this one is to tell it."""
-    if _is_main() if teller is None else teller:
+def _report(error: Exception | str, code: int, is_reporter: bool | None = None) -> int:
+    """Print a message from one rank, the main process unless `is_reporter` is given; return `code`."""
+    if _is_main() if is_reporter is None else is_reporter:
         try:
             print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
-        except OSError:  # its reader is gone; what is left in the buffer must not make Python end with 120
+        except OSError:  # its reader is gone; what is left in the buffer must not make Python exit with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 

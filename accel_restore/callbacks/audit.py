@@ -7,7 +7,7 @@ itself (torch's Adam and AdamW), else no call. Attached from outside: a run with
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from accel_restore.data.loader import TrainLoader
+from accel_restore.data.loader import LoaderObserver, TrainLoader
 from accel_restore.distributed.fsdp import full_tensor
-from accel_restore.errors import AuditError
+from accel_restore.errors import AuditError, RunAbortedError
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.run_files import JsonlWriter
 from accel_restore.utils.files import replace_file, to_json
 
+ShowTable = Callable[[str, list[tuple], tuple[str, ...]], None]  # title, rows, header
 OPERATIONS = ("zero_grad", "backward", "optimizer_step", "scheduler_step", "validate")
 _NAMES = {"optimizer_step": "optimizer.step", "scheduler_step": "scheduler.step", "backward": "accelerator.backward"}
 
@@ -34,20 +35,22 @@ def hash_weights(model: nn.Module) -> str:
         copied = full_tensor(parameter.detach()).to(
             "cpu", copy=True
         )  # NumPy pins its memory, which FSDP2 wants to free
-        state.update(copied.contiguous().flatten().view(torch.uint8).numpy())
+        state.update(copied.contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()[:16]
 
 
-class Audit(Callback):
+class Audit(Callback, LoaderObserver):
     """Observes one rank from the moment it is attached until `report`."""
 
-    def __init__(self, folder: Path, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
+    def __init__(self, folder: Path, state: TrainState, loader: TrainLoader, accelerator: Accelerator, show: ShowTable):
         self.folder, self.state, self.accelerator = folder, state, accelerator
-        self.rank = accelerator.process_index
+        self.rank, self.show = accelerator.process_index, show
         self.lines = JsonlWriter(folder / "audit" / f"rank{self.rank}.jsonl", self._is_before)
-        self.calls, self.changed_weights, self.changed_lr = Counter(), Counter(), Counter()
-        self.schedule_steps: Counter = Counter()  # per epoch
-        self.epoch_hash = defaultdict(hashlib.sha256)  # per epoch, of all that must be equal on all ranks
+        self.calls: Counter[str] = Counter()
+        self.changed_weights: Counter[str] = Counter()
+        self.changed_lr: Counter[str] = Counter()
+        self.schedule_steps: Counter[int] = Counter()  # per epoch
+        self.epoch_hash: defaultdict[int, Any] = defaultdict(hashlib.sha256)  # per epoch
         self.violations: list[str] = []
         self.samples: list[int] = []
         self.weights, self.lr = hash_weights(state.model), state.lr
@@ -64,8 +67,7 @@ class Audit(Callback):
         optimizer.step = self._observed("optimizer_step", optimizer.step)
         scheduler.step = self._observed("scheduler_step", scheduler.step)
         self.accelerator.backward = self._observed("backward", self.accelerator.backward)
-        self.steps = loader.steps
-        loader.steps = self._noting_samples
+        loader.observers.append(self)
 
     def _observed(self, operation: str, call: Callable) -> Callable:
         def observed(*arguments: Any, **named: Any) -> Any:
@@ -76,14 +78,8 @@ class Audit(Callback):
 
         return observed
 
-    def _noting_samples(self, *arguments: Any) -> Iterator[Iterator[dict]]:
-        for micro_batches in self.steps(*arguments):
-            yield self._noted(micro_batches)
-
-    def _noted(self, micro_batches: Iterator[dict]) -> Iterator[dict]:
-        for batch in micro_batches:
-            self.samples = [int(id) for id in batch["id"] if id >= 0]
-            yield batch
+    def on_batch(self, batch: dict[str, Any], waited: float) -> None:
+        self.samples = [int(id) for id in batch["id"] if id >= 0]
 
     def on_validation(self, state: TrainState) -> None:
         self._look("in validate", "validate")
@@ -115,8 +111,12 @@ class Audit(Callback):
             {"op": operation, "epoch": epoch, "step": step, "samples": samples, "weights": weights, "lr": lr}
         )
 
-    def report(self, show: Callable[[str, list[tuple], tuple[str, ...]], None]) -> None:
-        """Compare the ranks, write audit.json and show the table (of rank 0). Called by every rank.
+    def on_exit(self, state: TrainState, error: BaseException | None) -> None:
+        if error is None or isinstance(error, RunAbortedError):  # raised by all ranks
+            self.report()
+
+    def report(self) -> None:
+        """Compare the ranks, write audit.json and show the table of rank 0. Every rank calls it.
 
         Raises: AuditError.
         """
@@ -150,7 +150,7 @@ class Audit(Callback):
             }
             replace_file(self.folder / "audit.json", (to_json(result, indent=1) + "\n").encode())
             header = ("operation", "calls", "calls per epoch", "weights changed", "learning rate changed")
-            show(f"audit: {epochs} epochs, {len(ranks)} ranks", [tuple(row.values()) for row in table], header)
+            self.show(f"audit: {epochs} epochs, {len(ranks)} ranks", [tuple(row.values()) for row in table], header)
         if violations:
             more = f" (and {len(violations) - 5} more, see audit.json)" if len(violations) > 5 else ""
             raise AuditError("the audit failed:\n  - " + "\n  - ".join(violations[:5]) + more)

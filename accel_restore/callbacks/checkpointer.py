@@ -1,7 +1,7 @@
-"""The hook that commits a run and keeps its best weights, from the main process, on disks that may be full."""
+"""The callback that commits a run and keeps its best weights, from the main process."""
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,55 +13,59 @@ from accel_restore.checkpoint.commits import find_commits, prune, write_commit
 from accel_restore.checkpoint.state_dict import best_weights, collect
 from accel_restore.config.schema import Checkpoint
 from accel_restore.data.batch_plan import BatchSchedule
-from accel_restore.errors import RunAbortedError
+from accel_restore.errors import PreemptedError, RunAbortedError
 from accel_restore.models.weights_file import WEIGHTS
-from accel_restore.state import Callback, TrainState
+from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.utils.files import replace_file
 
 
-class Checkpointer(Callback):
-    """Commits at the end of epochs and, where asked for, within them; runs after the Tracker.
+@dataclass(frozen=True)
+class CommitSource:
+    """What a commit holds besides the state of training."""
 
-    Training can go on without a save that fails, until the last one: it is told about, and made up for when the next is
-    due.
+    counters: Callable[[], dict[str, Any]]  # stored in state.json
+    metadata: Callable[[TrainState], dict[str, str]]  # of best.safetensors
+    best: bytes | None  # content of best.safetensors at the commit that the run continues from
+
+
+class Checkpointer(Callback):
+    """Commits at the end of epochs and, if configured, every N steps; runs after the MetricsLogger.
+
+    Training continues if a commit cannot be written (a full disk): this is logged, and the next one that is due makes
+    up for it. The last commit must succeed.
     """
 
     def __init__(
         self,
-        folder: Path,
-        accelerator: Accelerator,
         schedule: Checkpoint,
+        accelerator: Accelerator,
+        source: CommitSource,
         *,
         epochs: int,
         stages: BatchSchedule,
-        tracker: MetricsLogger,
+        logger: MetricsLogger,
         replica_check: ReplicaCheck,
-        extra: Callable[[], dict[str, Any]],
-        metadata: Callable[[TrainState], dict[str, str]],
-        best: bytes | None,
     ):
-        """`best` is the content of best.safetensors at the commit that the run continues from."""
-        self.folder, self.accelerator, self.schedule = folder, accelerator, schedule
+        self.folder, self.schedule, self.accelerator, self.source = logger.log.folder, schedule, accelerator, source
         self.epochs, self.stages = epochs, stages
-        self.tracker, self.replica_check, self.log = tracker, replica_check, tracker.console.log
-        self.extra, self.metadata = extra, metadata
-        self.best, self.best_is_written = best, True
-        self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or try of one
-        self.failure: OSError | None = None  # of the last try, on the main process
+        self.logger, self.replica_check, self.log = logger, replica_check, logger.console.log
+        self.best, self.best_is_written = source.best, True
+        self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or attempt at one
+        self.failure: OSError | None = None  # of the last attempt, on the main process
 
     def on_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
         if every and state.step % every == 0 and state.epoch_step < self.stages.plan(state.epoch).steps_per_epoch:
             self.commit(state)
 
-    def on_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
+    def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         due = self.schedule.every_steps and state.step % self.schedule.every_steps == 0
         if due or state.epoch % self.schedule.every_epochs == 0 or state.epoch == self.epochs:
             self.commit(state)
 
-    def save_best(self, state: TrainState) -> None:
-        """Write best.safetensors; called by every rank."""
-        best = best_weights(state, self.accelerator, self.metadata(state))
+    def on_best(self, state: TrainState) -> None:
+        """Write best.safetensors."""
+        best = best_weights(state, self.accelerator, self.source.metadata(state))
         if best is not None:
             self.best, self.best_is_written = best, False
             try:
@@ -69,21 +73,37 @@ class Checkpointer(Callback):
             except OSError as error:
                 self._report(f"{self.folder / WEIGHTS}", error)
 
+    def on_exit(self, state: TrainState, error: BaseException | None) -> None:
+        """Make sure that the last state is committed.
+
+        Raises: RunAbortedError, on all ranks, if it cannot be written.
+        """
+        if error is not None and not isinstance(error, PreemptedError):
+            return
+        if self._failed() is not None:
+            self.saved = None  # try again
+        self.commit(state)
+        if (failure := self._failed()) is not None:
+            raise RunAbortedError(
+                f"{self.folder}: the last checkpoint cannot be written ({failure}); free some space, and continue from "
+                "the checkpoint before"
+            )
+
     def _write_best(self) -> None:
-        if not self.best_is_written:
+        if not self.best_is_written and self.best is not None:
             replace_file(self.folder / WEIGHTS, self.best)
             self.best_is_written = True
 
     def commit(self, state: TrainState) -> None:
-        """Commit the state, unless that is done; called by every rank.
+        """Commit the state, unless that is done. Every rank calls it.
 
-        Raises: DivergedError, RunAbortedError, where the weights are not worth keeping.
+        Raises: DivergedError, RunAbortedError, if the weights are not worth keeping.
         """
         if self.saved == (state.epoch, state.step):
             return
         self.saved = (state.epoch, state.step)
         self.replica_check.check(state)
-        files = collect(state, self.accelerator, self.extra())
+        files = collect(state, self.logger.window_sums, self.accelerator, self.source.counters())
         if files is not None:
             self._write(state, files)
 
@@ -94,37 +114,23 @@ class Checkpointer(Callback):
         try:
             last = next((commit.name for commit in reversed(find_commits(folder))), last)
             self._write_best()
-            self.tracker.sync()  # a commit is never newer than the lines before it
+            self.logger.log.sync()  # a commit is never newer than the lines before it
             write_commit(folder, state.step, state.epoch, files)
         except OSError as error:
             self.failure = error
             self._report(f"checkpoint of step {state.step} (the last one is {last})", error)
             return
-        if not state.skipped_in_row:  # else this commit may be one of a run that is lost: the good ones stay
+        if not state.skipped_in_row:  # otherwise this commit may be one of a diverged run: keep the good ones
             try:
                 prune(folder, self.schedule.keep)
             except OSError as error:
-                self.log(f"{folder}: older checkpoints cannot be removed ({error.strerror}); tried again later")
+                self.log(f"{folder}: older checkpoints cannot be removed ({error.strerror}); trying again later")
 
     def _report(self, what: str, error: OSError) -> None:
         place = f" {error.filename}" if error.filename else ""
-        self.log(f"{what}: cannot be written ({error.strerror}{place}); training goes on, and tries again later")
-
-    def finish(self, state: TrainState) -> None:
-        """Make sure that this state is committed, before the run ends; called by every rank.
-
-        Raises: RunAbortedError, on all ranks, where it cannot be written.
-        """
-        if self._failed() is not None:
-            self.saved = None  # try again
-        self.commit(state)
-        if (failure := self._failed()) is not None:
-            raise RunAbortedError(
-                f"{self.folder}: the last checkpoint cannot be written ({failure}); make room, and continue from the "
-                "one before"
-            )
+        self.log(f"{what}: cannot be written ({error.strerror}{place}); training continues and tries again later")
 
     def _failed(self) -> str | None:
-        """Why the main process could not write the last commit, known to all ranks."""
+        """Why the main process could not write the last commit; all ranks learn it."""
         failure = self.failure and f"{self.failure.strerror}: {self.failure.filename or self.folder}"
         return gather_object([failure])[0]

@@ -1,101 +1,164 @@
-"""The hook that records a run: metrics.jsonl and W&B from values gathered of all ranks, pictures, progress."""
+"""The callback that records a run: metrics.jsonl, W&B and TensorBoard from values of all ranks, and progress."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from torch import Tensor
 
-from accel_restore.data.loader import TrainLoader
+from accel_restore.data.loader import TrainLoader, WaitTime
 from accel_restore.metrics.format import format_score
-from accel_restore.state import Callback, TrainState
+from accel_restore.state import Callback, EpochRecord, Scores, TrainState
 from accel_restore.tracking.console import Console
-from accel_restore.tracking.pictures import Samples, draw_curves, draw_samples
-from accel_restore.tracking.report.page import Report
 from accel_restore.tracking.run_files import JsonlWriter, write_status
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 from accel_restore.tracking.wandb_logger import WandbLogger
 
-_FILES = "metrics.jsonl", "memory.jsonl"  # apart: a run that resumes repeats what stands in the first to the bit
-_CURVES_SECONDS = 60.0
-_OPTIONAL = ("lpips", "dists", "input_lpips", "input_dists")  # in metrics.jsonl only where they are measured
-_PICTURE_SETS = 20  # about so many sets of validation pictures a run
+_ALWAYS = ("psnr", "ssim")  # metrics that every epoch line has, null where they were not measured
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """What shows the lines of metrics.jsonl while a run trains; each is optional."""
+
+    wandb: WandbLogger | None = None
+    tensorboard: TensorBoardLogger | None = None
+
+    def update(self) -> None:
+        """Tell each that there are new lines; nothing is waited for."""
+        for tracker in (self.wandb, self.tensorboard):
+            if tracker is not None:
+                tracker.update()
+
+    def close(self, failed: bool) -> None:
+        """Finish both; TensorBoard ends while W&B uploads."""
+        if self.tensorboard is not None:
+            self.tensorboard.end()
+        if self.wandb is not None:
+            self.wandb.finish(failed)
+        if self.tensorboard is not None:
+            self.tensorboard.finish()
+
+
+class RunLog:
+    """The lines of metrics.jsonl and memory.jsonl; written by the main process, nothing on other ranks.
+
+    Memory has a file of its own: a run that resumes repeats the lines of metrics.jsonl bit-identically.
+    """
+
+    def __init__(self, folder: Path, state: TrainState, is_main: bool, console: Console):
+        self.folder, self.console = folder, console
+        self.metrics = self.memory = None
+        if is_main:
+            self.metrics = JsonlWriter(folder / "metrics.jsonl", lambda line: is_before(line, state))
+            self.memory = JsonlWriter(folder / "memory.jsonl", lambda line: is_before(line, state))
+        self.has_warned = False  # that lines cannot be written
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        if self.metrics is None:
+            return
+        error = self.metrics.write(line)
+        if error is not None and not self.has_warned:
+            self.console.log(f"{self.metrics.path}: cannot be written ({error.strerror}); its lines are kept in memory")
+        self.has_warned = error is not None
+
+    def write_memory(self, step: int, rank: int, memory: int) -> None:
+        """Append a line to memory.jsonl."""
+        if self.memory is not None:
+            self.memory.write({"event": "memory", "step": step, "rank": rank, "memory": memory})
+
+    def sync(self) -> None:
+        """Force the lines written so far to the disk.
+
+        Raises: OSError.
+        """
+        if self.metrics is not None:
+            self.metrics.sync()
+
+    def close(self) -> None:
+        """Close both files."""
+        for file in (self.metrics, self.memory):
+            if file is not None:
+                file.close()
+
+    @contextmanager
+    def tolerating_full_disks(self) -> Iterator[None]:
+        """Train on without a file that can be written again later."""
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self.folder
+            self.console.log(f"{place}: cannot be written ({error.strerror}); training continues")
 
 
 class MetricsLogger(Callback):
-    """Writes what every rank has seen from the main process."""
+    """Writes what every rank measured, from the main process."""
 
     def __init__(
         self,
-        folder: Path,
+        log: RunLog,
         state: TrainState,
         accelerator: Accelerator,
         loader: TrainLoader,
+        trackers: Trackers,
         *,
         epochs: int,
-        log_every_steps: int,
-        console: Console,
-        samples: Samples,
-        dashboard: WandbLogger | None,
-        report: Report | None,
-        tensorboard: TensorBoardLogger | None,
+        every_steps: int,
+        window_sums: Tensor,
     ):
-        self.folder, self.accelerator, self.loader = folder, accelerator, loader
-        self.epochs, self.log_every_steps = epochs, log_every_steps
-        self.console, self.samples, self.report = console, samples, report
-        self.dashboard, self.tensorboard = dashboard, tensorboard
-        self.main = accelerator.is_main_process
-        files = (
-            [JsonlWriter(folder / name, lambda line: is_before(line, state)) for name in _FILES]
-            if self.main
-            else [None] * 2
-        )
-        self.lines, self.memory_lines = files
-        self.unwritten = False  # whether the user has been told so
+        """`window_sums` are this rank's sums since the last logged line, where a run continues within a window."""
+        self.log, self.accelerator, self.trackers, self.console = log, accelerator, trackers, log.console
+        self.schedule, self.wait = loader.stages, WaitTime()
+        loader.observers.append(self.wait)
+        self.epochs, self.every_steps = epochs, every_steps
+        self.window_sums = window_sums.to(state.epoch_sums.device)
         self.schedule_position = state.scheduler.scheduler.last_epoch
-        self.last_curves = time.monotonic()
-        self.epoch_began = time.perf_counter()
-        self.last_pictures = -epochs
-        self._begin_window(state)  # its sums go on from the commit
-        console.start(epochs, loader.stages.num_steps(epochs), state.step)
+        self.epoch_start = time.perf_counter()
+        self._begin_window(state)
+        self.console.start(epochs, self.schedule.num_steps(epochs), state.step)
 
     def _begin_window(self, state: TrainState) -> None:
-        self.window = (state.step, time.perf_counter(), self.loader.wait_seconds)
+        self.window = (state.step, time.perf_counter(), self.wait.seconds)
 
     def on_step(self, state: TrainState) -> None:
+        for micro_batch in state.micro_batches:
+            self.window_sums += micro_batch.sums
         self.console.advance(state.epoch, state.step)
-        if state.step % self.log_every_steps:
+        if state.step % self.every_steps:
             return
-        first_step, began, waited = self.window
+        first_step, start, waited = self.window
         steps = max(1, state.step - first_step)
-        seconds = (time.perf_counter() - began) / steps
-        own = [state.lr, seconds, (self.loader.wait_seconds - waited) / steps, self._memory()]
+        seconds = (time.perf_counter() - start) / steps
+        own = [state.lr, seconds, (self.wait.seconds - waited) / steps, self._memory()]
+        assert state.grad_norm is not None  # a step was made
         norm = state.grad_norm.double().reshape(1)
-        own = torch.tensor(own, dtype=torch.float64).to(norm.device, non_blocking=True)
-        mine = torch.cat([state.window_sums, norm, own])
+        timings = torch.tensor(own, dtype=torch.float64).to(norm.device, non_blocking=True)
+        mine = torch.cat([self.window_sums, norm, timings])
         ranks = self.accelerator.gather(mine[None]).tolist()
-        state.window_sums.zero_()
+        self.window_sums.zero_()
         self._begin_window(state)
-        if self.main:
+        if self.accelerator.is_main_process:
             self._write_step(state, ranks)
-        self._tell_dashboards()
+        self.trackers.update()
 
     def _memory(self) -> int:
-        """Bytes: on CUDA the most that tensors of this rank have taken so far, else what the process takes now."""
+        """Bytes: on CUDA the peak of this rank's tensors so far, otherwise what the process uses now."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.accelerator.device)
         return psutil.Process().memory_info().rss
 
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
         for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited, memory) in enumerate(ranks):
-            self.memory_lines.write({"event": "memory", "step": state.step, "rank": rank, "memory": int(memory)})
+            self.log.write_memory(state.step, rank, int(memory))
             loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
-            self.record(
+            self.log.write(
                 {
                     "event": "train",
                     "epoch": state.epoch,
@@ -111,114 +174,63 @@ class MetricsLogger(Callback):
                 }
             )
         samples = sum(rank[1] for rank in ranks)
-        loss = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
-        speed = self.loader.stages.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
-        self.console.update(state.epoch, state.step, loss, ranks[0][-4], speed)
+        mean = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
+        speed = self.schedule.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
+        self.console.update(state.epoch, state.step, mean, ranks[0][-4], speed)
 
-    def on_epoch(self, state: TrainState, record: dict[str, Any]) -> None:
+    def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         position = state.scheduler.scheduler.last_epoch
         scheduler_steps, self.schedule_position = position - self.schedule_position, position
-        seconds, self.epoch_began = time.perf_counter() - self.epoch_began, time.perf_counter()
-        epoch, scores, last = record["epoch"], record["scores"], record["epoch"] + 1 == self.epochs
-        if scores and (last or epoch - self.last_pictures >= self.epochs // _PICTURE_SETS):
-            self.last_pictures = epoch
-            self._write_pictures(epoch)
-        if not self.main:
+        seconds, self.epoch_start = time.perf_counter() - self.epoch_start, time.perf_counter()
+        if not self.accelerator.is_main_process:
             return
-        self.record(
+        self.log.write(
             {
                 "event": "epoch",
-                "epoch": epoch,
-                "step": record["step"],
-                "train_loss": record["train_loss"],
-                "lr": record["lr"],
-                "val_loss": scores.get("loss"),
-                **({"val_terms": {name: scores.get(f"term_{name}") for name in state.terms}} if state.terms else {}),
-                "val_psnr": scores.get("psnr"),
-                "val_ssim": scores.get("ssim"),
-                "val_input_psnr": scores.get("input_psnr"),
-                "val_input_ssim": scores.get("input_ssim"),
-                **{f"val_{name}": scores[name] for name in _OPTIONAL if name in scores},
-                "is_best": record["is_best"],
-                "optimizer_steps": record["optimizer_steps"],
+                "epoch": record.epoch,
+                "step": record.step,
+                "train_loss": record.train_loss,
+                "lr": record.lr,
+                **score_entries(record.scores, state.terms),
+                "is_best": record.is_best,
+                "optimizer_steps": record.optimizer_steps,
                 "scheduler_steps": scheduler_steps,
                 "seconds": round(seconds, 3),
             }
         )
-        with self._tolerating_full_disks():
-            self.lines.sync()
-            write_status(
-                self.folder,
-                "running",
-                epoch=state.epoch,
-                step=state.step,
-                world_size=self.accelerator.num_processes,
-                best=state.best,
-            )
-        self._tell_dashboards()
-        if scores:
-            shown = (name for name in scores if not name.startswith(("input_", "term_")))
-            figures = " · ".join(f"{name} {format_score(name, scores[name])}" for name in shown)
-            mark = "  ← best" if record["is_best"] else ""
-            self.console.scores(
-                f"epoch {epoch + 1} · train {format_score('loss', record['train_loss'])} · val {figures}{mark}",
-                always=last or record["is_best"],
-            )
-        if last or time.monotonic() - self.last_curves >= _CURVES_SECONDS:
-            self.last_curves = time.monotonic()
-            with self._tolerating_full_disks():
-                draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
-        if self.report is not None:
-            self.report.update()
+        with self.log.tolerating_full_disks():
+            self.log.sync()
+            progress = {"epoch": state.epoch, "step": state.step, "best": state.best}
+            write_status(self.log.folder, "running", world_size=self.accelerator.num_processes, **progress)
+        self.trackers.update()
+        if record.scores is not None:
+            self._show(record, record.scores)
 
-    def _tell_dashboards(self) -> None:
-        for dashboard in (self.dashboard, self.tensorboard):
-            if dashboard is not None:
-                dashboard.update()
+    def _show(self, record: EpochRecord, scores: Scores) -> None:
+        shown = {"loss": scores.loss, **scores.metrics}
+        figures = " · ".join(f"{name} {format_score(name, value)}" for name, value in shown.items())
+        mark = "  ← best" if record.is_best else ""
+        self.console.scores(
+            f"epoch {record.epoch + 1} · train {format_score('loss', record.train_loss)} · val {figures}{mark}",
+            always=record.is_best or record.epoch + 1 == self.epochs,
+        )
 
-    def _write_pictures(self, epoch: int) -> None:
-        """Gather the tiles of all ranks and draw them."""
-        rows = {index: row for mine in gather_object([self.samples.tiles]) for index, row in mine.items()}
-        if self.main and rows:
-            path = self.folder / "samples" / f"epoch-{epoch:04d}.png"
-            with self._tolerating_full_disks():
-                draw_samples(path, [rows[index] for index in sorted(rows)])
-
-    def record(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; on the main process."""
-        error = self.lines.write(line)
-        if error is not None and not self.unwritten:
-            self.console.log(f"{self.lines.path}: cannot be written ({error.strerror}); its lines are kept in memory")
-        self.unwritten = error is not None
-
-    @contextmanager
-    def _tolerating_full_disks(self) -> Iterator[None]:
-        """Training goes on without what can be written again later."""
-        try:
-            yield
-        except OSError as error:
-            self.console.log(f"{error.filename or self.folder}: cannot be written ({error.strerror}); training goes on")
-
-    def sync(self) -> None:
-        """Force the lines written so far to the disk.
-
-        Raises: OSError.
-        """
-        if self.lines is not None:
-            self.lines.sync()
-
-    def close(self, failed: bool) -> None:
-        """Stop the progress display and close the files; W&B is finished too."""
+    def on_exit(self, state: TrainState, error: BaseException | None) -> None:
         self.console.stop()
-        if self.main:
-            self.lines.close()
-            self.memory_lines.close()
-        if self.tensorboard is not None:
-            self.tensorboard.end()  # while W&B ends
-        if self.dashboard is not None:
-            self.dashboard.finish(failed)
-        if self.tensorboard is not None:
-            self.tensorboard.finish()
+
+
+def score_entries(scores: Scores | None, terms: tuple[str, ...]) -> dict[str, Any]:
+    """The scores in an epoch's line of metrics.jsonl; null where the epoch was not validated."""
+    flat = scores.flat() if scores is not None else {}
+    others = [name for name in (scores.metrics if scores is not None else ()) if name not in _ALWAYS]
+    return {
+        "val_loss": flat.get("loss"),
+        **({"val_terms": {name: flat.get(f"term_{name}") for name in terms}} if terms else {}),
+        **{f"val_{name}": flat.get(name) for name in _ALWAYS},
+        **{f"val_input_{name}": flat.get(f"input_{name}") for name in _ALWAYS},
+        **{f"val_{name}": flat[name] for name in others},
+        **{f"val_input_{name}": flat[f"input_{name}"] for name in others},
+    }
 
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:

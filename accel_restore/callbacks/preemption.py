@@ -1,4 +1,4 @@
-"""The hook that ends a run on request, after the same step on all ranks."""
+"""The callback that ends a run on request, after the same step on all ranks."""
 
 from datetime import timedelta
 
@@ -7,25 +7,27 @@ from accelerate import Accelerator
 from torch import distributed
 
 from accel_restore.errors import PreemptedError
-from accel_restore.state import Callback, TrainState
+from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.utils.signals import StopRequest
 
 
 class PreemptionCallback(Callback):
     """Raises `PreemptedError` on all ranks after the same step, when one of them was asked to stop.
 
-    The ranks' answers are exchanged while the next step is computed, so a request takes effect after that step, and
-    nobody waits; with one process after the step it came in. The exchange goes over the CPUs (gloo), so that no GPU is
-    waited for.
+    The ranks exchange their answers while the next step is computed, so a request takes effect one step later and
+    nobody waits. A single process stops after the step in which the request came. The exchange goes over the CPUs
+    (gloo), so that no GPU is waited for.
     """
 
     def __init__(
         self, accelerator: Accelerator, stop: StopRequest, epochs: int, stop_after: int | None, timeout: float
     ):
         self.stop, self.epochs, self.stop_after = stop, epochs, stop_after
-        self.group = None
+        self.group: distributed.ProcessGroup | None = None
         if accelerator.num_processes > 1:
-            self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            self.group = distributed.new_group(  # type: ignore[assignment]  # -100 only for ranks outside the group
+                backend="gloo", timeout=timedelta(seconds=timeout)
+            )
         self.answer: torch.Tensor | None = None
         self.pending: distributed.Work | None = None
 
@@ -35,13 +37,17 @@ class PreemptionCallback(Callback):
             self._raise(state)
         self._exchange()
 
-    def on_epoch(self, state: TrainState, record: dict) -> None:
+    def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         if state.epoch == self.epochs:  # the run is finished
             return
         asked = self._last_answer()
         self._exchange()
         if self._last_answer() or asked or state.step == self.stop_after:
             self._raise(state)
+
+    def on_exit(self, state: TrainState, error: BaseException | None) -> None:
+        if error is None:
+            self._last_answer()  # complete the last exchange, which all ranks have begun
 
     def _exchange(self) -> None:
         """Begin to ask all ranks whether they are to stop."""
@@ -60,7 +66,3 @@ class PreemptionCallback(Callback):
 
     def _raise(self, state: TrainState) -> None:
         raise PreemptedError(f"{self.stop} after step {state.step}")
-
-    def close(self) -> None:
-        """Take back the last question: all ranks have asked it."""
-        self._last_answer()

@@ -1,4 +1,4 @@
-"""The callback that compares the weights of all ranks and ends the run where they differ."""
+"""The callback that compares the weights of all ranks, and ends the run where they differ."""
 
 import torch
 from accelerate import Accelerator
@@ -9,10 +9,10 @@ from accel_restore.state import Callback, TrainState
 
 
 class ReplicaCheck(Callback):
-    """Compares a checksum of the weights of all ranks every so many steps, and ends the run where they differ.
+    """Compares a checksum of each parameter over the ranks, every `every_steps` steps and before each commit.
 
-    The checksum is the sum of each parameter's bits as integers, on the device: one pass over the weights. Any single
-    value that differs shows.
+    The checksum is the sum of the parameter's bits as integers, computed on the device in one pass over the weights.
+    A single value that differs changes it.
     """
 
     def __init__(self, accelerator: Accelerator, every_steps: int):
@@ -23,7 +23,10 @@ class ReplicaCheck(Callback):
             self.check(state)
 
     def check(self, state: TrainState) -> None:
-        """Raises: RunAbortedError, on all ranks, where one holds other weights; names it."""
+        """Compare now.
+
+        Raises: RunAbortedError, on all ranks, if one holds other weights; it names that rank.
+        """
         if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # no two ranks hold the same
             return
         ranks = self.accelerator.gather(checksums(state.model)[None]).cpu()  # (ranks, parameters)
@@ -34,15 +37,15 @@ class ReplicaCheck(Callback):
         good, bad = rows.index(usual), [rank for rank, row in enumerate(rows) if row != usual]
         names = [name for name, _ in self.accelerator.unwrap_model(state.model).named_parameters()]
         first = next(name for name, a, b in zip(names, rows[bad[0]], usual, strict=True) if a != b)
-        majority = f"; rank {', '.join(map(str, bad))} differs from the most" if rows.count(usual) > 1 else ""
+        majority = f"; rank {', '.join(map(str, bad))} differs from the majority" if rows.count(usual) > 1 else ""
         raise RunAbortedError(
-            f"step {state.step}: ranks {good} and {bad[0]} hold different weights (first in {first}){majority}: memory "
-            "or a device is at fault; continue from the last commit, if need be without that device"
+            f"step {state.step}: ranks {good} and {bad[0]} hold different weights (first in {first}){majority}. "
+            "Memory or a device is faulty: continue from the last commit, if necessary without that device"
         )
 
 
 def checksums(model: nn.Module) -> torch.Tensor:
-    """The sum of the bits, as integers, of each parameter: (parameters,) int64."""
+    """The sum of the bits of each parameter, as integers: (parameters,) int64."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         parameter.detach().view(kinds[parameter.element_size()]).sum(dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The pace of each rank: a rank that is slower than the others, which all wait for it, is named."""
+"""The callback that names a rank that is slower than the others, which all wait for it."""
 
 import statistics
 import time
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from accel_restore.data.loader import TrainLoader
-from accel_restore.state import Callback, TrainState
+from accel_restore.data.loader import TrainLoader, WaitTime
+from accel_restore.state import Callback, EpochRecord, TrainState
 
 _WINDOW_STEPS = 20
-_WINDOWS = 3  # in a row, before a rank is called slow
+_WINDOWS = 3  # consecutive ones, before a rank is called slow
 _SLOW = 1.5  # times the others' median
 
 
@@ -26,21 +26,22 @@ def moment(on_cuda: bool) -> Any:
 
 
 class StragglerDetector(Callback):
-    """Compares the time that each rank takes for its own part of a step: until its last gradient is ready.
+    """Compares the time that each rank needs for its own part of a step: until its last gradient is ready.
 
-    What follows is the exchange, in which the others wait; all ranks' whole steps take equally long. On a GPU it is the
-    device's time, without that of augmenting and degrading a batch, which is done before the step begins. The first
-    hook after a step, so that the time of the others counts.
+    Then follows the exchange, in which the others wait, so whole steps take equally long on all ranks. On a GPU it is
+    the device's time, without augmentation and degradation, which run before the step begins. It is the first in the
+    list of callbacks, so that the time of the others counts.
     """
 
     def __init__(self, accelerator: Accelerator, loader: TrainLoader, state: TrainState, warn: Callable[[str], None]):
-        self.accelerator, self.loader, self.warn = accelerator, loader, warn
+        self.accelerator, self.warn, self.wait = accelerator, warn, WaitTime()
         self.on_cuda = accelerator.device.type == "cuda"
-        self.began = self.ready = moment(self.on_cuda)
-        self.own, self.steps, self.waited = 0.0, 0, loader.wait_seconds
+        self.start = self.ready = moment(self.on_cuda)
+        self.own, self.steps, self.waited = 0.0, 0, 0.0
         self.slow: list[int | None] = []  # the slow rank of each window
         self.warned: int | None = None
         if accelerator.num_processes > 1:
+            loader.observers.append(self.wait)
             first = next(parameter for parameter in state.model.parameters() if parameter.requires_grad)
             first.register_post_accumulate_grad_hook(self._mark)  # next to the input: its gradient is the last
 
@@ -50,17 +51,17 @@ class StragglerDetector(Callback):
     def on_step(self, state: TrainState) -> None:
         if self.accelerator.num_processes == 1:
             return
-        took = self.began.elapsed_time(self.ready) / 1000 if self.on_cuda else self.ready - self.began
+        took = self.start.elapsed_time(self.ready) / 1000 if self.on_cuda else self.ready - self.start
         self.own, self.steps = self.own + max(0.0, took), self.steps + 1
-        self.began = moment(self.on_cuda)
+        self.start = moment(self.on_cuda)
         if self.steps == _WINDOW_STEPS:
-            waited, self.waited = self.loader.wait_seconds - self.waited, self.loader.wait_seconds
+            waited, self.waited = self.wait.seconds - self.waited, self.wait.seconds
             mine = torch.tensor([[self.own, waited]], dtype=torch.float64, device=self.accelerator.device)
             self._compare((self.accelerator.gather(mine) / self.steps).tolist(), state.step)
             self.own, self.steps = 0.0, 0
 
-    def on_epoch(self, state: TrainState, record: dict) -> None:
-        self.began = moment(self.on_cuda)  # validation is not a part of the next step
+    def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
+        self.start = moment(self.on_cuda)  # validation is not part of the next step
 
     def _compare(self, ranks: list[list[float]], step: int) -> None:
         slowest = max(range(len(ranks)), key=lambda rank: ranks[rank][0])
@@ -71,7 +72,7 @@ class StragglerDetector(Callback):
         if is_slow and self.slow == [slowest] * _WINDOWS and self.warned != slowest:
             self.warned = slowest
             self.warn(
-                f"step {step}: rank {slowest} is slow: its own part of a step takes {ranks[slowest][0]:.3f} s, "
-                f"{ranks[slowest][1]:.3f} s of that waiting for data; the others' {own:.3f} s and {waited:.3f} s, and "
-                "they wait for it"
+                f"step {step}: rank {slowest} is slow, and the others wait for it: its own part of a step takes "
+                f"{ranks[slowest][0]:.3f} s ({ranks[slowest][1]:.3f} s waiting for data), the others' {own:.3f} s "
+                f"({waited:.3f} s)"
             )

@@ -72,16 +72,18 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]])
 
 
-def collect(state: TrainState, accelerator: Accelerator, extra: dict[str, Any]) -> dict[str, bytes] | None:
+def collect(
+    state: TrainState, window_sums: Tensor, accelerator: Accelerator, extra: dict[str, Any]
+) -> dict[str, bytes] | None:
     """The files of a commit of this state, None but on the main process. Called by every rank.
 
-    `extra` (JSON) is stored in state.json beside the counters.
+    `window_sums` are the logger's, since its last line; `extra` (JSON) is stored in state.json next to the counters.
 
     Raises: DivergedError rather than let weights be committed that are lost; on every rank, as all hold the same.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # a second, after step 1
 
-    sums = torch.stack([state.epoch_sums, state.window_sums])[None]
+    sums = torch.stack([state.epoch_sums, window_sums])[None]
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model = accelerator.unwrap_model(state.model)
@@ -177,9 +179,7 @@ def _put(
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
     state.skipped_in_row = counters.get("skipped_in_row", 0)
     state.best_val_loss, state.best = counters["best_val_loss"], counters["best"]
-    epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
-    state.epoch_sums.copy_(epoch_sums)
-    state.window_sums.copy_(window_sums)
+    state.epoch_sums.copy_(sums_of_rank(counters, accelerator)[0])
 
 
 def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -231,7 +231,8 @@ def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
         inner.step()
 
 
-def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
+def sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
+    """This rank's sums in a commit's counters: (2, sums), of the epoch and of the logger's window."""
     sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, sums)
     if len(sums) == accelerator.num_processes:
         return sums[accelerator.process_index]

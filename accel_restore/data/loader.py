@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from accel_restore.data.augment import finish_batch
-from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, MicroBatch
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.train_dataset import CropDataset
 
@@ -35,7 +35,7 @@ class StepSampler(Sampler):
     def begin_at(self, epoch: int, step: int) -> None:
         self.epoch, self.first_step = epoch, step
 
-    def __iter__(self) -> Iterator[list]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         yield from self.plan.micro_batches(self.epoch, self.first_step)
 
     def __len__(self) -> int:
@@ -43,8 +43,31 @@ class StepSampler(Sampler):
         return (last - self.first_step) * self.plan.accumulation + self.plan.num_micro_batches(last)
 
 
+class LoaderObserver:
+    """Observes a `TrainLoader` from the thread that trains."""
+
+    def on_step_begin(self) -> None:
+        """Run before the first micro-batch of a step is waited for."""
+
+    def on_batch(self, batch: dict[str, Any], waited: float) -> None:
+        """Run before the loop gets a micro-batch; `waited` is the time in seconds spent waiting for its data."""
+
+    def on_epoch_end(self) -> None:
+        """Run when the loop has used all steps of the epoch."""
+
+
+class WaitTime(LoaderObserver):
+    """Adds up the seconds that a loader's user has waited for data."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on_batch(self, batch: dict[str, Any], waited: float) -> None:
+        self.seconds += waited
+
+
 class TrainLoader:
-    """The optimizer steps of an epoch, as this rank sees them; counts the seconds spent waiting for data."""
+    """The optimizer steps of an epoch, as this rank sees them. Those in `observers` are notified."""
 
     def __init__(
         self,
@@ -67,22 +90,29 @@ class TrainLoader:
             sampler = StepSampler(plan)
             loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is)
             self.loaders[plan] = sampler, accelerator.prepare_data_loader(loader, device_placement=False)
-        self.wait_seconds = 0.0
+        self.observers: list[LoaderObserver] = []
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[dict]]:
-        """For each optimizer step from `first_step` (of the epoch, from 0): its micro-batches, to be used up in turn.
+        """For each optimizer step of the epoch, from `first_step` (counted from 0), an iterator of its micro-batches.
 
-        A micro-batch is what `finish_batch` returns and `is_last`: whether it ends its step.
+        A micro-batch is what `finish_batch` returns, plus `is_last`: whether it ends its step. Each iterator must be
+        used up before the next is asked for.
         """
         plan = self.stages.plan(epoch)
         sampler, loader = self.loaders[plan]
         sampler.begin_at(epoch, first_step)
         read = map(self._to_device, loader)
-        with Prefetcher(read, self.ahead) if self.ahead else nullcontext(read) as batches:
-            finishing = _Augmenting(self, batches, batches.is_ready if self.ahead else _never)
+        prefetcher = Prefetcher(read, self.ahead) if self.ahead else None
+        batches = prefetcher or read
+        with prefetcher or nullcontext():
+            finishing = _Augmenting(self, batches, prefetcher.is_ready if prefetcher else _never)
             for step in range(first_step, plan.steps_per_epoch):
-                yield finishing.micro_batches(plan.num_micro_batches(step))
+                for observer in self.observers:
+                    observer.on_step_begin()
+                yield self._observed(finishing.micro_batches(plan.num_micro_batches(step)))
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
+        for observer in self.observers:
+            observer.on_epoch_end()
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
         """The micro-batches of one step (of the epoch, from 0) once more, as this rank has seen them."""
@@ -90,7 +120,14 @@ class TrainLoader:
         first = self.rank * plan.batch_size
         mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
         read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        yield from _Augmenting(self, read, _never).micro_batches(plan.num_micro_batches(step))
+        for batch, _ in _Augmenting(self, read, _never).micro_batches(plan.num_micro_batches(step)):
+            yield batch
+
+    def _observed(self, micro_batches: Iterator[tuple[dict, float]]) -> Iterator[dict]:
+        for batch, waited in micro_batches:
+            for observer in self.observers:
+                observer.on_batch(batch, waited)
+            yield batch
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device; finished before, where the degradation needs the host."""
@@ -117,32 +154,34 @@ class _Augmenting:
         """`is_ready`: whether the next of `batches` can be had without waiting."""
         self.loader, self.batches = loader, batches
         self.may_begin = is_ready if loader.finishes_early else _never
-        self.early: tuple[dict | None, Exception | None] | None = None
+        self.early: tuple[dict, float] | Exception | None = None
 
-    def micro_batches(self, count: int) -> Iterator[dict]:
+    def micro_batches(self, count: int) -> Iterator[tuple[dict, float]]:
+        """The next `count` micro-batches, each with the seconds that were spent waiting for its data."""
         for position in range(count):
-            yield {**self._next(), "is_last": position == count - 1}
+            batch, waited = self._next()
+            yield {**batch, "is_last": position == count - 1}, waited
             if self.early is None and self.may_begin():
                 try:
-                    self.early = self._finished(), None
-                except Exception as error:  # is raised when this batch is asked for: the step before it is made
-                    self.early = None, error
+                    self.early = self._finished()
+                except Exception as error:  # raised when this batch is asked for, after the step before it
+                    self.early = error
 
-    def _next(self) -> dict:
+    def _next(self) -> tuple[dict, float]:
         if self.early is None:
             return self._finished()
-        (batch, error), self.early = self.early, None
-        if error is not None:
-            raise error
-        return batch
+        early, self.early = self.early, None
+        if isinstance(early, Exception):
+            raise early
+        return early
 
-    def _finished(self) -> dict:
-        loader, began = self.loader, time.perf_counter()
+    def _finished(self) -> tuple[dict, float]:
+        start = time.perf_counter()
         batch = next(self.batches)
-        loader.wait_seconds += time.perf_counter() - began
-        if loader.degrade.on_host:
-            return batch
-        return finish_batch(batch, loader.degrade, channels_last=loader.channels_last)
+        waited = time.perf_counter() - start
+        if not self.loader.degrade.on_host:
+            batch = finish_batch(batch, self.loader.degrade, channels_last=self.loader.channels_last)
+        return batch, waited
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -160,7 +199,8 @@ class Prefetcher(Iterator):
     """
 
     def __init__(self, items: Iterable, ahead: int = _AHEAD):
-        self.items, self.queue, self.closed = items, queue.Queue(ahead), threading.Event()
+        self.items, self.closed = items, threading.Event()
+        self.queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
         self.first: tuple[Any, BaseException | None] | None = None  # taken from the queue, not yet asked for
         self.thread = threading.Thread(target=self._work, name="accel-restore-loader", daemon=True)
         self.thread.start()

@@ -1,16 +1,18 @@
-"""What several ranks do together."""
+"""Actions that all ranks take together."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
+from torch import nn
 
 from accel_restore.errors import UserError
 
 
 def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
-    """The result of an action on every rank, or the main process's; a UserError of one rank is raised on all."""
+    """The result of an action on every rank, or on the main process only. All ranks raise the UserError of one rank."""
     result, error = None, None
     if accelerator.is_main_process or not only_main:
         try:
@@ -21,3 +23,25 @@ def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main:
     if errors := [raised for raised, _ in ranks if raised is not None]:
         raise errors[0]
     return ranks[0][1] if only_main else result
+
+
+def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all ranks the main process's buffers: each rank's batch statistics come from its own samples."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
+
+
+def warm_up_ddp_buckets(model: nn.Module, image: tuple[int, int, int], accelerator: Accelerator) -> None:
+    """Run backward passes on a zero image (C, H, W) and discard the gradients; only from three ranks on.
+
+    DDP rebuilds its gradient buckets after the first backward, which changes the order in which ranks are summed. A
+    resumed run would then round differently from an uninterrupted one.
+    """
+    if accelerator.num_processes < 3 or accelerator.is_fsdp2:
+        return
+    model.eval()  # leaves batch statistics alone
+    for _ in range(2):  # the buckets change at the second forward
+        with torch.compiler.set_stance("force_eager"):
+            accelerator.backward(model(torch.zeros(1, *image, device=accelerator.device)).sum())
+    model.zero_grad()

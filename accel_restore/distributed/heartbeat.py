@@ -1,50 +1,83 @@
-"""Signs of life of the ranks, through the process group's store: a rank that dies, hangs or is cut off is named.
+"""Heartbeats of the ranks, exchanged through the process group's store, name a rank that dies, hangs or is cut off.
 
-The job then ends within `train.rank_timeout`, rather than wait for it.
+The job then ends within `train.rank_timeout` and does not wait for that rank for ever.
 """
 
 import itertools
 import json
 import os
-import re
 import signal
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import distributed
 
-from accel_restore.data.loader import TrainLoader
 from accel_restore.errors import AuditError, DivergedError, RunAbortedError, UserError
-from accel_restore.state import Callback, TrainState
 
-_SHARE = 0.9  # of the timeout, after which a rank is given up; torch's own collectives fail at the whole
+_SHARE = 0.9  # of the timeout, after which a rank is given up; torch's own collectives fail at the full timeout
 _EVIDENCE_SECONDS = 5.0  # how long to look for the rank that caused an error here
 _LEAVE_SECONDS = 15.0  # for the main thread to notice that another rank has failed
-_OF_ALL_RANKS = (
-    UserError,
-    DivergedError,
-    RunAbortedError,
-    AuditError,
-)  # as a rule: nobody is to be told, and to wait for that
+# Usually raised by all ranks together, so that no rank needs to be informed.
+_OF_ALL_RANKS = (UserError, DivergedError, RunAbortedError, AuditError)
 _TIMEOUT = ("Timed out", "Application timeout")  # gloo's words
+
+
+class Phase(IntEnum):
+    """Where a rank is in the loop. A higher phase of the same step is further on."""
+
+    SAVE = 0  # after the step before
+    DATA = 1
+    COMPUTE = 2
+    EXCHANGE = 3
+    VALIDATE = 4  # after the last step of an epoch
+
+    @property
+    def text(self) -> str:
+        """The phase in words, for messages."""
+        return _PHASES[self]
+
+
 _PHASES = ("logging or saving", "waiting for data", "computing", "exchanging gradients", "validating")
-_SAVE, _DATA, _COMPUTE, _EXCHANGE, _BETWEEN = range(5)  # after the step before; of a step; after an epoch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the run must end: the ranks at fault, the kind of fault, and the sentence for the user."""
+
+    ranks: tuple[int, ...]
+    kind: str  # silent, unreachable, stuck, died, disconnected, failed
+    text: str
+
+    @property
+    def reporter(self) -> int:
+        """The rank that reports it: the main process, or where that is at fault, the first rank that is not."""
+        return next(rank for rank in itertools.count() if rank not in self.ranks)
+
+    def to_json(self) -> str:
+        """One line, as the ranks exchange it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Verdict":
+        """The verdict of such a line."""
+        stored = json.loads(line)
+        return cls(tuple(stored["ranks"]), stored["kind"], stored["text"])
 
 
 @dataclass
 class _Peer:
-    """What is known of a rank, and when (by this rank's clock) it has last shown something new."""
+    """What is known of a rank, and when, by this rank's clock, it last showed something new."""
 
     beat: int = -1
     place: tuple[int, int] = (0, 0)  # step, phase
@@ -52,35 +85,35 @@ class _Peer:
     machine: str = ""
     pid: int = 0
     heard: float = 0.0
-    moved: float = 0.0
 
 
-class RankMonitor(Callback):
-    """Threads that tell the others how far this rank is, and hear how far they are; only with several ranks.
+class RankMonitor:
+    """Threads that publish how far this rank is and read how far the others are; idle with a single rank.
 
-    The main process hears all ranks, the others the main process, so that the traffic grows with the ranks and not
-    with their square.
+    The main process reads all ranks, the others only the main process, so traffic grows linearly with the ranks.
     """
 
-    def __init__(self, accelerator: Accelerator, timeout: float, give_up: Callable[[str], None]):
-        """`give_up` is called with the reason on the rank that tells it, before the process ends."""
+    def __init__(self, accelerator: Accelerator, timeout: float, give_up: Callable[[Verdict], None]):
+        """`give_up` is called with the verdict on every rank before its process ends."""
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.interval, self.give_up = min(1.0, timeout / 20), give_up
-        self.limit = min(_SHARE * timeout, timeout - 6 * self.interval)  # to hear, to judge, and to let others know
-        self.place, self.training = (0, _BETWEEN), False
+        self.limit = min(_SHARE * timeout, timeout - 6 * self.interval)  # time to hear, to judge, to inform others
+        self.place: tuple[int, int] = (0, Phase.VALIDATE)
+        self.is_training = False
         self.peers = {rank: _Peer() for rank in range(self.world_size) if rank != self.rank}
         if self.rank != 0:
             self.peers = {0: self.peers[0]}
-        self.failure: str | None = None  # what a rank has said before it ended
+        self.failure: Verdict | None = None  # what a rank published before it ended
         self.failed_at = 0.0
-        self.standing: tuple[dict, float] = ({}, 0.0)  # where all ranks are, and since when
+        self.standing: tuple[dict[int, tuple[int, int]], float] = ({}, 0.0)  # where all ranks are, and since when
         self.contact = time.monotonic()  # the last answer of the store
         self.ended = threading.Event()
-        self.verdict: str | None = None  # why this rank ends the run, for the others
-        self.wake, self.is_told = threading.Event(), threading.Event()
+        self.verdict: Verdict | None = None  # why this rank ends the run, for the others
+        self.wake, self.is_published = threading.Event(), threading.Event()
         self.store: Any = None  # with several ranks
 
     def start(self) -> None:
+        """Start the threads; every rank calls it."""
         if self.world_size == 1:
             return
         self.store = distributed.distributed_c10d._get_default_store().clone()  # a connection of its own
@@ -88,9 +121,9 @@ class RankMonitor(Callback):
         now = time.monotonic()
         for rank, peer in self.peers.items():
             peer.host, peer.machine, peer.pid = processes[rank]
-            peer.heard = peer.moved = now
-        for work in (self._talk, self._watch):
-            threading.Thread(target=work, name="accel-restore-watch", daemon=True).start()
+            peer.heard = now
+        for work in (self._exchange_heartbeats, self._watch):
+            threading.Thread(target=work, name="accel-restore-heartbeat", daemon=True).start()
 
     def close(self) -> None:
         """Stop watching: the run has ended."""
@@ -99,47 +132,14 @@ class RankMonitor(Callback):
 
     @property
     def is_validating(self) -> bool:
-        return self.training and self.place[1] == _BETWEEN
-
-    def on_step(self, state: TrainState) -> None:
-        self.place = (state.step, _SAVE)
-
-    def on_validation(self, state: TrainState) -> None:
-        self.place = (state.step, _BETWEEN)
-
-    def on_epoch(self, state: TrainState, record: dict) -> None:
-        self.place = (state.step, _SAVE)
-
-    def observe(self, loader: TrainLoader, state: TrainState) -> None:
-        """Note from now on whether this rank waits for data, computes, or has done its part of a step."""
-        steps = loader.steps
-
-        def noted(micro_batches: Iterator[dict]) -> Iterator[dict]:
-            for batch in micro_batches:
-                self.place = (state.step, _COMPUTE)
-                yield batch
-
-        def observed(*arguments: int) -> Iterator[Iterator[dict]]:
-            self.place = (state.step, _DATA)
-            for micro_batches in steps(*arguments):
-                yield noted(micro_batches)
-                self.place = (state.step, _DATA)
-            self.place = (state.step, _BETWEEN)
-
-        def ready(_: torch.Tensor) -> None:
-            self.place = (state.step, _EXCHANGE)
-
-        loader.steps = observed
-        if self.world_size > 1:
-            first = next(parameter for parameter in state.model.parameters() if parameter.requires_grad)
-            first.register_post_accumulate_grad_hook(ready)  # of the layer next to the input, whose gradient is last
-        self.training = True
+        """Whether this rank is between two epochs of training."""
+        return self.is_training and self.place[1] == Phase.VALIDATE
 
     # In the threads --------------------------------------------------------------------------------------------------
 
-    def _talk(self) -> None:
-        """Exchange signs of life with the store; may hang with the host that holds it."""
-        with suppress(distributed.DistError, RuntimeError):  # the store is gone, for good: judged by its silence
+    def _exchange_heartbeats(self) -> None:
+        """Exchange heartbeats with the store; this may hang with the host that holds it."""
+        with suppress(distributed.DistError, RuntimeError):  # the store is gone for good, and is judged by its silence
             for beat in itertools.count():
                 self.wake.wait(self.interval)
                 self.wake.clear()
@@ -150,91 +150,93 @@ class RankMonitor(Callback):
 
     def _watch(self) -> None:
         while not self.ended.wait(self.interval):
-            if (reason := self._judge()) is not None and not self.ended.is_set():
-                self._end(reason)
+            if (verdict := self._judge()) is not None and not self.ended.is_set():
+                self._end(verdict)
 
     def _exchange(self, beat: int) -> None:
-        if self.verdict is not None and not self.is_told.is_set():
-            self.store.compare_set("failure", "", self.verdict)
-            self.is_told.set()
-        self.store.set(f"life/{self.rank}", json.dumps({"beat": beat, "place": self.place}))
+        if self.verdict is not None and not self.is_published.is_set():
+            self.store.compare_set("failure", "", self.verdict.to_json())
+            self.is_published.set()
+        self.store.set(f"heartbeat/{self.rank}", json.dumps({"beat": beat, "place": self.place}))
         now = time.monotonic()
-        keys = [f"life/{rank}" for rank in self.peers]
+        keys = [f"heartbeat/{rank}" for rank in self.peers]
         if self.store.check(keys):
             for peer, text in zip(self.peers.values(), self.store.multi_get(keys), strict=True):
-                told = json.loads(text)
-                if told["beat"] != peer.beat:
-                    peer.beat, peer.heard = told["beat"], now
-                if tuple(told["place"]) != peer.place:
-                    peer.place, peer.moved = tuple(told["place"]), now
+                received = json.loads(text)
+                if received["beat"] != peer.beat:
+                    peer.beat, peer.heard = received["beat"], now
+                peer.place = tuple(received["place"])
         if self.failure is None and self.store.check(["failure"]):
-            self.failure, self.failed_at = self.store.get("failure").decode(), now
+            self.failure, self.failed_at = Verdict.from_json(self.store.get("failure").decode()), now
 
-    def _judge(self) -> str | None:
+    def _judge(self) -> Verdict | None:
         """Why the run must end, or None."""
         now = time.monotonic()
         if self.failure is not None and now - self.failed_at > _LEAVE_SECONDS:
             return self.failure
         rank, peer = min(self.peers.items(), key=lambda item: item[1].heard)
-        silence = now - peer.heard  # no shorter than the store's, through which a rank is heard
+        silence = now - peer.heard  # at least the store's, through which every rank is heard
         if silence > self.limit:
             if now - self.contact > 3 * self.interval:
-                return f"rank 0, or the network to it, has been out of reach for {now - self.contact:.0f} s"
-            return f"rank {rank} on {peer.host} has given no sign of life for {silence:.0f} s"
-        if self.rank == 0 and self.training:
-            return self._stuck(now)
+                text = f"rank 0, or the network to it, has been unreachable for {now - self.contact:.0f} s"
+                return Verdict((0,), "unreachable", text)
+            return Verdict((rank,), "silent", f"no heartbeat from rank {rank} ({peer.host}) for {silence:.0f} s")
+        if self.rank == 0 and self.is_training:
+            return self._judge_progress(now)
         return None
 
-    def _stuck(self, now: float) -> str | None:
-        """The rank that the others wait for, where none has come further for too long."""
+    def _judge_progress(self, now: float) -> Verdict | None:
+        """A verdict on the rank that the others wait for, if none has made progress for too long."""
         places = {0: self.place, **{rank: peer.place for rank, peer in self.peers.items()}}
         if places != self.standing[0]:
             self.standing = (places, now)
         seconds = now - self.standing[1]
-        if seconds <= self.limit or any(phase == _BETWEEN for _, phase in places.values()):
+        if seconds <= self.limit or any(phase == Phase.VALIDATE for _, phase in places.values()):
             return None
-        return self._behind(seconds)
+        return self._last_rank(seconds)
 
-    def _behind(self, seconds: float) -> str:
+    def _last_rank(self, seconds: float) -> Verdict:
         places, _ = self.standing
-        last = min(places, key=places.get)
+        last = min(places, key=lambda rank: places[rank])
         step, phase = places[last]
-        where = f"after step {step}" if phase == _SAVE else f"in step {step + 1}"
-        return f"rank {last} has stood {where}, {_PHASES[phase]}, for {seconds:.0f} s"
+        where = f"after step {step}" if phase == Phase.SAVE else f"in step {step + 1}"
+        doing = Phase(phase).text
+        return Verdict((last,), "stuck", f"rank {last} has made no progress for {seconds:.0f} s: {doing}, {where}")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, verdict: Verdict) -> None:
         """End this process from the thread: the main thread waits for a rank that will not come."""
-        self.verdict = reason
+        self.verdict = verdict
         for rank, peer in self.peers.items():
-            # A stopped process would not hear the launcher's SIGTERM, and hold up the end for another half a minute.
-            if _is_about(rank, reason) and peer.machine == _machine():
+            # A stopped process would not receive the launcher's SIGTERM, and would delay the end by half a minute.
+            if rank in verdict.ranks and peer.machine == _machine():
                 with suppress(OSError):
                     os.kill(peer.pid, signal.SIGKILL)
-        self._publish(reason)
+        self._publish(verdict)
         try:
-            self.give_up(reason)
+            self.give_up(verdict)
             sys.stderr.flush()
         finally:
             os._exit(1)
 
-    def _publish(self, reason: str) -> None:
-        """Let the other ranks know why this one ends; returns where the store does not answer, too."""
-        self.verdict = reason
+    def _publish(self, verdict: Verdict) -> None:
+        """Inform the other ranks why this one ends; returns also if the store does not answer."""
+        self.verdict = verdict
         self.wake.set()
-        self.is_told.wait(2 * self.interval)
+        self.is_published.wait(2 * self.interval)
         if self.rank == 0:
-            time.sleep(2 * self.interval)  # the store may end with this process; the others ask it once an interval
+            time.sleep(2 * self.interval)  # the store may end with this process; the others read it once per interval
 
     # In the main thread, after an error -------------------------------------------------------------------------------
 
-    def tell(self, error: BaseException) -> None:
-        """Tell the other ranks what has ended this one."""
+    def publish_error(self, error: BaseException) -> None:
+        """Inform the other ranks of the error that has ended this one."""
         if self.store is not None and not (self.rank == 0 and isinstance(error, _OF_ALL_RANKS)):
-            first = str(error).strip().splitlines()[:1]
-            self._publish(f"rank {self.rank} failed: {type(error).__name__}: {''.join(first):.300}")
+            first = "".join(str(error).strip().splitlines()[:1])
+            text = f"rank {self.rank} failed: {type(error).__name__}: {first:.300}"
+            self._publish(Verdict((self.rank,), "failed", text))
 
-    def cause(self, error: BaseException) -> str | None:
-        """What happened on another rank, where that is why `error` was raised on this one."""
+    def find_cause(self, error: BaseException) -> Verdict | None:
+        """What happened on another rank, if that is why `error` was raised on this one."""
         if self.store is None or not is_communication(error):
             return None
         while self.verdict is not None:  # the thread knows, and ends this process
@@ -246,34 +248,28 @@ class RankMonitor(Callback):
             return self.failure
         now = time.monotonic()
         if now - self.contact > 3 * self.interval:
-            return "rank 0 has died, or the network to it is cut"
-        gone = [rank for rank, peer in self.peers.items() if now - peer.heard > 3 * self.interval]
+            return Verdict((0,), "unreachable", "rank 0 has died, or the network to it is cut")
+        gone = tuple(rank for rank, peer in self.peers.items() if now - peer.heard > 3 * self.interval)
         if gone:
-            return f"rank {', '.join(map(str, gone))} has died (killed, or out of memory), or is cut off"
+            names = f"{'rank' if len(gone) == 1 else 'ranks'} {', '.join(map(str, gone))}"
+            verb = "has" if len(gone) == 1 else "have"
+            return Verdict(gone, "died", f"{names} {verb} died (killed, or out of memory), or the network is cut")
         if self.rank == 0 and any(word in str(error) for word in _TIMEOUT) and self.standing[0]:
-            return self._behind(now - self.standing[1])
-        return f"rank {self.rank} has lost the connection to another rank"
-
-
-def tells(rank: int, reason: str) -> bool:
-    """Whether it is for this rank to tell the user a reason: the main process, or the next where it is about that."""
-    return rank == (1 if _is_about(0, reason) else 0)
+            return self._last_rank(now - self.standing[1])
+        text = f"rank {self.rank} has lost the connection to another rank"
+        return Verdict((self.rank,), "disconnected", text)
 
 
 def _machine() -> str:
-    """What two processes share only where one can signal the other; hosts and containers may have the same name."""
+    """An identity that two processes share only if one can signal the other; host names may repeat in containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return f"{socket.gethostname()} {uuid.getnode()}"
 
 
-def _is_about(rank: int, reason: str) -> bool:
-    return re.match(rf"rank {rank}\b", reason) is not None
-
-
 def is_communication(error: BaseException) -> bool:
-    """Whether an error is one of the exchange between ranks, rather than of this rank's own work."""
+    """Whether an error comes from the exchange between ranks, not from this rank's own work."""
     text = str(error)
     return isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection", *_TIMEOUT))

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from accel_restore.config.schema import AnyOptimizer
@@ -35,3 +37,17 @@ def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -
     if config.name != "muon":
         settings["fused"] = fused or None
     return OPTIMIZERS[config.name](groups, **settings)
+
+
+def arm_skip_if_nan(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_finite: Tensor) -> bool:
+    """Make the next `optimizer.step()` change nothing if the gradient is not finite; return whether it can.
+
+    torch's fused Adam and AdamW check this on the device, as they do for GradScaler, so the host does not wait. Fused
+    SGD cannot in its first step, which creates the momentum, and FSDP2's shards cannot. With fp16 the scaler skips
+    such a step and lowers its scale.
+    """
+    inner = optimizer.optimizer
+    if isinstance(inner, torch.optim.Adam) and not accelerator.is_fsdp2 and all(g["fused"] for g in inner.param_groups):
+        inner.found_inf = (~is_finite).float()  # type: ignore[attr-defined]  # read by torch, declared nowhere
+        return True
+    return accelerator.scaler is not None

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its files: build, check, print the plan, train, say what came of it."""
+"""A training run from its configuration to its files: set up, print the plan, train, report the result."""
 
 import json
 import os
@@ -6,25 +6,28 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 
 from accel_restore.callbacks.audit import Audit
-from accel_restore.callbacks.checkpointer import Checkpointer
-from accel_restore.callbacks.metrics_logger import MetricsLogger
+from accel_restore.callbacks.checkpointer import Checkpointer, CommitSource
+from accel_restore.callbacks.heartbeat import Heartbeat
+from accel_restore.callbacks.metrics_logger import MetricsLogger, RunLog, Trackers
 from accel_restore.callbacks.nan_monitor import NaNMonitor
+from accel_restore.callbacks.pictures import Curves, ValidationPictures
 from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.checkpoint.resume import identity_digest
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
+from accel_restore.checkpoint.state_dict import sums_of_rank
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
 from accel_restore.distributed.accelerator import create_accelerator
-from accel_restore.distributed.heartbeat import RankMonitor, tells
+from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.engine import train
 from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
 from accel_restore.metrics.protocol import Protocol
@@ -46,10 +49,10 @@ from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 def fit(
     config: dict | str | Path, *overrides: str, cpu: bool = False, audit: bool = False, overwrite: bool = False
 ) -> Path:
-    """The folder of the run that it trains: `accel-restore train` from Python.
+    """Train, as `accel-restore train` does, and return the folder of the run.
 
     `config` is a YAML file or a mapping like one, in which `data.train.dataset` and `data.val.dataset` may be
-    `datasets.Dataset` objects; `overrides` are `key=value`.
+    `datasets.Dataset` objects. `overrides` are `key=value`.
 
     Raises: UserError for wrong input, MemoryError, DivergedError, RunAbortedError, AuditError; when stopped by a
     signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
@@ -75,225 +78,198 @@ def run_training(
     stop: StopRequest,
     stop_after: int | None = None,
 ) -> None:
-    """Train as the configuration says; every rank calls it.
+    """Train as the configuration says. Every rank calls it.
 
     Raises: UserError, MemoryError, DivergedError, RunAbortedError, AuditError; PreemptedError when asked to stop, or
     after step `stop_after`.
     """
     accelerator = create_accelerator(config, cpu)
     console = Console(accelerator.is_main_process)
-    if not console.main:  # all ranks get the same warnings of libraries
+    if not console.main:  # all ranks get the same warnings from libraries
         warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), console.log)
     run: RunContext | None = None
     failed = True
 
-    def note(reason: str, state: str = "failed") -> None:
-        """Write down why the run ends, from the rank that is to tell it."""
-        if run is not None and tells(accelerator.process_index, reason):
+    def record(reason: str, reporter: int = 0, state: str = "failed") -> bool:
+        """Whether this rank is the reporter; if so, status.json says why the run ends."""
+        if accelerator.process_index == reporter and run is not None:
             with suppress(OSError):
                 run.write_status(state, error=reason)
+        return accelerator.process_index == reporter
 
-    def advised(reason: str) -> str:
+    def with_hint(reason: str) -> str:
         return f"{reason}; {resume_hint(overwrite and run is not None)} from the last commit"
 
-    def give_up(reason: str) -> None:
-        """Called in the watch's thread, when the main thread waits for a rank that is lost."""
-        note(reason)
-        if tells(accelerator.process_index, reason):
-            print(f"accel-restore: {advised(reason)}", file=sys.stderr, flush=True)
+    def give_up(verdict: Verdict) -> None:
+        """Called in the monitor's thread, while the main thread waits for a rank that is lost."""
+        if record(verdict.text, verdict.reporter):
+            print(f"accel-restore: {with_hint(verdict.text)}", file=sys.stderr, flush=True)
 
-    watch = RankMonitor(accelerator, config.train.rank_timeout, give_up)
-    watch.start()
+    monitor = RankMonitor(accelerator, config.train.rank_timeout, give_up)
+    monitor.start()
     try:
         run = prepare(config, accelerator, console, lock, audit, overwrite and not _is_restarted(), overrides)
         if run is not None:
-            _fit(run, watch, stop, stop_after, audit)
+            _fit(run, monitor, stop, stop_after, audit)
         failed = False
     except PreemptedError as error:
         failed = False
         error.recorded = run is not None
-        note(str(error), "preempted")
+        record(str(error), state="preempted")
         raise
     except Exception as error:
         stop.is_over = True
-        if (reason := watch.cause(error)) is not None:
-            note(reason)
-            raise RunAbortedError(advised(reason), teller=tells(accelerator.process_index, reason)) from error
-        told = _out_of_memory(error, watch.is_validating) if is_out_of_memory(error) else error
-        watch.tell(told)
-        note(str(told) or type(told).__name__, state_of(told))
-        if told is error:
+        if (verdict := monitor.find_cause(error)) is not None:
+            is_reporter = record(verdict.text, verdict.reporter)
+            raise RunAbortedError(with_hint(verdict.text), is_reporter) from error
+        final = _out_of_memory(error, monitor.is_validating) if is_out_of_memory(error) else error
+        monitor.publish_error(final)
+        record(str(final) or type(final).__name__, state=state_of(final))
+        if final is error:
             raise
-        raise told from error
+        raise final from error
     finally:
-        watch.close()
-        if run is not None and run.report is not None:
-            run.report.write()  # with how the run has ended
-        if run is not None and run.tracker is not None:  # last: W&B may have to be waited for, and says what it lacks
-            run.tracker.close(failed=failed)
+        monitor.close()
+        if run is not None:
+            run.close(failed)
         lock.release()
 
 
 def _out_of_memory(error: Exception, in_validation: bool) -> MemoryError:
-    """The same in a sentence that says what to do."""
+    """The same error in a sentence that names the remedy."""
     if in_validation:
-        what, remedy = "validation of whole images", "set validation.tile (such as 512), so that it sees them in parts"
+        what, remedy = "validation of whole images", "set validation.tile (such as 512) to validate them in parts"
     else:
         what = "training"
         remedy = (
-            "lower data.batch_size (with train.global_batch_size set to what a step takes now, the result stays the "
-            "same) or data.patch_size"
+            "lower data.patch_size or data.batch_size (the result stays the same if train.global_batch_size is set to "
+            "today's global batch)"
         )
-    return MemoryError(f"there is too little memory for {what}: {remedy} ({' '.join(str(error).split()):.200})")
+    return MemoryError(f"not enough memory for {what}: {remedy} ({' '.join(str(error).split()):.200})")
 
 
 def _is_restarted() -> bool:
-    """Whether torchrun or Slurm has started this command again: it is to go on, not to remove what it has reached."""
+    """Whether torchrun or Slurm has started this command again: it then continues, and `--overwrite` is ignored."""
     return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
-@dataclass(frozen=True)
-class Observers:
-    """What observes the loop of a run."""
+def _fit(run: RunContext, monitor: RankMonitor, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
+    """Train, and write what a finished run leaves."""
+    callbacks = make_callbacks(run, monitor, stop, stop_after, audit)
+    stop.may_save = True
+    ended: BaseException | None = None
+    try:
+        train(run, callbacks, stop.__bool__)
+    except BaseException as error:
+        ended = error
+    for callback in callbacks:
+        callback.on_exit(run.state, ended)
+    if isinstance(ended, PreemptedError):
+        raise PreemptedError(f"{stop} after step {run.state.step}")
+    if ended is not None:
+        raise ended
+    if run.accelerator.is_main_process:
+        run.write_status("finished")
+    report_result(run.console, run.folder, run.state)
 
-    callbacks: list[Callback]  # in the order in which they are called
-    samples: Samples
-    saver: Checkpointer
-    stopping: PreemptionCallback
-    audit: Audit | None
 
-
-def attach(
-    run: RunContext, watch: RankMonitor, stop: StopRequest, stop_after: int | None = None, audit: bool = False
-) -> Observers:
-    """What observes the loop of `run`, attached to it; the run's files are open from now on."""
-    config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
+def make_callbacks(
+    run: RunContext, monitor: RankMonitor, stop: StopRequest, stop_after: int | None = None, audit: bool = False
+) -> list[Callback]:
+    """The callbacks of a run, in the order in which they are called. Opens the run's files."""
+    config, accelerator, state, loader, epochs = run.config, run.accelerator, run.state, run.loader, run.epochs
     resolved = redacted(config.model_dump(mode="json"))
-    model = redacted(describe(config.model))  # read now: a checkpoint may be gone when best weights are found
-    samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
-    dashboard, tensorboard = _begin_dashboard(run, resolved), None
+    run.log = log = RunLog(run.folder, state, accelerator.is_main_process, run.console)
+    run.trackers = _open_trackers(run, resolved)
     if accelerator.is_main_process:
         run.report = Report(run.folder, run.console.log)
-        if config.tracking.tensorboard:
-            tensorboard = TensorBoardLogger(run.folder, resolved, accelerator.num_processes, run.console.log)
-    tracker = run.tracker = MetricsLogger(
-        run.folder,
+    window_sums = torch.zeros_like(state.epoch_sums)
+    if run.start.counters is not None:
+        window_sums = sums_of_rank(run.start.counters, accelerator)[1]
+    samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
+    logger = MetricsLogger(
+        log,
         state,
         accelerator,
         loader,
-        epochs=run.epochs,
-        log_every_steps=config.tracking.log_every_steps,
-        console=run.console,
-        samples=samples,
-        dashboard=dashboard,
-        report=run.report,
-        tensorboard=tensorboard,
+        run.trackers,
+        epochs=epochs,
+        every_steps=config.tracking.log_every_steps,
+        window_sums=window_sums,
     )
+    limit = config.train.max_skipped_steps
+    nan_monitor = NaNMonitor(accelerator, loader, run.loss_fn, run.data.train_files, limit, log.write, run.console.log)
+    replica_check = ReplicaCheck(accelerator, config.train.check_ranks_every_steps)
+    checkpointer = Checkpointer(
+        config.checkpoint,
+        accelerator,
+        _commit_source(run, resolved),
+        epochs=epochs,
+        stages=loader.stages,
+        logger=logger,
+        replica_check=replica_check,
+    )
+    return [
+        StragglerDetector(accelerator, loader, state, run.console.log),  # first: measures from step to step
+        Heartbeat(monitor, loader, state),
+        ValidationPictures(log, samples, accelerator, epochs),  # W&B reads the picture after the logger's line
+        logger,
+        Curves(log, run.report, epochs),
+        nan_monitor,
+        replica_check,
+        checkpointer,  # after the logger: a commit is never newer than the lines before it
+        PreemptionCallback(accelerator, stop, epochs, stop_after, config.train.rank_timeout),  # raises after a commit
+        *([Audit(run.folder, state, loader, accelerator, run.console.table)] if audit else []),
+    ]
 
-    def beside_counters() -> dict[str, Any]:
+
+def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
+    """What commits and best.safetensors hold besides the state of training."""
+    config, plans = run.config, run.loader.stages.plans
+    model = redacted(describe(config.model))  # read now: a checkpoint file may be gone when best weights are found
+
+    def counters() -> dict[str, Any]:
         return {
             "config": resolved,
             "epochs": run.epochs,
-            "global_batches": [plan.global_batch for plan in loader.stages.plans],
-            "precision": accelerator.mixed_precision,
+            "global_batches": [plan.global_batch for plan in plans],
+            "precision": run.accelerator.mixed_precision,
             "data": identity_digest(run.data.identity),
-            "wandb_id": dashboard.id if dashboard else None,
+            "wandb_id": run.trackers.wandb.id if run.trackers.wandb else None,
         }
 
-    replica_check = ReplicaCheck(accelerator, config.train.check_ranks_every_steps)
-    saver = Checkpointer(
-        run.folder,
-        accelerator,
-        config.checkpoint,
-        epochs=run.epochs,
-        stages=loader.stages,
-        tracker=tracker,
-        replica_check=replica_check,
-        extra=beside_counters,
-        metadata=lambda state: _metadata(model, config, state, run.protocol),
-        best=run.best,
-    )
-    stopping = PreemptionCallback(accelerator, stop, run.epochs, stop_after, config.train.rank_timeout)
-    skipped = NaNMonitor(
-        accelerator,
-        loader,
-        run.loss_fn,
-        run.data.train_files,
-        config.train.max_skipped_steps,
-        tracker.record,
-        run.console.log,
-    )
-    audit_hook = Audit(run.folder, state, loader, accelerator) if audit else None
-    pace = StragglerDetector(accelerator, loader, state, run.console.log)
-    watch.observe(loader, state)
-    callbacks = [pace, watch, tracker, skipped, replica_check, saver, *([audit_hook] if audit_hook else []), stopping]
-    return Observers(callbacks, samples, saver, stopping, audit_hook)
+    return CommitSource(counters, lambda state: _metadata(model, config, state, run.protocol), run.best)
 
 
-def _fit(run: RunContext, watch: RankMonitor, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
-    """Attach what observes the loop, train, and write what a finished run leaves."""
-    config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
-    seen = attach(run, watch, stop, stop_after, audit)
-    saver, audit_hook = seen.saver, seen.audit
-    stop.may_save = True
-    try:
-        train(
-            state,
-            loader,
-            run.data.val,
-            run.loss_fn,
-            accelerator,
-            config,
-            run.epochs,
-            seen.callbacks,
-            run.protocol,
-            saver.save_best,
-            seen.samples.look,
-            stop.__bool__,
-        )
-    except PreemptedError:
-        saver.finish(state)
-        raise PreemptedError(f"{stop} after step {state.step}") from None
-    except RunAbortedError:  # by all ranks alike
-        if audit_hook is not None:
-            audit_hook.report(run.console.table)
-        raise
-    saver.finish(state)
-    seen.stopping.close()
-    run.console.stop()
-    if audit_hook is not None:
-        audit_hook.report(run.console.table)
-    if accelerator.is_main_process:
-        run.write_status("finished")
-    report_result(run.console, run.folder, state)
-
-
-def _begin_dashboard(run: RunContext, resolved: dict[str, Any]) -> WandbLogger | None:
-    """The W&B run of the main process and, with `tracking.wandb_per_rank`, of every other."""
+def _open_trackers(run: RunContext, resolved: dict[str, Any]) -> Trackers:
+    """TensorBoard and W&B of the main process; with `tracking.wandb_per_rank`, W&B of every other rank too."""
     tracking, accelerator = run.config.tracking, run.accelerator
     plan = {what: value for what, value in run.plan if what != "note"}
-    id = run.start.counters["wandb_id"] if run.start.commit and run.start.is_in(run.folder) else None
-    dashboard = None
+    id = run.start.counters["wandb_id"] if run.start.counters is not None and run.start.is_in(run.folder) else None
+    tensorboard = wandb = None
 
-    def begin(rank: int) -> WandbLogger:
+    def open_wandb(rank: int) -> WandbLogger:
         content = {**resolved, "plan": plan}
         return WandbLogger(
             tracking, run.config.run.name, run.folder, content, accelerator.num_processes, id, run.console.log, rank
         )
 
     if accelerator.is_main_process:
-        dashboard = begin(0)
-        id = dashboard.id
+        wandb = open_wandb(0)
+        id = wandb.id
+        if tracking.tensorboard:
+            tensorboard = TensorBoardLogger(run.folder, resolved, accelerator.num_processes, run.console.log)
     if tracking.wandb_per_rank:
         id = gather_object([id])[0]
-        if dashboard is None and id is not None:
-            dashboard = begin(accelerator.process_index)
-    return dashboard
+        if wandb is None and id is not None:
+            wandb = open_wandb(accelerator.process_index)
+    return Trackers(wandb, tensorboard)
 
 
 def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:
-    """What best.safetensors holds beside the weights, enough to restore and to know what its scores mean."""
+    """The metadata of best.safetensors: enough to restore, and to know what its scores mean."""
+    assert state.best is not None  # called when best weights have been found
     best = dict(state.best)
     epoch, step = best.pop("epoch"), best.pop("step")
     return {

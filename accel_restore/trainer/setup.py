@@ -2,14 +2,15 @@
 
 import math
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accel_restore.callbacks.metrics_logger import MetricsLogger
+from accel_restore.callbacks.metrics_logger import RunLog, Trackers
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
 from accel_restore.checkpoint.resume import (
     MARKER,
@@ -67,11 +68,22 @@ class RunContext:
     protocol: Protocol
     plan: list[tuple[str, str]]  # what is done, in words
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
-    tracker: MetricsLogger | None = None  # as long as it is open
+    log: RunLog | None = None  # open while the run trains
+    trackers: Trackers = field(default_factory=Trackers)
     report: Report | None = None  # on the main process
 
     def write_status(self, state: str, **more: Any) -> None:
+        """Write status.json."""
         write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
+
+    def close(self, failed: bool) -> None:
+        """Write the last report and close the files; W&B is last, as its uploads may have to be waited for."""
+        if self.report is not None:
+            self.report.write()  # says how the run has ended
+        self.console.stop()
+        if self.log is not None:
+            self.log.close()
+        self.trackers.close(failed)
 
 
 def prepare(
@@ -83,82 +95,108 @@ def prepare(
     overwrite: bool,
     overrides: list[str],
 ) -> RunContext | None:
-    """All that a run needs, checked before anything is written; None where the run is finished already."""
-    folder = lock.folder
-
-    def find() -> Start:
-        if lock.acquire_existing():
-            put_back(folder / "checkpoints")
-        return find_resume_point(folder, config, overwrite, overrides, accelerator.mixed_precision, console.log)
-
-    start = on_all_ranks(accelerator, find, only_main=True)
+    """Everything a run needs, checked before anything is written; None if the run is already finished."""
+    start = _find_start(config, accelerator, console, lock, overwrite, overrides)
     if start.finished:
-        if not start.is_in(folder):
-            raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
-        # Only whether: all that is returned goes to every rank.
-        on_all_ranks(accelerator, lambda: bool(rewind_best(folder, start, console.log)), only_main=True)
-        report_finished(folder, start, accelerator, console, audit)
+        _report_finished(start, accelerator, console, lock.folder, audit)
         return None
-
-    # Wrong arguments show before images are decoded; a file of weights may be there on one machine only.
-    loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, config.data.channels, config.data.patch_sizes))
-    trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
-    protocol = Protocol.of(config)
-    on_all_ranks(accelerator, lambda: protocol.scores)
-    if config.tracking.tensorboard:
-        on_all_ranks(accelerator, check_tensorboard, only_main=True)
+    loss_fn, protocol, trial = _check_parts(config, accelerator)
     data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
     if trial is not None:
-        on_all_ranks(accelerator, lambda: trial.restore(data.val, protocol))
+        on_all_ranks(accelerator, partial(trial.restore, data.val, protocol))
         del trial  # and the memory of its model
     config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, console.log)
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
-    epochs = config.train.epochs
-    if config.train.max_steps is not None:
-        epochs = stages.num_epochs(config.train.max_steps)
+    max_steps = config.train.max_steps
+    epochs = config.train.epochs if max_steps is None else stages.num_epochs(max_steps)
     state = setup_model_and_optimizer(config, accelerator, epochs)
     loader = TrainLoader(
         data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
     )
     if start.commit is not None:
-        if epochs < (done := start.counters["epoch"]):
-            raise UserError(f"train.epochs: {epochs}, but {start.commit} has completed {done}; raise it")
+        _load_commit(start, state, accelerator, epochs, lock.folder)
 
-        def load() -> None:
-            if not start.commit.exists():  # the main process has found it
-                raise UserError(
-                    f"{start.commit}: is not there on {socket.gethostname()} (rank {accelerator.process_index}); set "
-                    "run.dir to a folder that all machines share"
-                )
-            load_commit(start.commit, state, accelerator)
-
-        on_all_ranks(accelerator, load)
-        if not start.is_in(folder):
-            state.best_val_loss, state.best = math.inf, None  # the best weights lie in the other run's folder
-
-    plan = plan_rows(config, accelerator, stages, data, state, epochs, folder, start)
-    run = RunContext(config, accelerator, console, folder, start, data, state, loader, loss_fn, epochs, protocol, plan)
+    plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
+    run = RunContext(
+        config, accelerator, console, lock.folder, start, data, state, loader, loss_fn, epochs, protocol, plan
+    )
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
     on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     console.table("plan", plan)
     return run
 
 
+def _find_start(
+    config: Config, accelerator: Accelerator, console: Console, lock: RunLock, overwrite: bool, overrides: list[str]
+) -> Start:
+    def find() -> Start:
+        if lock.acquire_existing():
+            put_back(lock.folder / "checkpoints")
+        return find_resume_point(lock.folder, config, overwrite, overrides, accelerator.mixed_precision, console.log)
+
+    return on_all_ranks(accelerator, find, only_main=True)
+
+
+def _report_finished(start: Start, accelerator: Accelerator, console: Console, folder: Path, audit: bool) -> None:
+    if not start.is_in(folder):
+        raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs")
+    # bool: whatever is returned is sent to every rank
+    on_all_ranks(accelerator, lambda: bool(rewind_best(folder, start, console.log)), only_main=True)
+    report_finished(folder, start, accelerator, console, audit)
+
+
+def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protocol, Trial | None]:
+    """Loss, protocol, and the trial of a model of the user's own: wrong arguments are reported before decoding starts.
+
+    Every rank checks, as a file of weights may be on one machine only.
+    """
+    data = config.data
+    loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes))
+    trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
+    protocol = Protocol.of(config)
+    on_all_ranks(accelerator, lambda: protocol.scores)
+    if config.tracking.tensorboard:
+        on_all_ranks(accelerator, check_tensorboard, only_main=True)
+    return loss_fn, protocol, trial
+
+
+def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> None:
+    """Put the state of the commit into `state`."""
+    commit, counters = start.commit, start.counters
+    assert commit is not None and counters is not None
+    if epochs < counters["epoch"]:
+        raise UserError(f"train.epochs: {epochs}, but {commit} has completed {counters['epoch']}; raise it")
+
+    def load() -> None:
+        if not commit.exists():  # the main process has found it
+            raise UserError(
+                f"{commit}: not found on {socket.gethostname()} (rank {accelerator.process_index}); set run.dir to a "
+                "folder that all machines share"
+            )
+        load_commit(commit, state, accelerator)
+
+    on_all_ranks(accelerator, load)
+    if not start.is_in(folder):
+        state.best_val_loss, state.best = math.inf, None  # the best weights are in the other run's folder
+
+
 def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> BatchSchedule:
-    """The plan of each stage; a run that continues keeps the global batches of its commit."""
+    """The batch plan of each stage; a run that continues keeps the global batches of its commit."""
     data, train = config.data, config.train
-    stages = [*data.stages, Stage(until_epoch=2**31)]  # the last one: as without stages
+    stages = [*data.stages, Stage.model_validate({"until_epoch": 2**31})]  # the last one: as without stages
     if start.counters is not None:
         global_batches = start.counters["global_batches"]
         if len(global_batches) != len(stages):
-            raise UserError(f"{start.commit}: does not fit this run (its number of stages); resume from another commit")
+            raise UserError(
+                f"{start.commit}: does not fit this run: it has another number of stages; resume from another commit"
+            )
         may_shrink = start.counters["world_size"] != world_size
     else:
         global_batches = [stage.global_batch_size or train.global_batch_size for stage in stages]
         may_shrink = False
 
     def keys(number: int, stage: Stage) -> tuple[str, str]:
-        """Where the stage's global batch and batch were set."""
+        """The keys that set the stage's global batch and batch."""
         own = f"data.stages.{number}."
         return (
             f"{own if stage.global_batch_size else 'train.'}global_batch_size",
@@ -184,7 +222,7 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
 
 
 def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
-    """Build what trains; a model of the user's own is tried, too, and its trial returned."""
+    """Build model and optimizer once; a model of the user's own is tried, and its trial returned."""
     model = build_or_load_model(config.model, config.data.channels, config.data.scale)
     freeze(model, config.train.freeze)
     name, trial = describe(config.model)["name"], None
@@ -198,14 +236,14 @@ def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
 def _open_data(
     config: Config, accelerator: Accelerator, console: Console, start: Start, smallest_side: int
 ) -> DataSets:
-    builder = Console(True)  # whichever rank decodes the images shows it
+    builder = Console(True)  # whichever rank decodes the images shows progress
     data = on_all_ranks(
         accelerator,
         lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, console.log),
     )
     seen = gather_object([identity_digest(data.identity)])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
-        raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must hold the same")
+        raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must have the same ones")
     check_same_data(start, identity_digest(data.identity))
     return data
 
@@ -217,7 +255,7 @@ def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> Non
         if not lock.is_held:  # there was no run
             lock.acquire()
             if (folder / MARKER).exists():
-                raise UserError(f"{folder}: another process has begun this run meanwhile; give the same command again")
+                raise UserError(f"{folder}: another process has just started this run; run the same command again")
         clear(folder, run.start)
         remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")

@@ -1,4 +1,4 @@
-"""What is said and written when a run ends, however it ends."""
+"""What is reported and recorded when a run ends."""
 
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,47 @@ from accel_restore.tracking.run_files import read_audit, read_status, write_stat
 
 
 def state_of(error: BaseException) -> str:
-    """What status.json says of a run that ended by `error`."""
+    """The state in status.json of a run that ended by `error`."""
     return {PreemptedError: "preempted", DivergedError: "diverged"}.get(type(error), "failed")
 
 
 def progress(state: TrainState, world_size: int) -> dict[str, Any]:
-    """How far a run has come, as status.json tells it."""
+    """How far a run has come, as status.json records it."""
     return {"epoch": state.epoch, "step": state.step, "world_size": world_size, "best": state.best}
 
 
 def report_finished(folder: Path, start: Start, accelerator: Accelerator, console: Console, audit: bool) -> None:
-    """Tell that there is nothing to do; an audit that failed, or was never made, stays an error."""
-    audited = read_audit(folder)
+    """Report that there is nothing to do.
+
+    Raises: AuditError, UserError, if the run's audit failed, or is asked for and was never made.
+    """
+    audited, counters = read_audit(folder), start.counters
+    assert counters is not None  # of the last commit
     if audited and not audited["ok"]:
         raise AuditError(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
     if audit and not audited:
         raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
-        counters = {key: start.counters[key] for key in ("epoch", "step", "best")}
-        write_status(folder, "finished", **counters, world_size=accelerator.num_processes)
-    console.log(f"{folder}: the run is finished ({start.counters['epoch']} epochs); --overwrite starts it again")
+        kept = {key: counters[key] for key in ("epoch", "step", "best")}
+        write_status(folder, "finished", **kept, world_size=accelerator.num_processes)
+    console.log(f"{folder}: the run is finished ({counters['epoch']} epochs); --overwrite starts it again")
 
 
 def report_result(console: Console, folder: Path, state: TrainState) -> None:
-    """Tell what a run has reached and where that lies."""
+    """Report the best scores and where the files are."""
     best = state.best
     if best is None:
-        console.log(f"finished: no validation gave a number, so there is no {folder / WEIGHTS}")
+        console.log(f"finished: every validation gave NaN or inf, so there is no {folder / WEIGHTS}")
         return
     gains = [
         f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
         for name in TITLES
         if name in best
     ]
-    told = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
-    console.log(f"finished: best epoch {best['epoch'] + 1}: {told}")
+    scores = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
+    console.log(f"finished: best epoch {best['epoch'] + 1}: {scores}")
     if "psnr" in best and best["psnr"] < best["input_psnr"]:
-        console.log("that is worse than the input: train longer, lower optimizer.lr, or ask accel-restore check")
+        console.log("that is worse than the input: train longer, lower optimizer.lr, or run accel-restore check")
     console.log(f"weights  {folder / WEIGHTS}")
     if (folder / "samples").is_dir():
         console.log(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

@@ -167,7 +167,7 @@ def test_too_little_memory_is_told_with_what_helps(photos, tmp_path):
         process = forked.launch(config, "--overwrite")
         assert process.returncode == 2 and "Traceback" not in process.stdout
         (line,) = (line for line in process.stdout.splitlines() if line.startswith("accel-restore: "))
-        assert f"too little memory for {fails_in}" in line and key in line and "Tried to allocate 9 GiB" in line
+        assert f"not enough memory for {fails_in}" in line and key in line and "Tried to allocate 9 GiB" in line
         assert key in json.loads((run_folder(config) / "status.json").read_text())["error"]
 
 

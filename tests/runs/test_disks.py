@@ -226,7 +226,7 @@ def test_the_last_save_of_two_ranks_fails_and_both_know(photos, tmp_path):
     assert said.count("thelastcheckpointcannotbewritten(Filetoolarge") == 1 and "Traceback" not in said
     assert_intact(config, ["step-00000005", "step-00000006"])
     status = json.loads((run_folder(config) / "status.json").read_text())
-    assert status["state"] == "failed" and "make room" in status["error"]
+    assert status["state"] == "failed" and "free some space" in status["error"]
     assert forked.run(config, ranks=2) == [0, 0]
 
 

@@ -11,6 +11,7 @@ from runs import audit_events, json_lines, last_weights, run_folder, small_confi
 
 from accel_restore import engine
 from accel_restore.checkpoint.commits import find_commits, read_commit
+from accel_restore.state import Scores
 
 PHOTOS = 32, 3  # training, validation
 RANKS, STEPS = 2, 4  # of an epoch; there are two
@@ -52,7 +53,7 @@ def test_all_ranks_skip_a_step_that_is_no_number_on_one(photos, tmp_path):
         ends[mode] = last_weights(config)
         assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(3, 1)]
         assert all(math.isfinite(line["train_loss"]) for line in lines(config, "epoch"))
-        assert "epoch 1, step 3: not a number" in forked.printed(config)
+        assert "epoch 1, step 3: NaN or inf in" in forked.printed(config)
     # Whatever spoils it, and where: the same step is not made.
     assert is_finite(ends["nan@1:3"])
     assert are_equal(ends["nan@1:3"], ends["inf@0:3"]) and are_equal(ends["nan@1:3"], ends["gradient@1:3"])
@@ -70,7 +71,7 @@ def test_the_file_and_the_term_of_the_loss_are_named(photos, tmp_path):
     file = str(photos[0] / f"photo{samples[0]:03d}.png")
     (line,) = lines(config, "skip")
     assert line["of"] == [{"rank": 1, "files": [file], "terms": ["l1", "mse"]}]
-    assert f"epoch 2, step 6: not a number: loss l1, mse on rank 1 of {file}" in forked.printed(config)
+    assert f"epoch 2, step 6: NaN or inf in loss l1, mse on rank 1 of {file}" in forked.printed(config)
 
 
 @pytest.mark.parametrize("guard", ["gradient", "loss"])
@@ -90,7 +91,7 @@ def test_after_n_such_steps_in_a_row_the_run_ends_and_its_good_commit_is_intact(
     assert status(config)["state"] == "diverged"
     printed = forked.printed(config)
     assert "Traceback" not in printed and printed.count("no longer a number") == 1
-    assert "3 steps in a row" in printed and "photo" in printed
+    assert "3 consecutive steps were skipped" in printed and "photo" in printed
 
     # The last good one, and those since, which hold the same weights.
     commits = {int(path.name[5:]): read_commit(path) for path in find_commits(run_folder(config) / "checkpoints")}
@@ -116,11 +117,14 @@ def test_the_count_goes_on_after_a_resumption(photos, tmp_path):
     assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(2, 1), (3, 2), (4, 3)]
 
 
-def test_a_score_that_is_no_number_is_never_the_best():
+def test_a_non_finite_score_is_never_the_best():
+    def value(loss, psnr, monitor):
+        return engine.monitored_value(Scores(loss, {"psnr": psnr}, {}, {}), monitor)
+
     for score in (math.nan, math.inf):
-        assert not engine.monitored_value({"loss": score}, "loss") < math.inf
-    assert not engine.monitored_value({"loss": 1.0, "psnr": math.nan}, "psnr") < math.inf
-    assert engine.monitored_value({"loss": 1.0, "psnr": 20.0}, "psnr") < math.inf  # control
+        assert not value(score, 20.0, "loss") < math.inf
+    assert not value(1.0, math.nan, "psnr") < math.inf
+    assert value(1.0, 20.0, "psnr") < math.inf  # control
 
 
 def test_ranks_whose_weights_differ_are_named_before_that_is_committed(photos, tmp_path):
@@ -131,7 +135,7 @@ def test_ranks_whose_weights_differ_are_named_before_that_is_committed(photos, t
         printed = " ".join(forked.printed(config).split())
         assert codes == [1] * ranks, printed
         assert "ranks 0 and 1 hold different weights (first in " in printed and "Traceback" not in printed
-        assert ("rank 1 differs from the most" in printed) == (ranks == 3)
+        assert ("rank 1 differs from the majority" in printed) == (ranks == 3)
         assert status(config)["state"] == "failed" and "different weights" in status(config)["error"]
         assert find_commits(run_folder(config) / "checkpoints")[-1].name == "step-00000002"
         assert forked.run(config, ranks=ranks) == [0] * ranks

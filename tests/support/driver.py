@@ -34,7 +34,7 @@ import wandb_scenarios
 
 from accel_restore import engine, losses, train
 from accel_restore.callbacks import checkpointer as saving
-from accel_restore.callbacks import nan_monitor as guard
+from accel_restore.callbacks import replica_check
 from accel_restore.checkpoint import commits, run_lock
 from accel_restore.data import build as sources
 from accel_restore.distributed import accelerator as distributed
@@ -211,7 +211,7 @@ def remove_guard(part: str) -> None:
     elif part == "loss":  # gradients that are numbers hide a loss that is none
         engine.propagate_nan = lambda loss: loss
     elif part == "weights":
-        guard.ReplicaCheck.check = lambda *_: None
+        replica_check.ReplicaCheck.check = lambda *_: None
     elif part == "watch":
         ranks.RankMonitor.start = lambda _: None
     elif part == "console":  # every rank prints
@@ -268,7 +268,7 @@ def forget(part: str) -> None:
         elif part == "sums":
             state.epoch_sums.zero_()
         elif part == "window":
-            state.window_sums.zero_()
+            session.sums_of_rank = lambda *_: torch.zeros(2, len(state.epoch_sums), dtype=torch.float64)
         elif part == "scheduler":
             state.scheduler.scheduler.load_state_dict(schedule)
         elif part == "place":  # which samples come next

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from accel_restore import engine, train
-from accel_restore.callbacks import metrics_logger as tracking
+from accel_restore.callbacks import pictures as tracking
 from accel_restore.checkpoint import commits
 from accel_restore.data import cache
 from accel_restore.data.val_dataset import ValidationDataset

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from accel_restore.callbacks.straggler import moment
-from accel_restore.data.loader import TrainLoader
+from accel_restore.data.loader import LoaderObserver, TrainLoader
 from accel_restore.state import Callback, TrainState
 
 WAIT, BATCH, FORWARD, BACKWARD = (
@@ -23,7 +23,7 @@ EXCHANGE, OPTIMIZER, HOOKS = "gradient exchange", "optimizer, zero_grad, clippin
 PHASES = (WAIT, BATCH, FORWARD, BACKWARD, EXCHANGE, OPTIMIZER, HOOKS)
 
 
-class PhaseTimer:
+class PhaseTimer(LoaderObserver):
     """Divides the seconds of `train_epoch` among `PHASES`, at the places where it calls something: the loader, the
     backward, the hooks.
 
@@ -40,6 +40,7 @@ class PhaseTimer:
         self.state, self.loader, self.accelerator = state, loader, accelerator
         self.on_cuda = accelerator.device.type == "cuda"
         self.seconds, self.hook_seconds, self.steps = Counter(), Counter(), 0
+        self.waited = 0.0  # for data, since the last micro-batch
         self.last = 0.0  # when the phase before has ended
         self.ready: Any = None  # when the last gradient was
 
@@ -62,10 +63,12 @@ class PhaseTimer:
         count, backward = self.state.count, self.accelerator.backward
         parameters = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
         callbacks = [parameter.register_post_accumulate_grad_hook(self._mark) for parameter in parameters]
+        self.loader.observers.append(self)
         self.state.count, self.accelerator.backward = self._then(count, HOOKS), self._backward(backward)
         try:
             yield
         finally:
+            self.loader.observers.remove(self)
             del self.state.count, self.accelerator.backward  # the classes' own are seen again
             for callback in callbacks:
                 callback.remove()
@@ -93,15 +96,17 @@ class PhaseTimer:
     def _micro_batches(self, micro_batches: Iterator[dict]) -> Iterator[dict]:
         self._lap(OPTIMIZER)  # zero_grad
         while True:
-            waited = self.loader.wait_seconds
+            self.waited = 0.0
             batch = next(micro_batches, None)
             self._lap(BATCH)
-            waited = self.loader.wait_seconds - waited
-            self.seconds[WAIT] += waited
-            self.seconds[BATCH] -= waited
+            self.seconds[WAIT] += self.waited
+            self.seconds[BATCH] -= self.waited
             if batch is None:
                 return
             yield batch
+
+    def on_batch(self, batch: dict[str, Any], waited: float) -> None:
+        self.waited += waited
 
     def _backward(self, backward: Callable) -> Callable:
         def timed(*arguments: Any, **options: Any) -> None:

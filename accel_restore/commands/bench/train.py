@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.bench.phases import PhaseTimer
@@ -24,13 +25,14 @@ from accel_restore.commands.bench.scaling import show_scaling
 from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
+from accel_restore.data.loader import WaitTime
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.errors import DivergedError, PreemptedError, UserError
 from accel_restore.state import Callback
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.bare_loop import BareLoop
-from accel_restore.trainer.run import attach
+from accel_restore.trainer.run import make_callbacks
 from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
@@ -117,9 +119,11 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
     with _started(config, accelerator) as (run, callbacks):
         trainer = Trainer(run, callbacks)
         trainer(_FIRST_STEPS)
-        waited = run.loader.wait_seconds
+        wait = WaitTime()
+        run.loader.observers.append(wait)
         took, _ = timed(trainer, _FIRST_STEPS, accelerator)
-        waits = run.loader.wait_seconds - waited > _WAITING * took
+        waits = wait.seconds > _WAITING * took
+        run.loader.observers.remove(wait)
         peak = _peak_memory(accelerator)
         bare = BareLoop(run.config, accelerator, run.loss_fn, next(run.loader.again(0, 0)), trainer.plan.accumulation)
         bare(1)
@@ -185,18 +189,20 @@ def _started(config: Config, accelerator: Accelerator) -> Iterator[tuple[RunCont
     folder = gather_object([made])[0]
     config = _without_traces(config, folder)
     lock = RunLock(run_folder(config))
-    watch = RankMonitor(accelerator, config.train.rank_timeout, lambda reason: print(f"accel-restore: {reason}"))
-    run = seen = None
+    watch = RankMonitor(accelerator, config.train.rank_timeout, lambda verdict: print(f"accel-restore: {verdict.text}"))
+    run, callbacks = None, []
     try:
         watch.start()
         run = prepare(config, accelerator, Console(False), lock, False, False, [])
-        seen = attach(run, watch, StopRequest())
-        yield run, seen.callbacks
-        seen.stopping.close()
+        callbacks = make_callbacks(run, watch, StopRequest())
+        yield run, callbacks
+        for callback in callbacks:
+            if isinstance(callback, PreemptionCallback):
+                callback.on_exit(run.state, None)
     finally:
         watch.close()
-        if run is not None and run.tracker is not None:
-            run.tracker.close(failed=False)
+        if run is not None:
+            run.close(failed=False)
         lock.release()
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
