@@ -18,7 +18,7 @@ from accel_restore.commands.bench.data import loading_rate
 from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import make_batch_plan
+from accel_restore.data.batch_plan import BatchPlan
 from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
@@ -186,7 +186,7 @@ def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> 
     sets = build_sets(found, config.data, config.run.seed, degrade, torch.device("cpu"))
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
-    plan = make_batch_plan(len(sets.train), batch, 1, None, 1, 0, config.data.patch_size)
+    plan = BatchPlan(len(sets.train), batch, 1, 1, 0, config.data.patch_size)
     rate = loading_rate(sets, config, 1.0)
     return {
         "samples": plan.num_samples,

@@ -1,0 +1,1 @@
+"""Images: how pairs are found, decoded, cropped, augmented, degraded and loaded."""

@@ -14,9 +14,10 @@ FLIPS = {"hflip": 1, "vflip": 2, "rot90": 4}  # bits of a sample's code
 def finish_batch(
     batch: dict, degrade: DegradationPipeline, *, channels_last: bool, readers: Executor | None = None
 ) -> dict[str, Tensor | np.ndarray]:
-    """The batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded where it lies.
+    """Return the batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded.
 
-    `readers` degrade its samples in parallel; without them it is done in turn.
+    The work is done on the device of the batch. `readers` degrade the samples in parallel; without them the samples are
+    degraded one by one.
     """
     gt = to_float(batch["gt"], batch["flips"], channels_last)
     if "input" in batch:
@@ -31,18 +32,18 @@ def finish_batch(
 
 
 def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-    """The first B images, each mixed with the one at its `partner` (B,) of all: share * image + (1 - share) * partner.
+    """Return share * image + (1 - share) * partner for the first B images; `partner` (B,) holds indices of `images`.
 
-    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; for pairs, both sides with one share, as in
-    the training of Restormer and MIRNet (Zamir et al. 2020).
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018. Both images of a pair are mixed with one
+    share, as in the training of Restormer and MIRNet (Zamir et al. 2020).
     """
     return torch.lerp(images[partner], images[: len(partner)], share.view(-1, 1, 1, 1))
 
 
 def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False) -> Tensor:
-    """uint8 or uint16 (B, H, W, C) as float (B, C, H, W) in [0, 1], of torch's default dtype.
+    """Return uint8 or uint16 crops (B, H, W, C) as float (B, C, H, W) in [0, 1], of torch's default dtype.
 
-    With `codes` each sample is flipped and rotated as its code says; only then H and W must be equal.
+    `codes` are the flips and rotations of each sample; with them H and W must be equal.
     """
     batch, height, width, channels = crops.shape
     images = torch.empty(
@@ -60,10 +61,10 @@ def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool
 
 
 def turned(crop: Tensor, code: int) -> Tensor:
-    """The crop (H, W, C) with the flips and then the rotation by 90° (counter-clockwise) that a code says."""
+    """Return the crop (H, W, C) with the flips, then the rotation by 90° (counter-clockwise), of a code."""
     rotate = bool(code & FLIPS["rot90"])
     dims = [dim for dim, flip in ((1, bool(code & FLIPS["hflip"]) ^ rotate), (0, code & FLIPS["vflip"])) if flip]
-    if dims and crop.dtype == torch.uint16:  # for which a GPU has few operations
+    if dims and crop.dtype == torch.uint16:  # torch has few GPU operations for uint16
         crop = crop.view(torch.int16).flip(dims).view(torch.uint16)
     elif dims:
         crop = crop.flip(dims)
@@ -74,6 +75,6 @@ def _transposed(crop: Tensor) -> Tensor:
     """(H, W, C) as (W, H, C)."""
     if crop.device.type != "cpu":
         return crop.transpose(0, 1)
-    values = crop.numpy()  # moves whole pixels, where torch on a CPU would move each of their values
+    values = crop.numpy()  # moves whole pixels; torch on a CPU would move each value of a pixel
     pixels = values.view(np.dtype((np.void, values.shape[2] * values.itemsize)))[..., 0]
     return torch.from_numpy(np.ascontiguousarray(pixels.T).view(values.dtype).reshape(*pixels.T.shape, -1))

@@ -1,7 +1,7 @@
-"""The folder of decoded images: each list of images is decoded once, by one process, into a store that all runs share.
+"""The cache folder of decoded images: one process decodes a list of images once, into a store that all runs share.
 
-A store is named by what it was made from (paths, sizes, times of change, channels), so a changed image gives another
-store. It appears whole or not at all; a file beside it says what it holds.
+The name of a store is a hash of its sources (paths, sizes, modification times, channels), so a changed image gives
+another store. A store appears complete or not at all; a JSON file next to it describes its content.
 """
 
 import hashlib
@@ -29,25 +29,25 @@ from accel_restore.utils.files import replace_file, sync_folder
 from accel_restore.utils.redaction import redacted
 
 _VERSION = 2  # of the stored layout
-_DECODED_AHEAD = 2**30  # bytes of decoded images that wait to be written
+_DECODED_AHEAD = 2**30  # bytes of decoded images waiting to be written
 
 Size = tuple[int, int]  # height, width
-Track = Callable[[Iterable, int, str], Iterable]  # (items, how many, what is done to them) → the items, with progress
+Track = Callable[[Iterable, int, str], Iterable]  # (items, their number, description) → the items, with progress shown
 
 
 def default_cache() -> Path:
-    """Where decoded images are kept unless `data.cache_dir` says otherwise."""
+    """Return the folder of decoded images if `data.cache_dir` is not set."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "accel_restore"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Images that were asked for: their store, None with problems; each one's size, None where it is unusable."""
+    """A list of images: their store (None if there are problems), and their sizes (None for an unusable image)."""
 
     store: Store | None
     sizes: list[Size | None]
-    problems: list[str]  # one sentence for each unusable image
+    problems: list[str]  # one for each unusable image
 
 
 def open_stores(
@@ -56,23 +56,25 @@ def open_stores(
     cache: Path,
     track: Track | None = None,
     max_pixels: int = MAX_PIXELS,
-    wait: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> list[Opened]:
-    """The store of each list of images, built where it does not exist yet, by one process while others wait for it.
+    """Return the store of each list of images, and build the missing ones.
 
-    `wait` is told when that begins. Raises: UserError where the disk is too small for all of them, the cache folder
-    cannot be written, or a store in it is damaged.
+    One process builds a store while others wait for it; `log` reports the wait, and `track` shows the progress.
+
+    Raises: UserError if the disk has too little room for all stores, the cache folder cannot be written, or a store is
+    damaged.
     """
-    lists = [list(dict.fromkeys(images)) for images in wanted]  # an image that stands twice is stored once
+    lists = [list(dict.fromkeys(images)) for images in wanted]  # an image that is listed twice is stored once
     builds = [_Build(images, channels, cache) for images in lists]
     by_path = {build.path: build for build in builds}
     try:
         if missing := [build for _, build in sorted(by_path.items()) if not build.is_ready]:
             cache.mkdir(parents=True, exist_ok=True)
-            _build_missing(cache, missing, track, max_pixels, wait)
+            _build_missing(cache, missing, track, max_pixels, log)
     except OSError as error:
         raise UserError(
-            f"{cache}: cannot keep decoded images there ({error.strerror or error}); set data.cache_dir"
+            f"{cache}: cannot store decoded images there ({error.strerror or error}); set data.cache_dir"
         ) from error
     opened = []
     for images, unique, build in zip(wanted, lists, builds, strict=True):
@@ -82,24 +84,24 @@ def open_stores(
 
 
 class _Build:
-    """Images on their way to a store."""
+    """A list of images, and the store that is built from it."""
 
     def __init__(self, images: list[ImageSource], channels: int, cache: Path):
         self.images, self.channels = images, channels
         self.sizes: list[Size | None] = []
         self.problems: list[str] = []
-        resolved = cache_results(Path.resolve)  # of folders: a look-up per image would take a network disk minutes
+        resolved = cache_results(Path.resolve)  # of folders; one look-up per image takes minutes on a network disk
         identity = json.dumps([_VERSION, channels, [_identity(image, resolved) for image in images]])
         self.path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
         self.refusal = self.path.with_suffix(".problems")
 
     @property
     def is_ready(self) -> bool:
-        """Whether the store is there, with as many bytes as were written."""
+        """Whether the store exists, with the number of bytes that were written."""
         return self.path.exists() and self.path.stat().st_size == _described(self.path).get("bytes")
 
     def was_refused_since(self, time: float) -> bool:
-        """Take over the problems that another process has found since then, if there are any."""
+        """Whether another process has found problems since then; if so, adopt them."""
         if not self.refusal.exists() or self.refusal.stat().st_mtime < time:
             return False
         found = json.loads(self.refusal.read_text())
@@ -107,18 +109,19 @@ class _Build:
         return True
 
     def read_headers(self, max_pixels: int) -> None:
+        """Determine the size of each image, the bits per value and the bytes of the store."""
         headers = list(each_ahead(lambda image: read_header(image, max_pixels), self.images))
         self.sizes = [(head.height, head.width) if isinstance(head, Header) else None for head in headers]
         good = [header for header in headers if isinstance(header, Header)]
-        self.bits = max((header.bits for header in good), default=8)  # 16 where one image needs them
+        self.bits = max((header.bits for header in good), default=8)  # 16 if one image has 16
         nbytes = [header.height * header.width * self.channels * self.bits // 8 for header in good]
         self.nbytes, self.largest = sum(nbytes), max(nbytes, default=0)
 
     def build(self, track: Track | None, max_pixels: int) -> None:
-        """Decode all images into the store, or, where one is unusable, collect all problems and leave no store."""
+        """Decode all images into the store; if one is unusable, collect all problems and leave no store."""
         staging = self.path.with_suffix(f".{os.getpid()}.tmp")
         at_once = max(1, _DECODED_AHEAD // max(1, self.largest))
-        decoded = each_ahead(
+        decoded: Iterable[np.ndarray | ImageError] = each_ahead(
             lambda image: read_image(image, self.channels, self.bits, max_pixels), self.images, at_once
         )
         if track is not None:
@@ -151,17 +154,17 @@ class _Build:
         }
 
     def open(self, rows: np.ndarray) -> Opened:
-        """The images at `rows`, in this order."""
+        """Return the images at `rows`, in this order."""
         if self.problems:
             return Opened(None, [self.sizes[row] for row in rows], self.problems)
         with suppress(OSError):
-            os.utime(self.path)  # when it was last used
+            os.utime(self.path)  # the time of last use
         try:
             store = Store(self.path, self.channels, rows)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.path}: cannot be read ({error}); remove it by `accel-restore cache delete "
-                f"{self.path.stem[:12]}`, and the next run decodes its images anew"
+                f"{self.path.stem[:12]}`, and the next run decodes its images again"
             ) from error
         return Opened(store, [tuple(size) for size in store.sizes.tolist()], [])
 
@@ -172,49 +175,49 @@ def _identity(image: ImageSource, resolved: Callable[[Path], Path]) -> list | No
     try:
         stat = image.stat()
     except OSError:
-        return None  # reading it says why
+        return None  # reading the image reports the reason
     return [str(resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns]
 
 
 def _build_missing(
-    cache: Path, builds: list[_Build], track: Track | None, max_pixels: int, wait: Callable[[str], None] | None
+    cache: Path, builds: list[_Build], track: Track | None, max_pixels: int, log: Callable[[str], None] | None
 ) -> None:
-    """Build stores, each under its lock; the disk must have room for all before the first is begun."""
-    began = time.time()
+    """Build stores, each under its lock. The disk must have room for all before the first one is started."""
+    start = time.time()
     with ExitStack() as locks:
-        for build in builds:  # in the order of their names, so that no two processes wait for each other
+        for build in builds:  # in the order of their names, so that two processes never wait for each other
             lock = FileLock(build.path.with_suffix(".lock"))
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                if wait is not None:
-                    wait("waiting for another process, which decodes the images")
+                if log is not None:
+                    log("waiting for another process that decodes the images")
                 lock.acquire()
             locks.callback(lock.release)
-        builds = [build for build in builds if not (build.is_ready or build.was_refused_since(began))]
+        builds = [build for build in builds if not (build.is_ready or build.was_refused_since(start))]
         for build in builds:
-            for leftover in cache.glob(f"{build.path.stem}.*.tmp"):  # of a process that was killed
+            for leftover in cache.glob(f"{build.path.stem}.*.tmp"):  # from a process that was killed
                 leftover.unlink()
             build.read_headers(max_pixels)
         need, free = sum(build.nbytes for build in builds), shutil.disk_usage(cache).free
         if need > free:
             raise UserError(
-                f"{cache}: decoded images need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                "free some, or set data.cache_dir to another disk"
+                f"{cache}: decoded images need {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; "
+                "free some space, or set data.cache_dir to another disk"
             )
         for build in builds:
             build.build(track, max_pixels)
 
 
 def num_cores() -> int:
-    """The cores that this process may use, which in a container or under Slurm are not all."""
+    """Return the number of cores that this process may use; in a container or under Slurm these are not all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each_ahead(read: Callable, items: Iterable, at_once: int | None = None) -> Iterator[Any]:
-    """What `read` gives for each item, in order, or its Unusable; done ahead on all cores (decoders free the lock).
+    """Yield `read(item)`, or the ImageError that it raises, for each item in order.
 
-    At most `at_once` results are held.
+    The items are read ahead on all cores (decoders release the GIL). At most `at_once` results are held.
     """
 
     def attempt(item: Any) -> Any:
@@ -241,11 +244,11 @@ class StoredSource:
     name: str
     nbytes: int
     last_used: float  # seconds since 1970
-    description: dict[str, Any]  # images, first, channels, bits; empty for what a killed process has left
+    description: dict[str, Any]  # images, first, channels, bits, bytes; empty for the remains of a killed process
 
 
 def list_stores(cache: Path) -> list[StoredSource]:
-    """The stores of a cache folder, and what killed processes have left there; those used last first."""
+    """Return the stores of a cache folder, and the remains of killed processes; the last used first."""
     found = []
     for path in [*cache.glob("*.arrow"), *cache.glob("*.tmp")]:
         stat = path.stat()
@@ -254,7 +257,7 @@ def list_stores(cache: Path) -> list[StoredSource]:
 
 
 def delete_store(cache: Path, name: str) -> bool:
-    """Remove a store, unless it is just being made; a run that reads it goes on undisturbed."""
+    """Delete a store and return True, or False if a process is building it. Runs that read it are not affected."""
     try:
         with FileLock(cache / f"{name.lstrip('.').partition('.')[0]}.lock", timeout=0):
             for suffix in ("", ".arrow", ".json"):
@@ -265,7 +268,7 @@ def delete_store(cache: Path, name: str) -> bool:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """What the file beside a store says of it."""
+    """The description next to a store; empty if there is none."""
     try:
         description = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Decoded images in one memory-mapped Arrow file, shared by all ranks of a machine through the page cache.
 
-An image is stored as raw pixels in column strips, 256 wide, one after the other, each as rows of (W, C) pixels: the
-rows of a crop then lie close together, and a disk reads it in two short stretches, not in one as wide as the image.
+An image is stored as raw pixels in vertical strips, 256 pixels wide, one after the other. Each strip holds rows of
+(W, C) pixels. The rows of a crop are therefore close together: a disk reads at most a few short ranges per crop.
 """
 
 import ctypes
@@ -10,25 +10,26 @@ import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 STRIP = 256  # pixels
-_BUFFERED_BYTES = 64 * 2**20  # pixels that are held before a write
-_LIBC = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None  # not on Windows
+_BUFFERED_BYTES = 64 * 2**20  # pixels held before a write
+_LIBC = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None  # None on Windows
 
 
 class Store:
-    """A sequence of images, uint8 or uint16 (H, W, C), in a file; `sizes` is (N, 2): height and width of each.
+    """A sequence of images, uint8 or uint16 (H, W, C), in one file; `sizes` (N, 2) holds their heights and widths.
 
-    `read_ahead` asks the disk for a whole crop at once, before it is copied. For data larger than memory: the mapping
-    alone would wait for one page after the other, about 15 times slower.
+    With `read_ahead` a crop is requested from the disk as a whole before it is copied. This is for data larger than
+    memory: otherwise the mapping waits for one page after the other, about 15 times slower.
     """
 
     def __init__(self, path: Path, channels: int, rows: np.ndarray):
-        """`rows` says which of the file's images make up the sequence."""
-        import pyarrow as pa  # `datasets`, which writes the file, takes a second to import
+        """`rows` are the indices of the file's images that make up the sequence."""
+        import pyarrow as pa  # not `datasets`, which takes a second to import
 
         self.path, self.channels, self.read_ahead = path, channels, False
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
@@ -44,14 +45,14 @@ class Store:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """A copy of the whole image (H, W, C)."""
+        """Return a copy of the whole image (H, W, C)."""
         height, width = self.sizes[index].tolist()
         image = np.empty((height, width, self.channels), self.dtype)
         self.crop(image, index, 0, 0)
         return image
 
     def crop(self, out: np.ndarray, index: int, top: int, left: int) -> None:
-        """Copy the part of an image that begins at (top, left) into `out` (h, w, C)."""
+        """Copy the part of an image with its corner at (top, left) into `out` (h, w, C)."""
         image_height, image_width = self.sizes[index].tolist()
         chunk, start = self.chunks[self._chunk_of[index]], int(self._starts[index])
         height, right, pixel = len(out), left + out.shape[1], self.channels * self.dtype.itemsize
@@ -59,14 +60,14 @@ class Store:
             width = min(STRIP, image_width - strip)
             first = start + (strip * image_height + top * width) * pixel
             rows = chunk[first : first + height * width * pixel]
-            if self.read_ahead and _LIBC is not None:
+            if self.read_ahead:
                 _advise(rows)
             rows = rows.view(self.dtype).reshape(height, width, self.channels)
             begin, end = max(left, strip), min(right, strip + width)
             out[:, begin - left : end - left] = rows[:, begin - strip : end - strip]
 
     def warm(self) -> None:
-        """Begin to read the whole file into memory, in the background."""
+        """Start to read the whole file into memory in the background."""
 
         def work() -> None:
             with suppress(OSError), self.path.open("rb") as file:
@@ -76,6 +77,15 @@ class Store:
             threading.Thread(target=work, name="accel-restore-warm", daemon=True).start()
 
 
+@dataclass(frozen=True)
+class StoredPairs:
+    """Images of two stores that belong together."""
+
+    gt: Store
+    input: Store | None  # None: the input is synthetic
+    indices: list[int]  # of the images in both stores
+
+
 def _numbers(column) -> np.ndarray:
     """An Arrow column of int32 as int64. Its own `to_numpy` would import pandas."""
     chunks = [np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk)] for chunk in column.chunks]
@@ -83,7 +93,7 @@ def _numbers(column) -> np.ndarray:
 
 
 def _values(column) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The bytes of each chunk of an Arrow large_binary column; of each value, its chunk and start. Without copies."""
+    """The bytes of each chunk of an Arrow large_binary column (not copied), and the chunk and start of each value."""
     chunks, chunk_of, starts = [], [], []
     for number, chunk in enumerate(column.chunks):
         _, offsets, data = chunk.buffers()
@@ -95,14 +105,16 @@ def _values(column) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 def _advise(pages: np.ndarray) -> None:
-    """Ask the disk for mapped bytes, without waiting for them."""
+    """Request mapped bytes from the disk, without waiting for them."""
+    if _LIBC is None:
+        return
     address = pages.ctypes.data
     start = address - address % mmap.PAGESIZE
     _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + pages.nbytes - start), mmap.MADV_WILLNEED)
 
 
 def write_store(path: Path, images: Iterable[np.ndarray]) -> None:
-    """Write images (H, W, C) of one dtype to `path`, and force them to the disk."""
+    """Write images (H, W, C) of one dtype to `path`, and sync it to the disk."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 

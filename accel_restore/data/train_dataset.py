@@ -1,6 +1,7 @@
-"""Random draws per sample, batches of uint8 crops, and their conversion on the training device.
+"""Training crops: random draws per sample, copied from the stores as batches of uint8 or uint16.
 
-Every draw is a hash of (seed, epoch, sample id): no random state, the same crop on any rank, thread or machine.
+Every draw is a hash of (seed, epoch, sample id). There is no random state, so a sample's crop is the same on any rank,
+thread or machine.
 """
 
 from collections import deque
@@ -14,37 +15,35 @@ from torch.utils.data import Dataset
 
 from accel_restore.data.augment import FLIPS
 from accel_restore.data.batch_plan import Sample
-from accel_restore.data.store import Store
+from accel_restore.data.store import Store, StoredPairs
 from accel_restore.utils.rng import Draw, hashes, key, uniform
 
 
 class CropDataset(Dataset):
-    """Samples of an epoch as batches of crops: `__getitems__` gives a whole batch, copied from the mapped images.
+    """The samples of an epoch; `__getitems__` returns a whole batch of crops, copied from the mapped images.
 
-    The batch: `gt` and, of paired sources, `input` as uint8 or uint16 (B, H, W, C); `weight` (B,); and on the host, as
-    numpy arrays, `id`, `flips` (codes) and `seeds` of the degradation. With `scale` s a crop of gt begins at a multiple
-    of s and the crop of input, s times smaller, at the same place.
+    A batch holds `gt` and, for paired sources, `input`, uint8 or uint16 (B, H, W, C), and `weight` (B,). On the host,
+    as numpy arrays, it holds `id`, `flips` (codes) and `seeds` of the degradation. With `scale` s the corner of a gt
+    crop is at a multiple of s, and the input crop, s times smaller, covers the same area.
 
-    Where samples have partners, the partners' crops follow those of the batch, as they are drawn for themselves, and
-    `partner` (B,) is the place of each sample's, `share` (B,) how much of the sample is kept.
+    If samples have partners (mixup), the partners' crops follow those of the batch. `partner` (B,) is the index of each
+    sample's partner in the batch, and `share` (B,) is the share of the sample that is kept.
     """
 
     def __init__(
         self,
-        gt: Store,
-        input: Store | None,
-        images: list[int],
+        pairs: StoredPairs,
         *,
         crops_per_image: int,
-        augment: list[str],
+        augment: Sequence[str],
         seed: int,
         scale: int = 1,
         mixup_alpha: float = 1.0,
         readers: Executor | None = None,
     ):
-        """`readers` copy the crops of a batch in parallel; without them it is done in turn."""
-        self.gt, self.input, self.readers = gt, input, readers
-        self.images = np.asarray(images, np.int64)  # the stores' images that belong to this set
+        """`readers` copy the crops of a batch in parallel; without them the crops are copied one by one."""
+        self.gt, self.input, self.readers = pairs.gt, pairs.input, readers
+        self.images = np.asarray(pairs.indices, np.int64)  # in the stores
         self.crops_per_image, self.seed, self.scale, self.mixup_alpha = crops_per_image, seed, scale, mixup_alpha
         self.flip_bits = sum(FLIPS[name] for name in set(augment))
 
@@ -52,7 +51,7 @@ class CropDataset(Dataset):
         return len(self.images) * self.crops_per_image
 
     def __getitems__(self, samples: Sequence[Sample]) -> dict[str, Tensor | np.ndarray]:
-        samples = list(samples)  # which are made anew each time that they are asked for
+        samples = list(samples)  # a MicroBatch makes its samples again on every access
         epoch, size, scale = samples[0].epoch, samples[0].patch_size, self.scale
         weights = np.array([sample.weight for sample in samples])
         own = np.array([sample.id for sample in samples], np.int64)
@@ -63,10 +62,10 @@ class CropDataset(Dataset):
             return hashes(ids, key(self.seed, epoch, purpose))
 
         images = self.images[ids // self.crops_per_image]
-        room = (self.gt.sizes[images] - size) // scale + 1  # (B, 2): places for a crop's corner
+        room = (self.gt.sizes[images] - size) // scale + 1  # (B, 2): possible corners of a crop
         tops = (uniform(draw(Draw.TOP)) * room[:, 0]).astype(np.int64)  # in pixels of input
         lefts = (uniform(draw(Draw.LEFT)) * room[:, 1]).astype(np.int64)
-        batch = {
+        batch: dict[str, Tensor | np.ndarray] = {
             "gt": self._crops(self.gt, size, images, scale * tops, scale * lefts),
             "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
             "id": np.where(weights > 0, own, -1),
@@ -80,7 +79,7 @@ class CropDataset(Dataset):
         return batch
 
     def _shares(self, partners: np.ndarray, hashes: np.ndarray) -> dict[str, Tensor]:
-        """Where each sample's partner lies in the batch (its own place without one), and how much of it is kept."""
+        """The index of each sample's partner in the batch (its own index without one), and the share that is kept."""
         is_mixed = partners >= 0
         places = np.arange(len(partners))
         places[is_mixed] = len(partners) + np.arange(is_mixed.sum())

@@ -1,4 +1,4 @@
-"""Whole images for validation: the same input for an image in every epoch, on any device and any rank."""
+"""Whole images for validation: an image has the same input in every epoch, on any device and any rank."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,16 +12,15 @@ from accel_restore.data.store import Store
 
 
 def seed_of(name: str) -> int:
-    """What the draws of a degradation are keyed by, for a whole image of this name."""
+    """Return the seed of the degradation of a whole image, a hash of its name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 class ValidationDataset:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
-    A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. For it
-    gt is cut, below and to the right, to multiples of the scale, as the published tables do. `batch` joins images of
-    equal size.
+    A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. Its gt
+    is first cropped at the bottom and right to multiples of the scale, as in the published tables.
     """
 
     def __init__(
@@ -39,8 +38,9 @@ class ValidationDataset:
         self.seeds = [seed_of(name) for name in names]
 
     def batches(self, batch_size: int) -> list[list[int]]:
-        """All indices in groups of at most `batch_size` images of one size, in the order of their first images."""
-        groups, open_groups = [], {}
+        """Return all indices in groups of at most `batch_size` images of one size, ordered by their first images."""
+        groups: list[list[int]] = []
+        open_groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(self.images):
             size = tuple(self.gt.sizes[image])
             group = open_groups.get(size)
@@ -51,7 +51,7 @@ class ValidationDataset:
         return groups
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        """The images at `indices`, of equal size, as one."""
+        """Return the images at `indices`, all of one size, as one batch."""
         images = [self[index] for index in indices]
         return {name: torch.cat([image[name] for image in images]) for name in images[0]}
 

@@ -26,7 +26,7 @@ from accel_restore.checkpoint.state_dict import load_commit
 from accel_restore.config.data import Stage
 from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import BatchSchedule, make_batch_plan
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
 from accel_restore.data.build import DataSets, open_data
 from accel_restore.data.loader import TrainLoader
 from accel_restore.distributed.collective import on_all_ranks
@@ -203,21 +203,20 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
             f"{own if stage.batch_size else 'data.'}batch_size",
         )
 
-    plans = [
-        make_batch_plan(
+    plans = []
+    for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True)):
+        plan = BatchPlan(
             num_samples,
             stage.batch_size or data.batch_size,
-            train.gradient_accumulation_steps,
-            global_batch,
+            train.gradient_accumulation_steps or 1,
             world_size,
             config.run.seed,
             stage.patch_size or data.patch_size,
             data.mixup.probability if data.mixup else 0.0,
-            may_shrink=may_shrink,
-            keys=keys(number, stage),
         )
-        for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True))
-    ]
+        if global_batch is not None:
+            plan = with_global_batch(plan, global_batch, may_shrink=may_shrink, keys=keys(number, stage))
+        plans.append(plan)
     return BatchSchedule(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
 
 

@@ -117,7 +117,7 @@ def test_a_number_of_ranks_that_cannot_keep_the_batch_is_told_which_can(photos, 
     config = configuration(photos, tmp_path, "odd", data={"batch_size": 2})
     assert forked.run(config, "--stop-after", "2", ranks=2) == [143, 143]
     assert forked.run(config, ranks=3) == [2, 2, 2]
-    said = "it is no multiple of 3 processes; these numbers of processes can keep it: 1, 2, 4, 8"
+    said = "it is not a multiple of 3 processes; use one of these numbers of processes: 1, 2, 4, 8"
     assert said in " ".join(forked.printed(config).split())
 
 

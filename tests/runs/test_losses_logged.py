@@ -155,5 +155,5 @@ def test_images_too_small_for_a_loss_are_refused_before_anything_is_written(phot
     large = make_photos(tmp_path / "large", 3, least=180, most=200)
     config = configuration((large, photos[1]), tmp_path, "run", {"ms_ssim": 1.0}, data={"patch_size": 176})
     assert forked.run(config) == [2]
-    assert "less than the 176 pixels of what validation needs to score" in forked.printed(config)
+    assert "smaller than the 176 pixels that validation needs for its metrics and the loss" in forked.printed(config)
     assert not run_folder(config).exists()

@@ -38,7 +38,7 @@ while not folder.with_name(other).exists():
 def track(items, total, what):
     print("built", flush=True)
     return items
-opened = cache.open_stores([sorted(folder.parent.glob("*.png"))], 3, folder, track, wait=print)[0]
+opened = cache.open_stores([sorted(folder.parent.glob("*.png"))], 3, folder, track, log=print)[0]
 print(opened.store[0].size if opened.store else opened.problems)
 """
 

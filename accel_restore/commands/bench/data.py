@@ -20,7 +20,7 @@ from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.augment import finish_batch, turned
-from accel_restore.data.batch_plan import BatchSchedule, Sample, make_batch_plan
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
 from accel_restore.data.build import DataSets, ScannedData, build_sets, degradation_of, find_data, raise_found
 from accel_restore.data.decode import read_image
 from accel_restore.data.loader import TrainLoader
@@ -82,7 +82,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
     cpu, data = torch.device("cpu"), config.data
     sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)
     train, stores = sets.train, [store for store in (sets.train.gt, sets.train.input) if store is not None]
-    plan = make_batch_plan(len(train), data.batch_size, 1, None, 1, config.run.seed, data.patch_size)
+    plan = BatchPlan(len(train), data.batch_size, 1, 1, config.run.seed, data.patch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -130,7 +130,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
 
 def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
     """Pairs per second that training gets on a CPU when it does nothing else."""
-    plan = make_batch_plan(len(sets.train), config.data.batch_size, 1, None, 1, config.run.seed, config.data.patch_size)
+    plan = BatchPlan(len(sets.train), config.data.batch_size, 1, 1, config.run.seed, config.data.patch_size)
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     loader = TrainLoader(sets.train, BatchSchedule((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
     micro_batches = (batch for epoch in count() for step in loader.steps(epoch) for batch in step)

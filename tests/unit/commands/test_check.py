@@ -147,7 +147,7 @@ def test_a_forgotten_scale_is_reported_once_for_all_pairs(tmp_path):
     for scale in (1, 4):
         code, report = check(write_config(tmp_path, train.source, scale=scale))
         assert code == 2 and len(report["errors"]) == 1
-        assert f"data.scale: is {scale}, but each gt is exactly 2 times as large" in report["errors"][0]
+        assert f"data.scale: is {scale}, but every gt is exactly 2 times as large" in report["errors"][0]
 
 
 def test_inputs_made_for_validation_only_are_a_warning(tmp_path):

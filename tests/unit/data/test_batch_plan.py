@@ -7,7 +7,7 @@ import pytest
 
 from accel_restore.checkpoint.resume import Start
 from accel_restore.config.load import config_from
-from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, make_batch_plan
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
 from accel_restore.errors import UserError
 from accel_restore.trainer.setup import _make_stages
 from accel_restore.utils.rng import hashes, key, shuffled, uniform
@@ -91,9 +91,8 @@ def test_a_rank_makes_its_own_samples_alone():
 
 
 def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():
-    plans = [
-        make_batch_plan(61, batch, None, 8, ranks, 5, 8) for batch, ranks in ((8, 1), (4, 2), (4, 1), (2, 2), (1, 8))
-    ]
+    layouts = ((8, 1), (4, 2), (4, 1), (2, 2), (1, 8))
+    plans = [with_global_batch(BatchPlan(61, batch, 1, ranks, 5, 8), 8) for batch, ranks in layouts]
     assert [plan.accumulation for plan in plans] == [1, 1, 2, 2, 1]
     assert all(len({tuple(plan.sample_ids(*at)) for plan in plans}) == 1 for at in ((0, 0), (0, 7), (4, 3)))
     assert plans[0].sample_ids(0, 0).tolist() != BatchPlan(61, 8, 1, 1, 6, 8).sample_ids(0, 0).tolist()  # the control
@@ -101,13 +100,13 @@ def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():
 
 def test_a_global_batch_that_does_not_fit_is_refused_with_numbers_that_do():
     with pytest.raises(UserError, match=r"global_batch_size: 12 .*micro-batches of 8 pairs on 2.*one of 1, 2, 3, 6$"):
-        make_batch_plan(100, 8, None, 12, 2, 0, 8)
+        with_global_batch(BatchPlan(100, 8, 1, 2, 0, 8), 12)
     with pytest.raises(UserError, match=r"^its: 12 cannot .* set theirs to one of 1, 2, 3, 6$"):
-        make_batch_plan(100, 8, None, 12, 2, 0, 8, keys=("its", "theirs"))
+        with_global_batch(BatchPlan(100, 8, 1, 2, 0, 8), 12, keys=("its", "theirs"))
     for batch_size in (1, 2, 3, 6):
-        assert make_batch_plan(100, batch_size, None, 12, 2, 0, 8).global_batch == 12
-    with pytest.raises(UserError, match="no multiple of 3 processes"):
-        make_batch_plan(100, 1, None, 8, 3, 0, 8)
+        assert with_global_batch(BatchPlan(100, batch_size, 1, 2, 0, 8), 12).global_batch == 12
+    with pytest.raises(UserError, match="not a multiple of 3 processes"):
+        with_global_batch(BatchPlan(100, 1, 1, 3, 0, 8), 8)
 
 
 def test_stages_count_their_steps_and_end_before_their_epochs():

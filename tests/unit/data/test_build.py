@@ -55,7 +55,9 @@ def test_the_held_out_images_do_not_depend_on_the_seed(tmp_path):
     assert sorted(one.identity["train"] + one.val.names) == sorted(str(number) for number in range(20))
 
 
-@pytest.mark.parametrize(("count", "fraction", "message"), [(1, 0.5, "one image cannot"), (2, 0.9, "val_fraction")])
+@pytest.mark.parametrize(
+    ("count", "fraction", "message"), [(1, 0.5, "a single image cannot"), (2, 0.9, "val_fraction")]
+)
 def test_too_few_images_to_hold_some_out(count, fraction, message, tmp_path):
     gt = save_all(tmp_path / "gt", *(f"{number}.png" for number in range(count)))
     with pytest.raises(UserError, match=message):
@@ -66,7 +68,7 @@ def test_images_smaller_than_a_crop_or_the_scores_are_named(tmp_path):
     train = save_all(tmp_path / "gt", "a.png")
     small = save(tmp_path / "val" / "small.png", photo(10, 30))
     with pytest.raises(
-        UserError, match=r"a\.png: is 30x20, less than the 21 (.|\n)*small\.png: is 30x10, less than the 11 "
+        UserError, match=r"a\.png: is 30x20, smaller than the 21 (.|\n)*small\.png: is 30x10, smaller than the 11 "
     ):
         open_sources(tmp_path, train={"gt": str(train)}, val={"gt": [str(small)]}, patch_size=21)
     assert len(open_sources(tmp_path, train={"gt": str(train)}, val={"gt": str(train)}, patch_size=20).train) == 1
@@ -89,7 +91,7 @@ def test_clean_images_that_are_too_small_once_cut_to_the_scale_are_named(tmp_pat
     sources = {"train": {"gt": str(train)}, "val": {"gt": [str(val)]}, "patch_size": 16}
     assert not find_data(settings(tmp_path, **sources), 13).problems
     (problem,) = find_data(settings(tmp_path, scale=4, **sources), 13).problems
-    assert "small.png: is 30x13, less than the 13 pixels" in problem
+    assert "small.png: is 30x13, smaller than the 13 pixels" in problem
 
 
 def test_the_default_degradation_follows_the_scale():

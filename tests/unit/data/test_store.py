@@ -137,7 +137,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_decoded(images, 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/cache: cannot keep decoded images there .*data\.cache_dir"):
+    with pytest.raises(UserError, match=r"file/cache: cannot store decoded images there .*data\.cache_dir"):
         open_one([save(tmp_path / "a.png")], cache=tmp_path / "file" / "cache")
 
 

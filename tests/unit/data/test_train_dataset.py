@@ -20,7 +20,7 @@ from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
 from accel_restore.data.cache import open_stores
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.data.loader import Prefetcher, StepSampler, TrainLoader
-from accel_restore.data.store import Store
+from accel_restore.data.store import Store, StoredPairs
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
@@ -47,7 +47,7 @@ def stores(tmp_path_factory) -> tuple[Store, Store]:
 def dataset(stores: tuple[Store, Store], augment: list[str] | None = None, **options) -> CropDataset:
     augment = list(FLIPS) if augment is None else augment
     settings = {"crops_per_image": 50, "seed": 11, **options}
-    return CropDataset(*stores, list(range(len(SIZES))), augment=augment, **settings)
+    return CropDataset(StoredPairs(*stores, list(range(len(SIZES)))), augment=augment, **settings)
 
 
 def samples(ids, epoch: int = 0, size: int = PATCH) -> list[Sample]:
@@ -147,7 +147,7 @@ def test_crops_of_super_resolution_are_aligned_to_the_pixel(scale, tmp_path):
             files[kind].append(tmp_path / f"{kind}{number}.png")
             Image.fromarray(image).save(files[kind][-1])
     pair = tuple(opened.store for opened in open_stores(files, 3, tmp_path / "cache"))
-    data = CropDataset(*pair, [0, 1, 2], crops_per_image=200, augment=list(FLIPS), seed=1, scale=scale)
+    data = CropDataset(StoredPairs(*pair, [0, 1, 2]), crops_per_image=200, augment=list(FLIPS), seed=1, scale=scale)
     batch = data.__getitems__(samples(range(600), size=4 * scale))
     assert batch["input"].shape == (600, 4, 4, 3) and batch["gt"].shape == (600, 4 * scale, 4 * scale, 3)
     finished = finish_batch(batch, None, channels_last=False)
