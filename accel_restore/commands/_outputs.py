@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from accel_restore.data.pairs import EXTENSIONS
+from accel_restore.data.file_search import EXTENSIONS
 from accel_restore.errors import UserError
 from accel_restore.utils.files import replace_file, to_json
 

@@ -100,7 +100,7 @@ class BatchPlan:
         return np.where(is_mixed, (drawn * self.num_samples).astype(np.int64), -1)
 
     def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[MicroBatch]:
-        """Yield the global micro-batches of an epoch from a step on, padded to full size; rank r takes the r-th part."""
+        """Yield the global micro-batches of an epoch from a step on; all are full, and rank r takes the r-th part."""
         at_once = max(1, _BLOCK // self.global_batch)
         for block in range(first_step, self.steps_per_epoch, at_once):
             start = block * self.global_batch

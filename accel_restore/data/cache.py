@@ -22,7 +22,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from accel_restore.config.data import MAX_PIXELS
-from accel_restore.data.decode import Header, ImageError, ImageSource, read_header, read_image
+from accel_restore.data.decode import Header, ImageSource, read_header, read_image
+from accel_restore.data.image_formats import ImageError
 from accel_restore.data.store import Store, write_store
 from accel_restore.errors import UserError
 from accel_restore.utils.files import replace_file, sync_folder

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_restore.data.decode import Cell, ImageError
+from accel_restore.data.decode import Cell
+from accel_restore.data.image_formats import ImageError
 from accel_restore.utils.imports import did_you_mean
 
 if TYPE_CHECKING:

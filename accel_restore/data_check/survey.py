@@ -9,7 +9,8 @@ from PIL import Image
 from accel_restore.config.data import Data
 from accel_restore.data.build import Images
 from accel_restore.data.cache import Opened, Track, each_ahead
-from accel_restore.data.decode import Header, ImageError, ImageSource, read_header, read_image
+from accel_restore.data.decode import Header, ImageSource, read_header, read_image
+from accel_restore.data.image_formats import ImageError
 from accel_restore.data.pairs import Pair
 from accel_restore.data_check.findings import Finding
 from accel_restore.data_check.measure import PairFacts, examine_pair

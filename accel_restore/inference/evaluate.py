@@ -14,8 +14,9 @@ from torch import Tensor
 
 from accel_restore.config.schema import Validation
 from accel_restore.data.cache import each_ahead
-from accel_restore.data.decode import ImageError, ImageSource, read_header, read_image
+from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.degradations.pipeline import DegradationPipeline
+from accel_restore.data.image_formats import ImageError
 from accel_restore.data.pairs import Pair
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from accel_restore import __version__
 from accel_restore.config.data import MAX_PIXELS
-from accel_restore.data.decode import ImageError, read_header, read_image
+from accel_restore.data.decode import read_header, read_image
 from accel_restore.data.encode import DEEP, SUFFIXES, About, encode, read_about, read_mark
-from accel_restore.data.pairs import EXTENSIONS
+from accel_restore.data.file_search import EXTENSIONS
+from accel_restore.data.image_formats import ImageError
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import Settings
 from accel_restore.inference.restorer import Restorer

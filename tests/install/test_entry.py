@@ -42,7 +42,7 @@ def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(phot
     for file, reason in [
         (noisy / "photo000.png", "is damaged"),
         (noisy / "photo001.png", "is empty"),
-        (gt / "photo002.png", "is no image"),
+        (gt / "photo002.png", "is not a readable image"),
         (gt / "photo003.png", "has no partner"),
         (noisy / "photo004.png", "they must be equal"),
         (gt / "photo005.png", "data.patch_size; lower it"),

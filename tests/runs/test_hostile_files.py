@@ -19,7 +19,8 @@ from runs import make_photos, run_folder, small_config
 from weight_files import build, write
 
 from accel_restore.checkpoint.commits import find_commits, read_commit, write_commit
-from accel_restore.data.decode import ImageError, read_header, read_image
+from accel_restore.data.decode import read_header, read_image
+from accel_restore.data.image_formats import ImageError
 from accel_restore.errors import UserError
 from accel_restore.inference import restorer
 from accel_restore.models import build_model, load_weights

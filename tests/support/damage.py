@@ -11,7 +11,7 @@ from PIL import Image
 ERRORS = {  # name of the damaged file, words that must name what is wrong
     "truncated": "truncated.png: is damaged",
     "zero bytes": "zero.png: is empty",
-    "text": "text.png: is no image",
+    "text": "text.png: is not a readable image",
     "off by one": "off.png: is 120x119, its gt",
     "missing partner": "alone.png: has no partner",
     "duplicate stem": "double.png: has the same name 'double'",

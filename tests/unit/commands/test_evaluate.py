@@ -130,7 +130,7 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "99"], "more than 99 pixels"),
         (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "0"], "--max-pixels: must be a whole number above 0"),
         (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be of equal size"),
-        (["--gt", "gt", "--input", "broken"], "photo001.png: is no image"),
+        (["--gt", "gt", "--input", "broken"], "photo001.png: is not a readable image"),
         (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: keys the draws of a degradation"),
     ],
 )  # fmt: skip

@@ -9,7 +9,8 @@ import tifffile
 from image_files import REASONS, make_unusable, photo, save, save_deep_png
 from PIL import Image
 
-from accel_restore.data.decode import Cell, ImageError, read_header, read_image
+from accel_restore.data.decode import Cell, read_header, read_image
+from accel_restore.data.image_formats import ImageError
 
 
 def test_8_bit_pixels_are_those_of_the_file(tmp_path):
@@ -126,7 +127,7 @@ def test_an_unusable_image_is_refused_with_its_reason(kind, tmp_path):
 
 def test_decompression_bombs_are_refused_by_their_headers(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo(40, 50))
-    refused = r"more than {} pixels: .* raise data\.max_image_pixels"
+    refused = r"more than {} pixels; .* raise data\.max_image_pixels"
     with pytest.raises(ImageError, match=refused.format("1,999")):
         read_header(path, max_pixels=1999)
     assert read_image(path, 3, max_pixels=2000).shape == (40, 50, 3)

@@ -61,7 +61,7 @@ def test_braces_may_stand_several_times_and_each_is_one_part(tmp_path):
     assert list(found) == ["s1/1", "s1/2", "s2/1", "s2/2"]
     assert found["s2/1"] == ("train/s2/sharp/1.png", "train/s2/blur/1.png")
     (problem,) = names(f"{tmp_path}/train/{{}}/sharp/{{}}.png", f"{tmp_path}/train/{{}}/blur/1.png")
-    assert "2 times" in problem and "1 times" in problem and problem.startswith("data.train: gt holds {}")
+    assert "2 times" in problem and "1 times" in problem and problem.startswith("data.train: gt has {}")
 
 
 def test_two_stars_stand_for_folders_of_any_depth(tmp_path):
@@ -152,7 +152,7 @@ def test_a_name_that_is_no_text_is_a_problem(tmp_path):
     make(gt, "b.png")
     pairs, (problem,) = find_pairs(str(gt), None, "data.train")
     assert [pair.name for pair in pairs] == ["b"]
-    assert problem.encode() and "is no name in UTF-8" in problem and "caf" in problem
+    assert problem.encode() and "its name is not valid UTF-8" in problem and "caf" in problem
 
 
 def test_where_nothing_pairs_one_sentence_says_so(tmp_path):
