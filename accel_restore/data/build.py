@@ -232,7 +232,7 @@ def _unequal(images: Images, scale: int) -> list[str]:
         return [
             f"data.scale: is {scale}, but every gt is exactly {ratio} times as large as its input; set it to {ratio}"
         ]
-    relation = f"gt must be {scale} times as large" if scale > 1 else "they must be equal"
+    relation = f"gt must be {scale} times as large" if scale > 1 else "they must be of equal size"
     return [
         f"{pair.input}: is {_size(input_size)}, its gt {pair.gt} is {_size(size)}; {relation}"
         for pair, size, input_size in zip(images.pairs, images.gt.sizes, images.input.sizes, strict=True)

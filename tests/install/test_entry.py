@@ -44,7 +44,7 @@ def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(phot
         (noisy / "photo001.png", "is empty"),
         (gt / "photo002.png", "is not a readable image"),
         (gt / "photo003.png", "has no partner"),
-        (noisy / "photo004.png", "they must be equal"),
+        (noisy / "photo004.png", "they must be of equal size"),
         (gt / "photo005.png", "data.patch_size; lower it"),
     ]:
         assert any(str(file) in line and reason in line for line in process.stderr.splitlines()), (file, reason)

@@ -41,7 +41,7 @@ def test_all_problems_of_the_data_are_reported_at_once(tmp_path):
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("6 problems") and len(lines) == 7
     for words in (
-        ("c.png", "no partner"), ("alone.png", "no partner"), ("noisy/a.png", "30x20", "31x20", "must be equal"),
+        ("c.png", "no partner"), ("alone.png", "no partner"), ("noisy/a.png", "30x20", "31x20", "of equal size"),
         ("noisy/b.png", "damaged"), ("gt/d.png", "40x15", "16 pixels of data.patch_size"), ("data.val.gt", "none"),
     ):  # fmt: skip
         assert any(all(word in line for word in words) for line in lines), words
