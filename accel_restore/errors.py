@@ -1,31 +1,31 @@
-"""The errors a run ends with; the entry turns each into its exit code and the state in status.json."""
+"""The errors that end a run. The entry turns each into an exit code and a state in status.json."""
 
 
 class UserError(Exception):
-    """The user's input is wrong (configuration, data, weights): shown as one short message without a traceback, exit 2.
+    """The user's input (configuration, data, weights) is wrong: one short message, no traceback, exit 2.
 
-    The message names the file or the key and the remedy.
+    The message names the file or the key, and the remedy.
     """
 
 
 class DivergedError(Exception):
-    """Losses or gradients are no longer numbers: exit 3."""
+    """Losses, gradients or weights are NaN or inf: exit 3."""
 
-    def __init__(self, place: str, reason: str, what: str = "the training loss is"):
+    def __init__(self, place: str, reason: str):
         super().__init__(
-            f"{place}: {what} no longer a number ({reason}); lower optimizer.lr, set train.max_grad_norm, or use "
+            f"{place}: training has diverged: {reason}; lower optimizer.lr, set train.max_grad_norm, or use "
             "train.mixed_precision=bf16 in place of fp16"
         )
 
 
 class PreemptedError(BaseException):
-    """The run was asked to stop: exit 143. No `Exception`, so that no library's handler takes it for an error."""
+    """The run was asked to stop: exit 143. A BaseException, so that no library handles it as an error."""
 
     recorded = False  # in status.json
 
 
 class RunAbortedError(Exception):
-    """The run cannot go on, for a reason outside of it (another rank, the disk): one message, exit 1."""
+    """The run cannot continue because of another rank or the disk: one message, exit 1."""
 
     def __init__(self, message: str, is_reporter: bool | None = None):
         """`is_reporter`: whether this rank reports the error to the user; None: the main process does."""
@@ -34,16 +34,16 @@ class RunAbortedError(Exception):
 
 
 class AuditError(Exception):
-    """`--audit` saw weights or a learning rate change where they must not: exit 1."""
+    """`--audit` saw weights or the learning rate change where they must not: exit 1."""
 
 
 def resume_hint(overwrite: bool) -> str:
-    """How a message says that the run can be continued; with `overwrite`, the command given would remove it."""
+    """The words that say how to continue a run; a command with `overwrite` would remove it."""
     return f"the same command{' without --overwrite' if overwrite else ''} continues"
 
 
 def raise_problems(title: str, problems: list[str], limit: int = 100) -> None:
-    """Raise one `UserError` that lists all `problems`, one a line; do nothing where there is none."""
+    """Raise one `UserError` that lists all `problems`, one per line, if there are any."""
     if not problems:
         return
     shown = [f"  - {problem}" for problem in problems[:limit]]

@@ -4,8 +4,8 @@ import os
 import sys
 
 if not __package__:
-    # Run as a script, Python puts this folder first on the path, where our modules would shadow others' (tracking,
-    # audit, ...) and `accel_restore` itself would not be found in a checkout that is not installed.
+    # Python puts the folder of a script first on the path. Its modules would then shadow others (config, data, …), and
+    # `accel_restore` itself would not be found in a checkout that is not installed.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
@@ -18,30 +18,32 @@ from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line of training; flags and overrides in any order."""
+    """The command line of training. Flags and overrides may come in any order."""
     parser = argparse.ArgumentParser(
         prog="accel-restore train",
         description="Train an image restoration model. Without --config: the demo, real photographs, no network.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU, one process per launch slot")
-    parser.add_argument("--audit", action="store_true", help="record and prove what changed weights and learning rate")
-    parser.add_argument("--overwrite", action="store_true", help="start the run again, removing what it has left")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU; each launched process is a rank")
     parser.add_argument(
-        "--stop-after", type=int, metavar="STEP", help="save and end after this step, as a signal would (exit 143)"
+        "--audit", action="store_true", help="record what changes weights and learning rate, and fail if it must not"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove the files of the run and start it again")
+    parser.add_argument(
+        "--stop-after", type=int, metavar="STEP", help="save and stop after this optimizer step (exit code 143)"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as data.batch_size=4 scheduler.name=constant"
+        "overrides", nargs="*", metavar="key=value", help="override keys: data.batch_size=4 scheduler.name=constant"
     )
     return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train; the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 else (a failed audit, a lost rank)."""
+    """Train; return the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 otherwise (audit, lost rank)."""
     options = parse_arguments(arguments)
-    with listening() as stop:  # first of all: what follows imports torch, which takes seconds
+    with listening() as stop:  # first: what follows imports torch, which takes seconds
         code = _train(options, stop)
-        if code != 1:  # a group that has lost a rank may not let go
+        if code != 1:  # leaving a group that has lost a rank may hang
             _leave_group()
     return code
 
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     config = None
     try:
-        config = load_config(options.config, options.overrides)  # mistakes show before torch is imported
+        config = load_config(options.config, options.overrides)  # reports mistakes before torch is imported
         with stop.deferred():
             from accel_restore.trainer.run import run_training
 
@@ -90,7 +92,7 @@ def _report(error: Exception | str, code: int, is_reporter: bool | None = None) 
 
 
 def _leave_group() -> None:
-    """Leave the process group, where one was joined: torch warns about processes that do not."""
+    """Leave the process group, if one was joined: torch warns about processes that do not."""
     if "torch" in sys.modules:
         from torch import distributed
 

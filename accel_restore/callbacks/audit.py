@@ -1,8 +1,9 @@
-"""`--audit`: the flow observed on a real run. Every rank records each operation with a hash of all parameters after it.
+"""`--audit`: the flow of weights, observed on a real run.
 
-Weights may change in `optimizer.step` alone and the learning rate in `scheduler.step` alone, once an epoch, and all
-ranks must hold the same weights. A step that is skipped is a call that changes nothing where the optimizer skips it
-itself (torch's Adam and AdamW), else no call. Attached from outside: a run without `--audit` executes none of this.
+Every rank records each operation with a hash of all parameters after it. Weights may change only in `optimizer.step`,
+the learning rate only in `scheduler.step`, once per epoch, and all ranks must hold the same weights. torch's Adam and
+AdamW skip a step themselves, so a skipped step is a call that changes nothing; for other optimizers it is no call. A run
+without `--audit` executes none of this.
 """
 
 import hashlib
@@ -57,7 +58,7 @@ class Audit(Callback, LoaderObserver):
         self._attach(loader)
 
     def _is_before(self, event: dict[str, Any]) -> bool:
-        """Whether an event of the file is older than the commit that this run continues from."""
+        """Whether an event of the file happened before the commit that this run continues from."""
         ends_epoch = event["op"] in ("validate", "scheduler_step")
         return event["step"] <= self.state.step and (not ends_epoch or event["epoch"] < self.state.epoch)
 
@@ -85,7 +86,7 @@ class Audit(Callback, LoaderObserver):
         self._look("in validate", "validate")
 
     def _look(self, where: str, operation: str | None) -> None:
-        """Compare weights and rate with the last look; record the `operation` that has just ended."""
+        """Compare weights and rate with those at the last call; record the `operation` that has just ended."""
         weights, lr = hash_weights(self.state.model), self.state.lr
         changed_weights, changed_lr = weights != self.weights, lr != self.lr
         self.weights, self.lr = weights, lr

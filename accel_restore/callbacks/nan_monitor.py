@@ -63,7 +63,7 @@ class NaNMonitor(Callback):
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         if state.skipped_in_row and record.scores is not None and not math.isfinite(record.scores.loss):
-            raise DivergedError(f"epoch {record.epoch + 1}", "in its last step and in its validation")
+            raise DivergedError(f"epoch {record.epoch + 1}", "the last step and the validation gave NaN or inf")
 
     def _find(self, state: TrainState) -> dict[str, Any]:
         """The files of this rank whose loss is not finite, and the terms of the loss that are not."""

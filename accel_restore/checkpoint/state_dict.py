@@ -88,7 +88,7 @@ def collect(
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model = accelerator.unwrap_model(state.model)
     if not all(bool(full_tensor(parameter.isfinite().all())) for parameter in model.parameters()):
-        raise DivergedError(f"step {state.step}", "they cannot be committed", "a weight is")
+        raise DivergedError(f"step {state.step}", "some weights are NaN or inf, so no checkpoint was written")
     weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
     ema = full_state_dict(state.ema.module, accelerator) if state.ema is not None else None
     if not accelerator.is_main_process:

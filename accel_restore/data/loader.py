@@ -1,4 +1,4 @@
-"""Batches of this rank, ahead of time: the plan's samples, dealt by Accelerate, read by one background thread."""
+"""The batches of this rank: Accelerate deals out the plan's samples, and one thread reads them ahead of time."""
 
 import queue
 import threading
@@ -22,24 +22,25 @@ _AHEAD = 3  # batches kept ready
 
 
 class StepSampler(Sampler):
-    """The global micro-batches of an epoch from a given step on: a batch sampler that Accelerate deals out to ranks.
+    """The global micro-batches of an epoch from a given step on; Accelerate deals each one out to the ranks.
 
-    Always full batches (Accelerate drops short ones). The epoch is set by `begin_at`, not by `set_epoch`, which
-    Accelerate's wrapper calls with counts of its own on one process and not at all on two.
+    Every batch is full, as Accelerate drops short ones. `start_at` sets the epoch. `set_epoch` would not do: Accelerate
+    calls it with a count of its own on one process, and never on two.
     """
 
     def __init__(self, plan: BatchPlan):
         self.plan, self.batch_size, self.drop_last = plan, plan.micro_batch, False
-        self.begin_at(0, 0)
+        self.start_at(0, 0)
 
-    def begin_at(self, epoch: int, step: int) -> None:
+    def start_at(self, epoch: int, step: int) -> None:
+        """Iterate from `step` of `epoch` on, both counted from 0."""
         self.epoch, self.first_step = epoch, step
 
     def __iter__(self) -> Iterator[MicroBatch]:
         yield from self.plan.micro_batches(self.epoch, self.first_step)
 
     def __len__(self) -> int:
-        last = self.plan.steps_per_epoch - 1  # all steps before it are whole
+        last = self.plan.steps_per_epoch - 1  # all steps before it are full
         return (last - self.first_step) * self.plan.accumulation + self.plan.num_micro_batches(last)
 
 
@@ -78,17 +79,17 @@ class TrainLoader:
         channels_last: bool,
         num_threads: int = 1,
     ):
-        """With `num_threads` 0 batches are read in the training loop, otherwise ahead of it."""
+        """With `num_threads=0` batches are read in the training loop, otherwise ahead of it."""
         self.stages, self.degrade, self.channels_last = stages, degrade, channels_last
         self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
-        if self.device.type == "cuda" and self.device.index is None:  # as it is with one process
+        if self.device.type == "cuda" and self.device.index is None:  # the case with one process
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.finishes_early = self.device.type == "cuda"
         self.dataset, self.readers, self.rank = dataset, dataset.readers, accelerator.process_index
-        self.loaders = {}  # one a plan: Accelerate keeps the batch size that it has seen first
+        self.loaders = {}  # one per plan: Accelerate keeps the first batch size that it sees
         for plan in stages.plans:
             sampler = StepSampler(plan)
-            loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is)
+            loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=_identity)
             self.loaders[plan] = sampler, accelerator.prepare_data_loader(loader, device_placement=False)
         self.observers: list[LoaderObserver] = []
 
@@ -100,7 +101,7 @@ class TrainLoader:
         """
         plan = self.stages.plan(epoch)
         sampler, loader = self.loaders[plan]
-        sampler.begin_at(epoch, first_step)
+        sampler.start_at(epoch, first_step)
         read = map(self._to_device, loader)
         prefetcher = Prefetcher(read, self.ahead) if self.ahead else None
         batches = prefetcher or read
@@ -110,12 +111,12 @@ class TrainLoader:
                 for observer in self.observers:
                     observer.on_step_begin()
                 yield self._observed(finishing.micro_batches(plan.num_micro_batches(step)))
-            deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one batch more
+            deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one more batch
         for observer in self.observers:
             observer.on_epoch_end()
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
-        """The micro-batches of one step (of the epoch, from 0) once more, as this rank has seen them."""
+        """The micro-batches of one step of the epoch, counted from 0, once more, as this rank has seen them."""
         plan = self.stages.plan(epoch)
         first = self.rank * plan.batch_size
         mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
@@ -130,12 +131,12 @@ class TrainLoader:
             yield batch
 
     def _to_device(self, batch: dict) -> dict:
-        """The batch on the training device; finished before, where the degradation needs the host."""
+        """The batch on the training device. A degradation that needs the host is applied before."""
         if self.degrade.on_host:
             batch = finish_batch(batch, self.degrade, channels_last=self.channels_last, readers=self.readers)
         on_cuda = self.device.type == "cuda"
         if on_cuda:
-            torch.cuda.set_device(self.device)  # a thread begins on GPU 0
+            torch.cuda.set_device(self.device)  # a thread starts on GPU 0
         return {
             name: (value.pin_memory() if on_cuda else value).to(self.device, non_blocking=on_cuda)
             if isinstance(value, Tensor)
@@ -145,15 +146,16 @@ class TrainLoader:
 
 
 class _Augmenting:
-    """Augments and degrades the batches that a loader reads; on a GPU the next one early, if it has been read.
+    """Augments and degrades the batches that a loader reads.
 
-    The GPU then has its work in the queue before the host waits for the step; on a CPU nothing would be gained.
+    On a GPU the next batch, if it has been read, is augmented early: the GPU then has work in its queue before the host
+    waits for the step. A CPU would gain nothing.
     """
 
     def __init__(self, loader: TrainLoader, batches: Iterator[dict], is_ready: Callable[[], bool]):
-        """`is_ready`: whether the next of `batches` can be had without waiting."""
+        """`is_ready()`: whether the next of `batches` is available without waiting."""
         self.loader, self.batches = loader, batches
-        self.may_begin = is_ready if loader.finishes_early else _never
+        self.may_start = is_ready if loader.finishes_early else _never
         self.early: tuple[dict, float] | Exception | None = None
 
     def micro_batches(self, count: int) -> Iterator[tuple[dict, float]]:
@@ -161,7 +163,7 @@ class _Augmenting:
         for position in range(count):
             batch, waited = self._next()
             yield {**batch, "is_last": position == count - 1}, waited
-            if self.early is None and self.may_begin():
+            if self.early is None and self.may_start():
                 try:
                     self.early = self._finished()
                 except Exception as error:  # raised when this batch is asked for, after the step before it
@@ -184,7 +186,7 @@ class _Augmenting:
         return batch, waited
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -195,13 +197,13 @@ def _never() -> bool:
 class Prefetcher(Iterator):
     """The elements of an iterable, taken by a thread up to `ahead` elements before they are asked for.
 
-    An exception of the iterable is raised at the place where the element would have come; closing ends the thread.
+    An exception of the iterable is raised where the element would have come. Leaving the context ends the thread.
     """
 
     def __init__(self, items: Iterable, ahead: int = _AHEAD):
         self.items, self.closed = items, threading.Event()
         self.queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
-        self.first: tuple[Any, BaseException | None] | None = None  # taken from the queue, not yet asked for
+        self.first: tuple[Any, BaseException | None] | None = None  # taken from the queue, not yet returned
         self.thread = threading.Thread(target=self._work, name="accel-restore-loader", daemon=True)
         self.thread.start()
 
@@ -217,19 +219,19 @@ class Prefetcher(Iterator):
         entry, self.first = self.first or self.queue.get(), None
         item, error = entry
         if error is not None:
-            self.first = entry  # again, if asked again
+            self.first = entry  # raised again if asked again
             raise error
         return item
 
     def is_ready(self) -> bool:
-        """Whether the next element is there, to be had without waiting."""
+        """Whether the next element is available without waiting."""
         if self.first is None:
             with suppress(queue.Empty):
                 self.first = self.queue.get_nowait()
         return self.first is not None and self.first[1] is None
 
     def _work(self) -> None:
-        torch.set_num_threads(1)  # this thread's: two teams of threads on the same cores slow each other down tenfold
+        torch.set_num_threads(1)  # for this thread: two thread pools on the same cores slow each other down tenfold
         try:
             for item in self.items:
                 if not self._put((item, None)):
