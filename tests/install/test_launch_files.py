@@ -7,19 +7,18 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, run_folder, small_config
+from reference import configuration as reference_configuration
+from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, run_folder
 from torch.distributed.run import get_args_parser
 from watched import commits, kill_all, same, status
 
 from accel_restore.train import parse_arguments
 
-PHOTOS = 32, 3  # training, validation
 LAUNCH = ROOT / "launch"
 ACCELERATE = sorted(LAUNCH.glob("*.yaml"))
 SCRIPT = LAUNCH / "torchrun.sh"
@@ -28,16 +27,9 @@ WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 SECONDS = 300  # a guard against hanging
 
 
-@pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    """The weights after a run of two ranks that nothing interrupts."""
-    config = configuration(photos, tmp_path_factory.mktemp("whole"))
-    assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]
-    return last_weights(config)
-
-
-def configuration(photos, out, **sections):
-    return small_config(*photos, out, data={"batch_size": 2}, checkpoint={"every_steps": 2, "keep": 100}, **sections)
+def configuration(reference, out, **sections):
+    """The reference run on two ranks, with more commits."""
+    return reference_configuration(reference.photos, out, 2, checkpoint={"every_steps": 2}, **sections)
 
 
 def file_of(config):
@@ -89,8 +81,8 @@ def test_control_accelerate_refuses_a_misspelt_key(tmp_path):
 
 
 @pytest.mark.sweep  # test_two_hosts.py starts torchrun on two hosts
-def test_multi_node_trains_on_two_launchers_as_on_one(photos, whole, tmp_path):
-    config, port = configuration(photos, tmp_path), str(free_port())
+def test_multi_node_trains_on_two_launchers_as_on_one(reference, tmp_path):
+    config, port = configuration(reference, tmp_path), str(free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "multi_node.yaml"]
     command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
     training = [TRAIN, "--cpu", "--config", file_of(config)]
@@ -105,15 +97,15 @@ def test_multi_node_trains_on_two_launchers_as_on_one(photos, whole, tmp_path):
         kill_all(config)
     logs = [(tmp_path / f"{machine}.log").read_text() for machine in ("0", "1")]
     assert codes == [0, 0], "\n".join(logs)
-    assert "2 × cpu " in logs[0] and "4 = 2 per device × 1 accumulated × 2 ranks" in logs[0]
+    assert "2 × cpu " in logs[0] and "4 = 1 per device × 2 accumulated × 2 ranks" in logs[0]
     assert "finished: best epoch" in logs[0] and "finished: best epoch" not in logs[1]
     assert status(config)["state"] == "finished" and status(config)["world_size"] == 2
-    assert same(last_weights(config), whole)
+    assert same(last_weights(config), reference.weights(2))
 
 
-@pytest.mark.sweep  # test_sharding.py trains without a launcher
-def test_fsdp2_trains_in_parts(photos, whole, tmp_path):
-    config = configuration(photos, tmp_path)
+@pytest.mark.sweep  # test_fsdp.py trains without a launcher
+def test_fsdp2_trains_in_parts(reference, tmp_path):
+    config = configuration(reference, tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "fsdp2.yaml"]
     process = subprocess.run(
         [*command, DRIVER, "--cpu", "--config", file_of(config)],
@@ -124,10 +116,10 @@ def test_fsdp2_trains_in_parts(photos, whole, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert "2 × cpu, FSDP2 " in process.stdout
-    assert "4 = 2 per device × 1 accumulated × 2 ranks" in process.stdout
-    weights = last_weights(config)
-    assert list(weights) == list(whole)
-    assert all(torch.allclose(weights[key], whole[key], atol=1e-5) for key in whole)
+    assert "4 = 1 per device × 2 accumulated × 2 ranks" in process.stdout
+    weights, expected = last_weights(config), reference.weights(2)
+    assert list(weights) == list(expected)
+    assert all(torch.allclose(weights[key], expected[key], atol=1e-5) for key in expected)
 
 
 # torchrun ------------------------------------------------------------------------------------------------------------
@@ -171,9 +163,9 @@ def test_the_script_leaves_time_to_commit_and_several_nodes_a_store_of_their_own
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("restarts", ["1", "0"], ids=["", "control"])
-def test_torchrun_starts_again_when_a_rank_is_lost(photos, whole, tmp_path, restarts):
+def test_torchrun_starts_again_when_a_rank_is_lost(reference, tmp_path, restarts):
     (tmp_path / "dying.py").write_text(DYING)
-    config = configuration(photos, tmp_path, loss={"dying:l1": 1.0})
+    config = configuration(reference, tmp_path, loss={"dying:l1": 1.0})
     env = {"NPROC_PER_NODE": "2", "MAX_RESTARTS": restarts, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.run(
@@ -189,7 +181,7 @@ def test_torchrun_starts_again_when_a_rank_is_lost(photos, whole, tmp_path, rest
     assert process.returncode == 0, process.stderr
     assert re.search(r"continu.*step 4\b", process.stdout), process.stdout
     assert status(config)["state"] == "finished"
-    assert same(last_weights(config), whole)
+    assert same(last_weights(config), reference.weights(2))
 
 
 # Kubernetes ----------------------------------------------------------------------------------------------------------

@@ -6,14 +6,12 @@ import sys
 
 import forked
 import pytest
-from runs import DRIVER, ROOT, command_line, last_weights, small_config
+from reference import configuration as reference_configuration
+from runs import DRIVER, ROOT, command_line, last_weights
 from watched import GENEROUS, commits, kill_all, processes_of, said, same, start_launcher, status, wait_until_gone
-
-PHOTOS = 32, 4  # training, validation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; a parent's death signal is Linux's")
 
-STEPS = 8  # of an epoch; there are two
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 ONE = [*ACCELERATE, "--num_processes", "1", "--cpu"]
 TWO = [*ACCELERATE, "--config_file", str(ROOT / "launch" / "cpu_2proc.yaml")]
@@ -23,19 +21,9 @@ def torchrun(*options):
     return command_line(2, DRIVER, options)[:-1]
 
 
-@pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    """The weights at the end of a run that nothing interrupts, by the number of ranks."""
-    weights = {}
-    for ranks in (1, 2):
-        config = configuration(photos, tmp_path_factory.mktemp("whole"), ranks)
-        assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks
-        weights[ranks] = last_weights(config)
-    return weights
-
-
-def configuration(photos, out, ranks):
-    return small_config(*photos, out, data={"batch_size": 4 // ranks}, checkpoint={"keep": 100})
+def configuration(reference, out, ranks):
+    """The reference run, with commits at the ends of epochs alone."""
+    return reference_configuration(reference.photos, out, ranks, checkpoint={"every_steps": None})
 
 
 def to_launcher(training, number):
@@ -74,8 +62,8 @@ LONG = ("torchrun, INT", "torchrun, TERM", "torchrun, killed", "accelerate, two 
     ("command", "ranks", "number", "send", "heard"),
     [pytest.param(*case, id=name, marks=pytest.mark.sweep if name in LONG else ()) for name, case in CASES.items()],
 )
-def test_a_launcher_that_is_stopped(photos, whole, tmp_path, command, ranks, number, send, heard):
-    config = configuration(photos, tmp_path, ranks)
+def test_a_launcher_that_is_stopped(reference, tmp_path, command, ranks, number, send, heard):
+    config = configuration(reference, tmp_path, ranks)
     training = start_launcher(command(), config, f"await=step:3:{GENEROUS}", start_new_session=True)
     try:
         for rank in range(ranks):
@@ -93,11 +81,11 @@ def test_a_launcher_that_is_stopped(photos, whole, tmp_path, command, ranks, num
     stopped = f"stopped by {heard} after step {step}"
     assert f"accel-restore: {stopped}; the same command continues from there" in said(config)
     assert forked.run(config, ranks=ranks, mode="no_curves") == [0] * ranks
-    assert same(last_weights(config), whole[ranks])
+    assert same(last_weights(config), reference.weights(ranks))
 
 
-def test_control_without_the_death_signal_an_orphan_trains_on(photos, tmp_path):
-    config = configuration(photos, tmp_path, 1)
+def test_control_without_the_death_signal_an_orphan_trains_on(reference, tmp_path):
+    config = configuration(reference, tmp_path, 1)
     training = start_launcher(ONE, config, f"await=step:3:{GENEROUS}", "no_death_signal")
     try:
         training.wait_for("step", "3")

@@ -8,44 +8,29 @@ from types import SimpleNamespace
 import forked
 import pytest
 import torch
-from runs import DRIVER, last_weights, launch, run_folder, small_config, succeed
+from reference import configuration as reference_configuration
+from runs import DRIVER, last_weights, launch, run_folder, succeed
+from watched import same
 
 from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.distributed import heartbeat as ranks
 
-PHOTOS = 32, 3  # training, validation
-FAULT_STEP, LAST_STEP = 6, 8  # of two epochs of four
+FAULT_STEP = 6  # of two epochs of eight
 TIMEOUT = 8.0  # seconds, train.rank_timeout
 
 
-@pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    """The weights at the end of a run in which nothing happens."""
-    config = configuration(photos, tmp_path_factory.mktemp("whole"), rank_timeout=10 * TIMEOUT)
-    assert forked.run(config, ranks=2) == [0, 0]
-    return last_weights(config)
+def configuration(reference, out, rank_timeout=TIMEOUT, every_steps=2, **sections):
+    """The reference run on two ranks, whose weights do not depend on timeouts and commits."""
+    train = {"rank_timeout": rank_timeout, **sections.pop("train", {})}
+    checkpoint = {"every_steps": every_steps}
+    return reference_configuration(reference.photos, out, 2, train=train, checkpoint=checkpoint, **sections)
 
 
-def configuration(photos, out, **sections):
-    return small_config(
-        *photos,
-        out,
-        data={"batch_size": 4, **sections.pop("data", {})},
-        checkpoint={"every_steps": sections.pop("every_steps", 2)},
-        train={"rank_timeout": sections.pop("rank_timeout", TIMEOUT)},
-    )
-
-
-def assert_equal(weights, expected):
-    assert list(weights) == list(expected)
-    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
-
-
-def assert_continues(config, whole):
+def assert_continues(config, reference):
     """The run goes on, with time for a busy machine, and ends with the weights of one in which nothing happened."""
     config = {**config, "train": {**config["train"], "rank_timeout": 10 * TIMEOUT}}
     assert forked.run(config, ranks=2) == [0, 0], forked.printed(config)
-    assert_equal(last_weights(config), whole)
+    assert same(last_weights(config), reference.weights(2))
 
 
 def said(config):
@@ -64,11 +49,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("mode", "message"), FAULTS.values(), ids=FAULTS)
-def test_a_rank_that_is_lost_ends_the_job_and_is_named(photos, whole, tmp_path, mode, message):
+def test_a_rank_that_is_lost_ends_the_job_and_is_named(reference, tmp_path, mode, message):
     fault, rank = mode[:-2], int(mode[-1])
     # One that hangs is found by its silence alone. The others are found at once; with a short timeout a busy machine
     # may tell of a silence in place of the cause.
-    config = configuration(photos, tmp_path, rank_timeout=TIMEOUT if fault == "hang" else 5 * TIMEOUT)
+    config = configuration(reference, tmp_path, rank_timeout=TIMEOUT if fault == "hang" else 5 * TIMEOUT)
     codes = forked.run(config, ranks=2, mode=f"{mode}:{FAULT_STEP}")
     assert codes[1 - rank] == 1, forked.printed(config)
     assert codes[rank] == (1 if fault == "raise" else -9)  # one that hangs is killed by the other
@@ -80,19 +65,19 @@ def test_a_rank_that_is_lost_ends_the_job_and_is_named(photos, whole, tmp_path, 
     status = json.loads((run_folder(config) / "status.json").read_text())
     assert status["state"] == "failed" and (f"rank {rank}" in status["error"] or "the test has made" in status["error"])
 
-    assert_continues(config, whole)
+    assert_continues(config, reference)
 
 
-def test_a_rank_that_stands_still_alive_is_named_with_where_it_stands(photos, whole, tmp_path):
-    config = configuration(photos, tmp_path)
+def test_a_rank_that_stands_still_alive_is_named_with_where_it_stands(reference, tmp_path):
+    config = configuration(reference, tmp_path)
     assert forked.run(config, ranks=2, mode=f"stall@1:{FAULT_STEP}") == [1, -9]
     (line,) = said(config)
     assert "rank 1 has made no progress for" in line and f"logging or saving, after step {FAULT_STEP}" in line
-    assert_continues(config, whole)
+    assert_continues(config, reference)
 
 
-def test_control_unwatched_the_job_hangs_with_the_rank(photos, tmp_path):
-    config = configuration(photos, tmp_path, rank_timeout=1800.0)  # torch's own, which is for a collective, too
+def test_control_unwatched_the_job_hangs_with_the_rank(reference, tmp_path):
+    config = configuration(reference, tmp_path, rank_timeout=1800.0)  # torch's own, which is for a collective, too
     processes = forked.start(config, ranks=2, mode=f"hang@1:{FAULT_STEP},without=watch")
     deadline = time.monotonic() + 60
     while not (run_folder(config) / "checkpoints" / f"step-{FAULT_STEP:08d}").exists():
@@ -105,10 +90,12 @@ def test_control_unwatched_the_job_hangs_with_the_rank(photos, tmp_path):
         process.join()
 
 
-def test_a_rank_that_is_slow_is_named_with_its_times(photos, tmp_path):
+def test_a_rank_that_is_slow_is_named_with_its_times(reference, tmp_path):
     data = {"batch_size": 1, "crops_per_image": 4}
     # no checkpoints: on a busy disk they make the main process the slow one
-    config = configuration(photos, tmp_path, data=data, every_steps=1000, rank_timeout=60.0)
+    config = configuration(
+        reference, tmp_path, data=data, train={"global_batch_size": None}, every_steps=1000, rank_timeout=60.0
+    )
     assert forked.run(config, "train.epochs=2", ranks=2, mode="slow@1:0") == [0, 0]
     (line,) = (line for line in forked.printed(config).splitlines() if "is slow" in line)
     # after three windows of 20 steps, or later where the machine itself held up the other rank in one of them
@@ -154,11 +141,11 @@ def test_only_a_rank_that_stays_slow_is_named_and_once():
 
 @pytest.mark.sweep  # a minute each
 @pytest.mark.parametrize("fault", ["kill@1", "raise@0"])
-def test_torchrun_restarts_it_to_the_same_result(photos, whole, tmp_path, fault):
-    config = configuration(photos, tmp_path, rank_timeout=60.0)
+def test_torchrun_restarts_it_to_the_same_result(reference, tmp_path, fault):
+    config = configuration(reference, tmp_path, rank_timeout=60.0)
     options = ("--max-restarts", "3", "--monitor-interval", "1")
     env = {"RUN_TEST_MODE": f"{fault}:{FAULT_STEP}"}
     succeed(launch(config, ranks=2, script=DRIVER, env=env, launcher_options=options))
-    assert_equal(last_weights(config), whole)
+    assert same(last_weights(config), reference.weights(2))
     without = launch(config, "--overwrite", ranks=2, script=DRIVER, env=env)
     assert without.returncode != 0  # control: the fault did happen
