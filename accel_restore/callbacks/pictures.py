@@ -23,7 +23,7 @@ class ValidationPictures(Callback):
         self.epochs, self.last_drawn = epochs, -epochs
 
     def on_validation_image(self, state: TrainState, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
-        self.samples.look(index, input, output, gt)
+        self.samples.add(index, input, output, gt)
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         is_due = record.epoch + 1 == self.epochs or record.epoch - self.last_drawn >= self.epochs // _PICTURE_SETS

@@ -34,7 +34,7 @@ class Samples:
         self.count, self.names, self.protocol = count, redacted(names[:count]), protocol
         self.tiles: dict[int, list[Tile]] = {}
 
-    def look(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
+    def add(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
         """Keep a validation image if it is one of the first `count`.
 
         Shapes: (1, C, H, W) in [0, 1].

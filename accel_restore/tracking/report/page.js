@@ -166,7 +166,7 @@ class Chart {
     return parts;
   }
 
-  look(pixel, height) {
+  readValues(pixel, height) {
     const { s } = this, x = s.back(pixel), rows = [];
     for (const one of this.visible()) {
       let at = 0;
@@ -187,7 +187,7 @@ class Chart {
     const listeners = {
       pointerdown: (event) => { if (event.button === 0) { from = at(event); this.svg.setPointerCapture(event.pointerId); } },
       pointermove: (event) => {
-        if (from === null) return this.look(at(event), height(event));
+        if (from === null) return this.readValues(at(event), height(event));
         const to = at(event);
         this.mark.replaceChildren(make("svg:rect", { class: "brush", x: Math.min(from, to), width: Math.abs(to - from), y: MARGIN.top, height: this.s.height }));
       },
