@@ -50,7 +50,7 @@ def run(tmp_path) -> Path:
 def no_account(monkeypatch, tmp_path):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
 
 
 def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
@@ -192,7 +192,7 @@ def stub_hub(monkeypatch):
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     api = huggingface_hub.HfApi
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: api(endpoint=endpoint, token=token))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield asked, Handler, server
     server.shutdown()
