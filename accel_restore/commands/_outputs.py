@@ -1,4 +1,4 @@
-"""The files that commands write: refused before the work begins, where that can be known."""
+"""Output files of commands: checked before the work starts, and written in one step."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +10,13 @@ from accel_restore.data.file_search import EXTENSIONS
 from accel_restore.errors import UserError
 from accel_restore.utils.files import replace_file, to_json
 
-_NO_REPORTS = {*EXTENSIONS, ".yaml", ".yml", ".safetensors"}  # suffixes of what users have made themselves
+_USER_FILES = {*EXTENSIONS, ".yaml", ".yml", ".safetensors"}  # suffixes that a report never replaces
 
 
 def check_writable(file: Path | None, picture: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Raise `UserError` unless `file` can be made: in a folder that exists, and over none of the `inputs`.
+    """Raise `UserError` unless the folder of `file` exists and `file` is none of the `inputs`.
 
-    Of a picture, the suffix must be known; what is none replaces no picture, configuration or weights.
+    A picture needs a known suffix. Other files never replace images, configurations or weights.
     """
     if file is None:
         return
@@ -25,20 +25,20 @@ def check_writable(file: Path | None, picture: bool = False, inputs: Iterable[Pa
     if file.is_dir():
         raise UserError(f"{file}: is a folder; name a file in it")
     if file.exists() and any(input.exists() and file.samefile(input) for input in inputs):
-        raise UserError(f"{file}: is an input, which is never written over; name another file")
-    if file.exists() and not picture and file.suffix.lower() in _NO_REPORTS:
-        raise UserError(f"{file}: lies there already and is no report; name another file")
+        raise UserError(f"{file}: is an input, which is never overwritten; name another file")
+    if file.exists() and not picture and file.suffix.lower() in _USER_FILES:
+        raise UserError(f"{file}: exists and is not a report; name another file")
     if picture and file.suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"{file}: no picture format is called '{file.suffix}'; name it .png or .jpg")
+        raise UserError(f"{file}: unknown picture format '{file.suffix}'; use .png or .jpg")
 
 
 def write_report(file: Path, report: Any) -> None:
-    """Write `report` as JSON. Raises: UserError where that fails."""
+    """Write `report` as JSON. Raises: UserError on failure."""
     write_output(file, to_json(report, indent=2))
 
 
 def write_output(file: Path, text: str) -> None:
-    """Write a file, whole or not at all unless it is a link, a pipe or a device. Raises: UserError where that fails."""
+    """Write a file, atomically unless it is a link, a pipe or a device. Raises: UserError on failure."""
     try:
         if file.is_symlink() or (file.exists() and not file.is_file()):  # such as /dev/stdout
             file.write_bytes(text.encode())

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from accel_restore.commands._arguments import add_configuration
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.bench.data import loading_rate
-from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan

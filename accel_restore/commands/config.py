@@ -3,14 +3,9 @@
 import argparse
 import json
 
+from accel_restore.commands._arguments import add_configuration
 from accel_restore.config.load import load_config, to_yaml
 from accel_restore.config.schema import Config
-
-
-def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a configuration, the same for every command."""
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=4")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`accel-restore push`: a run's best weights on the Hugging Face Hub, with a model card, pictures and configuration."""
+"""`accel-restore push`: put a run's best weights on the Hugging Face Hub, with model card, pictures, configuration."""
 
 import argparse
 import re
@@ -24,17 +24,17 @@ _OURS = {README, WEIGHTS, CONFIG, SAMPLES}
 
 
 def main(arguments: list[str]) -> int:
-    """Write the folder and, but for `--dry-run`, upload it; the exit code.
+    """Write the folder, upload it unless `--dry-run` is given, and return the exit code.
 
-    Raises: UserError for weights, names or folders that cannot be used, without a token, and where the Hub refuses.
+    Raises: UserError for invalid weights, names or folders, without a token, or if the Hub refuses.
     """
     parser = argparse.ArgumentParser(prog="accel-restore push", description=__doc__)
-    parser.add_argument("repo", metavar="REPO", help="owner/name on the Hub; made if it does not exist")
+    parser.add_argument("repo", metavar="REPO", help="owner/name on the Hub; created if it does not exist")
     parser.add_argument("source", type=Path, metavar="WEIGHTS|RUN_DIR", help="a run's folder, or a best.safetensors")
     parser.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
-    parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
-    parser.add_argument("--license", metavar="NAME", help="as the Hub names it, such as apache-2.0 or cc-by-4.0")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="what is uploaded (default: RUN_DIR/hub)")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--license", metavar="NAME", help="a name that the Hub knows, such as apache-2.0 or cc-by-4.0")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder to upload (default: RUN_DIR/hub)")
     options = parser.parse_args(arguments)
     _check_names(options.repo, options.license)
     weights = options.source / WEIGHTS if options.source.is_dir() else options.source
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     console.log(f"{folder}: {names}")
     if options.license is None:
-        console.log("the card names no license; --license apache-2.0 would")
+        console.log("the model card names no license; add one with --license, such as --license apache-2.0")
     if token is None:
         console.log("nothing was uploaded (--dry-run)")
     else:
@@ -57,47 +57,55 @@ def main(arguments: list[str]) -> int:
 
 
 def write_folder(folder: Path, repo: str, weights: Path, license: str | None) -> None:
-    """Write what is to be uploaded, whole or not at all; what a former call has written there is replaced.
+    """Write the folder to upload, atomically; it replaces the folder of an earlier call.
 
-    Raises: UserError for damaged weights, and for what holds a secret.
+    Raises: UserError for damaged weights, or if their metadata hold a secret.
     """
     metadata, run = load(weights).metadata, weights.parent
     if redacted(metadata) != metadata:
-        raise UserError(f"{weights}: its metadata hold a secret; nothing of it is uploaded")
+        raise UserError(f"{weights}: its metadata hold a secret, so nothing is uploaded")
     config = _config(run / CONFIG)
-    picture, shows = _samples(run, int(metadata.get("epoch", -1))) or (None, None)
-    text = str(card(repo, metadata, config, license, shows))
+    picture, caption = _samples(run, int(metadata.get("epoch", -1))) or (None, None)
+    files: dict[str, bytes | Path] = {WEIGHTS: weights}
+    if picture is not None:
+        files[SAMPLES] = picture
+    if config is not None:
+        files[CONFIG] = yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100).encode()
+    files[README] = redacted(str(card(repo, metadata, config, license, caption))).encode()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f"{REMOVING}hub-", dir=folder.parent))
-        try:
-            staged.chmod(0o755)
-            shutil.copyfile(weights, staged / WEIGHTS)
-            if picture is not None:
-                shutil.copyfile(picture, staged / SAMPLES)
-            if config is not None:
-                told = yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
-                write_durably(staged / CONFIG, told.encode())
-            write_durably(staged / README, redacted(text).encode())
-            if folder.exists():
-                discard(folder)
-            staged.rename(folder)
-            sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        _replace_folder(folder, files)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
+def _replace_folder(folder: Path, files: dict[str, bytes | Path]) -> None:
+    """Write a folder of copied files and contents, atomically."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f"{REMOVING}hub-", dir=folder.parent))
+    try:
+        staged.chmod(0o755)
+        for name, content in files.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, staged / name)
+            else:
+                write_durably(staged / name, content)
+        if folder.exists():
+            discard(folder)
+        staged.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def _config(file: Path) -> dict[str, Any] | None:
-    """The portable configuration of the run that the weights lie in, None where they lie elsewhere."""
+    """Return the portable configuration of the run that the weights are in, None if they are elsewhere."""
     tree = read_mapping(file) if file.is_file() else {}
     is_of_run = isinstance(tree.get("data"), dict) and isinstance(tree["data"].get("train"), dict)
     return portable_config(tree) if is_of_run else None
 
 
 def upload(folder: Path, repo: str, private: bool, token: str) -> str:
-    """Upload the folder in one commit; what to tell the user. Raises: UserError where the Hub cannot be used."""
+    """Upload the folder in one commit and return a message. Raises: UserError if the Hub cannot be used."""
     from huggingface_hub import HfApi
 
     try:
@@ -106,11 +114,11 @@ def upload(folder: Path, repo: str, private: bool, token: str) -> str:
         api.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=sorted(_OURS), commit_message="Weights of accel_restore"
         )
-    except Exception as error:  # of the library, of the one below it that talks HTTP, or of the network
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    except Exception as error:  # from the Hub library, its HTTP library, or the network
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"{repo}: cannot be uploaded ({redacted(said.replace(token, '***')):.300}); the folder {folder} is "
-            "complete: try again, or see whether the token may write there"
+            f"{repo}: cannot be uploaded ({redacted(reason.replace(token, '***')):.300}); the folder {folder} is "
+            "complete; try again, or check whether the token may write there"
         ) from None
     return f"uploaded: {url}"
 
@@ -122,20 +130,20 @@ def _check_names(repo: str, license: str | None) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo}: is no name of a repository ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{repo}: is not a repository name ({str(error).splitlines()[0]})") from None
     if repo.count("/") != 1:
-        raise UserError(f"{repo}: is no name of a repository; write owner/name, such as {'me/' + repo}")
+        raise UserError(f"{repo}: is not a repository name; write owner/name, such as {'me/' + repo}")
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
-        raise UserError(f"--license: '{license}' is none that the Hub knows; write it as apache-2.0, mit or cc-by-4.0")
+        raise UserError(f"--license: the Hub does not know '{license}'; write it as apache-2.0, mit or cc-by-4.0")
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `UserError` for a folder that holds anything that is not to be uploaded, or replaced."""
+    """Raise `UserError` if the folder holds files that this command does not write."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder}: is no folder; name another with -o")
+        raise UserError(f"{folder}: is not a folder; name another with -o")
     other = sorted({path.name for path in folder.iterdir()} - _OURS) if folder.exists() else []
     if other:
-        raise UserError(f"{folder}: holds something else ({other[0]}); name a new folder with -o")
+        raise UserError(f"{folder}: holds other files ({other[0]}); name a new folder with -o")
 
 
 def _token() -> str:
@@ -150,7 +158,7 @@ def _token() -> str:
 
 
 def _samples(run: Path, epoch: int) -> tuple[Path, str] | None:
-    """The picture of validation images nearest to the epoch of the best weights, and what it shows."""
+    """Return the picture of validation images nearest to the epoch of the best weights, and its caption."""
     found = {int(path.stem[6:]): path for path in (run / "samples").glob("epoch-[0-9]*.png") if path.stem[6:].isdigit()}
     if not found:
         return None

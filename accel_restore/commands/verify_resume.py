@@ -13,7 +13,7 @@ import safetensors.torch
 import yaml
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
-from accel_restore.commands.config import add_configuration
+from accel_restore.commands._arguments import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError

@@ -102,7 +102,7 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
         capsys.readouterr()
         evaluate(best, "--run", folder, *other, code=2)
         assert f"--run and {other[0]} exclude each other" in capsys.readouterr().err
-    for wrong, said in ((folder.parent, "has no config.yaml"), (None, "nothing says which images")):
+    for wrong, said in ((folder.parent, "has no config.yaml"), (None, "no images are given")):
         evaluate(best, *(["--run", wrong] if wrong else []), code=2)
         assert said in capsys.readouterr().err
 

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
+from accel_restore.commands._arguments import add_configuration
 from accel_restore.commands._outputs import check_writable, write_report
-from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.augment import finish_batch, turned

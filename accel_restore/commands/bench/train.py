@@ -17,12 +17,12 @@ from accelerate.utils import gather_object
 
 from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
+from accel_restore.commands._arguments import add_configuration
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.bench.phases import PhaseTimer
 from accel_restore.commands.bench.report import reported, show
 from accel_restore.commands.bench.rounds import Trainer, compared, timed
 from accel_restore.commands.bench.scaling import show_scaling
-from accel_restore.commands.config import add_configuration
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import WaitTime

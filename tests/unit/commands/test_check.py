@@ -248,7 +248,7 @@ def test_unwritable_output_files_are_refused_before_the_work(tmp_path, capsys):
     config = write_config(tmp_path, {"gt": str(tmp_path / "none")})
     for arguments, words in (
         (["--json", str(tmp_path / "no" / "x.json")], "no does not exist"),
-        (["--picture", str(tmp_path / "x.foo")], "no picture format is called '.foo'"),
+        (["--picture", str(tmp_path / "x.foo")], "unknown picture format '.foo'"),
         (["--picture", str(tmp_path)], "is a folder"),
     ):
         assert main(["check", "--config", config, *arguments]) == 2

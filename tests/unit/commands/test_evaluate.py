@@ -1,4 +1,4 @@
-"""`accel-restore evaluate`: the scores of validation, by the protocol beside the weights or another one."""
+"""`accel-restore evaluate` scores like validation, by the protocol stored with the weights or by another one."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from weight_files import build, write
 
 from accel_restore import load
 from accel_restore.cli import main
-from accel_restore.commands._arguments import degradation_steps
+from accel_restore.commands._evaluate_options import degradation_steps
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.metrics.protocol import Protocol
 
@@ -25,7 +25,7 @@ SPEC = "gaussian_noise(sigma=[5, 50])"
 
 @pytest.fixture
 def pairs(tmp_path) -> tuple[Path, Path]:
-    """Folders of noisy and clean images of the same names."""
+    """Folders of noisy and clean images with equal names."""
     gt, input = make_photos(tmp_path / "gt", 3), tmp_path / "input"
     input.mkdir()
     random = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def weights(tmp_path_factory) -> list[Path]:
 
 
 def evaluate(*arguments, code: int = 0) -> dict | None:
-    """The report of the command, which must end with `code`."""
+    """Run the command, check its exit code, and return its report."""
     file = Path(arguments[0]).parent / "report.json"
     file.unlink(missing_ok=True)
     assert main(["evaluate", *map(str, arguments), "--cpu", "--json", str(file)]) == code
@@ -54,7 +54,7 @@ def evaluate(*arguments, code: int = 0) -> dict | None:
     return json.loads(file.read_text()) if code == 0 else None
 
 
-def test_pairs_of_folders_and_patterns_by_another_librarys_arithmetic(weights, pairs):
+def test_scores_of_folders_and_patterns_equal_those_of_another_library(weights, pairs):
     input, gt = pairs
     report = evaluate(weights[0], "--input", input, "--gt", gt)
     for image in report["images"]:
@@ -73,7 +73,7 @@ def test_pairs_of_folders_and_patterns_by_another_librarys_arithmetic(weights, p
     assert len(evaluate(weights[0], "--gt", files[0], "--degrade", "quantize")["images"]) == 1
 
 
-def test_two_files_of_weights_stand_side_by_side(weights, pairs, tmp_path, capsys):
+def test_two_files_of_weights_are_compared(weights, pairs, tmp_path, capsys):
     input, gt = pairs
     table, pictures = tmp_path / "table.csv", tmp_path / "pictures"
     both = evaluate(*weights, "--input", input, "--gt", gt, "--csv", table, "--pictures", pictures, "--worst", 2)
@@ -106,7 +106,7 @@ def test_two_files_of_weights_stand_side_by_side(weights, pairs, tmp_path, capsy
         ("jpeg(quality=[30, 95], probability=0.5)", [{"name": "jpeg", "quality": [30, 95], "probability": 0.5}]),
     ],
 )
-def test_ways_to_write_a_degradation(spec, steps):
+def test_a_degradation_may_be_written_in_several_ways(spec, steps):
     assert degradation_steps(spec) == steps
     build_degradation([(step["name"], {k: v for k, v in step.items() if k != "name"}) for step in steps])
 
@@ -114,12 +114,13 @@ def test_ways_to_write_a_degradation(spec, steps):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gt", "gt"], "nothing says what the input is"), (["--gt", "gt", "--input", "gt"], "same file"),
+        (["--gt", "gt"], "no input is given"), (["--gt", "gt", "--input", "gt"], "same file"),
         (["--gt", "gt", "--input", "input", "--degrade", "quantize"], "exclude"),
         (["--gt", "gt", "--degrade", "gausian_noise(sigma=25)"], "did you mean 'gaussian_noise'"),
         (["--gt", "gt", "--degrade", "gaussian_noise(sigm=25)"], "--degrade.0.sigm"),
         (["--gt", "gt", "--degrade", "gaussian_noise(25)"], "--degrade.0.25: unknown key"),
-        (["--gt", "gt", "--degrade", "[3]"], "no degradation"), (["--gt", "no", "--degrade", "quantize"], "--gt: no"),
+        (["--gt", "gt", "--degrade", "[3]"], "is not a degradation"),
+        (["--gt", "no", "--degrade", "quantize"], "--gt: no"),
         (["--gt", "gt", "--degrade", ""], "--degrade: is empty"), (["--gt", "gt", "--degrade", "[]"], "is empty"),
         (["--gt", "gt", "--degrade", "quantize", "--metrics", "psnr,sim"], "metrics"),
         (["--gt", "gt", "--degrade", "quantize", "--metrics", "lpips"], "lpips"),
@@ -131,10 +132,10 @@ def test_ways_to_write_a_degradation(spec, steps):
         (["--gt", "gt", "--degrade", "quantize", "--max-pixels", "0"], "--max-pixels: must be a whole number above 0"),
         (["--gt", "gt", "--degrade", "downscale"], None), (["--gt", "gt", "--input", "small"], "must be of equal size"),
         (["--gt", "gt", "--input", "broken"], "photo001.png: is not a readable image"),
-        (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: keys the draws of a degradation"),
+        (["--gt", "gt", "--input", "input", "--seed", "3"], "--seed: chooses the draws of a degradation"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monkeypatch, capsys, arguments, words):
+def test_invalid_arguments_are_refused_with_their_name(weights, pairs, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     for name in ("small", "broken"):
         (tmp_path / name).mkdir()
@@ -142,14 +143,14 @@ def test_what_cannot_be_scored_is_refused_by_name(weights, pairs, tmp_path, monk
             image = Image.open(file)
             image.resize((9, 9) if name == "small" else image.size).save(tmp_path / name / file.name)
     (tmp_path / "broken" / "photo001.png").write_bytes(b"no image")
-    if words is None:  # nothing is made smaller at scale 1
+    if words is None:  # downscale does nothing at scale 1
         evaluate(weights[0], *arguments)
         return
     evaluate(weights[0], *arguments, code=2)
     assert words in capsys.readouterr().err
 
 
-def test_a_report_is_never_written_over_an_input(weights, pairs, capsys):
+def test_a_report_never_overwrites_an_input(weights, pairs, capsys):
     kept = pairs[1] / "photo001.png"
     content = kept.read_bytes()
     images = ["--gt", str(pairs[1]), "--degrade", "quantize"]
@@ -162,7 +163,7 @@ def test_a_report_is_never_written_over_an_input(weights, pairs, capsys):
         assert "name another file" in capsys.readouterr().err and file.read_bytes() == content
 
 
-def test_an_image_that_is_damaged_in_its_middle_is_named_and_no_mean_is_told(weights, pairs, capsys):
+def test_a_damaged_image_is_reported_and_no_mean_is_printed(weights, pairs, capsys):
     input, gt = pairs
     whole = (input / "photo001.png").read_bytes()
     (input / "photo001.png").write_bytes(whole[: len(whole) // 2])
@@ -171,7 +172,7 @@ def test_an_image_that_is_damaged_in_its_middle_is_named_and_no_mean_is_told(wei
     assert "photo001.png: is damaged" in said.err and "1 of 3" in said.err and "mean" not in said.out
 
 
-def test_a_stored_protocol_is_taken_for_a_strangers(pairs, tmp_path, capsys):
+def test_a_stored_protocol_is_not_trusted(pairs, tmp_path, capsys):
     described = Protocol(tile=96, tile_overlap=48, metrics=("psnr", "lpips")).describe()
     odd = {"crop_border": -1, "tile": "many", "y_channel": {}, "tile_overlap": 10**9}
     for number, (change, code) in enumerate([({}, 0), *(({key: value}, 2) for key, value in odd.items())]):

@@ -1,4 +1,4 @@
-"""What is put on the Hub: a card that its library reads, no path, no secret; uploaded only when it is asked for."""
+"""`accel-restore push` uploads a valid model card without paths or secrets, and only on request."""
 
 import http.server
 import json
@@ -27,7 +27,7 @@ PROTOCOL = {"channels": "RGB", "range": "clamped to [0, 1]", "psnr": "dB, peak 1
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run's folder, with a machine's paths and a secret in its configuration."""
+    """A run's folder, with local paths and a secret in its configuration."""
     folder = tmp_path / "runs" / "mine"
     (folder / "samples").mkdir(parents=True)
     metrics = {"loss": 0.02, "psnr": 30.51234, "input_psnr": 20.2, "ssim": 0.9, "protocol": PROTOCOL}
@@ -53,7 +53,7 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
 
 
-def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
+def test_the_folder_of_a_dry_run_holds_what_the_hub_shows(run, capsys):
     assert main(["push", "me/denoiser", str(run), "--dry-run", "--license", "apache-2.0"]) == 0
     assert "nothing was uploaded" in capsys.readouterr().out
     hub = run / "hub"
@@ -85,7 +85,7 @@ def test_the_folder_of_a_dry_run_is_what_the_hub_shows(run, capsys):
     )
 
 
-def test_no_path_and_no_secret_is_in_any_file_and_the_configuration_is_still_one(run, monkeypatch):
+def test_no_file_holds_a_path_or_secret_and_the_configuration_stays_valid(run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main(["push", "me/denoiser", str(run), "--dry-run"]) == 0
     given = (run / "config.yaml").read_text()
@@ -113,15 +113,15 @@ def test_no_path_and_no_secret_is_in_any_file_and_the_configuration_is_still_one
         (str(Path.home()), "data"),
     ],
 )
-def test_of_a_path_the_last_name_is_left(path, left):
+def test_paths_are_reduced_to_their_last_name(path, left):
     assert without_paths({"gt": [path]}) == {"gt": [left]}
 
 
-def test_weights_alone_and_a_second_time(run, tmp_path):
+def test_weights_without_a_run_can_be_pushed_twice(run, tmp_path):
     alone = tmp_path / "alone" / "model.safetensors"
     alone.parent.mkdir()
     alone.write_bytes((run / "best.safetensors").read_bytes())
-    for license in ("mit", "cc-by-4.0"):  # the second replaces what the first has written
+    for license in ("mit", "cc-by-4.0"):  # the second call replaces the files of the first
         assert main(["push", "me/x", str(alone), "--dry-run", "--license", license]) == 0
     hub = alone.parent / "hub"
     assert sorted(path.name for path in hub.iterdir()) == ["README.md", "best.safetensors"]
@@ -130,19 +130,19 @@ def test_weights_alone_and_a_second_time(run, tmp_path):
     assert sorted(path.name for path in alone.parent.iterdir()) == ["hub", "model.safetensors"]
 
 
-def test_what_cannot_be_pushed_is_refused_and_nothing_is_written(run, tmp_path, capsys):
+def test_invalid_arguments_are_refused_and_nothing_is_written(run, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "diary.txt").write_text("private")
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
     for words, said in (
-        (["me/x", str(run), "--dry-run", "-o", str(other)], "holds something else (diary.txt)"),
+        (["me/x", str(run), "--dry-run", "-o", str(other)], "holds other files (diary.txt)"),
         (["x", str(run), "--dry-run"], "write owner/name"),
-        (["me/x y", str(run), "--dry-run"], "no name of a repository"),
-        (["me/x", str(run), "--dry-run", "--license", "My Own"], "none that the Hub knows"),
+        (["me/x y", str(run), "--dry-run"], "is not a repository name"),
+        (["me/x", str(run), "--dry-run", "--license", "My Own"], "the Hub does not know 'My Own'"),
         (["me/x", str(tmp_path / "bad.safetensors"), "--dry-run"], "cannot be read as safetensors"),
         (["me/x", str(tmp_path / "other"), "--dry-run"], "does not exist"),
-        (["me/x", "owner/name", "--dry-run"], "owner/name: does not exist"),  # nothing is loaded from there
+        (["me/x", "owner/name", "--dry-run"], "owner/name: does not exist"),  # nothing is downloaded
         (["me/x", str(run)], "no token of the Hugging Face Hub; log in"),
     ):
         assert main(["push", *words]) == 2
@@ -152,7 +152,7 @@ def test_what_cannot_be_pushed_is_refused_and_nothing_is_written(run, tmp_path, 
 
 @pytest.fixture
 def stub_hub(monkeypatch):
-    """The Hub's HTTP, as much of it as a commit of small files needs, on this machine; what it was asked."""
+    """A local server for the Hub requests that a commit of small files needs; yields the requests."""
     asked: list[tuple[str, str, bytes]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -200,7 +200,7 @@ def stub_hub(monkeypatch):
     thread.join()
 
 
-def test_the_folder_is_uploaded_with_the_token_in_headers_alone(run, stub_hub, capsys):
+def test_the_token_of_an_upload_is_only_in_headers(run, stub_hub, capsys):
     asked, handler, server = stub_hub
     assert main(["push", "me/x", str(run), "--private"]) == 0, capsys.readouterr().err
     assert asked[0][0] == "/api/repos/create"

@@ -1,4 +1,4 @@
-"""`accel-restore restore`: what it writes, keeps, refuses and leaves alone; tiles and what memory allows."""
+"""`accel-restore restore`: what it writes, keeps, refuses and skips; tiles and memory."""
 
 import io
 import os
@@ -29,7 +29,7 @@ ICC = {"RGB": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> dict[int, Path]:
-    """Files of weights by their channels, and another one for colours."""
+    """Weights files by their channels; 33 is a second one for colour."""
     folder = tmp_path_factory.mktemp("weights")
     files = {channels: write(folder / f"{channels}.safetensors", build(channels), channels) for channels in (1, 3)}
     other = build(3)
@@ -52,7 +52,7 @@ def restore(*arguments) -> int:
 
 
 def expected(file: Path, weights: Path, channels: int = 3, bits: int = 8, **options) -> np.ndarray:
-    """What the file of weights makes of an image file, through Python."""
+    """The output of a weights file for an image file, through Python."""
     pixels = read_image(file, channels, bits)
     return restorer.load(weights)(pixels, **options)
 
@@ -61,7 +61,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_file_to_a_file_and_what_the_command_says(weights, photos, tmp_path, capsys):
+def test_a_file_is_restored_to_a_file(weights, photos, tmp_path, capsys):
     assert restore(weights[3], photos / "b.png", "-o", tmp_path / "out.png") == 0
     written = np.asarray(Image.open(tmp_path / "out.png"))
     assert np.array_equal(written, expected(photos / "b.png", weights[3])) and not np.array_equal(written, PHOTO)
@@ -75,21 +75,21 @@ def test_folders_patterns_and_formats(weights, photos, tmp_path):
     assert files_in(tmp_path / "deep") == ["a.webp", "b.webp", "sub/c.webp"]
     assert restore(weights[3], photos / "**/*.png", "-o", tmp_path / "glob") == 0
     assert files_in(tmp_path / "glob") == ["b.png", "sub/c.png"]
-    Image.fromarray(PHOTO).save(photos / "d.bmp")  # which is not written
+    Image.fromarray(PHOTO).save(photos / "d.bmp")  # cannot be written
     assert restore(weights[3], photos / "d.bmp", photos / "a.jpg", "-o", tmp_path / "two") == 0
     assert files_in(tmp_path / "two") == ["a.jpg", "d.png"]
     assert restore(weights[3], photos, "-o", photos / "out", "--recursive") == 0
     count = len(files_in(photos / "out"))
     assert restore(weights[3], photos, "-o", photos / "out", "--recursive") == 0
-    assert len(files_in(photos / "out")) == count == 4  # what was written is no input of the next
+    assert len(files_in(photos / "out")) == count == 4  # outputs are no inputs of the next call
     for _ in range(2):
         assert restore(weights[3], photos / "**/*.png", "-o", photos / "again") == 0
         assert files_in(photos / "again") == ["b.png", "out/b.png", "out/d.png", "out/sub/c.png", "sub/c.png"]
-    assert restore(weights[3], photos / "sub", "-o", photos) == 0  # the inputs lie below the output
+    assert restore(weights[3], photos / "sub", "-o", photos) == 0  # the inputs are below the output
     assert (photos / "c.png").exists()
 
 
-def test_a_file_of_more_pixels_than_are_read_is_known_as_done(weights, photos, tmp_path, monkeypatch):
+def test_a_file_too_large_to_read_is_still_recognised_as_done(weights, photos, tmp_path, monkeypatch):
     command = (weights[3], photos / "b.png", "-o", tmp_path / "out.png")
     assert restore(*command) == 0
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -98,14 +98,14 @@ def test_a_file_of_more_pixels_than_are_read_is_known_as_done(weights, photos, t
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_a_photograph_says_of_itself_is_kept(weights, tmp_path, suffix, channels):
+def test_exif_and_icc_profiles_are_kept(weights, tmp_path, suffix, channels):
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "Maker"  # lies on its side
+    exif[0x0112], exif[0x010F] = 6, "Maker"  # rotated
     exif[0x8769] = {0x9003: "2020:01:02 03:04:05", 0xA002: PHOTO.shape[1], 0x829A: (1, 50)}
     exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
     Image.fromarray(PHOTO).save(tmp_path / "in.jpg", exif=exif, icc_profile=ICC["RGB"])
     assert restore(weights[channels], tmp_path / "in.jpg", "-o", tmp_path / f"out{suffix}") == 0
-    # A second time, from what was written: it holds the same in its own way.
+    # Restored again, from the written file, whose format stores them differently.
     assert restore(weights[channels], tmp_path / f"out{suffix}", "-o", tmp_path / f"again{suffix}") == 0
     for name in ("out", "again"):
         with Image.open(tmp_path / f"{name}{suffix}") as image:
@@ -114,7 +114,7 @@ def test_what_a_photograph_says_of_itself_is_kept(weights, tmp_path, suffix, cha
             inner = kept.get_ifd(0x8769)
             assert (kept[0x0112], kept[0x010F], kept.get_ifd(0x8825)[2]) == (1, "Maker", (1.0, 2.0, 3.0))
             assert (inner[0x9003], inner[0xA002]) == ("2020:01:02 03:04:05", PHOTO.shape[0])
-            # A profile of colours does not describe gray.
+            # A colour profile does not describe gray.
             assert image.info.get("icc_profile") == (ICC["RGB"] if channels == 3 else None)
             image.load()
     want = expected(tmp_path / "in.jpg", weights[channels], channels)
@@ -135,7 +135,7 @@ def test_16_bits_are_kept(weights, tmp_path, suffix, channels):
     assert np.abs(read_image(tmp_path / "eight.jpg", channels) * 257.0 - want).mean() < 1000
 
 
-def test_a_large_tiff_of_many_strips_is_read_by_others():
+def test_a_large_tiff_of_many_strips_is_read_by_other_libraries():
     pixels = np.random.default_rng(0).integers(0, 65536, (300, 601, 3), np.uint16)
     data = encode(pixels, "TIFF", About(Image.Exif()), "mark")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -144,7 +144,7 @@ def test_a_large_tiff_of_many_strips_is_read_by_others():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(eight, "TIFF", About(Image.Exif()), "m")))), eight)
 
 
-def test_alpha_and_damage_are_named_and_the_others_are_done(weights, photos, tmp_path, capsys):
+def test_transparent_and_damaged_files_are_reported_and_the_others_restored(weights, photos, tmp_path, capsys):
     clear = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 100, np.uint8)])
     Image.fromarray(clear).save(photos / "clear.png")
     Image.fromarray(np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])).save(photos / "opaque.png")
@@ -157,7 +157,7 @@ def test_alpha_and_damage_are_named_and_the_others_are_done(weights, photos, tmp
     assert np.array_equal(opaque, np.asarray(Image.open(tmp_path / "out" / "b.png")))
 
 
-def test_what_is_done_is_left_alone_and_what_others_made_is_not_taken_for_it(weights, photos, tmp_path, capsys):
+def test_finished_files_are_skipped_unless_they_were_made_with_other_settings(weights, photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert restore(weights[3], photos, "-o", out) == 0
     first = {name: (out / name).stat().st_mtime_ns for name in files_in(out)}
@@ -184,7 +184,7 @@ def test_what_is_done_is_left_alone_and_what_others_made_is_not_taken_for_it(wei
     assert read_mark(photos / "b.png") is None
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_no_half_file(weights, photos, tmp_path, monkeypatch):
+def test_a_process_killed_while_writing_leaves_no_half_written_target(weights, photos, tmp_path, monkeypatch):
     def die(path, data):
         path.with_name(f".{path.name}.1.tmp").write_bytes(data[:20])
         raise KeyboardInterrupt
@@ -197,7 +197,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_half_file(weights, p
     assert files_in(tmp_path / "out") == ["b.png"]
 
 
-def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
+def test_an_input_is_never_overwritten(weights, photos, tmp_path, capsys):
     before = {name: (photos / name).read_bytes() for name in files_in(photos)}
     (tmp_path / "link.png").symlink_to(photos / "b.png")
     os.link(photos / "b.png", tmp_path / "hard.png")
@@ -226,7 +226,9 @@ def test_an_input_is_never_written_over(weights, photos, tmp_path, capsys):
         (["photos/sub", "-o", "out", "--max-pixels", "99"], "more than 99 pixels"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_by_name(weights, photos, tmp_path, monkeypatch, capsys, arguments, words):
+def test_invalid_arguments_are_refused_with_their_name(
+    weights, photos, tmp_path, monkeypatch, capsys, arguments, words
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "twins").mkdir()
     for name in ("x.png", "x.jpg"):
@@ -236,18 +238,18 @@ def test_what_cannot_be_done_is_refused_by_name(weights, photos, tmp_path, monke
     assert not words or not files_in(tmp_path / "out" if (tmp_path / "out").exists() else tmp_path / "twins")[2:]
 
 
-def test_compare_writes_both_side_by_side(weights, photos, tmp_path):
+def test_compare_writes_input_and_output_side_by_side(weights, photos, tmp_path):
     assert restore(weights[3], photos / "b.png", "-o", tmp_path / "both.png", "--compare") == 0
     both, width = np.asarray(Image.open(tmp_path / "both.png")), PHOTO.shape[1]
     assert np.array_equal(both[:, :width], PHOTO)
     assert np.array_equal(both[:, width:], expected(photos / "b.png", weights[3]))
 
 
-def test_options_of_a_call_from_python(weights):
+def test_a_call_from_python_takes_the_same_options(weights):
     loaded = restorer.load(weights[3])
     photo = np.tile(PHOTO, (5, 5, 1))
     whole, cut = loaded(photo, tile=None), loaded(photo, tile=96, tile_overlap=48)
-    assert np.abs(whole.astype(int) - cut).max() <= 1  # this network looks less far than the tiles overlap
+    assert np.abs(whole.astype(int) - cut).max() <= 1  # the receptive field is smaller than the overlap
     assert np.array_equal(cut, loaded(photo, tile=96, tile_overlap=48, batch=3))
     turned = [np.rot90(loaded(np.rot90(PHOTO / 255.0, k).copy()), -k) for k in range(4)]
     turned += [np.rot90(loaded(np.rot90(PHOTO[:, ::-1] / 255.0, k).copy()), -k)[:, ::-1] for k in range(4)]
@@ -259,7 +261,7 @@ def test_options_of_a_call_from_python(weights):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_16_bit_pictures_come_back_with_16_bits(weights, channels):
+def test_16_bit_pictures_are_returned_in_16_bits(weights, channels):
     levels = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
     loaded = restorer.load(weights[channels])
     for picture in (Image.fromarray(levels), Image.frombytes("I;16B", (40, 30), levels.astype(">u2").tobytes())):
@@ -271,7 +273,7 @@ def test_16_bit_pictures_come_back_with_16_bits(weights, channels):
 
 
 class Limited(torch.nn.Module):
-    """A network that runs out of memory above so many pixels, and adds a tenth."""
+    """A network that runs out of memory above `most` pixels, and adds 0.1."""
 
     def __init__(self, most: int):
         super().__init__()
@@ -327,7 +329,7 @@ def test_a_network_that_cannot_be_measured_sees_the_whole_image():
     assert ModelRunner(picky, 3, 1, torch.device("cpu"))(images, Settings()).equal(images)
 
 
-def test_bytes_are_counted_while_tensors_live():
+def test_only_bytes_of_live_tensors_are_counted():
     def network(images):
         wide = images.repeat(1, 10, 1, 1)
         narrow = wide[:, :3].clone()
@@ -335,7 +337,7 @@ def test_bytes_are_counted_while_tensors_live():
         return narrow + narrow
 
     counted = ModelRunner(network, 3, 1, torch.device("cpu")).bytes_per_pixel("no")
-    assert counted == (1 + 10 + 1) * 3 * 4  # the image, ten copies, the clone; not what comes when they are gone
+    assert counted == (1 + 10 + 1) * 3 * 4  # the image, ten copies, the clone; not the later sum
 
 
 def test_no_seam_shows_where_tiles_meet(weights, tmp_path):
@@ -348,7 +350,7 @@ def test_no_seam_shows_where_tiles_meet(weights, tmp_path):
     assert steps < control / 10
 
 
-def test_what_does_not_change_the_result_is_no_part_of_the_mark(weights, photos):
+def test_the_mark_holds_only_what_changes_the_result(weights, photos):
     job, loaded = restoring.Job(photos / "b.png", photos / "x.png"), restorer.load(weights[3])
     one, two = (restoring.mark_of(job, loaded, Settings(batch=n), False, 95) for n in (1, 2))
     assert one == two != restoring.mark_of(job, loaded, Settings(tile=96), False, 95)

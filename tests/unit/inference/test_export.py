@@ -1,4 +1,4 @@
-"""Every model becomes a file for other programs that restores any size as the weights do, or no file at all."""
+"""Every model can be exported to a file that restores images of any size like the model; else no file is written."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ SIZES = [(1, 33, 47), (2, 64, 48), (1, 40, 40), (3, 19, 21)]  # (B, H, W): padde
 
 
 class Branches(torch.nn.Module):
-    """A user's model whose code depends on the size of the image."""
+    """A user's model whose code depends on the image size."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Branches(torch.nn.Module):
 
 
 class Halves(Branches):
-    """One that is another network for small images."""
+    """A model that is another network for small images."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.layer(part) for part in input.split(8 if input.shape[2] > 8 else 4, dim=2)], dim=2)
 
 
 def weights(tmp_path, name: str, scale: int = 1):
-    """The path of a best.safetensors of the tiny model, none of whose parameters is zero, and the model."""
+    """Return the best.safetensors of a tiny model without zero parameters, and the model."""
     torch.manual_seed(0)
     net = build_model(name, TINY.get(name, {}), 3, scale).eval()
     for parameter in net.parameters():
@@ -95,7 +95,7 @@ def test_pt2_restores_any_size_and_holds_the_metadata(tmp_path):
     assert json.loads(extra[exported.METADATA])["sha256"]
 
 
-def test_half_precision_and_the_opset_that_was_asked_for(tmp_path):
+def test_half_precision_and_the_requested_opset(tmp_path):
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     file, net = weights(tmp_path, "dncnn")
     out = tmp_path / "half.onnx"
@@ -107,7 +107,7 @@ def test_half_precision_and_the_opset_that_was_asked_for(tmp_path):
     assert made.dtype == torch.float16 and (made.float() - net(images)).abs().max() < 1e-2
 
 
-def test_padding_of_an_exported_model_is_that_of_the_trained_one(monkeypatch):
+def test_an_exported_model_pads_like_the_trained_one(monkeypatch):
     exporting = False
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     for size in [(1, 1), (1, 30), (4, 5), (5, 4), (5, 9), (7, 8), (8, 16), (13, 50)]:
@@ -120,7 +120,7 @@ def test_padding_of_an_exported_model_is_that_of_the_trained_one(monkeypatch):
                 assert blocks.pad_to_multiple(image, multiple, zeros).equal(expected), (size, multiple, zeros)
 
 
-def test_a_file_that_restores_otherwise_is_not_kept(tmp_path, capsys, monkeypatch):
+def test_a_file_that_differs_from_the_model_is_discarded(tmp_path, capsys, monkeypatch):
     file, _ = weights(tmp_path, "dncnn")
     opened = exported.open_pt2
     for change, said in ((2e-4, "differs from the weights by"), (float("nan"), "differs from the weights by nan")):
@@ -131,7 +131,7 @@ def test_a_file_that_restores_otherwise_is_not_kept(tmp_path, capsys, monkeypatc
     assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 0  # the control
 
 
-def test_a_model_that_depends_on_the_size_is_exported_for_one(tmp_path, capsys):
+def test_a_model_that_depends_on_the_size_is_exported_for_one_size(tmp_path, capsys):
     file, net = weights(tmp_path, "test_export:Branches")
     assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 2
     assert "cannot be exported" in (said := capsys.readouterr().err) and "--size 256x256" in said
@@ -141,7 +141,7 @@ def test_a_model_that_depends_on_the_size_is_exported_for_one(tmp_path, capsys):
     check(torch.export.load(tmp_path / "m.pt2").module(), net, [(1, 24, 32)])
 
 
-def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+def test_invalid_options_are_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
     onnx = str(tmp_path / "model.onnx")
     for options, said in (
         (["-o", str(tmp_path / "model.txt")], "name it .onnx or .pt2"),
@@ -162,9 +162,9 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path, capsys, m
     assert not list(tmp_path.iterdir())
 
 
-def test_the_weights_are_never_written_over(tmp_path, capsys):
+def test_the_weights_are_never_overwritten(tmp_path, capsys):
     file = write(tmp_path / "best.pt2", build_model("dncnn", TINY["dncnn"], 3))
     content = file.read_bytes()
     assert main(["export", str(file), "-o", str(file)]) == 2
-    assert "is an input, which is never written over; name another file" in capsys.readouterr().err
+    assert "is an input, which is never overwritten; name another file" in capsys.readouterr().err
     assert file.read_bytes() == content

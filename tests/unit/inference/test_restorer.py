@@ -1,4 +1,4 @@
-"""best.safetensors is enough to restore images of every kind; a file that is damaged or foreign is refused by name."""
+"""best.safetensors alone restores images of every kind; damaged or foreign files are refused by name."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def gray(tmp_path):
 
 
 def expected(model: torch.nn.Module, photo: np.ndarray) -> np.ndarray:
-    """What the weights make of uint8 (H, W, C), computed by hand."""
+    """The output of the weights for a uint8 image (H, W, C), computed by hand."""
     output = model(torch.tensor(photo).permute(2, 0, 1)[None].float() / 255)[0].detach()
     return (output.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
@@ -48,7 +48,7 @@ def near(one: np.ndarray, other: np.ndarray) -> bool:  # equal but for values th
     return one.shape == other.shape and np.abs(difference).max() <= 1 and abs(difference.mean()) < 0.1
 
 
-def test_the_model_is_that_of_the_file_in_float32_and_eval_mode(colour):
+def test_the_model_of_the_file_is_in_float32_and_eval_mode(colour):
     model, loaded = colour
     assert not loaded.model.training
     state, saved = loaded.model.state_dict(), model.state_dict()
@@ -70,7 +70,7 @@ def test_arrays_keep_type_and_shape(colour):
     assert near(restore(PHOTO[:, ::-1]), expected(model, PHOTO[:, ::-1].copy()))  # a view with negative strides
 
 
-def test_gray_arrays_with_and_without_an_axis_for_the_channel(gray):
+def test_gray_arrays_may_have_a_channel_axis_or_not(gray):
     (model, restore), photo = gray, PHOTO[..., :1].copy()
     assert near(restore(photo), expected(model, photo))
     assert restore(photo[..., 0]).shape == photo.shape[:2]
@@ -90,7 +90,7 @@ def test_tensors_keep_type_and_shape(colour, dtype):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK"])
-def test_pil_images_of_any_mode_come_back_as_colour(colour, mode):
+def test_pil_images_of_any_mode_are_restored_in_colour(colour, mode):
     (model, restore), image = colour, Image.fromarray(PHOTO).convert(mode)
     result = restore(image)
     assert (result.mode, result.size) == ("RGB", image.size)
@@ -111,7 +111,7 @@ def test_a_16_bit_image_is_not_saturated(gray):
     assert result.dtype == np.uint16 and np.abs(result / 257 - truth).max() <= 4
 
 
-def test_a_turned_photograph_comes_back_upright(colour, tmp_path):
+def test_a_rotated_photograph_is_returned_upright(colour, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PHOTO).save(tmp_path / "turned.png", exif=exif)
@@ -130,7 +130,7 @@ def test_a_turned_photograph_comes_back_upright(colour, tmp_path):
         (torch.zeros(3, 8, 8).byte(), TypeError), (torch.zeros(1, 8, 8), ValueError), (torch.zeros(8, 8), ValueError),
     ],
 )  # fmt: skip
-def test_what_cannot_be_restored_is_refused(colour, image, error):
+def test_unsupported_images_are_refused(colour, image, error):
     with pytest.raises(error):
         colour[1](image)
 
@@ -145,20 +145,20 @@ def test_a_flipped_bit_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 20, -50])
-def test_a_file_that_was_cut_off_is_to_be_copied_again(tmp_path, size):
+def test_a_truncated_file_is_reported_with_a_remedy(tmp_path, size):
     file = tmp_path / "best.safetensors"
     file.write_bytes(write(tmp_path / "whole.safetensors", build(3)).read_bytes()[:size])
     with pytest.raises(UserError, match=r"best\.safetensors: .*copy it again, or download it again"):
         restorer.load(file)
 
 
-def test_a_run_that_has_not_been_validated_says_so(tmp_path):
+def test_a_run_without_a_validation_is_reported_as_such(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="does not exist yet: its run has not come to a validation"):
         accel_restore.load(tmp_path / "best.safetensors")
 
 
-def test_weights_come_from_the_hub_where_no_file_has_that_name(tmp_path, monkeypatch):
+def test_weights_come_from_the_hub_if_no_file_has_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked, file = [], write(tmp_path / "best.safetensors", build(3))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *words: asked.append(words) or str(file))
@@ -173,7 +173,7 @@ def test_weights_come_from_the_hub_where_no_file_has_that_name(tmp_path, monkeyp
     assert len(asked) == 1
 
 
-def test_a_hub_that_gives_nothing_is_one_clear_message(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_one_clear_message(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(HF_HUB_OFFLINE is set") as offline:
@@ -188,7 +188,7 @@ def test_a_hub_that_gives_nothing_is_one_clear_message(tmp_path, monkeypatch):
         accel_restore.load("me/denoiser")
 
 
-def test_files_that_hold_no_weights_of_ours_are_refused_by_name(tmp_path):
+def test_files_without_our_weights_are_refused_by_name(tmp_path):
     whole = write(tmp_path / "whole.safetensors", build(3)).read_bytes()
     content = {
         "truncated": whole[:-50], "header": whole[:20], "empty": b"", "text": b"no weights " * 20,
@@ -213,7 +213,7 @@ def test_files_that_hold_no_weights_of_ours_are_refused_by_name(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_metadata_that_fits_no_model_is_refused(metadata, tmp_path):
+def test_metadata_that_match_no_model_are_refused(metadata, tmp_path):
     with pytest.raises(UserError):
         restorer.load(write(tmp_path / "best.safetensors", build(3), **metadata))
 
@@ -239,7 +239,7 @@ def test_a_hostile_model_name_is_refused_without_being_called(tmp_path, monkeypa
         (".unet:UNet", {}, "cannot import"), ("torch.nn:Linear", {"in_features": -1, "out_features": 2}, "be built"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_a_model_is_refused_by_its_key(name, arguments, message):
+def test_an_invalid_model_is_refused_with_its_key(name, arguments, message):
     with pytest.raises(UserError, match=message):
         build_model(name, arguments, 3)
 
@@ -265,7 +265,7 @@ def test_equal_content_gives_equal_bytes_in_every_process():
     assert all(value.equal(tensors[name]) for name, value in safetensors.torch.load(ours).items())
 
 
-def test_weights_that_were_moved_away_are_found_in_the_commits(tmp_path):
+def test_the_message_for_missing_weights_names_the_copy_in_the_newest_commit(tmp_path):
     names = ("step-9", "step-10", ".staging-step-11")
     copies = [tmp_path / "checkpoints" / name / "best.safetensors" for name in names]
     for copy in copies:
