@@ -245,7 +245,16 @@ def test_the_places_to_extend_are_where_the_table_says():
     places = re.findall(r"`(\w+)` in `([\w/]+\.py)`", CODE.split("\n## Extending\n")[1])
     assert len(places) >= 8
     for name, module in places:
-        assert re.search(rf"^{name} = ", (ROOT / "accel_restore" / module).read_text(), re.MULTILINE), (name, module)
+        text = (ROOT / "accel_restore" / module).read_text()
+        assert re.search(rf"^(def {name}\(|{name}(: .+)? = )", text, re.MULTILINE), (name, module)
+
+
+def test_the_hooks_before_a_commit_are_the_checks_of_continuous_integration():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    programs = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    script = (ROOT / ".ci" / "run").read_text()
+    assert programs == {"ruff", "mypy", "lint-imports", "deptry"}
+    assert all(re.search(rf"^{program}\b", script, re.MULTILINE) for program in programs)
 
 
 # Links ----------------------------------------------------------------------------------------------------------------
