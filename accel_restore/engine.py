@@ -11,22 +11,23 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
+from accel_restore.data.loader import TrainLoader
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.distributed.collective import broadcast_buffers, warm_up_ddp_buckets
 from accel_restore.distributed.fsdp import autocast_forward, copy_full_state, full_tensor, gather_by_block, shard
 from accel_restore.errors import PreemptedError
 from accel_restore.losses import Loss
-from accel_restore.metrics import Measure, get_metric
-from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics import monitored_value
+from accel_restore.metrics.protocol import Protocol, score_image
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.parameters import freeze
@@ -36,8 +37,19 @@ from accel_restore.optim.ema import Ema
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
 from accel_restore.state import Callback, EpochRecord, Scores, TrainState
 
-if TYPE_CHECKING:
-    from accel_restore.trainer.setup import RunContext
+
+@dataclass
+class TrainingRun:
+    """What the loop needs."""
+
+    config: Config
+    accelerator: Accelerator
+    state: TrainState
+    loader: TrainLoader
+    images: ValidationDataset
+    loss_fn: Loss
+    protocol: Protocol
+    epochs: int
 
 
 def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: int) -> TrainState:
@@ -74,7 +86,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     return TrainState(model, optimizer, scheduler, sums, ema, full_copy, terms=terms)
 
 
-def train(run: "RunContext", callbacks: Sequence[Callback], should_stop: Callable[[], bool] = bool) -> None:
+def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable[[], bool] = bool) -> None:
     """Train from the state of `run` until its epochs are complete.
 
     Raises: PreemptedError if `should_stop` returns true during validation; whatever a callback raises.
@@ -88,7 +100,7 @@ def train(run: "RunContext", callbacks: Sequence[Callback], should_stop: Callabl
         scores, is_best = None, False
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == run.epochs:
             scores = validate(
-                state, run.data.val, run.loss_fn, run.protocol, run.accelerator, callbacks, should_stop,
+                state, run.images, run.loss_fn, run.protocol, run.accelerator, callbacks, should_stop,
                 config.validation.batch_size,
             )  # fmt: skip
             for callback in callbacks:
@@ -216,22 +228,3 @@ def validate(
         raise PreemptedError("stopped during validation")
     value = iter(values)
     return Scores(loss, *({name: next(value) for name in names} for names in (metrics, metrics, terms)))
-
-
-def score_image(image: list[Tensor], loss_fn: Loss, terms: Sequence[str], metrics: dict[str, Measure]) -> Tensor:
-    """A row of `validate`'s table for an image's input, output and gt, each (1, C, H, W)."""
-    input, output, gt = image
-    values = loss_fn.terms(output, gt)
-    scores = [reduce(add, values.values())]
-    scores += [metric(scored, gt) for scored in (output, input) for metric in metrics.values()]
-    scores += [values[name] for name in terms]
-    return torch.cat([*(score.double().to(gt.device) for score in scores), gt.new_ones(1).double()])
-
-
-def monitored_value(scores: Scores | None, monitor: str) -> float:
-    """The value that decides which weights are best; lower is better. Infinite without scores; NaN is never best."""
-    if scores is None:
-        return math.inf
-    if monitor == "loss":
-        return scores.loss
-    return -scores.metrics[monitor] if get_metric(monitor).higher_is_better else scores.metrics[monitor]

@@ -5,6 +5,7 @@ A metric is a `Metric` with a line in `registry.METRICS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from accel_restore.utils.imports import resolve
 
 if TYPE_CHECKING:  # titles and units of scores are needed without torch
     from torch import Tensor
+
+    from accel_restore.state import Scores
 
 Measure = Callable[["Tensor", "Tensor"], "Tensor"]  # (output, gt), each (B, C, H, W) in [0, 1], to one value per image
 
@@ -32,3 +35,12 @@ class Metric:
 def get_metric(name: str) -> Metric:
     """Return the metric with this name in the registry."""
     return resolve(name, METRICS, "validation.metrics")
+
+
+def monitored_value(scores: Scores | None, monitor: str) -> float:
+    """The value that decides which weights are best; lower is better. Infinite without scores; NaN is never best."""
+    if scores is None:
+        return math.inf
+    if monitor == "loss":
+        return scores.loss
+    return -scores.metrics[monitor] if get_metric(monitor).higher_is_better else scores.metrics[monitor]

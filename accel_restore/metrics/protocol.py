@@ -1,14 +1,17 @@
 """The protocol by which scores are measured. Scores are comparable only under the same protocol."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import add
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from accel_restore.config.schema import Config
 from accel_restore.data.degradations.pipeline import with_defaults
+from accel_restore.losses import Loss
 from accel_restore.metrics import Measure, get_metric
 from accel_restore.metrics.psnr_ssim import luma
 from accel_restore.models.tiling import self_ensemble, tiled
@@ -94,3 +97,16 @@ class Protocol:
 
         metrics = {name: get_metric(name) for name in self.metrics}
         return {name: partial(score, m.build(self.weights.get(name)), m.of_luma) for name, m in metrics.items()}
+
+
+def score_image(image: list[Tensor], loss_fn: Loss, terms: Sequence[str], metrics: dict[str, Measure]) -> Tensor:
+    """Score an image's input, output and gt, each (1, C, H, W): a row of `validate`'s table, in float64.
+
+    The row holds the loss, the metrics of the output, those of the input, the `terms` of the loss, and 1.
+    """
+    input, output, gt = image
+    values = loss_fn.terms(output, gt)
+    scores = [reduce(add, values.values())]
+    scores += [metric(scored, gt) for scored in (output, input) for metric in metrics.values()]
+    scores += [values[name] for name in terms]
+    return torch.cat([*(score.double().to(gt.device) for score in scores), gt.new_ones(1).double()])

@@ -30,7 +30,7 @@ from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_
 from accel_restore.data.build import DataSets, open_data
 from accel_restore.data.loader import TrainLoader
 from accel_restore.distributed.collective import on_all_ranks
-from accel_restore.engine import setup_model_and_optimizer
+from accel_restore.engine import TrainingRun, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
@@ -52,21 +52,14 @@ from accel_restore.utils.files import remove_temporaries, replace_file, to_json
 
 
 @dataclass
-class RunContext:
+class RunContext(TrainingRun):
     """A run that is ready to train: its folder is locked and prepared."""
 
-    config: Config
-    accelerator: Accelerator
     console: Console
     folder: Path
     start: Start
     data: DataSets
-    state: TrainState
-    loader: TrainLoader
-    loss_fn: Loss
-    epochs: int
-    protocol: Protocol
-    plan: list[tuple[str, str]]  # what is done, in words
+    plan: list[tuple[str, str]]  # the rows of the printed plan
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
@@ -117,9 +110,8 @@ def prepare(
         _load_commit(start, state, accelerator, epochs, lock.folder)
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
-    run = RunContext(
-        config, accelerator, console, lock.folder, start, data, state, loader, loss_fn, epochs, protocol, plan
-    )
+    loop = config, accelerator, state, loader, data.val, loss_fn, protocol, epochs
+    run = RunContext(*loop, console, lock.folder, start, data, plan)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
     on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     console.table("plan", plan)
