@@ -1,12 +1,9 @@
 """FSDP2, over gloo: the same run as with whole weights on every rank, and the same commits."""
 
-import signal
-import warnings
-
-import forked
 import pytest
 import safetensors.torch
 import torch
+from forked import launch
 from runs import audit_events, epochs_of, json_lines, last_weights, run_folder, small_config, succeed
 from torch import nn
 
@@ -29,19 +26,6 @@ def configuration(photos, out, ranks, **sections):
         validation={"metrics": ["psnr", "ssim"]},
         **sections,
     )
-
-
-def launch(config, *arguments, mode="", **options):
-    """As `forked.launch`; with FSDP2, where a process has crashed, the same command again, which continues.
-
-    A thread of gloo's did so once, in malloc, with torch 2.14 on a busy machine; the cause was not found. Users do not
-    meet it: Accelerate offers FSDP2 for GPUs alone, which do not exchange weights over gloo.
-    """
-    process = forked.launch(config, *arguments, mode=mode, **options)
-    if "fsdp2" in mode and process.returncode == -signal.SIGSEGV:
-        warnings.warn(f"a process has crashed, and its run is begun again: {process.stdout}", stacklevel=2)
-        process = forked.launch(config, *arguments, mode=mode, **options)
-    return process
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """FSDP2 on CPU processes: Accelerate turns it on for GPUs alone, and here is made to take these for some."""
 
+import faulthandler
 import os
 
 import torch
@@ -11,7 +12,13 @@ from accel_restore.trainer import setup as preparation
 
 
 def install(policy: str, version: str = "2") -> None:
-    """As `accelerate launch --config_file launch/fsdp2.yaml` sets the environment up."""
+    """Set the environment up as `accelerate launch --config_file launch/fsdp2.yaml` does.
+
+    A process crashed here once, in malloc, in a thread of gloo, with torch 2.14 on a busy machine. Neither 30 runs under
+    load nor as many of torch's `fully_shard` alone over gloo, half of them with glibc's checks of malloc, did so again.
+    Where it returns, the test fails, and faulthandler prints where each thread was.
+    """
+    faulthandler.enable()
     os.environ.update(
         ACCELERATE_USE_FSDP="true",
         FSDP_VERSION=version,
