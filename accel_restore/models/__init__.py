@@ -1,30 +1,36 @@
-"""Models: plain modules that know nothing of training. A new one is a file of its own and a line in `registry.py`."""
+"""Models: plain modules that know nothing of training. A new one takes a file and a line in `registry.py`."""
+
+from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
 from accel_restore.registry import MODELS
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
+if TYPE_CHECKING:  # names are checked before torch is imported
+    from torch import nn
 
-def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int = 1):
-    """The float module of that name, `MODELS` or `package.module:Class`; its keyword parameters are its configuration.
 
-    A class with a parameter `channels` is given the number of image channels; one with `scale`, how much it enlarges.
+def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int = 1) -> nn.Module:
+    """Return a new module of the class that `name` stands for: a key of `MODELS`, or `package.module:Class`.
 
-    Raises: UserError for a name that cannot be imported, is no `torch.nn.Module`, or arguments it does not take.
+    `arguments` are its keyword parameters. A class with a parameter `channels` receives the number of image channels,
+    and one with a parameter `scale` the factor by which it enlarges.
+
+    Raises: UserError for a name that cannot be imported or is not a `torch.nn.Module`, and for invalid arguments.
     """
     from torch import nn
 
     model_class = resolve(name, MODELS, "model.name")
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
-        raise UserError(f"model.name: '{name}' is no torch.nn.Module class")
+        raise UserError(f"model.name: '{name}' is not a torch.nn.Module class")
     parameters = inspect.signature(model_class).parameters
     given = dict(arguments)
     for key, value in (("channels", channels), ("scale", scale)):
         if key in arguments:
-            raise UserError(f"model.{key}: unknown key; set data.{key}, which the model follows")
+            raise UserError(f"model.{key}: unknown key; set data.{key}, from which the model takes it")
         if key in parameters:
             given[key] = value
     if scale > 1 and "scale" not in parameters:
@@ -34,5 +40,5 @@ def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int 
         return model_class(**given)
     except UserError:
         raise
-    except Exception as error:  # of a user's own class, anything
+    except Exception as error:  # a user's own class may raise anything
         raise UserError(f"model: {name} cannot be built: {describe_error(error)}") from error

@@ -1,4 +1,4 @@
-"""What the models share: checks of constructor arguments, padding, bicubic enlarging, a convolution and a norm.
+"""Parts that the models share: checks of arguments, padding, bicubic enlarging, convolutions and a norm.
 
 Shapes: (B, F, H, W) features in, (B, F', H', W') out.
 """
@@ -11,23 +11,26 @@ from torch.nn import functional as F
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raises ValueError naming the argument, its value and what is allowed, unless `ok`."""
+    """Raise ValueError with the argument, its value and what is allowed, unless `ok`."""
     if not ok:
         raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}")
 
 
 def is_count(value: object, least: int = 1) -> bool:
-    """True for a whole number of at least `least`; True and False are no numbers here."""
+    """Return whether `value` is a whole number of at least `least`; booleans do not count as numbers."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_counts(value: object) -> bool:
-    """True for a list of at least one whole number, each at least 1."""
+    """Return whether `value` is a non-empty list of whole numbers, each at least 1."""
     return isinstance(value, Sequence) and len(value) > 0 and all(map(is_count, value))
 
 
 def pad_to_multiple(x: Tensor, multiple: int, zeros: bool = False) -> Tensor:
-    """`x` (B, C, H, W) padded below and to the right to multiples: by reflection where it is large enough, or zeros."""
+    """Return `x` (B, C, H, W) padded at the bottom and right, so that both sides are multiples of `multiple`.
+
+    Padding is by reflection, by replication where `x` is too small for that, or with zeros.
+    """
     height, width = x.shape[-2:]
     if torch.compiler.is_exporting():
         padded = [(side + multiple - 1) // multiple * multiple for side in (height, width)]
@@ -40,12 +43,12 @@ def pad_to_multiple(x: Tensor, multiple: int, zeros: bool = False) -> Tensor:
 
 
 def _mirrored(x: Tensor, padded_height: int, padded_width: int) -> Tensor:
-    """What `pad_to_multiple` gives, without a branch: sizes are symbols while a model is exported."""
+    """Return what `pad_to_multiple` returns, without a branch: sizes are symbols while a model is exported."""
     places = [
         (torch.arange(padded, device=x.device), side - 1)
         for padded, side in ((padded_height, x.shape[-2]), (padded_width, x.shape[-1]))
     ]
-    mirrored = [last - (place - last).abs() for place, last in places]  # below 0 where the image is too small
+    mirrored = [last - (place - last).abs() for place, last in places]  # negative where the image is too small
     fits = (mirrored[0].min() >= 0) & (mirrored[1].min() >= 0)
     rows, columns = (
         torch.where(fits, mirror, place.clamp(max=last)) for mirror, (place, last) in zip(mirrored, places, strict=True)
@@ -54,10 +57,10 @@ def _mirrored(x: Tensor, padded_height: int, padded_width: int) -> Tensor:
 
 
 def upscale(images: Tensor, scale: int) -> Tensor:
-    """The images, `scale` times as high and wide by bicubic interpolation: what super-resolution is measured against.
+    """Return the images enlarged by bicubic interpolation, the baseline of super-resolution.
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale), not clamped.
-    Source: Keys 1981 with a = -0.5, as MATLAB's imresize (`antialias` chooses it; it is -0.75 otherwise).
+    Source: Keys 1981 with a = -0.5, as MATLAB's imresize (selected by `antialias`; a is -0.75 otherwise).
     """
     return images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bicubic", antialias=True)
 
@@ -65,21 +68,24 @@ def upscale(images: Tensor, scale: int) -> Tensor:
 def conv(
     in_features: int, out_features: int, kernel: int = 3, *, stride: int = 1, gain: float = 1.0, bias: bool = False
 ) -> nn.Conv2d:
-    """A convolution that keeps the size (divided by its stride), He-normal times `gain`, with a zero bias or none.
+    """Return a convolution that keeps the image size, divided by its stride.
 
-    Source: He et al. 2015 (fan-in, ReLU): the signal keeps its variance through a stack without normalisation.
+    Weights are He-normal times `gain`; biases start at zero.
+
+    Source: He et al. 2015 (fan-in, ReLU): the variance is preserved through a stack without normalisation.
     """
     layer = nn.Conv2d(in_features, out_features, kernel, stride, padding=(kernel - stride + 1) // 2, bias=bias)
     nn.init.normal_(layer.weight, std=gain * (2.0 / (in_features * kernel**2)) ** 0.5)
-    if bias:
+    if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
 def tail(features: int, channels: int, scale: int, bias: bool) -> nn.Conv2d:
-    """The last convolution of a published network: `channels` features for each of the scale x scale output pixels.
+    """Return the last convolution of a published network: `channels` features for each of scale x scale output pixels.
 
-    It starts as published, but a tenth of that for super-resolution, so that training starts near bicubic enlarging.
+    The initial values are the published ones. For super-resolution they are a tenth of that, so that training starts
+    near bicubic enlarging.
     """
     layer = nn.Conv2d(features, channels * scale**2, 3, padding=1, bias=bias)
     if scale > 1:
@@ -90,7 +96,8 @@ def tail(features: int, channels: int, scale: int, bias: bool) -> nn.Conv2d:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation of the features of every pixel, (B, F, H, W) to the same; without a copy if channels_last."""
+    """Layer normalisation of the features of every pixel, (B, F, H, W) to the same; makes no copy if channels_last."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised features."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""The blocks of which a model is made: each kind is compiled once, and with FSDP2 gathered one at a time."""
+"""The repeated blocks of a model. Each kind is compiled once, and FSDP2 gathers one block at a time."""
 
 from collections import Counter
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's outermost parts of its own classes (none of torch's) that occur several times, in order.
+    """Return the model's outermost modules whose class occurs several times and is not torch's, in order.
 
-    None, where they hold less than half of its parameters: norms of its own do not make a model one of blocks.
+    The list is empty if they hold less than half of the parameters: repeated custom norms are not blocks.
     """
     counts = Counter(type(module) for module in model.modules() if not type(module).__module__.startswith("torch."))
 
@@ -26,12 +26,15 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Have torch compile the model's blocks, or all of it where none repeats, when it first runs.
+    """Make torch compile the model's repeated blocks, or the whole model if there are none, when it first runs.
 
-    In place: parameters keep their names. Blocks of one kind, width and size of image share what is compiled: sizes
-    are not generalised (inductor fails at some that are), so each stage of progressive training compiles anew.
+    Compilation is in place, so parameters keep their names. Blocks of one kind, width and image size share their code.
+    Code is specific to one image size, because inductor fails for some dynamic sizes. Each stage of progressive
+    training therefore compiles again.
     """
     dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(64, dynamo.recompile_limit)  # of one kind of block; what is beyond runs uncompiled
+    dynamo.recompile_limit = max(
+        64, dynamo.recompile_limit
+    )  # per kind of block; beyond this limit code runs uncompiled
     for part in repeated_blocks(model) or [model]:
         part.compile(dynamic=False)

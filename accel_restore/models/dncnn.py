@@ -1,7 +1,7 @@
-"""DnCNN, the classic residual denoiser: a plain module that knows nothing of training, devices or processes.
+"""DnCNN, the classic residual denoiser.
 
-Shapes: B batch, C image channels, H x W any image size (nothing is down-sampled), F = width features, S how many times
-        larger the output is.
+Shapes: B batch, C image channels, H x W any image size (nothing is down-sampled), F = width features, S the factor
+        by which the output is larger.
 
     x = input (B, C, H, W) enlarged to (B, C, H * S, W * S)
     x -> conv (F) -> relu -> [conv (F) -> norm -> relu] x (depth - 2) -> conv (C) = noise
@@ -20,11 +20,11 @@ class DnCNN(nn.Module):
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
-    Source: Zhang et al. 2017, "Beyond a Gaussian Denoiser" (depth 17, width 64; 20 for the blind models). As there, the
-        first and last convolutions have a bias and those before a batch normalisation have none. Deviations: `norm`
-        is "none" unless asked for, because batch statistics differ with the number of processes, and every convolution
-        then has a bias; He-normal weights, the last one scaled down, so that training without a norm starts near
-        the identity.
+    Source: Zhang et al. 2017, "Beyond a Gaussian Denoiser" (width 64; depth 17, and 20 for the blind models). As there,
+        the first and last convolutions have a bias and those before a batch normalisation have none. Deviations:
+        `norm` is "none" by default, because batch statistics depend on the number of processes, and then every
+        convolution has a bias; weights are He-normal and the last ones scaled down, so that training without a norm
+        starts near the identity.
     """
 
     def __init__(
@@ -46,5 +46,6 @@ class DnCNN(nn.Module):
         self.body = nn.Sequential(*layers, conv(width, channels, gain=0.1, bias=True))
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the restored images, (B, C, H * scale, W * scale)."""
         x = upscale(input, self.scale)
         return x - self.body(x).to(x.dtype)

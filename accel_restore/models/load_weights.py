@@ -1,4 +1,4 @@
-"""A file of weights becomes a module: nothing in the file is trusted before it has been checked."""
+"""Loading of a module from a file of weights. Nothing in the file is trusted before it has been checked."""
 
 import math
 import re
@@ -27,16 +27,16 @@ from accel_restore.registry import MODELS
 
 
 def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The float32 module of a best.safetensors file, in eval mode on the CPU, and the file's metadata.
+    """Return the float32 module of a best.safetensors file, in eval mode on the CPU, and the file's metadata.
 
-    Raises: UserError, without the file's name, where the file is damaged, or not accel_restore's.
+    Raises: UserError, without the file's name, if the file is damaged or was not written by accel_restore.
     """
     stored, header = read_header(path)
     info = read_metadata(stored)
     name, data = info["model"]["name"], info["data"]
     given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
     if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
-        raise UserError(f"names '{name}' as its model, but Python's own library holds no torch.nn.Module class")
+        raise UserError(f"names '{name}' as its model, but Python's standard library has no torch.nn.Module class")
     with as_user_error(name), limited(header):
         if name != RECOGNISED:
             _check_skeleton(name, given, header)
@@ -45,8 +45,8 @@ def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             raise UserError("is damaged (sha256 of the weights differs); copy it again")
         if name == RECOGNISED:
             model, *images = recognise(weights)
-            if [info["model"]["arguments"], *images] != [{}, *given[1:]]:
-                raise UserError(f"says that it is of channels and scale {given[1:]}, but its weights are of {images}")
+            if info["model"]["arguments"] or tuple(images) != given[1:]:
+                raise UserError(f"gives channels and scale as {given[1:]}, but its weights have {images}")
         else:
             model = build_model(name, *given)
         _compare(name, model, header)
@@ -56,49 +56,51 @@ def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 @contextmanager
 def as_user_error(name: str) -> Iterator[None]:
-    """Within it, whatever a model's class raises, or its module when it is imported, becomes a `UserError`."""
+    """Convert whatever a model's class raises, also while its module is imported, to a `UserError`."""
     try:
         yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {said:.200})") from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {reason:.200})") from error
 
 
 def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
-    """Compare the model with the header before it takes memory: absurd arguments must cost none."""
+    """Compare the model with the header before it takes memory, so that absurd arguments cost none."""
     try:
         with torch.device("meta"):
             skeleton = build_model(name, *given)
     except _AbsurdSizeError:
         raise
-    except Exception:  # it needs numbers while it is built; what else is wrong shows when it is built with memory
+    except Exception:  # it may need values while it is built; other errors are reported when it is built with memory
         return
     _compare(name, skeleton, header)
 
 
 def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], bool]]) -> None:
-    """Raise `UserError` where the model's tensors are not those that the header lists."""
+    """Raise `UserError` unless the model's tensors match the header."""
     wanted = {key: (list(tensor.shape), tensor.is_floating_point()) for key, tensor in model.state_dict().items()}
     for key in (*header, *wanted):
         if header.get(key) != wanted.get(key):
             here, there = (
-                f"{'floats' if entry[1] else 'no floats'} of shape {entry[0]}" if entry else "nothing"
+                f"{'float' if entry[1] else 'non-float'} of shape {entry[0]}" if entry else "missing"
                 for entry in (header.get(key), wanted.get(key))
             )
-            raise UserError(f"the weights do not fit the model '{name}': '{key:.100}' is {here}, the model has {there}")
+            raise UserError(
+                f"the weights do not fit the model '{name}': '{key:.100}' is {here} here and {there} in the model"
+            )
 
 
 class _AbsurdSizeError(UserError):
-    """A model is being built that is much larger than the weights for it."""
+    """The model is much larger than its file of weights."""
 
 
 @contextmanager
 def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
-    """Within it, this thread builds no model of many times more parts or values than the header's tensors.
+    """Prevent this thread from building a model with many times more modules or values than the header's tensors.
 
-    The margins leave room for what a class makes and throws away, such as a head of 1000 classes.
+    The margins leave room for modules that a class creates and discards, such as a head of 1000 classes.
     """
     thread, parts, values = threading.get_ident(), count(), 0
     most_parts = 1000 + 100 * len(header)
@@ -108,11 +110,11 @@ def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
         nonlocal values
         if threading.get_ident() != thread:
             return
-        if isinstance(part, Tensor) and not isinstance(part, nn.parameter.UninitializedTensorMixin):
+        if isinstance(part, Tensor) and not nn.parameter.is_lazy(part):
             values += part.numel()
         if next(parts) > most_parts or values > most_values:
             raise _AbsurdSizeError(
-                "its arguments ask for a model much larger than the weights in it; it is damaged or hostile"
+                "its arguments describe a model much larger than the weights in it; it is damaged or hostile"
             )
 
     with ExitStack() as callbacks:

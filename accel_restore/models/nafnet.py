@@ -1,7 +1,7 @@
-"""NAFNet, a restoration network without activation functions: a plain module that knows nothing of training.
+"""NAFNet, a restoration network without activation functions.
 
 Shapes: B batch, C image channels, H x W any image size, L = number of encoder_blocks, F_i = width * 2^i features of
-        level i, which works at H_i = H / 2^i, W_i = W / 2^i, S how many times larger the output is.
+        level i, which works at H_i = H / 2^i, W_i = W / 2^i, S the factor by which the output is larger.
 
     input (B, C, H, W) -> pad H, W to multiples of 2^L -> intro (B, F_0, H_0, W_0)
         level i on the way down:  encoder_blocks[i] blocks = skip_i; down         -> (B, F_i+1, H_i+1, W_i+1)
@@ -19,15 +19,15 @@ from .blocks import ChannelNorm, is_count, is_counts, pad_to_multiple, require, 
 
 
 def gate(x: Tensor) -> Tensor:
-    """The product of both halves of the features, (B, 2F, H, W) to (B, F, H, W): it takes an activation's place."""
+    """Return the product of both halves of the features, (B, 2F, H, W) to (B, F, H, W); it replaces an activation."""
     first, second = x.chunk(2, dim=1)
     return first * second
 
 
 class NAFBlock(nn.Module):
-    """Two residual branches, spatial and per pixel, each multiplied by a learned factor that is zero at first.
+    """Two residual branches, spatial and per pixel, each multiplied by a learned factor that starts at zero.
 
-    Products with the float32 factors are float32, so the sums keep the dtype of x under autocast.
+    The factors are float32, and so are the products with them. The sums therefore keep the dtype of x under autocast.
     """
 
     def __init__(self, features: int) -> None:
@@ -45,6 +45,7 @@ class NAFBlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, features, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
         y = gate(self.conv2(self.conv1(self.norm1(x))))
         x = x + self.conv3(y * self.sca(y)) * self.beta
         return x + self.conv5(gate(self.conv4(self.norm2(x)))) * self.gamma
@@ -53,19 +54,18 @@ class NAFBlock(nn.Module):
 class NAFNet(nn.Module):
     """A UNet of blocks without activation functions: the output is the (enlarged) input plus a learned correction.
 
-    `encoder_blocks` and `decoder_blocks` are blocks a level, in the order in which they work: the encoder's finest
-    first, the decoder's coarsest first. The default is the network published for SIDD at width 32; for GoPro it is
-    `encoder_blocks: [1, 1, 1, 28], middle_blocks: 1, decoder_blocks: [1, 1, 1, 1]`.
+    `encoder_blocks` and `decoder_blocks` are the numbers of blocks per level, in the order of computation: finest first
+    in the encoder, coarsest first in the decoder. The default is the network published for SIDD at width 32. The one
+    for GoPro is `encoder_blocks: [1, 1, 1, 28], middle_blocks: 1, decoder_blocks: [1, 1, 1, 1]`.
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
     Source: Chen et al. 2022, "Simple Baselines for Image Restoration". At scale 1 the names and shapes of the
-        parameters, the arithmetic (padding with zeros too) and the initial values are those of the published networks,
-        so their weights load; a channel's attention is its mean over the whole image, without the local means (TLC)
-        that the authors use when they test the GoPro networks. Deviations: the residual stream keeps the input's dtype
-        under autocast, as the UNet's does (rounding it to bfloat16 made no difference beyond chance in 760 steps of a
-        small network); the tail for super-resolution is that of ESPCN, Shi et al. 2016, and the input is enlarged by
-        bicubic interpolation.
+        parameters, the arithmetic (including zero padding) and the initial values equal the published networks, so
+        their weights load. Channel attention uses means over the whole image, not the local means (TLC) with which the
+        authors test the GoPro networks. Deviations: the residual stream keeps the input's dtype under autocast, as in
+        the UNet (rounding it to bfloat16 made no difference beyond chance in 760 steps of a small network); for
+        super-resolution the tail is ESPCN's (Shi et al. 2016) and the input is enlarged by bicubic interpolation.
     """
 
     def __init__(
@@ -83,11 +83,13 @@ class NAFNet(nn.Module):
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
         few = is_counts(encoder_blocks) and len(encoder_blocks) <= 8
-        require(few, "encoder_blocks", encoder_blocks, "a list of 1 to 8 whole numbers, one a level")
+        require(few, "encoder_blocks", encoder_blocks, "a list of 1 to 8 whole numbers, one per level")
         require(is_count(middle_blocks), "middle_blocks", middle_blocks, "a whole number of at least 1")
         levels = len(encoder_blocks)
         as_many = is_counts(decoder_blocks) and len(decoder_blocks) == levels
-        require(as_many, "decoder_blocks", decoder_blocks, f"a list of {levels} whole numbers, as encoder_blocks is")
+        require(
+            as_many, "decoder_blocks", decoder_blocks, f"a list of {levels} whole numbers, as many as encoder_blocks"
+        )
 
         features = [width * 2**i for i in range(levels + 1)]
 
@@ -108,6 +110,7 @@ class NAFNet(nn.Module):
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the restored images, (B, C, H * scale, W * scale)."""
         height, width = (side * self.scale for side in input.shape[-2:])
         dtype = input.dtype
         x = self.intro(pad_to_multiple(input, self.stride, zeros=True)).to(dtype)

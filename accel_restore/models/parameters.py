@@ -1,4 +1,4 @@
-"""Which of a model's parameters are trained, and which are kept from weight decay: chosen by their names."""
+"""Selection of parameters by name: which are trained, and which have no weight decay."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -9,18 +9,18 @@ from torch import nn
 from accel_restore.errors import UserError
 from accel_restore.utils.imports import did_you_mean
 
-# Their parameters are kernels, matrices and biases, whatever their shape.
+# The parameters of these layers are kernels, matrices and biases, whatever their shape.
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Keep the parameters that a glob pattern matches as they are: their `requires_grad` becomes False.
+    """Set `requires_grad` to False for all parameters that match one of the glob patterns.
 
-    A normalisation layer all of whose parameters are frozen is also frozen in its running statistics: it stays in eval
-    mode for good, as it would otherwise drift away from the weights that it belongs to.
+    A normalisation layer with only frozen parameters also keeps its running statistics: it stays in eval mode. The
+    statistics would otherwise drift away from the frozen weights.
 
-    Raises: UserError for a pattern that no parameter matches, and where none is left to train.
+    Raises: UserError for a pattern that matches no parameter, and if no parameter is left to train.
     """
     patterns = list(patterns)
     if not patterns:
@@ -30,7 +30,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
         if name in frozen:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"train.freeze: {', '.join(patterns)} freeze all parameters; leave some to be trained")
+        raise UserError(f"train.freeze: {', '.join(patterns)} freeze all parameters; leave some to train")
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.modules.batchnorm._NormBase) and own and not any(p.requires_grad for p in own):
@@ -38,25 +38,26 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
 
 
 def keep_in_eval(module: nn.Module) -> None:
-    """Make `train()` of the model pass this layer by, for good."""
+    """Put a layer into eval mode for good: `train()` of the model no longer affects it."""
     module.eval()
-    module.train = MethodType(_stay, module)  # a bound method, so that copies of the model have their own
+    # A bound method, so that copies of the model have their own.
+    module.train = MethodType(_stay, module)  # type: ignore[method-assign]  # for this layer alone, not its class
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    """What `train()` does to such a layer: nothing."""
+    """Return the module unchanged."""
     return module
 
 
 def without_decay(model: nn.Module, choices: Iterable[str]) -> set[str]:
-    """The names of the parameters that `optimizer.no_decay` chooses.
+    """Return the names of the parameters that `optimizer.no_decay` selects.
 
-    `biases` are all parameters called so. `norms` are the parameters of normalisation layers, and what scales whole
-    channels or heads likewise: any parameter outside of convolutions and linear layers with at most one side longer
-    than 1, such as the (1, C, 1, 1) of NAFNet's beta and gamma, Restormer's temperature, and the slopes of a PReLU.
-    Everything else is a glob pattern.
+    `biases` selects all parameters with this name. `norms` selects the parameters of normalisation layers, and those
+    that scale whole channels or heads: any parameter outside convolutions and linear layers with at most one dimension
+    longer than 1, such as NAFNet's beta and gamma, (1, C, 1, 1), Restormer's temperature, and the slopes of a PReLU.
+    Any other choice is a glob pattern.
 
-    Raises: UserError for a pattern that no parameter matches.
+    Raises: UserError for a pattern that matches no parameter.
     """
     choices = list(choices)
     found = _matching(model, [choice for choice in choices if choice not in ("norms", "biases")], "optimizer.no_decay")
@@ -71,7 +72,7 @@ def without_decay(model: nn.Module, choices: Iterable[str]) -> set[str]:
 
 
 def _matching(model: nn.Module, patterns: Iterable[str], key: str) -> set[str]:
-    """The names of the parameters that one of the patterns matches; each must match some."""
+    """Return the names of the parameters that match a pattern. Each pattern must match one."""
     names, found = [name for name, _ in model.named_parameters()], set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
@@ -86,4 +87,4 @@ def _hint(pattern: str, names: list[str]) -> str:
     guess = did_you_mean(pattern.rstrip("*."), parts)
     if guess is not None:
         return f"did you mean '{guess}'?" if guess in names else f"did you mean '{guess}.*'?"
-    return f"names begin with {', '.join(dict.fromkeys(name.split('.')[0] for name in names))}"
+    return f"names start with {', '.join(dict.fromkeys(name.split('.')[0] for name in names))}"

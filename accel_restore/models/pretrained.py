@@ -1,9 +1,10 @@
-"""The module that a run begins with: built by name, or taken from a file of weights, for fine-tuning.
+"""The module that a run starts from: built by name, or loaded from a file of weights for fine-tuning.
 
-A file is taken for a stranger's: it is read as tensors and nothing in it is executed.
+Files are untrusted: they are read as tensors, and nothing in them is executed.
 """
 
 import copy
+import pickle
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,19 @@ from accel_restore.models.weights_file import digest
 if TYPE_CHECKING:
     from accel_restore.config.schema import Model
 
-# What trainers put around a model's weights in a file, the best first, and before each name.
+# Keys under which trainers store a model's weights, in order of preference, and prefixes that they add to names.
 _WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
-_MOST = 4  # times the size of its file that weights may take, as some are shared
+_MOST = 4  # the largest allowed ratio of the size of the weights to the size of their file; tensors may be shared
 
 
 def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module:
-    """The module that `model` of the configuration describes, with the weights of its checkpoint, if it names one.
+    """Return the module that the configuration's `model` describes, with the weights of its checkpoint if there is one.
 
-    Raises: UserError where it cannot be built, or the file does not hold weights for it or for such images.
+    Raises: UserError if the module cannot be built, or if the file's weights do not fit it or the images.
     """
     if config.checkpoint is None:
+        assert config.name is not None  # the configuration requires a name or a checkpoint
         return build_model(config.name, config.arguments, channels, scale)
     path = Path(config.checkpoint).expanduser()
     try:
@@ -43,9 +45,10 @@ def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module
 
 
 def describe(config: "Model") -> dict[str, Any]:
-    """The name and arguments that rebuild the module of `build_or_load_model` from best.safetensors alone."""
+    """Return the name and arguments with which best.safetensors alone rebuilds the module of `build_or_load_model`."""
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
+    assert config.checkpoint is not None  # the configuration requires a name or a checkpoint
     stored = _read_stored(Path(config.checkpoint).expanduser())
     return weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED, "arguments": {}}
 
@@ -67,11 +70,11 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
     header = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
     with as_user_error(RECOGNISED):
         with limited(header):
-            model, *images = recognise(weights)
-        _check_images(*images, channels, scale)
+            model, own_channels, own_scale = recognise(weights)
+        _check_images(own_channels, own_scale, channels, scale)
         for module in model.modules():
             if "drop" in type(module).__name__.lower():
-                keep_in_eval(module)  # its rate is not in the weights, and its draws would be no function of the step
+                keep_in_eval(module)  # its rate is not in the weights, and its draws would not depend on the step alone
         _check_training(model, channels, scale)
     return model.float()
 
@@ -79,32 +82,36 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
 def _check_images(channels: int, scale: int, wanted_channels: int, wanted_scale: int) -> None:
     for key, value, wanted in (("channels", channels, wanted_channels), ("scale", scale, wanted_scale)):
         if value != wanted:
-            raise UserError(f"is a model for data.{key}={value}, but data.{key} is {wanted}; set it, or another file")
+            raise UserError(
+                f"is a model for data.{key}={value}, but data.{key} is {wanted}; change it or use another file"
+            )
 
 
 def _check_training(model: nn.Module, channels: int, scale: int) -> None:
-    """Try a step of a model known by its weights alone; what its output does not depend on is not trained.
+    """Try a training step of a model recognised by its weights; parameters without influence are not trained.
 
-    Raises: UserError where it is another one in training, or would not be recognised by what it is saved as.
+    Raises: UserError if the model behaves differently in training, or would not be recognised once saved.
     """
     tried, image = copy.deepcopy(model).train(), probe_image(channels, batch=2)
     output = tried(image)
     if not fits(output, image, scale):
-        raise UserError("is a model that gives something else than an image while it is trained, so it cannot be")
+        raise UserError(
+            "is a model that returns something other than an image in training mode, so it cannot be trained"
+        )
     output.sum().backward()
     for own, parameter in zip(model.parameters(), tried.parameters(), strict=True):
         own.requires_grad_(own.requires_grad and parameter.grad is not None)
     if _is_changed_by_evaluation(tried.eval(), image):
-        raise UserError("is a model that changes its own weights when it is not trained, so they cannot be kept equal")
+        raise UserError("is a model that changes its own weights in eval mode, so it cannot be trained")
     weights = model.state_dict()
     again, *images = recognise(weights)
     if list(again.state_dict()) != list(weights) or images != [channels, scale]:
-        raise UserError("is a model that spandrel would not recognise again once it is saved")
+        raise UserError("is a model that spandrel would not recognise again after it is saved")
 
 
 @torch.no_grad()
 def _is_changed_by_evaluation(model: nn.Module, image: Tensor) -> bool:
-    """Whether a model fuses convolutions in place after they were trained, as SPAN does; changes its weights."""
+    """Return whether the model fuses convolutions in place after training, as SPAN does. Changes its weights."""
     for parameter in model.parameters():
         parameter.mul_(1.01)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -113,20 +120,20 @@ def _is_changed_by_evaluation(model: nn.Module, image: Tensor) -> bool:
 
 
 def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
-    """Put the weights into the model; each tensor must be there, and no other."""
+    """Load the weights into the model. They must hold all of its tensors and no others."""
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in wanted]
-    told = [f"{what}: {_first(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-    if told:
-        raise UserError(f"does not fit the model '{name}' and its arguments ({'; '.join(told)})")
+    misfits = [f"{what}: {_first(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+    if misfits:
+        raise UserError(f"does not fit the model '{name}' and its arguments ({'; '.join(misfits)})")
     other = [f"{key} {list(weights[key].shape)}, not {list(wanted[key].shape)}" for key in wanted
              if key in weights and weights[key].shape != wanted[key].shape]  # fmt: skip
     if other:
         raise UserError(
             f"does not fit the model '{name}', its arguments, data.channels or data.scale (shape of {_first(other)})"
         )
-    model.load_state_dict({**wanted, **weights})  # batch counts are missing in old files
+    model.load_state_dict({**wanted, **weights})  # old files have no num_batches_tracked
 
 
 def _first(names: list[str]) -> str:
@@ -145,7 +152,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_stored(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; of others, none."""
+    """Return the metadata of a safetensors file, and an empty dictionary for other files."""
     try:
         return weights_file.read_header(path)[0] if _is_safetensors(path) else {}
     except OSError as error:
@@ -153,22 +160,22 @@ def _read_stored(path: Path) -> dict[str, str]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by their names, without what trainers put around them."""
+    """Return the tensors of a file by name, without wrappers and prefixes of trainers."""
     tree: Any = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_torch(path)
     for key in _WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
             break
     if not (isinstance(tree, dict) and tree and all(map(_is_weight, tree.items()))):
-        raise UserError("holds no state dict: tensors by their names")
+        raise UserError("holds no state dict, that is, tensors by name")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tree):
             tree = {name.removeprefix(prefix): tensor for name, tensor in tree.items()}
     if sum(tensor.numel() * tensor.element_size() for tensor in tree.values()) > _MOST * path.stat().st_size:
-        raise UserError("claims to hold many times more than its size; it is damaged or hostile")
+        raise UserError("claims to hold many times its size; it is damaged or hostile")
     for name, tensor in tree.items():
         if tensor.is_floating_point() and tensor.isnan().any():
-            raise UserError(f"holds weights that are NaN ({name:.100}), of a run that has diverged; take another file")
+            raise UserError(f"holds NaN weights ({name:.100}), probably of a diverged run; use another file")
     return dict(tree)
 
 
@@ -180,21 +187,21 @@ def _is_weight(item: tuple[Any, Any]) -> bool:
 
 
 def _read_torch(path: Path) -> Any:
-    """What torch reads of a .pth file without executing anything in it."""
+    """Return what torch reads from a .pth file, without executing anything in it."""
     try:
         with path.open("rb") as file:
             is_archive = file.read(4) == b"PK\x03\x04"
-        if is_archive:  # torch stores members as they are; what is packed can grow without bounds
+        if is_archive:  # torch does not compress members; compressed ones could expand without bounds
             with zipfile.ZipFile(path) as archive:
                 if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                    raise UserError("is packed to grow beyond its size; it is damaged or hostile")
-        # Mapped, a tensor cannot reach beyond the file, whatever size it claims; nor is it read before it is used.
+                    raise UserError("is compressed and would expand beyond its size; it is damaged or hostile")
+        # In a memory map, a tensor cannot reach beyond the file whatever size it claims, and is read only when used.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except UserError:
         raise
-    except Exception as error:  # torch's words for them advise to execute the file
-        if type(error).__name__ == "UnpicklingError":
-            said = "it holds objects beside tensors, which are not unpickled"
+    except Exception as error:  # torch's own message advises to execute the file
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds objects other than tensors, which are not unpickled"
         else:
-            said = f"{type(error).__name__}; it is damaged, or was not made by torch.save"
-        raise UserError(f"cannot be read as weights ({said}); save the model's state_dict() alone") from error
+            reason = f"{type(error).__name__}; it is damaged, or was not written by torch.save"
+        raise UserError(f"cannot be read as weights ({reason}); save the model's state_dict() alone") from error

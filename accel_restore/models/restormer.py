@@ -1,7 +1,7 @@
-"""Restormer, a transformer whose attention is between channels: a plain module that knows nothing of training.
+"""Restormer, a transformer with attention between channels.
 
-Shapes: B batch, C image channels, H x W any image size, F = width features at the finest of 4 levels, S how many times
-        larger the output is; level i = 1 ... 4 works at H / 2^(i-1), W / 2^(i-1).
+Shapes: B batch, C image channels, H x W any image size, F = width features at the finest of 4 levels, S the factor
+        by which the output is larger; level i = 1 ... 4 works at H / 2^(i-1), W / 2^(i-1).
 
     input (B, C, H, W) -> pad H, W to multiples of 8 -> patch_embed (B, F, ...)
         encoder_level1, 2, 3:   blocks[i-1] blocks of F * 2^(i-1) features = skip_i; down
@@ -31,6 +31,7 @@ class BiasFreeNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised features."""
         variance = x.var(1, keepdim=True, correction=0)
         return x * (variance + EPS).rsqrt() * self.weight[:, None, None]
 
@@ -42,22 +43,22 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
-    """The modules one after another, under the names that they have in the published weights."""
+    """Return the modules in sequence, under the names that they have in the published weights."""
     return nn.Sequential(OrderedDict(modules))
 
 
 def pointwise(in_features: int, out_features: int, bias: bool) -> nn.Conv2d:
-    """A 1 x 1 convolution."""
+    """Return a 1 x 1 convolution."""
     return nn.Conv2d(in_features, out_features, 1, bias=bias)
 
 
 def depthwise(features: int, bias: bool) -> nn.Conv2d:
-    """A 3 x 3 convolution of every feature by itself."""
+    """Return a 3 x 3 convolution of each feature separately."""
     return nn.Conv2d(features, features, 3, padding=1, groups=features, bias=bias)
 
 
 class Attention(nn.Module):
-    """Attention between the channels of each head: its cost grows with the number of pixels, not with its square."""
+    """Attention between the channels of each head. Its cost is linear in the number of pixels, not quadratic."""
 
     def __init__(self, features: int, heads: int, bias: bool) -> None:
         super().__init__()
@@ -68,17 +69,18 @@ class Attention(nn.Module):
         self.project_out = pointwise(features, features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
         height, width = x.shape[-2:]
         parts = self.qkv_dwconv(self.qkv(x)).flatten(2).chunk(3, dim=1)
         q, k, v = (part.unflatten(1, (self.heads, -1)) for part in parts)  # (B, heads, F / heads, H * W)
-        # Under autocast q and k are of low precision and x is not: lengths are sums over all pixels.
+        # Norms are sums over all pixels. They take the precision of x, as q and k have a lower one under autocast.
         q, k = F.normalize(q.to(x.dtype), dim=-1), F.normalize(k.to(x.dtype), dim=-1)
         weights = (q @ k.mT * self.temperature).softmax(dim=-1)  # (B, heads, F / heads, F / heads)
         return self.project_out((weights @ v).flatten(1, 2).unflatten(2, (height, width)))
 
 
 class FeedForward(nn.Module):
-    """A layer of the features of a pixel and its neighbours, one half of it gated by the GELU of the other."""
+    """A layer on the features of a pixel and its neighbours; one half is gated by the GELU of the other."""
 
     def __init__(self, features: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -87,12 +89,13 @@ class FeedForward(nn.Module):
         self.project_out = pointwise(hidden, features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
         gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then a feed-forward layer, each of them added to what it was given in that one's dtype."""
+    """Attention, then a feed-forward layer. Each is added to its input, in the dtype of the input."""
 
     def __init__(self, features: int, heads: int, expansion: float, bias: bool, layer_norm: str) -> None:
         super().__init__()
@@ -102,35 +105,36 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(features, int(features * expansion), bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
         x = x + self.attn(self.norm1(x)).to(x.dtype)
         return x + self.ffn(self.norm2(x)).to(x.dtype)
 
 
 def down(features: int) -> nn.Sequential:
-    """To twice the features at half the size."""
+    """Return a layer to twice the features at half the size."""
     return named(body=nn.Sequential(nn.Conv2d(features, features // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)))
 
 
 def up(features: int) -> nn.Sequential:
-    """To half the features at twice the size."""
+    """Return a layer to half the features at twice the size."""
     return named(body=nn.Sequential(nn.Conv2d(features, 2 * features, 3, padding=1, bias=False), nn.PixelShuffle(2)))
 
 
 class Restormer(nn.Module):
-    """A UNet of transformer blocks with attention between channels: the (enlarged) input plus a learned correction.
+    """A UNet of transformer blocks: the output is the (enlarged) input plus a learned correction.
 
-    `blocks` and `heads` have one entry a level, finest first. The default is the network published for deraining and
-    deblurring; those for denoising have `layer_norm: bias_free`.
+    `blocks` and `heads` have one entry per level, finest first. The default is the network published for deraining and
+    deblurring. The networks for denoising have `layer_norm: bias_free`.
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
     Source: Zamir et al. 2022, "Restormer: Efficient Transformer for High-Resolution Image Restoration". At scale 1 the
-        names and shapes of the parameters, the arithmetic and the initial values are those of the published networks
-        (but the one for dual-pixel images), so their weights load. Deviations: any image size, padded by reflection
-        here and not by the caller; the residual stream and the normalisation of the attention keep the input's dtype
-        under autocast, as the UNet's does (rounding them to bfloat16 made no difference beyond chance in 475 steps of a
-        small network); the tail for super-resolution is that of ESPCN, Shi et al. 2016, and the input is enlarged by
-        bicubic interpolation.
+        names and shapes of the parameters, the arithmetic and the initial values equal the published networks (except
+        the one for dual-pixel images), so their weights load. Deviations: any image size is accepted, and padded here
+        by reflection rather than by the caller; the residual stream and the normalisation of the attention keep the
+        input's dtype under autocast, as in the UNet (rounding them to bfloat16 made no difference beyond chance in 475
+        steps of a small network); for super-resolution the tail is ESPCN's (Shi et al. 2016) and the input is enlarged
+        by bicubic interpolation.
     """
 
     def __init__(
@@ -147,7 +151,7 @@ class Restormer(nn.Module):
         layer_norm: str = "with_bias",
     ) -> None:
         super().__init__()
-        four = "a list of 4 whole numbers >= 1, one a level"
+        four = "a list of 4 whole numbers >= 1, one per level"
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width) and width % 2 == 0, "width", width, "an even whole number of at least 2")
@@ -182,12 +186,13 @@ class Restormer(nn.Module):
         self.reduce_chan_level2 = pointwise(sizes[2], sizes[1], bias)
         self.decoder_level2 = level(1, blocks[1], sizes[1])
         self.up2_1 = up(sizes[1])
-        self.decoder_level1 = level(0, blocks[0], sizes[1])  # the finest level is not reduced: it keeps 2F
+        self.decoder_level1 = level(0, blocks[0], sizes[1])  # the finest level is not reduced and keeps 2F
         self.refinement = level(0, refinement_blocks, sizes[1])
         self.output = tail(sizes[1], channels, scale, bias)
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the restored images, (B, C, H * scale, W * scale)."""
         height, width = (side * self.scale for side in input.shape[-2:])
         dtype = input.dtype
         skip1 = self.encoder_level1(self.patch_embed(pad_to_multiple(input, 8)).to(dtype))

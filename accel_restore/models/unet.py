@@ -1,7 +1,7 @@
-"""UNet, the default model: a plain module that knows nothing of training, devices or processes.
+"""UNet, the default model.
 
 Shapes: B batch, C image channels, H x W any image size, L levels, F_i = width * multipliers[i] features of level i,
-        which works at H_i = H / 2^i, W_i = W / 2^i, S how many times larger the output is.
+        which works at H_i = H / 2^i, W_i = W / 2^i, S the factor by which the output is larger.
 
     input (B, C, H, W) -> pad H, W to multiples of 2^(L-1) -> head (B, F_0, H_0, W_0)
         level i on the way down:  blocks[i] residual blocks = skip_i; down        -> (B, F_i+1, H_i+1, W_i+1)
@@ -10,14 +10,14 @@ Shapes: B batch, C image channels, H x W any image size, L levels, F_i = width *
     -> tail (B, C * S^2, H_0, W_0) -> pixel shuffle, crop (B, C, H * S, W * S) -> + input, enlarged
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from .blocks import conv, is_count, is_counts, pad_to_multiple, require, upscale
 
-ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 LINEAR = 0.5**0.5  # the gain of a convolution without an activation around it, relative to He's
 
 
@@ -33,29 +33,31 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
         return x + self.body(x).to(x.dtype)
 
 
 class UNet(nn.Module):
-    """A residual UNet without normalisation: the output is the input plus a learned correction.
+    """A residual UNet without normalisation: the output is the (enlarged) input plus a learned correction.
 
-    `multipliers` has one entry a level, finest first; `blocks` are the residual blocks of a level, on the way down and
-    again on the way up: one number for all levels or one a level. On CPUs in bf16 a layer of 24 features costs about as
-    much as one of 32. With `bias` the network knows the level of noise that is always the same (0.2 dB at sigma 25
-    after 855 steps), and loses where it varies (0.08 dB at sigma 0 to 55 after 570 steps). `activation` is "relu" or
-    "gelu", which gained 0.1 dB at sigma 25 on gray images after 855 steps and lost 0.1 to 0.2 in shorter runs of the
-    blind recipe and the demo. All these are of one run each. With "relu" and without `bias` twice the input gives twice
-    the output, so that noise of levels not trained on is removed, too.
+    `multipliers` has one entry per level, finest first. `blocks` is the number of residual blocks of a level, on the
+    way down and again on the way up: one number for all levels, or one per level. `activation` is "relu" or "gelu".
+    With "relu" and without `bias`, twice the input gives twice the output, so noise of untrained strength is removed
+    too.
+
+    Measured, with one run each. `bias`: +0.2 dB where the noise always has the same strength (sigma 25, 855 steps),
+    -0.08 dB where it varies (sigma 0 to 55, 570 steps). "gelu": +0.1 dB (sigma 25, gray, 855 steps), -0.1 to -0.2 dB in
+    shorter runs of the blind recipe and the demo. On CPUs in bf16, 24 features cost about as much as 32.
 
     Shapes: (B, C, H, W) to (B, C, H * scale, W * scale) of the same dtype, H and W at least 1.
     Raises: ValueError for an argument out of range.
     Source: Ronneberger et al. 2015 (the shape); DRUNet, Zhang et al. 2021 (residual blocks, strided and transposed 2 x
         2 convolutions, added skips); Mohan et al. 2020 (no bias); Hendrycks, Gimpel 2016 (GELU). Deviations: no noise
         map; the residual stream keeps the input's dtype under autocast (rounding it to bfloat16 cost 0.13 dB in 1500
-        steps without biases, and nothing in 855 steps of configs/denoise_gray25.yaml); the last convolution of a block
-        is scaled down with their number and the tail nearly to zero, so that a fresh network is close to the identity
-        and yet every weight has a gradient at step 1; biases are zero at first; for super-resolution the tail is that
-        of ESPCN, Shi et al. 2016, and the input is enlarged by bicubic interpolation.
+        steps without biases, and nothing in 855 steps of configs/denoise_gray25.yaml); the last convolution of each
+        block is scaled down by the number of blocks and the tail nearly to zero, so that a new network is close to the
+        identity and yet every weight has a gradient at step 1; biases start at zero; for super-resolution the tail is
+        ESPCN's (Shi et al. 2016) and the input is enlarged by bicubic interpolation.
     """
 
     def __init__(
@@ -73,13 +75,13 @@ class UNet(nn.Module):
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
-        require(is_counts(multipliers), "multipliers", multipliers, "a list of whole numbers >= 1, one a level")
-        depths = [blocks] * len(multipliers) if is_count(blocks) else blocks
+        require(is_counts(multipliers), "multipliers", multipliers, "a list of whole numbers >= 1, one per level")
+        depths = [blocks] * len(multipliers) if isinstance(blocks, int) else blocks
         require(
             is_counts(depths) and len(depths) == len(multipliers),
             "blocks",
             blocks,
-            f"a whole number of at least 1, or a list of {len(multipliers)} of them, one a level of multipliers",
+            f"a whole number of at least 1, or a list of {len(multipliers)} of them, one per level of multipliers",
         )
         require(isinstance(bias, bool), "bias", bias, "true or false")
         require(
@@ -90,8 +92,8 @@ class UNet(nn.Module):
         )
 
         features = [width * multiplier for multiplier in multipliers]
-        steps = list(pairwise(features))  # (finer, coarser) of each change of level
-        gain = (2 * sum(depths) - depths[-1]) ** -0.5  # the blocks together add the variance of one (relu)
+        steps = list(pairwise(features))  # the (finer, coarser) features at each change of level
+        gain = (2 * sum(depths) - depths[-1]) ** -0.5  # all blocks together add the variance of one (relu)
 
         def level(size: int, depth: int) -> nn.Sequential:
             return nn.Sequential(*(Block(size, gain, bias, activation) for _ in range(depth)))
@@ -100,16 +102,18 @@ class UNet(nn.Module):
         self.head = conv(channels, features[0], gain=LINEAR, bias=bias)
         self.encoder = nn.ModuleList(map(level, features, depths))
         self.down = nn.ModuleList(conv(fine, coarse, 2, stride=2, gain=LINEAR, bias=bias) for fine, coarse in steps)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=bias) for fine, coarse in steps)
-        for up in self.up:
+        ups = [nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=bias) for fine, coarse in steps]
+        for up in ups:
             nn.init.normal_(up.weight, std=up.in_channels**-0.5)  # an output pixel sees one tap of the kernel
-            if bias:
+            if up.bias is not None:
                 nn.init.zeros_(up.bias)
+        self.up = nn.ModuleList(ups)
         self.decoder = nn.ModuleList(map(level, features[:-1], depths[:-1]))
         self.tail = conv(features[0], channels * scale**2, gain=0.01, bias=bias)
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the restored images, (B, C, H * scale, W * scale)."""
         height, width = (side * self.scale for side in input.shape[-2:])
         dtype = input.dtype
         x = self.head(pad_to_multiple(input, self.stride)).to(dtype)

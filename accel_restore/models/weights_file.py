@@ -1,4 +1,4 @@
-"""A file of weights before its tensors are read: where it lies, and what its header and its metadata say."""
+"""A file of weights before its tensors are read: its path, its header and its metadata."""
 
 import hashlib
 import json
@@ -18,10 +18,12 @@ _FILES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin"}
 
 
 def find_weights(name: str | Path) -> Path:
-    """The file of weights that `name` stands for: itself, or where nothing lies there and it reads owner/name, the
-    best.safetensors of that repository, downloaded once into the Hub's cache.
+    """Return the path of the file of weights that `name` stands for.
 
-    Raises: UserError, without the name in it, where it is neither here nor to be had from the Hub.
+    `name` is a path. If it does not exist and has the form owner/name, the best.safetensors of that repository on the
+    Hugging Face Hub is downloaded once into its cache.
+
+    Raises: UserError, without the name, if the file neither exists here nor can be downloaded.
     """
     path = Path(name)
     if path.exists() or path.suffix in _FILES or not _REPOSITORY.fullmatch(str(name)):
@@ -31,43 +33,43 @@ def find_weights(name: str | Path) -> Path:
     try:
         return Path(hf_hub_download(str(name), WEIGHTS))
     except errors.LocalEntryNotFoundError:
-        reason = "HF_HUB_OFFLINE is set, and they were" if constants.HF_HUB_OFFLINE else "no connection, and they were"
-        reason += " not downloaded before"
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection"
+        reason += ", and the weights were not downloaded before"
     except errors.GatedRepoError:
-        reason = "its owner grants access; ask for it there, and log in with `hf auth login`"
+        reason = "access is restricted; request it on the repository's page, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
-        reason = "no such repository, or a private one: log in with `hf auth login`"
+        reason = "the repository does not exist or is private; for a private one log in with `hf auth login`"
     except errors.EntryNotFoundError:
-        reason = f"that repository holds no {WEIGHTS}, as `accel-restore push` writes it"
-    except Exception as error:  # of the library, of the one below it that talks HTTP, or of the network
+        reason = f"the repository has no {WEIGHTS}; `accel-restore push` uploads one"
+    except Exception as error:  # from the library, its HTTP library or the network
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    raise UserError(f"is no file here, and cannot be had from the Hugging Face Hub ({reason:.300})")
+    raise UserError(f"does not exist here, and cannot be downloaded from the Hugging Face Hub ({reason:.300})")
 
 
 def require_file(path: Path) -> None:
-    """Raise `UserError` for what cannot be a file of weights."""
+    """Raise `UserError` unless the path is a file."""
     if path.is_dir():
-        raise UserError("is a folder; name the best.safetensors in it")
-    if not path.is_file():  # a pipe would be waited for, a device read without end
+        raise UserError("is a folder; give the best.safetensors in it")
+    if not path.is_file():  # reading a pipe would wait, and a device may never end
         if path.name == WEIGHTS and (copy := _copy(path.parent)):
             raise UserError(f"does not exist; its run has a copy, {copy}")
         if path.name == WEIGHTS and (path.parent / "checkpoints").is_dir():
-            raise UserError("does not exist yet: its run has not come to a validation")
-        raise UserError("is no file of weights" if path.exists() else "does not exist")
+            raise UserError("does not exist yet; its run has not completed a validation")
+        raise UserError("is not a regular file" if path.exists() else "does not exist")
 
 
 def _copy(run: Path) -> Path | None:
-    """The best weights in the newest commit of a run's folder that holds some."""
+    """Return the best weights in the newest commit of a run that has some."""
     copies = run.glob(f"checkpoints/step-*/{WEIGHTS}")
     return max(copies, key=lambda copy: (len(copy.parent.name), copy.parent.name), default=None)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
-    """The metadata of a safetensors file, and of each tensor its shape and whether it holds floats."""
+    """Return the metadata of a safetensors file, and for each tensor its shape and whether it is floating point."""
     try:
         require_file(path)
         with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             tensors = {
                 name: (part.get_shape(), part.get_dtype().startswith(("F", "BF"))) for name, part in slices.items()
             }
@@ -77,14 +79,14 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], 
 
 
 def _remedy(path: Path) -> str:
-    """What to do about a file of weights that cannot be read."""
+    """Return the end of the message about a file of weights that cannot be read."""
     if path.suffix != ".safetensors":
         return "; use the best.safetensors of a run"
-    return "; it is empty, cut off or damaged: copy it again, or download it again"
+    return "; it is empty, truncated or damaged; copy or download it again"
 
 
 def read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """What the metadata say of model, data and metrics."""
+    """Return the parsed metadata: `model`, `data` and `metrics`."""
     try:
         model, data, metrics = (
             json.loads(text, parse_constant=_refuse_constant)
@@ -96,18 +98,18 @@ def read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
         if data["channels"] not in (1, 3) or data.get("scale", 1) not in (1, 2, 3, 4):
             raise ValueError(data)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError("holds no accel_restore model; use the best.safetensors of a run") from None
+        raise UserError("is not a model of accel_restore; use the best.safetensors of a run") from None
     if "sha256" not in stored:
-        raise UserError("has lost the sha256 of its weights, without which damage does not show; copy it again")
+        raise UserError("has no sha256 of its weights, so damage could not be detected; copy it again")
     return {"model": model, "data": data, "metrics": metrics}
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def digest(weights: dict[str, Tensor]) -> str:
-    """The sha256 of the tensors' bytes in order of their names; safetensors loads a flipped bit without a word."""
+    """Return the sha256 of the tensors in order of their names. safetensors itself does not detect a flipped bit."""
     state = hashlib.sha256()
     for name in sorted(weights):
         state.update(name.encode())

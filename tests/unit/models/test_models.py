@@ -1,4 +1,4 @@
-"""The contract of every model in MODELS: sizes, dtypes, gradients, determinism. A new one is tested by being added."""
+"""The contract of every model in MODELS: sizes, dtypes, gradients, determinism. New models are covered by it."""
 
 import json
 
@@ -30,7 +30,7 @@ SMALL = {
 
 
 class Keeps(torch.nn.Module):
-    """A user's model that cannot enlarge."""
+    """A user-defined model that cannot enlarge."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ NAMES = [*MODELS, "test_models:Keeps"]
 
 
 def build(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn.Module:
-    """The fresh model, as training begins with it."""
+    """Return a new model, as training starts with it."""
     torch.manual_seed(0)
     return build_model(name, {**SMALL.get(name, {}), **arguments}, channels, scale)
 
 
 def awake(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn.Module:
-    """The model in which no parameter is zero any more: a fresh NAFNet multiplies all its branches by zero."""
+    """Return the model without zero parameters; a new NAFNet multiplies all its branches by zero."""
     model = build(name, channels, scale, **arguments).eval()
     for parameter in model.parameters():
         if not parameter.any():
@@ -61,7 +61,7 @@ def awake(name: str, channels: int = 3, scale: int = 1, **arguments) -> torch.nn
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (16, 16), (37, 50)])
 @pytest.mark.parametrize("name", NAMES)
-def test_any_size_is_kept(name, size, channels):
+def test_images_of_any_size_keep_their_size(name, size, channels):
     images = torch.rand(2, channels, *size)
     output = awake(name, channels)(images)
     assert output.shape == images.shape and output.dtype == images.dtype
@@ -70,7 +70,7 @@ def test_any_size_is_kept(name, size, channels):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_super_resolution_begins_near_bicubic_enlarging(name, scale):
+def test_a_new_super_resolution_model_is_close_to_bicubic_enlarging(name, scale):
     images = torch.rand(2, 3, 9, 14)
     model = build(name, scale=scale)
     output = model(images)
@@ -80,14 +80,14 @@ def test_super_resolution_begins_near_bicubic_enlarging(name, scale):
         assert model(images).dtype == torch.float32
 
 
-def test_bicubic_enlarging_is_that_of_matlab_and_pillow():
+def test_bicubic_enlarging_equals_pillow():
     image = torch.rand(1, 1, 11, 9)
     expected = Image.fromarray(image[0, 0].numpy()).resize((27, 33), Image.Resampling.BICUBIC)  # Keys' a = -0.5
     assert np.abs(upscale(image, 3)[0, 0].numpy() - np.asarray(expected)).max() < 1e-6
     assert upscale(image, 1) is image
 
 
-def test_a_model_that_cannot_enlarge_is_refused_for_super_resolution():
+def test_a_model_without_scale_is_rejected_for_super_resolution():
     assert isinstance(build_model("test_models:Keeps", {}, 3), Keeps)
     with pytest.raises(UserError, match=r"data\.scale: 2, but the model 'test_models:Keeps' cannot enlarge"):
         build_model("test_models:Keeps", {}, 3, 2)
@@ -96,7 +96,7 @@ def test_a_model_that_cannot_enlarge_is_refused_for_super_resolution():
 
 
 def without_gradient(model: torch.nn.Module, scale: int) -> set[str]:
-    """The names of the parameters whose gradient is zero everywhere, after one backward pass."""
+    """Return the names of the parameters whose gradient is zero everywhere after one backward pass."""
     images = torch.rand(2, 3, 24 // scale, 24 // scale)
     model.zero_grad()
     (model(images) - torch.rand(2, 3, 24, 24)).abs().mean().backward()
@@ -108,7 +108,9 @@ def without_gradient(model: torch.nn.Module, scale: int) -> set[str]:
 @pytest.mark.parametrize(("name", "scale"), [(name, 1) for name in NAMES] + [(name, 2) for name in MODELS])
 def test_gradients_reach_every_parameter(name, scale):
     model = build(name, scale=scale)
-    if name == "nafnet":  # the factors of the branches are zero at first, as published: the branches follow at step 2
+    if (
+        name == "nafnet"
+    ):  # as published, the factors of the branches start at zero, so the branches have gradients from step 2 on
         parts = {key: key.split(".") for key, _ in model.named_parameters()}
         levels = {"encoders", "middle_blks", "decoders"}
         branches = {key for key, part in parts.items() if part[0] in levels and part[-1] not in ("beta", "gamma")}
@@ -118,7 +120,7 @@ def test_gradients_reach_every_parameter(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_of_training_helps(name):
+def test_training_reduces_the_loss(name):
     model, images = build(name), torch.rand(4, 3, 24, 24)
     noisy = images + 0.1 * torch.randn_like(images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -133,14 +135,14 @@ def test_a_step_of_training_helps(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_calls_and_two_builds_agree(name):
+def test_calls_and_builds_are_deterministic(name):
     images = torch.rand(1, 3, 24, 24)
     first, second = awake(name), awake(name)
     assert torch.equal(first(images), first(images)) and torch.equal(first(images), second(images))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_memory_formats_and_precisions_agree(name):
+def test_output_is_independent_of_memory_format_and_precision(name):
     model, images = awake(name), torch.rand(1, 3, 24, 24)
     expected = model(images)
     last = awake(name).to(memory_format=torch.channels_last)
@@ -168,7 +170,7 @@ def test_the_residual_stream_is_not_rounded_under_autocast(name, block):
 
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_survive_their_file(name, scale, tmp_path):
+def test_a_model_loaded_from_its_file_gives_the_same_output(name, scale, tmp_path):
     model, images = awake(name, scale=scale), torch.rand(1, 3, 17, 20)
     described = {"name": name, "arguments": SMALL[name]}, {"channels": 3, "scale": scale}
     metadata = dict(zip(("model", "data"), map(json.dumps, described), strict=True))
@@ -177,24 +179,26 @@ def test_weights_survive_their_file(name, scale, tmp_path):
     assert torch.equal(restorer.load(path).model(images), model(images))
 
 
-def test_unet_is_near_the_identity_at_first_and_scales_with_its_input():
+def test_a_new_unet_is_close_to_the_identity_and_scales_with_its_input():
     model, images = build("unet"), torch.rand(1, 3, 32, 32)
     output = model(images)
     assert 0 < (output - images).abs().mean() < 0.1
     assert torch.allclose(model(2 * images), 2 * output, atol=1e-5)  # bias-free
 
 
-def test_unet_may_have_biases_which_are_zero_at_first():
+def test_biases_of_a_unet_start_at_zero():
     plain, biased = build("unet"), build("unet", bias=True)
     added = [name for name in biased.state_dict() if name not in plain.state_dict()]
     layers = [m for m in biased.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
     assert len(added) == len(layers) and all(name.endswith("bias") for name in added)
     assert not any(biased.state_dict()[name].any() for name in added)
     woken, images = awake("unet", bias=True), torch.rand(1, 3, 32, 32)
-    assert not torch.allclose(woken(2 * images), 2 * woken(images), atol=1e-5)  # they know how bright an image is
+    assert not torch.allclose(
+        woken(2 * images), 2 * woken(images), atol=1e-5
+    )  # with biases the output depends on the brightness
 
 
-def test_unet_takes_the_activation_that_is_asked_for():
+def test_unet_uses_the_configured_activation():
     plain, smooth, images = awake("unet"), awake("unet", activation="gelu"), torch.rand(1, 3, 32, 32)
     smooth.load_state_dict(plain.state_dict())
     blocks = [module.body for module in smooth.modules() if isinstance(module, Block)]
@@ -236,19 +240,19 @@ def test_dncnn_is_the_network_of_the_paper():
         ("restormer", {"layer_norm": "rms"}, "layer_norm='rms' is not allowed: it must be 'with_bias' or 'bias_free'"),
     ],
 )
-def test_arguments_out_of_range_are_refused_by_name(name, arguments, message):
+def test_arguments_out_of_range_are_rejected_with_their_name(name, arguments, message):
     with pytest.raises(UserError, match=message):
         build(name, **arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_whole_model_is_one_graph(name):
+def test_a_model_compiles_to_a_single_graph(name):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # raises where the graph would break
     assert torch.equal(compiled(images), model(images))
 
 
-def test_blocks_of_one_width_and_size_share_what_is_compiled(monkeypatch):
+def test_blocks_of_one_width_and_size_share_compiled_code(monkeypatch):
     from torch._dynamo.testing import CompileCounter
 
     counter, in_place = CompileCounter(), nn.Module.compile
@@ -259,24 +263,24 @@ def test_blocks_of_one_width_and_size_share_what_is_compiled(monkeypatch):
         compile_blocks(model)
         for side in (16, 24, 16, 32):
             model(torch.rand(2, 3, side, side))
-    assert counter.frame_count == 2 * 3  # levels and sizes, of which none is generalised
+    assert counter.frame_count == 2 * 3  # levels times image sizes: no dynamic shapes
 
 
 @pytest.fixture(scope="module")
 def inductor():
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.rand(3))
-    except Exception as error:  # without a compiler of C++, Python's headers, or room for its cache
+    except Exception as error:  # no C++ compiler, Python headers or room for the cache
         pytest.skip(f"torch.compile cannot compile even x.sin() + 1 here: {error}")
 
 
-# A part of each that has all that is special in it: every kernel costs the C++ compiler a second or more.
+# A representative part of each: every kernel takes the C++ compiler a second or more.
 PARTS = {"unet": "encoder.0.0", "dncnn": "body", "nafnet": "encoders.0", "restormer": "encoder_level1"}
 
 
-@pytest.mark.sweep  # a minute and more; test_entry.py compiles what it trains
+@pytest.mark.sweep  # more than a minute; test_entry.py compiles the model that it trains
 @pytest.mark.parametrize("name", MODELS)
-def test_compiled_parts_agree(name, inductor):
+def test_compiled_parts_give_the_same_output(name, inductor):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         expected = model(images)
@@ -285,7 +289,7 @@ def test_compiled_parts_agree(name, inductor):
 
 
 @pytest.mark.parametrize(("name", "count"), [("unet", 14), ("dncnn", 1), ("nafnet", 36), ("restormer", 44)])
-def test_blocks_that_repeat_are_compiled_in_place_or_else_all_of_it(name, count):
+def test_repeated_blocks_or_else_the_whole_model_are_compiled_in_place(name, count):
     model = build_model(name, {}, 3)
     names = list(model.state_dict())
     compile_blocks(model)
@@ -295,7 +299,7 @@ def test_blocks_that_repeat_are_compiled_in_place_or_else_all_of_it(name, count)
 
 @pytest.mark.sweep  # minutes
 @pytest.mark.parametrize("name", MODELS)
-def test_compiled_models_and_their_gradients_agree(name, inductor):
+def test_compiled_models_give_the_same_output_and_gradients(name, inductor):
     model, images = awake(name), torch.rand(1, 3, 16, 16)
     runs = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A run may begin with weights of a file, ours or a stranger's; what it leaves restores without that file."""
+"""Fine-tuning from a file of weights, accel_restore's or another project's."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def saved(path: Path, tree: object, **options) -> Path:
     return path
 
 
-def test_a_checkpoint_brings_its_name_unless_one_is_given():
+def test_a_checkpoint_determines_the_model_unless_a_name_is_given():
     assert config_from({"data": DATA}).model.name == "unet"
     assert config_from({"data": DATA, "model": {"width": 8}}).model.name == "unet"
     config = config_from({"data": DATA, "model": {"checkpoint": "a.pth"}})
@@ -60,7 +60,7 @@ def test_a_checkpoint_brings_its_name_unless_one_is_given():
             config_from({"data": DATA, "model": wrong})
 
 
-def test_a_file_of_ours_brings_its_model(tmp_path):
+def test_best_safetensors_determines_its_model(tmp_path):
     net = build(3)
     file = write(tmp_path / "best.safetensors", net)
     assert equal(begin(file), net)
@@ -76,7 +76,7 @@ def test_a_file_of_ours_brings_its_model(tmp_path):
             begin(file, **model)
 
 
-def test_the_scale_of_a_file_of_ours_is_compared_where_shapes_do_not_tell(tmp_path):
+def test_the_stored_scale_is_compared_even_if_the_shapes_fit(tmp_path):
     net = build_model("dncnn", {"width": 8, "depth": 3}, 3, 2)
     metadata = {"model": '{"name": "dncnn", "arguments": {}}', "data": '{"channels": 3, "scale": 2}'}
     file = write(tmp_path / "x2.safetensors", net, **metadata)
@@ -89,7 +89,7 @@ def test_the_scale_of_a_file_of_ours_is_compared_where_shapes_do_not_tell(tmp_pa
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapper", [None, "params_ema", "params", "state_dict", "model"])
-def test_weights_are_found_in_what_trainers_put_around_them(wrapper, prefix, tmp_path):
+def test_weights_are_found_under_the_keys_and_prefixes_of_trainers(wrapper, prefix, tmp_path):
     net = build(3)
     weights = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
     tree = weights if wrapper is None else {"epoch": 3, "optimizer": {"lr": 0.1}, wrapper: weights}
@@ -103,7 +103,7 @@ def test_averaged_weights_are_preferred(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "legacy", "half", "without batch counts"])
-def test_files_of_all_kinds_are_read(kind, tmp_path):
+def test_file_formats_and_precisions_are_read(kind, tmp_path):
     net = build_model("dncnn", {"width": 8, "depth": 4, "norm": "batch"}, 3)
     weights = net.state_dict()
     file = tmp_path / "a.pth"
@@ -122,7 +122,7 @@ def test_files_of_all_kinds_are_read(kind, tmp_path):
     assert equal(begun, net) and all(parameter.dtype == torch.float32 for parameter in begun.parameters())
 
 
-def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
+def test_weights_that_do_not_fit_are_rejected_with_their_names(tmp_path):
     weights = build(3).state_dict()
     some = saved(tmp_path / "some.pth", dict(list(weights.items())[5:]))
     with pytest.raises(UserError, match=r"does not fit the model 'unet' .*missing: (\S+, ){2}\S+ and 2 more\)$"):
@@ -175,7 +175,7 @@ def hostile(kind: str, folder: Path) -> Path:
 
 
 def _beyond(file: Path) -> Path:
-    """A file that says that a tensor of 64 values has 65,535, which lie behind it in memory."""
+    """Return a file that claims 65,535 values for a tensor of 64, so reading it would go beyond its memory."""
     good = saved(io.BytesIO(), {"head.weight": torch.zeros(64)})
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(file, "w") as target:
         for member in source.infolist():
@@ -193,7 +193,7 @@ KINDS = ["pickle", "bare pickle", "script", "packed", "repeated", "shared", "bey
 
 @pytest.mark.parametrize("model", [{}, {"name": "unet", "width": 8}], ids=["alone", "named"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_hostile_and_damaged_files_are_refused_in_one_sentence(kind, model, tmp_path):
+def test_hostile_and_damaged_files_are_rejected_on_one_line(kind, model, tmp_path):
     file = hostile(kind, tmp_path)
     with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: [^\n]{{10,400}}$") as caught:
         begin(file, **model)
@@ -213,7 +213,7 @@ def test_controls_of_hostile_files(tmp_path):
 
 
 def foreign(kind: str) -> torch.nn.Module:
-    """A tiny model as spandrel builds it, with weights of its own."""
+    """Return a tiny model built by spandrel, with random weights."""
     pytest.importorskip("spandrel", reason="the optional library spandrel is not installed")
     from spandrel.architectures import SAFMN, SPAN, DnCNN, FFTformer, LaMa, NAFNet, SwinIR
 
@@ -235,13 +235,13 @@ FOREIGN = {"nafnet": (3, 1), "swinir": (3, 2), "safmn": (3, 4), "dncnn": (1, 1)}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_model_of_another_project_is_that_of_spandrel(kind, tmp_path):
+def test_a_model_of_another_project_equals_spandrels(kind, tmp_path):
     net, (channels, scale) = foreign(kind), FOREIGN[kind]
     import spandrel
 
     file = saved(tmp_path / "net.pth", {"params": net.state_dict()})
     begun = begin(file, channels, scale).eval()
-    assert equal(begun, net)  # the names are those of the file: anything that reads spandrel's models reads ours
+    assert equal(begun, net)  # with the names of the file, so programs that use spandrel can read ours
     assert [name for name, _ in begun.named_parameters()] == [name for name, _ in net.named_parameters()]
     assert describe(Model(checkpoint=str(file))) == {"name": "spandrel", "arguments": {}}
     for size in ((16, 24), (5, 19), (1, 1)):
@@ -257,15 +257,15 @@ def test_a_model_of_another_project_is_that_of_spandrel(kind, tmp_path):
         begin(file, 4, scale)
 
 
-def test_control_a_model_itself_takes_no_odd_sizes():
+def test_control_the_model_alone_rejects_odd_sizes():
     with pytest.raises(RuntimeError):
         foreign("safmn")(torch.rand(1, 3, 5, 19))
 
 
-def test_a_recognised_model_draws_nothing_while_it_is_trained(tmp_path):
+def test_a_recognised_model_draws_no_random_numbers_in_training(tmp_path):
     net, images = foreign("swinir"), torch.rand(64, 3, 8, 8)
     begun = begin(saved(tmp_path / "net.pth", net.state_dict()), 3, 2)
-    for model, is_repeatable in ((begun.train(), True), (net.train(), False)):  # the control: paths are dropped
+    for model, is_repeatable in ((begun.train(), True), (net.train(), False)):  # the control: it drops paths
         with torch.no_grad():
             assert model(images).equal(model(images)) == is_repeatable
 
@@ -273,19 +273,19 @@ def test_a_recognised_model_draws_nothing_while_it_is_trained(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "channels", "said"),
     [
-        ("noise map", 1, "is a model of the kind DnCNN, which needs more than an image"),
-        ("mask", 3, "is a model of the kind LaMa, which does not make an image"),
-        ("fusing", 3, "is a model that changes its own weights when it is not trained"),
+        ("noise map", 1, "is a DnCNN model, which needs more than an image"),
+        ("mask", 3, "is a LaMa model, which does not map an image"),
+        ("fusing", 3, "is a model that changes its own weights in eval mode"),
     ],
 )
-def test_a_model_that_cannot_be_trained_here_is_refused(kind, channels, said, tmp_path):
+def test_a_model_that_cannot_be_trained_is_rejected(kind, channels, said, tmp_path):
     file = saved(tmp_path / "net.pth", foreign(kind).state_dict())
     with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: {said}[^\n]*$"):
         begin(file, channels, 2 if kind == "fusing" else 1)
 
 
 def test_parameters_without_influence_are_not_trained(tmp_path):
-    """Neither DDP nor the state of an optimizer can do with a parameter that never has a gradient."""
+    """DDP and the optimizer state require that every trained parameter has a gradient."""
     net = foreign("unused")
     begun = begin(saved(tmp_path / "net.pth", net.state_dict()))
     untrained = [name for name, parameter in begun.named_parameters() if not parameter.requires_grad]
@@ -294,14 +294,14 @@ def test_parameters_without_influence_are_not_trained(tmp_path):
     assert [name for name, parameter in begun.named_parameters() if parameter.grad is None] == untrained
 
 
-def test_what_nobody_recognises_is_refused(tmp_path):
+def test_unrecognised_weights_are_rejected(tmp_path):
     pytest.importorskip("spandrel")
     file = saved(tmp_path / "net.pth", {"strange.weight": torch.zeros(2)})
-    with pytest.raises(UserError, match=r"no model that spandrel recognises; name its class as model\.name$"):
+    with pytest.raises(UserError, match=r"that spandrel does not recognise; set model\.name to the model\'s class$"):
         begin(file)
 
 
-def test_without_spandrel_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_without_spandrel_the_message_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
     file = saved(tmp_path / "net.pth", {"intro.weight": torch.zeros(2)})
     with pytest.raises(
@@ -313,27 +313,27 @@ def test_without_spandrel_the_message_says_what_to_install(tmp_path, monkeypatch
         accel_restore.load(best)
 
 
-def test_a_file_that_lies_about_a_recognised_model_is_refused(tmp_path):
+def test_false_metadata_of_a_recognised_model_is_rejected(tmp_path):
     net = foreign("nafnet")
     model = '{"name": "spandrel", "arguments": {}}'
     assert equal(accel_restore.load(write(tmp_path / "good.safetensors", net, model=model)).model, net)
     bad = write(tmp_path / "bad.safetensors", net, model=model, channels=1)
-    with pytest.raises(UserError, match=r"says that it is of channels and scale \(1, 1\)"):
+    with pytest.raises(UserError, match=r"gives channels and scale as \(1, 1\)"):
         accel_restore.load(bad)
     for name, changes in (
         ("arguments", {"model": '{"name": "spandrel", "arguments": {"a": 1}}'}),
         ("sum", {"sha256": "0"}),
     ):
-        with pytest.raises(UserError, match=r"says that|is damaged"):
+        with pytest.raises(UserError, match=r"gives channels|is damaged"):
             accel_restore.load(write(tmp_path / f"{name}.safetensors", net, **{"model": model, **changes}))
 
 
-def test_weights_that_are_no_numbers_are_told(tmp_path):
+def test_nan_weights_are_rejected(tmp_path):
     weights = build_model("dncnn", {"width": 8, "depth": 3}, 3).state_dict()
     torch.save(weights, tmp_path / "good.pth")
     begin(tmp_path / "good.pth", name="dncnn", width=8, depth=3)  # the control
     name = next(iter(weights))
     weights[name].view(-1)[0] = torch.nan
     torch.save(weights, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match=f"bad.pth: holds weights that are NaN .{re.escape(name)}.*take another"):
+    with pytest.raises(UserError, match=f"bad.pth: holds NaN weights .{re.escape(name)}.*use another"):
         begin(tmp_path / "bad.pth", name="dncnn", width=8, depth=3)

@@ -1,7 +1,7 @@
-"""Published weights of NAFNet and Restormer load: names, shapes, sizes and results are those of the authors' networks.
+"""NAFNet and Restormer equal the authors' networks in names, shapes, sizes and results, so published weights load.
 
-The weights are too large for a test. spandrel and spandrel-extra-arches tell by names and shapes which network
-a file of weights belongs to and build it from the authors' code: ours must be that network, to rounding.
+The published weights are too large for a test. spandrel and spandrel-extra-arches recognise a network by names and
+shapes and build it from the authors' code. Ours must equal it up to rounding.
 """
 
 import pytest
@@ -13,7 +13,7 @@ from accel_restore.models import build_model
 GOPRO = {"encoder_blocks": [1, 1, 1, 28], "middle_blocks": 1, "decoder_blocks": [1, 1, 1, 1]}
 DENOISING = {"layer_norm": "bias_free"}
 
-# Model, arguments, channels, and the parameters that spandrel's network of that configuration has.
+# Model, arguments, channels, and the number of parameters of spandrel's network with this configuration.
 PUBLISHED = {
     "NAFNet-SIDD-width32": ("nafnet", {}, 3, 29_159_715),
     "NAFNet-SIDD-width64": ("nafnet", {"width": 64}, 3, 115_982_915),
@@ -61,7 +61,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "arguments", "channels", "number"), PUBLISHED.values(), ids=PUBLISHED)
-def test_the_number_of_parameters_is_that_of_the_published_network(name, arguments, channels, number):
+def test_number_of_parameters_equals_the_published_network(name, arguments, channels, number):
     with torch.device("meta"):
         model = build_model(name, arguments, channels)
     assert sum(parameter.numel() for parameter in model.parameters()) == number
@@ -71,7 +71,7 @@ def test_the_number_of_parameters_is_that_of_the_published_network(name, argumen
     ("name", "prefix", "block"),
     [("nafnet", "encoders.1.0.", NAFNET_BLOCK), ("restormer", "encoder_level2.0.", RESTORMER_BLOCK)],
 )
-def test_the_parameters_have_their_published_names(name, prefix, block):
+def test_parameters_have_their_published_names_and_shapes(name, prefix, block):
     with torch.device("meta"):
         ours = {key: tuple(tensor.shape) for key, tensor in build_model(name, {}, 3).state_dict().items()}
     assert NAMES[name].items() <= ours.items()
@@ -79,17 +79,17 @@ def test_the_parameters_have_their_published_names(name, prefix, block):
     assert {key.split(".")[0] for key in ours} == {key.split(".")[0] for key in [*NAMES[name], prefix]}
 
 
-def test_restormer_multiplies_as_often_as_the_paper_says():
+def test_restormer_has_the_multiplications_stated_in_the_paper():
     with torch.device("meta"):
         model, image = build_model("restormer", {}, 3), torch.empty(1, 3, 256, 256)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(image)
     convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
-    assert round(convolutions / 2e9, 2) == 140.99  # the paper's count leaves out the attention's own products
+    assert round(convolutions / 2e9, 2) == 140.99  # the paper does not count the products inside the attention
 
 
 def random_model(name: str, arguments: dict, channels: int) -> torch.nn.Module:
-    """The model with no parameter zero: a fresh NAFNet multiplies all its branches by zero."""
+    """Return the model without zero parameters; a new NAFNet multiplies all its branches by zero."""
     torch.manual_seed(0)
     model = build_model(name, arguments, channels).eval()
     for parameter in model.parameters():
@@ -98,8 +98,10 @@ def random_model(name: str, arguments: dict, channels: int) -> torch.nn.Module:
     return model
 
 
-COMPARED = {name: PUBLISHED[name][:3] for name in PUBLISHED if "width64" not in name}  # 0.5 GB, and nothing new
-# The same parts in other numbers.
+COMPARED = {
+    name: PUBLISHED[name][:3] for name in PUBLISHED if "width64" not in name
+}  # takes 0.5 GB and covers nothing new
+# These have the same parts in other numbers.
 LONG = ("NAFNet-GoPro-width32", "Restormer-biases", "Restormer-deraining", "Restormer-denoising-gray")
 COMPARED["Restormer-biases"] = ("restormer", {"bias": True}, 3)
 
@@ -112,7 +114,7 @@ COMPARED["Restormer-biases"] = ("restormer", {"bias": True}, 3)
         for name, value in COMPARED.items()
     ],
 )
-def test_an_independent_implementation_takes_the_weights_and_agrees(name, arguments, channels):
+def test_spandrels_implementation_loads_the_weights_and_gives_the_same_output(name, arguments, channels):
     spandrel = pytest.importorskip("spandrel")
     registry = spandrel.ArchRegistry()
     registry.add(*spandrel.MAIN_REGISTRY)
@@ -123,6 +125,6 @@ def test_an_independent_implementation_takes_the_weights_and_agrees(name, argume
     assert found.architecture.id.lower() == name
     theirs, ours = found.model.eval(), build_model(name, arguments, channels).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    images = torch.rand(1, channels, 40, 56)  # multiples of 8: Restormer's padding is its caller's there
+    images = torch.rand(1, channels, 40, 56)  # multiples of 8, because spandrel's Restormer does not pad
     assert (ours(images) - theirs(images)).abs().max() <= 1e-5
     assert (ours.double()(images.double()) - theirs.double()(images.double())).abs().max() <= 1e-10

@@ -1,4 +1,4 @@
-"""Tiles and the self-ensemble, against the network's output for the whole image."""
+"""Tiles and the self-ensemble, compared with the network's output for the whole image."""
 
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ def photo(height: int, width: int) -> torch.Tensor:
 
 
 def network(radius: int, scale: int = 1) -> nn.Module:
-    """A network that looks `radius` pixels far, with weights that are not symmetric; nearest neighbours enlarge."""
+    """Return a network with a receptive field of `radius` pixels and asymmetric weights; nearest neighbours enlarge."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(radius)]
     return nn.Sequential(*layers, nn.Upsample(scale_factor=scale) if scale > 1 else nn.Identity()).eval()
@@ -32,7 +32,7 @@ def network(radius: int, scale: int = 1) -> nn.Module:
     ("height", "width"), [(1, 1), (7, 200), (64, 64), (65, 64), (97, 130), (128, 81), (200, 7)], ids=str
 )
 @pytest.mark.parametrize(("tile", "overlap", "scale"), [(64, 16, 1), (32, 16, 2), (40, 16, 1), (80, 60, 1)], ids=str)
-def test_tiles_give_the_whole_where_the_network_looks_no_further_than_they_overlap(height, width, tile, overlap, scale):
+def test_tiles_equal_the_whole_image_if_the_overlap_covers_the_receptive_field(height, width, tile, overlap, scale):
     model, images = (
         network(6, scale),
         photo(height, width).repeat(2, 1, 1, 1) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1),
@@ -50,10 +50,10 @@ def test_tiles_give_the_whole_where_the_network_looks_no_further_than_they_overl
     assert len(seen) > 1 or (height <= tile and width <= tile)
 
 
-def test_a_network_that_looks_further_differs_and_yet_shows_no_seams():
-    """The control has an overlap of nothing: tiles are joined without a transition."""
+def test_a_larger_receptive_field_gives_no_seams():
+    """The control has no overlap, so tiles meet without a transition."""
 
-    def brighten(images: torch.Tensor) -> torch.Tensor:  # by a mean over all that it sees
+    def brighten(images: torch.Tensor) -> torch.Tensor:  # by the mean over its tile
         return images + images.mean((-2, -1), keepdim=True)
 
     def steepest(overlap: int) -> float:
@@ -66,8 +66,8 @@ def test_a_network_that_looks_further_differs_and_yet_shows_no_seams():
     assert steepest(32) < 0.25 * steepest(0)
 
 
-def test_networks_that_halve_the_size_see_the_grid_of_the_whole_image(monkeypatch):
-    """The control begins its tiles anywhere."""
+def test_networks_that_halve_the_size_see_the_whole_images_grid(monkeypatch):
+    """In the control, tiles start anywhere."""
 
     def coarse(images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2:]
@@ -82,7 +82,7 @@ def test_networks_that_halve_the_size_see_the_grid_of_the_whole_image(monkeypatc
 
 @pytest.mark.parametrize("side", [33, 64, 65, 100, 127, 128, 1000])
 @pytest.mark.parametrize(("tile", "overlap"), [(32, 16), (32, 0), (40, 10), (64, 48)])
-def test_tiles_cover_a_side_overlap_enough_and_begin_on_the_grid(side, tile, overlap):
+def test_tiles_cover_a_side_overlap_enough_and_start_on_the_grid(side, tile, overlap):
     parts = cuts(side, tile, overlap)
     assert parts[0][0] == 0 and parts[-1][1] == side
     for (start, end), (after, _) in pairwise(parts):
@@ -91,13 +91,13 @@ def test_tiles_cover_a_side_overlap_enough_and_begin_on_the_grid(side, tile, ove
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(16, 16), (31, 16), (64, -1)])
-def test_a_tile_that_would_not_advance_is_refused(tile, overlap):
+def test_a_tile_too_small_for_its_overlap_is_rejected(tile, overlap):
     with pytest.raises(ValueError, match="overlap"):
         tiled(nn.Identity(), torch.zeros(1, 3, 100, 100), tile, overlap)
 
 
 @torch.no_grad()
-def test_the_self_ensemble_is_the_mean_over_the_flips_and_rotations():
+def test_self_ensemble_is_the_mean_over_flips_and_rotations():
     model, images = network(2), photo(20, 31)
     expected = []
     for dims in ([], [-1], [-2], [-1, -2]):
@@ -112,17 +112,19 @@ def test_the_self_ensemble_is_the_mean_over_the_flips_and_rotations():
 
 
 @torch.no_grad()
-def test_the_self_ensemble_turns_with_the_image_and_enlarges():
+def test_self_ensemble_is_equivariant_and_enlarges():
     model, images = network(2, scale=2), photo(20, 31)
     output = self_ensemble(model, images)
     assert output.shape == (1, 3, 40, 62)
     torch.testing.assert_close(self_ensemble(model, images.rot90(1, (-2, -1))), output.rot90(1, (-2, -1)))
     torch.testing.assert_close(self_ensemble(model, images.flip(-1)), output.flip(-1))
-    assert not torch.allclose(model(images.flip(-1)), model(images).flip(-1), atol=1e-3)  # what it evens out
+    assert not torch.allclose(
+        model(images.flip(-1)), model(images).flip(-1), atol=1e-3
+    )  # the network alone is not equivariant
 
 
 @torch.no_grad()
-def test_the_protocol_says_how_the_network_is_applied():
+def test_the_protocol_determines_how_the_network_is_applied():
     model, images = network(3), photo(90, 75)
     plain = Protocol().output(model, images)
     assert plain.equal(model(images))
