@@ -44,7 +44,7 @@ def test_patterns_choose_parameters_by_name():
     [
         (["body.0.*", "bdy.*"], r"no parameter matches 'bdy\.\*'; did you mean 'body\.\*'\?"),
         (["body.0.weigth"], r"no parameter matches 'body\.0\.weigth'; did you mean 'body\.0\.weight'\?"),
-        (["encoder*"], r"no parameter matches 'encoder\*'; names begin with body$"),
+        (["encoder*"], r"no parameter matches 'encoder\*'; names start with body$"),
         (["body.*"], r"body\.\* freeze all parameters; leave some"),
         (["*.weight", "*.bias"], r"freeze all parameters"),
     ],

@@ -154,7 +154,7 @@ def test_a_truncated_file_is_reported_with_a_remedy(tmp_path, size):
 
 def test_a_run_without_a_validation_is_reported_as_such(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="does not exist yet: its run has not come to a validation"):
+    with pytest.raises(UserError, match="does not exist yet; its run has not completed a validation"):
         accel_restore.load(tmp_path / "best.safetensors")
 
 
@@ -176,7 +176,7 @@ def test_weights_come_from_the_hub_if_no_file_has_that_name(tmp_path, monkeypatc
 def test_an_unreachable_hub_is_one_clear_message(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(HF_HUB_OFFLINE is set") as offline:
+    with pytest.raises(UserError, match=r"^me/denoiser: does not exist here, .*Hub \(HF_HUB_OFFLINE is set") as offline:
         accel_restore.load("me/denoiser")
     assert len(str(offline.value).splitlines()) == 1
 
@@ -184,7 +184,7 @@ def test_an_unreachable_hub_is_one_clear_message(tmp_path, monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(UserError, match=r"^me/denoiser: is no file here, .*Hub \(no route\)$"):
+    with pytest.raises(UserError, match=r"^me/denoiser: does not exist here, .*Hub \(no route\)$"):
         accel_restore.load("me/denoiser")
 
 
@@ -234,7 +234,7 @@ def test_a_hostile_model_name_is_refused_without_being_called(tmp_path, monkeypa
     [
         ("unet", {"widht": 8}, r"model\.widht: unknown key; did you mean 'width'"),
         ("unet", {"channels": 1}, r"model\.channels"), ("unet", {"width": "wide"}, "model: unet cannot be built"),
-        ("torch.nn:Linear", {}, r"model\.in_features: missing"), ("json:dumps", {}, "no torch.nn.Module"),
+        ("torch.nn:Linear", {}, r"model\.in_features: missing"), ("json:dumps", {}, "not a torch.nn.Module"),
         ("no.such.package:Net", {}, "cannot import"), ("torch.nn:NoNet", {}, "cannot import"),
         (".unet:UNet", {}, "cannot import"), ("torch.nn:Linear", {"in_features": -1, "out_features": 2}, "be built"),
     ],

@@ -279,7 +279,7 @@ def test_norms_and_biases_leave_only_kernels_to_decay_in_every_model(name, chann
 
 
 def test_a_pattern_without_a_match_is_rejected_with_a_suggestion():
-    for pattern, said in (("norm.weigth", r"did you mean 'norm\.weight'\?"), ("zzz*", "names begin with beta, ")):
+    for pattern, said in (("norm.weigth", r"did you mean 'norm\.weight'\?"), ("zzz*", "names start with beta, ")):
         with pytest.raises(
             UserError, match=rf"^optimizer\.no_decay: no parameter matches '{pattern}'.*{said}".replace("*'", r"\*'")
         ):
