@@ -156,7 +156,7 @@ def test_an_absurd_model_is_refused_before_it_takes_memory(tmp_path, monkeypatch
     path = write(tmp_path / "weights.safetensors", build(3), model=info)
     built = []
     noted = lambda *given: built.append(torch.get_default_device()) or build_model(*given)  # noqa: E731
-    monkeypatch.setattr(restorer, "build_model", noted)
+    monkeypatch.setattr(load_weights, "build_model", noted)
     with pytest.raises(UserError, match="much larger than the weights"):
         restorer.load(path)
     assert [device.type for device in built] == ["meta"]

@@ -148,7 +148,7 @@ def test_a_flipped_bit_is_refused(tmp_path):
 def test_a_truncated_file_is_reported_with_a_remedy(tmp_path, size):
     file = tmp_path / "best.safetensors"
     file.write_bytes(write(tmp_path / "whole.safetensors", build(3)).read_bytes()[:size])
-    with pytest.raises(UserError, match=r"best\.safetensors: .*copy it again, or download it again"):
+    with pytest.raises(UserError, match=r"best\.safetensors: .*copy or download it again"):
         restorer.load(file)
 
 
