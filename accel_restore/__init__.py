@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
 
-def __getattr__(name: str):  # these import torch, so only when they are asked for
+def __getattr__(name: str) -> object:  # these import torch, so they are imported on first use
     if name == "fit":
         from accel_restore.trainer.run import fit
 

@@ -1,6 +1,6 @@
-"""What can be named in a configuration. A name stands for an import path, so that checking names imports nothing heavy.
+"""Names that a configuration can use. Each maps to an import path, so that names are checked without heavy imports.
 
-To add a loss, a model or a degradation: define it and add a line here.
+To add a loss, a model or a degradation, define it and add a line here.
 """
 
 LOSSES = {
@@ -30,7 +30,6 @@ MODELS = {
     "nafnet": "accel_restore.models.nafnet:NAFNet",
     "restormer": "accel_restore.models.restormer:Restormer",
 }
-
 
 DEGRADATIONS = {
     name: f"accel_restore.data.degradations.ops:{name}"

@@ -1,4 +1,4 @@
-"""`accel-restore config`: the configuration that training would use, or the schema of all configurations."""
+"""Print the configuration that training would use, or the JSON schema of all configurations."""
 
 import argparse
 import json
@@ -9,10 +9,7 @@ from accel_restore.config.schema import Config
 
 
 def main(arguments: list[str]) -> int:
-    """Print the configuration; the exit code.
-
-    Raises: UserError that lists all mistakes.
-    """
+    """Print the configuration or the schema, and return the exit code. Raises: UserError that lists all mistakes."""
     parser = argparse.ArgumentParser(prog="accel-restore config", description=__doc__)
     add_configuration(parser)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configurations")

@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of."""
+"""Base classes and validators of the configuration's sections."""
 
 from typing import Annotated, Any
 
@@ -12,24 +12,24 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, "3" is not a number, infinities are not rates."""
+    """A section of the configuration: unknown keys, numbers written as strings, NaN and infinities are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class OpenSection(Section):
-    """A part whose further keys are the keyword arguments of what `name` stands for, checked when that is built."""
+    """A section with a `name` whose other keys are keyword arguments, checked when the named object is built."""
 
     model_config = ConfigDict(extra="allow")
-    name: str
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """The keyword arguments."""
         return dict(self.model_extra or {})
 
 
 def one_of(table: dict) -> BeforeValidator:
-    """A validator that accepts the names of `table` and import paths such as `mypackage.nets:MyNet`."""
+    """Return a validator that accepts names of `table` and import paths such as `mypackage.nets:MyNet`."""
 
     def check(name: Any) -> Any:
         if isinstance(name, str) and name not in table and ":" not in name:

@@ -1,4 +1,4 @@
-"""The configuration's `data` section: sources of images, degradations, crops. Imports nothing heavy."""
+"""The configuration's `data` section: sources of images, degradations, crops. Nothing heavy is imported."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from accel_restore.config.base import OpenSection, PositiveInt, Section, one_of
 from accel_restore.registry import DEGRADATIONS
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit of what it calls a possible decompression bomb
+MAX_PIXELS = 89_478_485  # above it, Pillow warns of a possible decompression bomb
 
 
 def _check_home(path: str) -> str:
@@ -18,37 +18,35 @@ def _check_home(path: str) -> str:
         Path(path).expanduser()
     except RuntimeError:
         raise PydanticCustomError(
-            "home", "{path} begins in a home folder that is not known here; write the folder out", {"path": path}
+            "home", "{path} starts with an unknown home folder; write the full path", {"path": path}
         ) from None
     return path
 
 
 PathText = Annotated[str, AfterValidator(_check_home)]
 Paths = Annotated[PathText, Field(min_length=1)] | Annotated[list[PathText], Field(min_length=1)]
-_GIVEN_IN_PYTHON = "<Dataset of "  # begins what stands in config.yaml for a data set object
+_GIVEN_IN_PYTHON = "<Dataset of "  # how config.yaml describes a data set object starts with this
 
 
 def _check_dataset(value: Any) -> Any:
-    """A name or a `datasets.Dataset`. Who holds one has imported that library, so it need not be imported here."""
+    """Return a name or a `datasets.Dataset`. A caller that has such an object has already imported `datasets`."""
     library, kind = sys.modules.get("datasets"), type(value).__name__
     if value is None or (library is not None and isinstance(value, library.Dataset)):
         return value
     if isinstance(value, str) and value.startswith(_GIVEN_IN_PYTHON):
-        message = f"{value} was an object given in Python; give it there again, or name a folder made by save_to_disk"
+        message = f"{value} was passed as a Python object; pass it again, or name a folder written by save_to_disk"
     elif isinstance(value, str) and value:
         return _check_home(value)
     elif isinstance(value, dict):
-        message = (
-            f"must be one dataset; of a DatasetDict choose a split, such as dataset[{next(iter(value), 'train')!r}]"
-        )
+        message = f"must be one dataset, not a DatasetDict; choose a split: dataset[{next(iter(value), 'train')!r}]"
     elif kind.startswith("Iterable"):
-        message = f"must give its rows in any order, which an {kind} does not; load it without streaming"
+        message = f"must support random access, and {kind} does not; load it without streaming"
     else:
-        message = f"must be the name of a data set, or in Python a datasets.Dataset, not {value!r:.60}"
+        message = f"must be the name of a dataset or, in Python, a datasets.Dataset, not {value!r:.60}"
     raise PydanticCustomError("dataset", "{message}", {"message": message})
 
 
-def _dataset_in_words(value: Any) -> str | None:
+def _describe_dataset(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return f"{_GIVEN_IN_PYTHON}{len(value)} rows, fingerprint {value._fingerprint}>"
@@ -57,59 +55,64 @@ def _dataset_in_words(value: Any) -> str | None:
 DatasetOrName = Annotated[
     Any,
     AfterValidator(_check_dataset),
-    PlainSerializer(_dataset_in_words, when_used="json"),
+    PlainSerializer(_describe_dataset, when_used="json"),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "null"}]}),
 ]
 
 
 class Source(Section):
-    """Images on disk, or rows of a data set. `package:skimage/data/x.png` lies inside an installed Python package."""
+    """Images on disk or rows of a dataset. `package:skimage/data/x.png` is a file of an installed Python package."""
 
-    input: Paths | None = Field(None, description="degraded images, given as gt is; equal names make a pair")
+    input: Paths | None = Field(None, description="degraded images, in the same form as gt; equal names make a pair")
     gt: Paths | None = Field(
         None,
-        description="clean images: a folder, a pattern with {}, or a list of those or of files; a dataset's column",
+        description="clean images: a folder, a pattern with {}, a list of folders, patterns or files, or the column "
+        "of a dataset",
     )
     dataset: DatasetOrName = Field(
-        None, description="for Hugging Face `datasets`: a file, a folder or a Hub id; in Python an object too"
+        None, description="a file, folder or Hub id for Hugging Face `datasets`; in Python, also a Dataset object"
     )
-    split: str | None = Field(None, description="of the dataset; null: train")
-    subset: str | None = Field(None, description="of a dataset that has several configurations: one's name")
+    split: str | None = Field(None, description="split of the dataset; null: train")
+    subset: str | None = Field(None, description="name of a configuration, for a dataset with several of them")
     root: PathText | None = Field(
-        None, description="where paths in a dataset's rows begin and must lie; null: the folder of the dataset"
+        None, description="folder that holds all files named in a dataset's rows; null: the folder of the dataset"
     )
-    recursive: bool = Field(False, description="take the images of sub-folders too")
+    recursive: bool = Field(False, description="also use the images in sub-folders")
 
     @model_validator(mode="after")
-    def _complete(self) -> "Source":
-        problems = self._wrong_for_files() if self.dataset is None else self._wrong_for_dataset()
+    def _check(self) -> "Source":
+        problems = self._problems_of_files() if self.dataset is None else self._problems_of_dataset()
         if problems:
             raise PydanticCustomError("source", "{text}", {"text": "\n".join(problems)})
         return self
 
-    def _wrong_for_files(self) -> list[str]:
-        """Problems, each beginning with what follows the section's own key."""
-        problems = [f".{key}: needs a dataset; remove it" for key in ("split", "subset", "root") if getattr(self, key)]
+    def _problems_of_files(self) -> list[str]:
+        """Return problems, each starting with what follows the key of the section."""
+        problems = [
+            f".{key}: applies to datasets only; set dataset, or remove {key}"
+            for key in ("split", "subset", "root")
+            if getattr(self, key)
+        ]
         if self.gt is None:
-            problems.append(": 'gt' is missing: name the folder or pattern of the clean images, or a dataset")
+            problems.append(": 'gt' is missing; set it to a folder, a pattern, or a column of a dataset")
         places = [
             place for side in (self.gt, self.input) for place in ([side] if isinstance(side, str) else side or [])
         ]
         if self.recursive and places and all("{}" in place for place in places):
-            problems.append(".recursive: is for folders; in a pattern, write **/ for folders of any depth")
+            problems.append(".recursive: applies to folders only; in a pattern, write **/ for folders of any depth")
         return problems
 
-    def _wrong_for_dataset(self) -> list[str]:
+    def _problems_of_dataset(self) -> list[str]:
         problems = [
-            f".{key}: must be the name of one column of the dataset, not a list"
+            f".{key}: must be the name of one dataset column, not a list"
             for key in ("input", "gt")
             if isinstance(getattr(self, key), list)
         ]
         if self.recursive:
-            problems.append(".recursive: is for folders of images; remove it, or the dataset")
+            problems.append(".recursive: applies to folders only; remove it, or the dataset")
         if not isinstance(self.dataset, str):
             problems += [
-                f".{key}: is for a dataset's files, but this dataset is an object; remove it"
+                f".{key}: does not apply to a Dataset object; remove it"
                 for key in ("split", "subset", "root")
                 if getattr(self, key) is not None
             ]
@@ -117,35 +120,37 @@ class Source(Section):
 
 
 class Degradation(OpenSection):
+    """One step of the synthetic degradation; further keys are its keyword arguments."""
+
     name: Annotated[str, one_of(DEGRADATIONS)]
 
 
 DEFAULT_DEGRADATIONS = {
-    False: [Degradation(name="gaussian_noise", sigma=25)],
+    False: [Degradation.model_validate({"name": "gaussian_noise", "sigma": 25})],
     True: [Degradation(name="downscale"), Degradation(name="quantize")],
 }
 
 
 class Stage(Section):
-    """Epochs that differ from the rest of the training; what is null is as without stages."""
+    """Settings for the first epochs of a run; null keeps the value that is set without stages."""
 
-    until_epoch: PositiveInt = Field(description="the stage is over when so many epochs of the run are complete")
+    until_epoch: PositiveInt = Field(description="last epoch of the stage, counted from 1")
     patch_size: PositiveInt | None = Field(None, description="side of a training crop of gt, pixels")
     batch_size: PositiveInt | None = Field(None, description="pairs per device per forward pass")
     global_batch_size: PositiveInt | None = Field(None, lt=2**24, description="pairs per optimizer step")
 
 
 class Mixup(Section):
-    """A second sample is mixed into some: both images of a pair, with one share, drawn from Beta(alpha, alpha)."""
+    """Mixes a second pair into a sample: both images with the same weight, drawn from Beta(alpha, alpha)."""
 
-    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the samples that are mixed")
-    alpha: Annotated[float, Field(gt=0)] = Field(1.2, description="larger: shares nearer to one half")
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of samples that are mixed")
+    alpha: Annotated[float, Field(gt=0)] = Field(1.2, description="larger values draw weights closer to 0.5")
 
 
 def _check_batch_size(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
-    raise PydanticCustomError("batch_size", "must be a number above 0, or auto, not {value}", {"value": repr(value)})
+    raise PydanticCustomError("batch_size", "must be a number above 0 or auto, not {value}", {"value": repr(value)})
 
 
 BatchSize = Annotated[
@@ -156,41 +161,48 @@ BatchSize = Annotated[
 
 
 class Data(Section):
-    train: Source = Field(description="training images; without `input` it is made by `degradation`")
+    """The images, and how samples and batches are made from them."""
+
+    train: Source = Field(description="training images; without `input`, `degradation` makes the inputs")
     val: Source | None = Field(None, description="validation images; null: `val_fraction` of the training images")
-    scale: Literal[1, 2, 3, 4] = Field(1, description="gt is `scale` times larger than input (super-resolution)")
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of training images held out")
+    scale: Literal[1, 2, 3, 4] = Field(1, description="size of gt divided by the size of input (super-resolution)")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training images held out for validation"
+    )
     degradation: Annotated[list[Degradation], Field(min_length=1)] = Field(
         default_factory=lambda data: DEFAULT_DEGRADATIONS[data.get("scale", 1) > 1],
-        description="makes the input of sources without one, applied in order; "
-        "default: gaussian_noise of sigma 25, or with a scale above 1 bicubic downscale, rounded to 8 bits",
+        description="steps that make the input of sources without one, applied in order; default: gaussian_noise "
+        "with sigma 25; with a scale above 1: bicubic downscale, then quantize",
     )
-    channels: Literal[1, 3] = Field(3, description="3: colour, 1: gray (BT.601 luma of colour images)")
+    channels: Literal[1, 3] = Field(3, description="3: colour; 1: gray, the BT.601 luma of colour images")
     patch_size: PositiveInt = Field(256, description="side of a training crop of gt, pixels; a multiple of scale")
     max_images: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="use only so many images of each source, the first by name: to try things out"
+        None, description="use only this many images of each source, the first by name, for a quick test"
     )
     crops_per_image: PositiveInt = Field(1, description="samples per image per epoch")
     augment: list[Literal["hflip", "vflip", "rot90"]] = Field(
-        ["hflip", "vflip", "rot90"], description="each done to half of the samples"
+        ["hflip", "vflip", "rot90"], description="flips and rotations, each applied to half of the samples"
     )
-    mixup: Mixup | None = None
+    mixup: Mixup | None = Field(None, description="mix a second pair into samples; null: off")
     batch_size: BatchSize = Field(
         8,
-        description="pairs per device per forward pass; auto: the largest power of two that fits, on a CPU at most 64",
+        description="pairs per device per forward pass; auto: the largest power of two that fits into memory, at most "
+        "64 on a CPU",
     )
     stages: list[Stage] = Field(
-        [], description="progressive training: crops and batches of the first epochs, in order; then those above hold"
+        [],
+        description="progressive training: crop and batch sizes of the first epochs, in order; afterwards the settings "
+        "above apply",
     )
     num_threads: Annotated[int, Field(ge=0, le=64)] = Field(
-        1, description="threads that read batches ahead; 0: in the training loop; the run is the same with any number"
+        1, description="threads that prepare batches in advance; 0: the training loop does it; results do not change"
     )
-    cache_dir: PathText | None = Field(None, description="decoded images; null: ~/.cache/accel_restore")
-    max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="larger images are refused as decompression bombs")
+    cache_dir: PathText | None = Field(None, description="folder for decoded images; null: ~/.cache/accel_restore")
+    max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="images with more pixels are refused")
 
     @property
     def patch_sizes(self) -> dict[str, int]:
-        """The sides of training crops of all stages, by their keys."""
+        """The crop sides of all stages, by their keys."""
         stages = {f"data.stages.{i}.patch_size": stage.patch_size for i, stage in enumerate(self.stages)}
         return {key: size for key, size in stages.items() if size} | {"data.patch_size": self.patch_size}
 
@@ -200,7 +212,7 @@ class Data(Section):
             if size % self.scale:
                 raise PydanticCustomError(
                     "patch_size",
-                    "{key} is {size}, which is no multiple of scale {scale}",
+                    "{key} is {size}, which is not a multiple of scale {scale}",
                     {"key": key.removeprefix("data."), "size": size, "scale": self.scale},
                 )
         return self
@@ -210,6 +222,8 @@ class Data(Section):
         ends = [stage.until_epoch for stage in self.stages]
         if ends != sorted(set(ends)):
             raise PydanticCustomError(
-                "stages", "stages end at the epochs {ends}; give them in order", {"ends": ", ".join(map(str, ends))}
+                "stages",
+                "stages end at epochs {ends}; until_epoch must increase from stage to stage",
+                {"ends": ", ".join(map(str, ends))},
             )
         return self

@@ -1,6 +1,6 @@
-"""YAML text to plain trees and back: what tags, aliases, depth or size could do to a program is refused.
+"""YAML text to plain trees and back; tags, duplicate keys and trees that are too large are refused.
 
-A plain tree is made of mappings, lists, text, numbers, booleans and null, no part of which stands in two places.
+A plain tree consists of mappings, lists, strings, numbers, booleans and null, and no part of it is shared.
 """
 
 import re
@@ -11,18 +11,18 @@ import yaml
 
 from accel_restore.errors import UserError
 
-MOST_BYTES = 16 * 2**20  # of a file
-_MOST_VALUES = 500_000  # nine lines of aliases can stand for as many values as no memory holds
-_DEEPEST = 64  # levels; Python's own limit lies at some 200
-_LONGEST_NUMBER = 64  # characters
+MAX_BYTES = 16 * 2**20  # of a file
+_MAX_VALUES = 500_000  # nine lines of aliases can expand to more values than fit into memory
+_MAX_DEPTH = 64  # PyYAML itself reaches Python's recursion limit at about 200 levels
+_MAX_DIGITS = 64  # `1:30:59` is a number of base 60, whose conversion takes quadratic time
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_TYPES = {"null", "bool", "int", "float", "str", "seq", "map"}  # a date is text, as in YAML 1.2
+_TYPES = {"null", "bool", "int", "float", "str", "seq", "map"}  # a date is a string, as in YAML 1.2
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `5e-4` is a number, as in YAML 1.2, and a key that stands twice is an error."""
+    """Safe YAML in which `5e-4` is a number, as in YAML 1.2, and a duplicate key is an error."""
 
-    yaml_constructors = {  # noqa: RUF012  PyYAML's own way
+    yaml_constructors = {  # noqa: RUF012  as in PyYAML
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
         if tag is not None and tag.rpartition(":")[2] in _TYPES
@@ -39,36 +39,28 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str | int | float | bool):
                 raise _refusal("a key must be a word", key_node)
             if key in seen:
-                raise _refusal(f"'{key}' stands twice", key_node)
+                raise _refusal(f"duplicate key '{key}'", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
-        return self.construct_yaml_int(_bounded(node))
-
-    def construct_float(self, node: yaml.ScalarNode) -> float:
-        return self.construct_yaml_float(_bounded(node))
+        if len(node.value) > _MAX_DIGITS:
+            raise _refusal(f"a number with more than {_MAX_DIGITS} digits", node)
+        return self.construct_yaml_int(node)
 
     def refuse_tag(self, node: yaml.Node) -> None:
         raise _refusal(f"the tag {node.tag:.80} is not allowed; write plain values", node)
 
 
 class Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes what `parse_yaml` would read as a number."""
+    """Safe YAML that quotes strings which `parse_yaml` would read as numbers."""
 
 
 def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _bounded(node: yaml.ScalarNode) -> yaml.ScalarNode:
-    if len(node.value) > _LONGEST_NUMBER:
-        raise _refusal(f"a number of more than {_LONGEST_NUMBER} characters; write it shorter", node)
-    return node
-
-
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
 _Loader.add_constructor(None, _Loader.refuse_tag)
 for _class in (_Loader, Dumper):
     _class.add_implicit_resolver(
@@ -77,10 +69,7 @@ for _class in (_Loader, Dumper):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The plain tree that YAML `text` stands for; `where` names it in the error.
-
-    Raises: UserError.
-    """
+    """Return the plain tree of a YAML text; `where` names the text in errors. Raises: UserError."""
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -89,26 +78,26 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
     except RecursionError:
         raise UserError(f"{where}: not valid YAML (nested too deeply)") from None
-    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:  # of `!!int` without a number
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:  # such as `!!int x`
         raise UserError(f"{where}: not valid YAML ({error})") from None
     return plain_copy(tree, where)
 
 
 def plain_copy(tree: Any, where: str) -> Any:
-    """A copy in which no part stands in two places, as YAML aliases do: an override changes one of them.
+    """Return a copy that shares no part, so that an override changes one place only, even of a YAML alias.
 
-    Raises: UserError where it would be too large or too deep, or holds what no file of a run can.
+    Raises: UserError if the copy would be too large or too deep, or if a value cannot be written to a run's files.
     """
     values = count(1)
 
     def copy(value: Any, key: str, depth: int) -> Any:
-        if next(values) > _MOST_VALUES:
+        if next(values) > _MAX_VALUES:
             raise UserError(
-                f"{where}: stands for more than {_MOST_VALUES:,} values; write out what is meant instead of aliases "
-                "(*name), and a folder or a pattern instead of a list of files"
+                f"{where}: has more than {_MAX_VALUES:,} values; write values in place of aliases (*name), and a "
+                "folder or a pattern in place of a list of files"
             )
-        if depth > _DEEPEST:
-            raise UserError(f"{where}: {key:.60}... is nested deeper than {_DEEPEST} levels; an alias within itself?")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{where}: {key:.60}... is nested deeper than {_MAX_DEPTH} levels; write a flatter section")
         if isinstance(value, dict):
             return {
                 copy(name, key, depth): copy(item, f"{key}.{name}".lstrip("."), depth + 1)
@@ -116,20 +105,20 @@ def plain_copy(tree: Any, where: str) -> Any:
             }
         if isinstance(value, list):
             return [copy(item, f"{key}.{index}".lstrip("."), depth + 1) for index, item in enumerate(value)]
-        if problem := _unwritable(value):
+        if problem := _problem_of(value):
             raise UserError(f"{where}: {key:.200}{': ' if key else ''}{problem}")
         return value
 
     return copy(tree, "", 0)
 
 
-def _unwritable(value: Any) -> str | None:
-    """Why a value cannot be: what no path, no file in UTF-8 and no 64-bit number holds."""
+def _problem_of(value: Any) -> str | None:
+    """Return why a value fits into no path, UTF-8 file or 64-bit number, or None."""
     if isinstance(value, str):
         if "\0" in value:
-            return "holds a NUL character; remove it"
+            return "contains a NUL character; remove it"
         if _SURROGATE.search(value):
-            return "is no text that UTF-8 can hold; rename what it names"
+            return "cannot be encoded in UTF-8; rename the file or folder"
     if isinstance(value, int) and abs(value) >= 2**63:
-        return "is a whole number of more than 63 bits; give a smaller one"
+        return "is an integer of more than 63 bits; use a smaller one"
     return None

@@ -8,7 +8,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from accel_restore.config.schema import AnyOptimizer
+from accel_restore.config.optim import AnyOptimizer
 from accel_restore.models.parameters import without_decay
 from accel_restore.optim.muon import Muon
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from accel_restore.config.schema import AnySchedule
+from accel_restore.config.optim import AnySchedule
 
 
 def constant(optimizer: Optimizer, epochs: int, *, min_lr: float) -> LRScheduler:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, fsync, rename, fsync the folder."""
+"""Atomic and durable files: write a staging file, flush it, rename it, flush the folder."""
 
 import errno
 import json
@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-REMOVING = ".removing-"  # how the name of a folder begins that is being removed
+REMOVING = ".removing-"  # prefix of a folder that is being removed
 _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, and force their names to the disk."""
+    """Create a folder and its parents, and flush their names to disk."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -22,7 +22,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file of a staging folder and force it to the disk."""
+    """Write a file in a staging folder and flush it to disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -30,19 +30,19 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries (new names) to the disk."""
+    """Flush a folder's entries (new names) to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such thing as a folder's fsync
+        if error.errno != errno.EINVAL:  # some file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Give `path` new content in one step: a reader, or a crash, sees the old file or the new one."""
+    """Replace the content of `path` atomically: readers, and a crash, see the old file or the new one."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durably(staging, data)
@@ -53,20 +53,20 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder; a folder at once, so that a crash leaves no half of it under its name."""
+    """Remove a file or a folder; after a crash, a folder has all of its content or its name is gone."""
     if path.is_dir() and not path.is_symlink():
         doomed = path.with_name(f"{REMOVING}{path.name}")
-        if doomed.exists():  # left by a crash
+        if doomed.exists():  # after a crash
             shutil.rmtree(doomed)
         path.rename(doomed)
-        sync_folder(path.parent)  # else the machine may lose the new name and not what comes next
+        sync_folder(path.parent)  # otherwise a power failure may undo the rename but not the removals
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what processes that died in `replace_file` or `discard` have left in a folder."""
+    """Remove what `replace_file` and `discard` left in a folder when their process died."""
     for path in list(folder.iterdir()):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink()
@@ -75,12 +75,12 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON in which NaN and infinities are null."""
+    """Return JSON text; NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def encode_floats(value: Any) -> Any:
-    """`value` with infinities and NaN as {"float": "inf"}, which JSON can hold and `decode_floats` reads back."""
+    """Replace NaN and infinities by objects such as {"float": "inf"}, which JSON supports; see `decode_floats`."""
     if isinstance(value, dict):
         return {key: encode_floats(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -89,7 +89,7 @@ def encode_floats(value: Any) -> Any:
 
 
 def decode_floats(value: Any) -> Any:
-    """What `encode_floats` was given."""
+    """Invert `encode_floats`."""
     if isinstance(value, dict):
         if list(value) == ["float"]:
             return float(value["float"])

@@ -1,22 +1,16 @@
-"""Find files below a folder by patterns with `*` and `**`, whatever symbolic links there make of it."""
+"""Find files below a folder by patterns with `*` and `**`; symbolic links are followed, without loops."""
 
 import os
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-from accel_restore.errors import UserError
-
-_MOST_LINKED = 10_000  # folders that are reached through links; a dozen that link to each other make millions
-
 
 def matches(pattern: str, root: Path) -> Iterator[str]:
-    """The paths below `root` that match a pattern of `glob`, in which `**/` stands for folders of any depth.
+    """Yield the paths below `root` that match a pattern of `glob`, in which `**/` stands for folders of any depth.
 
-    Hidden files and folders are left out, unless the pattern names them. Links to folders are followed, but no folder
-    is entered again within itself, where `glob` goes forty times round a loop, and through two for ever.
-
-    Raises: UserError where links make more folders than there can be images for.
+    Hidden files and folders are left out unless the pattern names them. Links to folders are followed, but `**/` enters
+    each folder once, however many links lead to it.
     """
     before, stars, rest = pattern.partition("**/")
     if not stars or (before and not before.endswith("/")):
@@ -27,38 +21,18 @@ def matches(pattern: str, root: Path) -> Iterator[str]:
             yield from (Path(top, folder, name).as_posix() for name in matches(rest, root / top / folder))
 
 
-def _folders(top: Path) -> Iterator[str]:
-    """`top`, as "", and the folders below it, relative to it."""
-    linked = 0
-    waiting = [("", (_identity(top),), False)]
-    while waiting:
-        folder, above, through_link = waiting.pop()
-        yield folder
-        try:
-            entries = list(os.scandir(top / folder))
-        except OSError:  # as `glob` passes over what it may not read
+def _folders(top: Path) -> Iterator[Path]:
+    """Yield the folders at and below `top`, relative to it."""
+    visited: set[tuple[int, int]] = set()
+    for name, inside, _ in os.walk(top, followlinks=True):
+        folder = Path(name)
+        status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:
+            inside.clear()
             continue
-        for entry in entries:
-            identity = None if entry.name.startswith(".") else _identity(entry)
-            if identity is None:
-                continue
-            link = through_link or entry.is_symlink()
-            linked += link
-            if linked > _MOST_LINKED:
-                raise UserError(
-                    f"{top}: symbolic links make more than {_MOST_LINKED:,} folders of it; remove those that lead back "
-                    "to where they are"
-                )
-            if identity not in above:
-                waiting.append((f"{folder}/{entry.name}".lstrip("/"), (*above, identity), link))
-
-
-def _identity(entry: Path | os.DirEntry) -> tuple[int, int] | None:
-    """What tells a folder apart under all its names; None for what is no folder, such as a link to itself."""
-    try:
-        if not entry.is_dir():
-            return None
-        status = entry.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        visited.add(identity)
+        yield folder.relative_to(top)
+        # In a fixed order, and folders before links to them, so that a file is found under the same path everywhere.
+        visible = (each for each in inside if not each.startswith("."))
+        inside[:] = sorted(visible, key=lambda each: ((folder / each).is_symlink(), each))

@@ -1,4 +1,4 @@
-"""The memory of this machine and of this process."""
+"""Measure the memory of this machine and of this process."""
 
 import weakref
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def memory_bytes() -> int:
-    """Memory that this process may fill with data: what is free or holds cached files, within its control group."""
+    """Return the bytes that this process can still use: free or file-cache memory, within its control group's limit."""
     groups = Path("/proc/self/cgroup")
     limits = []
     for line in groups.read_text().splitlines() if groups.exists() else []:
         _, controllers, group = line.split(":", 2)
         root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
         mounted = Path("/sys/fs/cgroup", root)
-        if name:  # the limit may lie on a group above; in a container the group's folder is mounted as the root
+        if name:  # a parent group may set the limit; in a container the group's folder is mounted as the root
             folder = mounted / group.lstrip("/")
             limits += [place / name for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
     texts = [limit.read_text().strip() for limit in limits if limit.exists()]
@@ -26,12 +26,12 @@ def memory_bytes() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device, or the host, has no memory left."""
+    """Return whether an error means that a device or the host is out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, and the `most` that lived at once."""
+    """Counts the bytes of tensors that operations create; `most` is the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
+                self._add(value.untyped_storage())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         if id(storage) in self.known:
             return
         size = storage.nbytes()

@@ -1,4 +1,4 @@
-"""Keep secrets, and paths, out of files: keys and tokens of the environment, logins in URLs, tokens by their form."""
+"""Keep secrets and paths out of files: keys and tokens of the environment, logins in URLs, tokens of known forms."""
 
 import os
 import re
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
-_LEAST = 8  # characters; shorter values are words that stand elsewhere too
+_MIN_LENGTH = 8  # characters; shorter values are often ordinary words
 _NAMES = r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)S?(?:_?\d+)?"
 _SECRET_VARIABLE = re.compile(_NAMES + "$", re.IGNORECASE)
-# As the key of a configuration, `key` alone is an ordinary word, of attention for one.
+# A configuration key may be just `key`, as in attention, without a secret.
 _SECRET_KEY = re.compile(r"(?:^|.*[_-])(?:(?:api|access|secret|private|auth)[_-]?key|token|secret|password|passwd)$")
 _FORMS = [
     (re.compile(r"(?<=://)[^/\s?#]+@"), f"{HIDDEN}@"),
@@ -26,18 +26,18 @@ _ABSOLUTE = re.compile(r"(?:file:/+|~|/|\\\\|[A-Za-z]:[\\/]|\.\.[\\/])")
 
 
 def redacted(value: Any) -> Any:
-    """`value`, a string or a tree of mappings and lists, in which `***` stands for every secret.
+    """Return `value`, a string or a tree of mappings and lists, with `***` in place of each secret.
 
-    Secrets are the values of environment variables that are called keys, tokens, secrets or passwords; logins and
-    signatures in URLs; tokens of known forms; and in mappings what stands below such a key. Numbers are left alone.
+    Secrets are: values of environment variables whose names end in key, token, secret or password; logins and
+    signatures in URLs; tokens of known forms; and strings under such keys in mappings. Numbers do not change.
     """
     return _redacted(value, _of_environment())
 
 
 def without_paths(tree: Any) -> Any:
-    """The tree without secrets and with no path of a machine: of an absolute one, the last folder's or file's name.
+    """Return the tree without secrets, and with absolute paths shortened to the name of their last folder or file.
 
-    Of a pattern such as /mnt/shots/{}_real.JPG, what has the braces stays too: shots/{}_real.JPG.
+    A pattern also keeps everything from its braces on: /mnt/shots/{}_real.JPG becomes shots/{}_real.JPG.
     """
     return _without_paths(redacted(tree))
 
@@ -58,9 +58,9 @@ def _without_paths(value: Any) -> Any:
 
 
 def _of_environment() -> list[str]:
-    """The environment's secrets, the longest first, as one may be part of another."""
+    """Return the secrets of the environment, longest first, because one may contain another."""
     values = {value.strip() for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
-    return sorted((value for value in values if len(value) >= _LEAST), key=len, reverse=True)
+    return sorted((value for value in values if len(value) >= _MIN_LENGTH), key=len, reverse=True)
 
 
 def _redacted(value: Any, secrets: list[str]) -> Any:
@@ -81,7 +81,9 @@ def _redacted(value: Any, secrets: list[str]) -> Any:
 
 
 def _hides(key: Any, item: Any) -> bool:
-    """Whether a mapping's key says that its text is a secret; of models, `token` alone may be an ordinary word."""
+    """Return whether a mapping's key marks its string as a secret; `token` is also an ordinary word in models."""
     if not (isinstance(key, str) and isinstance(item, str) and _SECRET_KEY.match(key.lower())):
         return False
-    return len(item) >= 2 * _LEAST and any(map(str.isdigit, item)) if "token" in key.lower() else len(item) >= _LEAST
+    if "token" in key.lower():
+        return len(item) >= 2 * _MIN_LENGTH and any(map(str.isdigit, item))
+    return len(item) >= _MIN_LENGTH

@@ -1,4 +1,4 @@
-"""Keyed random numbers: a draw is a hash of (seed, epoch, sample id, purpose), so no random state is stored."""
+"""Keyed random numbers: a draw is a hash of (seed, epoch, sample id, purpose), so there is no random state to store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Range = float | Sequence[float]  # a number, or a pair [low, high] drawn uniform
 
 
 class Draw(IntEnum):
-    """What a hash of a sample is drawn for. A number is never reused: it decides the bits of every run."""
+    """What a sample's hash is used for. Values are never reused or changed: they determine the bits of every run."""
 
     TOP = 0
     LEFT = 1
@@ -34,13 +34,13 @@ class Draw(IntEnum):
 
 
 def ends(span: Range) -> tuple[float, float]:
-    """The lowest and the highest value of a range."""
+    """Return the lowest and the highest value of a range."""
     low, high = span if isinstance(span, Sequence) else (span, span)
     return low, high
 
 
 class KeyedRandom:
-    """Keyed draws: the n-th draw is a hash of (seed, n), the same in any thread and on any rank."""
+    """A source of draws whose n-th draw is a hash of (seed, n), the same in any thread and on any rank."""
 
     def __init__(self, seed: int):
         self.seed, self.count = seed, 0
@@ -50,24 +50,24 @@ class KeyedRandom:
         return key(self.seed, self.count)
 
     def split(self, index: int) -> KeyedRandom:
-        """An independent source of draws for part `index`, whatever was drawn before."""
+        """Return an independent source for part `index`; earlier draws do not affect it."""
         return KeyedRandom(key(self.seed, -1, index))
 
     def uniform(self, span: Range) -> float:
-        """A float from low to high, or the number itself."""
+        """Draw a float from a range, or return the number itself."""
         low, high = ends(span)
         return low + (high - low) * (self._next() >> 11) * 2.0**-53
 
     def integer(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Draw an integer from `low` to `high`, both included."""
         return low + self._next() % (high - low + 1)
 
     def chance(self, probability: float) -> bool:
-        """True with the given probability."""
+        """Return True with the given probability."""
         return self.uniform((0, 1)) < probability
 
     def choice(self, items: Sequence, weights: Sequence[float] | None = None) -> Any:
-        """One of `items`, with chances in proportion to `weights`. Raises: ValueError for unfit weights."""
+        """Draw one of `items` with probabilities proportional to `weights`. Raises: ValueError for invalid weights."""
         weights = [1.0] * len(items) if weights is None else weights
         if len(weights) != len(items) or any(weight < 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
             raise ValueError(f"weights {weights} do not fit {len(items)} choices")
@@ -75,17 +75,17 @@ class KeyedRandom:
         return items[bisect(list(accumulate(weights)), place, hi=len(items) - 1)]
 
     def permutation(self, n: int) -> list[int]:
-        """0 … n − 1 in a random order."""
+        """Return 0 … n − 1 in a random order."""
         return sorted(range(n), key=[self._next() for _ in range(n)].__getitem__)
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """A torch generator of the next key, for draws per pixel."""
+        """Return a torch generator seeded by the next draw, for draws per pixel."""
         import torch
 
         return torch.Generator(device).manual_seed(self._next() >> 1)
 
     def normal(self, like: Tensor, sigma: float = 1.0) -> Tensor:
-        """Gaussian noise of the shape, dtype and device of `like`."""
+        """Draw Gaussian noise with the shape, dtype and device of `like`."""
         import torch
 
         noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
@@ -96,20 +96,20 @@ class EvenRandom(KeyedRandom):
     """Keyed draws for trials: the possible outcomes of a chance or a choice are equally likely, so rare ones occur."""
 
     def split(self, index: int) -> EvenRandom:
-        """An independent even source of draws for part `index`."""
+        """Return an independent source for part `index`; earlier draws do not affect it."""
         return EvenRandom(super().split(index).seed)
 
     def chance(self, probability: float) -> bool:
-        """True or False with equal probability, unless only one of them is possible."""
+        """Return True or False with equal probability, or the only possible outcome."""
         return super().chance(0.5 if 0 < probability < 1 else probability)
 
     def choice(self, items: Sequence, weights: Sequence[float] | None = None) -> Any:
-        """One of the `items` with a weight above 0."""
+        """Draw one of the `items` with a weight above 0."""
         return super().choice(items, None if weights is None else [float(weight > 0) for weight in weights])
 
 
 def key(*parts: int) -> int:
-    """A 64-bit hash of integers, different for each order of them."""
+    """Return a 64-bit hash of integers; their order matters."""
     state = 0
     for part in parts:
         state = _mix(state ^ _mix(part & _MASK))
@@ -117,7 +117,7 @@ def key(*parts: int) -> int:
 
 
 def _mix(value: int) -> int:
-    """The splitmix64 hash of a 64-bit number.
+    """Return the splitmix64 hash of a 64-bit number.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
     """
@@ -128,7 +128,7 @@ def _mix(value: int) -> int:
 
 
 def hashes(values: np.ndarray, key: int) -> np.ndarray:
-    """A uint64 hash of each integer under a `key`: a counter-based random generator, splitmix64 over arrays."""
+    """Return a uint64 hash of each integer under a `key`: a counter-based generator, splitmix64 over arrays."""
     z = (values.astype(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
@@ -136,15 +136,15 @@ def hashes(values: np.ndarray, key: int) -> np.ndarray:
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1) from uint64 hashes."""
+    """Convert uint64 hashes to floats in [0, 1)."""
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def shuffled(positions: np.ndarray, size: int, *keys: int) -> np.ndarray:
-    """The ids at `positions` of a keyed random order of 0 … size − 1: a bijection, O(1) a position.
+    """Return the ids at `positions` of a keyed random permutation of 0 … size − 1, in O(1) per position.
 
-    A Feistel network over the smallest even number of bits that holds `size`; results outside are sent through again
-    (cycle walking), on average less than three times more.
+    The permutation is a Feistel network over the smallest even number of bits that holds `size`. Results that are too
+    large are permuted again (cycle walking), on average fewer than three times.
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     half_bits, mask = np.uint64(half), np.uint64((1 << half) - 1)

@@ -1,6 +1,6 @@
-"""Requests to stop, by a signal: training saves after the step it is in and ends; a second request ends it at once.
+"""Signals that ask a run to stop: it saves after the current step and ends; a second signal ends it at once.
 
-Imports nothing heavy: the handlers stand before torch is imported.
+Nothing heavy is imported, so that the handlers are installed before torch is imported.
 """
 
 import ctypes
@@ -15,23 +15,24 @@ from typing import Any
 
 from accel_restore.errors import PreemptedError
 
-EXIT_CODE = 143  # 128 + SIGTERM, what schedulers expect
-# SIGUSR1 is what Slurm sends ahead of a job's time limit (--signal=USR1@120).
+EXIT_CODE = 143  # 128 + SIGTERM, as schedulers expect
+# Slurm sends SIGUSR1 before a job's time limit (--signal=USR1@120).
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-# One request may arrive twice: `timeout` sends its signal to the process and to its group, a launcher passes on what
-# the terminal or Slurm has sent to all its processes already.
+# One request may arrive twice: `timeout` signals the process and its group, and a launcher forwards signals that the
+# terminal or Slurm has already sent to all of its processes.
 _COPIES_SECONDS = 2.0
 _START_SECONDS = 5.0
-_SET_DEATH_SIGNAL = 1  # prctl's number
-_LAST = 0  # no signal's number; ends the thread
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_LAST = 0  # not the number of a signal; ends the thread
 
-_former: dict[int, Any] = {}  # while this process listens: the handlers that stood before
+_former: dict[int, Any] = {}  # the previous handlers, while this process listens
 
 
 class StopRequest:
-    """Whether this process was asked to stop. Until `may_save` is set there is nothing to save: it ends at once.
+    """True once a signal has asked this process to stop.
 
-    Once `is_over` is set the run is ending by an error, after which a launcher sends SIGTERM: no request any more.
+    Before `may_save` is set there is nothing to save, and the process ends at once. After `is_over` is set the run is
+    ending with an error; the SIGTERM that a launcher then sends is ignored.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class StopRequest:
         return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
 
     def _handle(self, number: int, frame: object) -> None:
-        """Runs in the main thread, as soon as it is in Python."""
+        """Run in the main thread, as soon as it executes Python code."""
         if self.is_over:
             return
         self.signal = self.signal or signal.Signals(number)
@@ -60,15 +61,16 @@ class StopRequest:
             self._raise()
 
     def _raise(self) -> None:
-        if not self._raised:  # a copy must not disturb what the first has begun
+        if not self._raised:  # a copy of the signal must not interrupt the exit
             self._raised = True
             raise PreemptedError(f"{self} before the first step")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it no request is raised; at its end one that has come is.
+        """Delay the exception of a request to the end of this context.
 
-        For imports: torch's C++ drops what is raised while it imports numpy, which is then half imported for good.
+        Needed for imports: torch's C++ code discards an exception raised while it imports numpy, and numpy then stays
+        half imported.
         """
         self._is_deferred = True
         try:
@@ -79,7 +81,7 @@ class StopRequest:
             self._raise()
 
     def _discarded(self, unraisable: Any) -> None:
-        """Called for an exception that Python throws away, as it was raised in a destructor or a callback."""
+        """Handle an exception that Python discards because it was raised in a destructor or a callback."""
         if isinstance(unraisable.exc_value, PreemptedError):
             self._raise_again()
         else:
@@ -92,7 +94,7 @@ class StopRequest:
         later.start()
 
     def _listen(self, wakeups: int) -> None:
-        """Runs in a thread of its own, which hears a signal even where the main thread waits inside a library."""
+        """Run in a separate thread, which receives signals even while the main thread waits inside a library."""
         numbers = b""
         while _LAST not in numbers:
             numbers = os.read(wakeups, 64)
@@ -107,19 +109,19 @@ class StopRequest:
                 return
             self.signal = number
             if self.may_save:
-                _report(f"{number.name}: saving after this step; a second signal ends the run without")
+                _report(f"{number.name}: saving after this step; a second signal ends the run without saving")
             else:
                 self._leave_later()
         elif not self._is_copy():
-            _report(f"{number.name}: ended at once; the last commit is kept")
+            _report(f"{number.name}: ended without saving; the last commit is kept")
             os._exit(1 if self.is_over else EXIT_CODE)
 
     def _is_copy(self) -> bool:
-        """Whether a further signal is a copy of the first, or comes of the launcher's death."""
+        """Return whether a further signal is a copy of the first, or is sent because the launcher died."""
         if self._launcher is not None and os.getppid() != self._launcher:
             self._launcher = None  # it dies once
             return True
-        return time.monotonic() - self._heard_first < _COPIES_SECONDS
+        return self._heard_first is not None and time.monotonic() - self._heard_first < _COPIES_SECONDS
 
     def _leave_later(self) -> None:
         self._leaving = threading.Timer(_START_SECONDS, self._leave)
@@ -127,7 +129,7 @@ class StopRequest:
         self._leaving.start()
 
     def _leave(self) -> None:
-        """End the process where the main thread has not come back to Python since the signal; imports may take long."""
+        """End the process if the main thread has not executed Python code since the signal, except during imports."""
         if self._is_deferred:
             self._leave_later()
         elif not self.may_save and not self._raised and not self.is_over:
@@ -140,7 +142,7 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Take SIGTERM, SIGINT and SIGUSR1 as requests to stop; outside the main thread, where none arrive, do nothing."""
+    """Treat SIGTERM, SIGINT and SIGUSR1 as requests to stop; do nothing outside the main thread."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -157,7 +159,7 @@ def listening() -> Iterator[StopRequest]:
         yield stop
     finally:
         _restore(former_wakeup)
-        os.write(writing, bytes([_LAST]))  # closing it would not do where a child has inherited it
+        os.write(writing, bytes([_LAST]))  # closing the pipe has no effect if a child process inherited it
         thread.join()
         stop._close()
         sys.unraisablehook = stop._former_hook
@@ -166,9 +168,9 @@ def listening() -> Iterator[StopRequest]:
 
 
 def _restore(wakeup: int = -1) -> None:
-    """Give the signals back to the handlers that stood before.
+    """Restore the previous signal handlers.
 
-    In a child that is forked too (a pool of a user's degradation): it would tell this process of its own signals.
+    Forked children (a pool in a user's degradation) do this too; otherwise their signals would reach this process.
     """
     if _former:
         signal.set_wakeup_fd(wakeup)
@@ -181,25 +183,25 @@ if hasattr(os, "register_at_fork"):
 
 
 def has_launcher() -> bool:
-    """Whether torchrun or `accelerate launch` has started this process."""
+    """Return whether torchrun or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def die_with_launcher() -> None:
-    """Have the kernel send SIGTERM when the launcher dies, so that it leaves no orphan (Linux; elsewhere nothing).
+    """Make the kernel send SIGTERM to this process when its launcher dies, on Linux; elsewhere do nothing.
 
-    `accelerate launch` of one process passes no signal on, and a launcher that is killed cannot. A run that was started
-    without a launcher outlives its shell, as `nohup` promises.
+    `accelerate launch` with one process does not forward signals, and a killed launcher cannot. A run without a
+    launcher survives its shell, as `nohup` promises.
     """
     if sys.platform == "linux" and has_launcher():
         launcher = os.getppid()
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != launcher:  # it has died meanwhile
+        if os.getppid() != launcher:  # the launcher died before the call
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _report(text: str) -> None:
-    """Print from the listening thread of the main process, past the buffers that the main thread may hold."""
+    """Print on rank 0 without Python's buffers, whose locks the main thread may hold."""
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             os.write(2, f"accel-restore: {text}\n".encode())

@@ -15,7 +15,8 @@ from runs import ROOT, clean_environment, succeed
 
 from accel_restore.cli import COMMANDS
 from accel_restore.config.load import config_from, parse_yaml
-from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, Config
+from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.config.schema import Config
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.registry import DEGRADATIONS, LOSSES, MODELS
 from accel_restore.utils.imports import resolve

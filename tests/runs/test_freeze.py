@@ -10,7 +10,7 @@ from runs import last_weights, run_folder, small_config, succeed
 from torch import nn
 
 from accel_restore.config.load import config_from
-from accel_restore.config.schema import AdamW
+from accel_restore.config.optim import AdamW
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.models.parameters import freeze

@@ -92,12 +92,12 @@ def test_a_second_signal_ends_the_run_at_once(reference, tmp_path, ranks):
     for rank in range(ranks):
         training.wait_for("step", "11", rank)
     training.signal(signal.SIGTERM)
-    training.wait_until_said("SIGTERM: saving after this step; a second signal ends the run without")
+    training.wait_until_said("SIGTERM: saving after this step; a second signal ends the run without saving")
     time.sleep(1.2 * COPIES_SECONDS)
     assert all(process.is_alive() for process in training.processes)  # control: one signal does not
     training.signal(signal.SIGINT)
     assert training.exit_codes() == [143] * ranks
-    assert said(config)[-1] == "accel-restore: SIGINT: ended at once; the last commit is kept"
+    assert said(config)[-1] == "accel-restore: SIGINT: ended without saving; the last commit is kept"
     assert "Traceback" not in forked.printed(config)
     assert commits(config) == [STEPS]
     assert_continues(config, reference, ranks)

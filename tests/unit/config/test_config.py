@@ -10,7 +10,7 @@ import yaml
 from runs import ROOT, clean_environment
 
 from accel_restore.config.load import BASICSR_KEYS, config_from, load_config, to_yaml
-from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.data.degradations.pipeline import DEGRADATIONS
 from accel_restore.errors import UserError
 from accel_restore.registry import LOSSES, METRICS, MODELS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from accel_restore.config.schema import Muon as MuonSection
+from accel_restore.config.optim import Muon as MuonSection
 from accel_restore.models import build_model
 from accel_restore.optim.muon import Muon, is_large, orthogonal
 

@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from accel_restore.config.load import config_from
-from accel_restore.config.schema import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
+from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, AdamW
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.optim import OPTIMIZERS, get_optimizer

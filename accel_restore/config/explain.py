@@ -1,0 +1,139 @@
+"""Turn validation errors into lines of `dotted.key: what is wrong; what to do`."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ErrorType
+
+from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.config.schema import Config
+from accel_restore.utils.imports import did_you_mean, unknown_choice
+
+_CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {"optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}
+_OF_PYDANTIC = frozenset(get_args(ErrorType))  # the messages of other kinds are our own, and complete
+_IMAGES = "a folder, a pattern with {}, a list of folders, patterns or files, or a column of a dataset"
+
+# Keys of BasicSR's option files, and the keys here with the same meaning.
+BASICSR_KEYS = {
+    "datasets": "data",
+    "dataroot_gt": "gt of data.train or data.val",
+    "dataroot_lq": "input of data.train or data.val",
+    "gt_size": "data.patch_size",
+    "batch_size_per_gpu": "data.batch_size",
+    "num_worker_per_gpu": "data.num_threads",
+    "network_g": "model",
+    "pretrain_network_g": "model.checkpoint",
+    "total_iter": "train.max_steps",
+    "optim_g": "optimizer",
+    "pixel_opt": "loss",
+    "perceptual_opt": "loss.perceptual",
+    "val_freq": "validation.every_epochs, counted in epochs",
+    "save_checkpoint_freq": "checkpoint.every_steps",
+    "logger": "tracking",
+    "manual_seed": "run.seed",
+}
+
+
+def explain(detail: ErrorDetails) -> list[str]:
+    """Return the lines for one error of pydantic."""
+    kind = detail["type"]
+    if kind == "inconsistent":  # the message has the dotted keys
+        return detail["msg"].splitlines()
+    if kind == "default_factory_not_called":  # it needs a section that has an error of its own
+        return []
+    section, path = _locate(detail["loc"])
+    if kind == "extra_forbidden":
+        name = str(detail["loc"][-1])
+        if path[-1:] != [name]:  # the key has no form that any key has
+            path.append(name or "''")
+        return [f"{'.'.join(path)}: unknown key; {_hint('.'.join(path), path[-1], section)}"]
+    key = ".".join(path)
+    if kind == "source":  # each line starts with what follows the section's key
+        return [f"{key}{line}" for line in detail["msg"].splitlines()]
+    if kind == "union_tag_invalid":
+        return [f"{key}.name: {unknown_choice(str(detail['ctx']['tag']), _quoted(detail['ctx']['expected_tags']))}"]
+    return [f"{key}: {_explain_value(detail, path)}"]
+
+
+def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
+    kind, value, message = detail["type"], detail["input"], detail["msg"]
+    if kind not in _OF_PYDANTIC:
+        return message
+    if kind == "missing":
+        return f"missing; set it in the file or as {'.'.join(path)}=..."
+    if kind == "literal_error":
+        choices = _quoted(detail["ctx"]["expected"])
+        if choices and isinstance(value, str):
+            return unknown_choice(value, choices)
+        return f"must be {detail['ctx']['expected']}, not {value!r}"
+    if path[0] == "loss" and kind in ("float_type", "dict_type", "greater_than", "finite_number"):
+        return f"must be a weight above 0 or a section {{weight: ..., ...}}, not {value!r}"
+    if path[-1] in ("input", "gt") and kind in ("string_type", "list_type"):
+        return f"must be {_IMAGES}, not {value!r}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"must be a section such as {{key: value}}, not {value!r}"
+    return f"{message[0].lower()}{message[1:]}, not {value!r}"
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
+    """Return the section of an error and its dotted path, without the parts that pydantic adds for unions."""
+    section: type[BaseModel] | None = Config
+    path: list[str] = []
+    for position, part in enumerate(location):
+        choices = _CHOICES.get(path[0], {}) if path else {}
+        if position == 1 and part in choices:
+            section = choices[str(part)]
+        elif isinstance(part, int):  # the sections of a list are of one kind
+            path.append(str(part))
+        elif re.fullmatch(r"\w[\w:.-]*", part) and not _is_of_union(part, path):
+            path.append(part)
+            inner = _inner_section(section, part)
+            section = inner if inner is not None else (section if position == len(location) - 1 else None)
+    return section, path
+
+
+def _is_of_union(part: str, path: list[str]) -> bool:
+    """Return whether a part of a location names a member of a union rather than a key."""
+    return (path[:1] == ["loss"] and len(path) == 2) or part in ("str", "float") or part.startswith("constrained-")
+
+
+def _inner_section(section: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    field = section.model_fields.get(key) if section else None
+    return _section_of(field.annotation) if field else None
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _hint(key: str, name: str, section: type[BaseModel] | None) -> str:
+    if name in BASICSR_KEYS:
+        return f"BasicSR's {name} corresponds to {BASICSR_KEYS[name]}"
+    known = list(section.model_fields) if section else []
+    if guess := did_you_mean(name, known):
+        return f"did you mean '{guess}'?"
+    elsewhere = _keys_of_sections()
+    guess = did_you_mean(name, elsewhere)
+    if guess and elsewhere[guess] != key:  # equal: the key belongs to another choice of the section's name
+        return f"did you mean '{elsewhere[guess]}'?"
+    return f"known keys: {', '.join(known)}" if known else "remove it"
+
+
+def _keys_of_sections() -> dict[str, str]:
+    """Map each key of a section to its dotted key; of equal keys, the key of the first section is kept."""
+    return {
+        key: f"{name}.{key}"
+        for name, field in reversed(Config.model_fields.items())
+        for section in (_section_of(field.annotation), *_CHOICES.get(name, {}).values())
+        if section is not None
+        for key in section.model_fields
+        if key not in ("name", "dir", "train")
+    }
