@@ -72,7 +72,7 @@ def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("validation.tile=40", "validation: tile is 40, which must be at least 16 above tile_overlap, 64"),
+        ("validation.tile=40", "validation: tile is 40; it must be at least tile_overlap + 16, and tile_overlap is 64"),
         ("validation.tile=0", "validation.tile"),
         ("validation.tile_overlap=-1", "validation.tile_overlap"),
         ("validation.quantize=8", "validation.quantize"),

@@ -1,4 +1,4 @@
-"""From YAML and overrides to a checked configuration: every mistake at once, with its dotted path and a remedy."""
+"""YAML and overrides become a checked configuration; all mistakes are reported at once, with key and remedy."""
 
 import json
 import re
@@ -9,7 +9,8 @@ import pytest
 import yaml
 from runs import ROOT, clean_environment
 
-from accel_restore.config.load import BASICSR_KEYS, config_from, load_config, to_yaml
+from accel_restore.config.explain import BASICSR_KEYS
+from accel_restore.config.load import config_from, load_config, to_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.data.degradations.pipeline import DEGRADATIONS
 from accel_restore.errors import UserError
@@ -21,7 +22,7 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def problems(*overrides: str, **sections: dict) -> list[str]:
-    """The lines of the error that the configuration gives, without the title."""
+    """Return the lines of the configuration's error, without the title."""
     with pytest.raises(UserError) as caught:
         config_from({**LEAST, **sections}, overrides)
     return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
@@ -44,10 +45,10 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
     assert "data.augment.0: unknown choice 'hflop'; choose one of: hflip, vflip, rot90" in text
     assert any(line.startswith("train.epochs: ") and "'x'" in line for line in found)
     assert any(line.startswith("data.batch_size: ") and "2.5" in line for line in found)
-    assert "'nothing': not an override" in text
+    assert "'nothing': is not an override" in text
 
 
-def test_a_mistake_of_the_command_line_is_not_laid_on_the_file(tmp_path):
+def test_a_mistake_on_the_command_line_is_not_attributed_to_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("data: {train: {gt: photos}}\n")
 
@@ -83,20 +84,20 @@ def test_an_unknown_choice_lists_all_choices(override, choices):
     assert listed == list(choices)
 
 
-def test_keys_of_basicsr_are_told_by_those_that_mean_the_same():
-    told = "\n".join(problems("total_iter=1000", "train.optim_g=adam", "data.gt_size=64"))
+def test_basicsr_keys_are_answered_with_the_corresponding_keys():
+    text = "\n".join(problems("total_iter=1000", "train.optim_g=adam", "data.gt_size=64"))
     for former, key in (("total_iter", "train.max_steps"), ("optim_g", "optimizer"), ("gt_size", "data.patch_size")):
-        assert f"{former}: unknown key; BasicSR's {former} is here {key}" in told
-    there = yaml.safe_load(to_yaml(config_from({**LEAST, "loss": {"perceptual": {}}})))
+        assert f"{former}: unknown key; BasicSR's {former} corresponds to {key}" in text
+    sections = yaml.safe_load(to_yaml(config_from({**LEAST, "loss": {"perceptual": {}}})))
     for key in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", " ".join(BASICSR_KEYS.values())):
-        if "." in key or key in there:
+        if "." in key or key in sections:
             section, _, rest = key.partition(".")
-            assert section in there and (not rest or rest in there[section]), key
+            assert section in sections and (not rest or rest in sections[section]), key
     table = (ROOT / "configs" / "README.md").read_text().split("| BasicSR | accel_restore |\n")[1].split("\n\n")[0]
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(BASICSR_KEYS)
 
 
-def test_an_import_path_with_a_dot_for_a_colon_is_told_how_to_be_written():
+def test_a_dotted_import_path_is_answered_with_the_path_with_a_colon():
     assert problems("model.name=my.nets.Net")[0].endswith("; an import path is written 'my.nets:Net'")
     assert problems("loss={my.loss: 1}")[0].endswith("; an import path is written 'my:loss'")
     assert problems("data.degradation=[{name: my.noise}]")[0].endswith("; an import path is written 'my:noise'")
@@ -116,7 +117,7 @@ def test_an_import_path_with_a_dot_for_a_colon_is_told_how_to_be_written():
         ("train.mixed_precision=true", "train.mixed_precision"), ("validation.metrics=[psnr]", "validation.monitor"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_named_by_its_dotted_path(override, key):
+def test_a_wrong_value_is_rejected_with_its_dotted_key(override, key):
     monitored = {"validation": {"monitor": "ssim"}} if key == "validation.monitor" else {}
     (line,) = problems(override, **monitored)
     path, _, message = line.partition(": ")
@@ -131,12 +132,12 @@ def test_a_wrong_value_is_named_by_its_dotted_path(override, key):
         (["validation.y_channel=true", "data.channels=1"], "validation.y_channel"),
     ],
 )
-def test_sections_that_contradict_each_other_are_refused(overrides, key):
+def test_contradictory_sections_are_rejected(overrides, key):
     (line,) = problems(*overrides)
     assert line.startswith(f"{key}: ")
 
 
-def test_batch_size_is_set_in_one_way_only():
+def test_global_batch_size_and_accumulation_are_not_both_set():
     (line,) = problems("train.global_batch_size=8", "train.gradient_accumulation_steps=2")
     assert line.startswith("train: global_batch_size and gradient_accumulation_steps are both set")
     assert config_from(LEAST, ["train.global_batch_size=8"]).train.gradient_accumulation_steps is None
@@ -148,7 +149,7 @@ def test_batch_size_is_set_in_one_way_only():
     ["run: {name: [", "run: 1\nrun: 2", "- a", "text", "!!python/object/apply:os.system ['touch hostile']", "[a]: 1",
      "run: {name: !!timestamp x}", "a: \x00", "2001-99-99: 1"],
 )  # fmt: skip
-def test_a_file_that_is_no_configuration_is_refused_by_name(text, tmp_path, monkeypatch):
+def test_a_file_that_is_not_a_configuration_is_rejected_with_its_name(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "bad.yaml"
     file.write_text(text)
@@ -157,7 +158,7 @@ def test_a_file_that_is_no_configuration_is_refused_by_name(text, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_missing_and_unreadable_files(tmp_path):
+def test_missing_and_unreadable_files_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"no\.yaml: no such configuration file"):
         load_config(tmp_path / "no.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -166,50 +167,50 @@ def test_missing_and_unreadable_files(tmp_path):
             load_config(path)
 
 
-def test_duplicate_keys_are_an_error_that_plain_yaml_does_not_see(tmp_path):
+def test_duplicate_keys_are_rejected_with_their_line(tmp_path):
     text = "data: {train: {gt: a}}\ntrain: {epochs: 1}\ntrain: {epochs: 2}\n"
     assert yaml.safe_load(text)["train"] == {"epochs": 2}  # the control
     (tmp_path / "twice.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"line 3.*'train' stands twice"):
+    with pytest.raises(UserError, match=r"line 3.*duplicate key 'train'"):
         load_config(tmp_path / "twice.yaml")
 
 
-def test_exponents_without_a_point_are_numbers():
+def test_exponents_without_a_decimal_point_are_numbers():
     assert yaml.safe_load("5e-4") == "5e-4"  # the control
     config = config_from(LEAST, ["optimizer.lr=5e-4", "scheduler.min_lr=1E-7", "loss.l1=.5e1"])
     assert (config.optimizer.lr, config.scheduler.min_lr, config.loss["l1"]) == (5e-4, 1e-7, 5.0)
 
 
-def test_a_mapping_replaces_the_subtree_and_defaults_refill_it():
+def test_a_mapping_replaces_the_whole_section():
     tree = {"data": {"train": {"input": "a", "gt": "b"}}, "train": {"epochs": 3, "ema_decay": 0.9}}
     config = config_from(tree, ["data.train={gt: c}", "train={epochs: 4}"])
     assert config.data.train.gt == "c" and config.data.train.input is None
     assert config.train.epochs == 4 and config.train.ema_decay is None
-    assert config_from(tree, ["data.train.gt=c"]).data.train.input == "a"  # the control: a key replaces itself alone
+    assert config_from(tree, ["data.train.gt=c"]).data.train.input == "a"  # the control: a key changes one value
     assert tree["data"]["train"] == {"input": "a", "gt": "b"}
 
 
-def test_later_overrides_win_and_elements_go_by_number():
+def test_later_overrides_win_and_list_elements_are_named_by_index():
     noise = {"name": "gaussian_noise", "sigma": 1}
     tree = {"data": {"train": {"gt": "a"}, "degradation": [noise, {**noise}]}}
     config = config_from(tree, ["data.degradation.1.sigma=5", "data.degradation.1.sigma=[5, 50]", "run.name=x"])
     assert [step.arguments["sigma"] for step in config.data.degradation] == [1, [5, 50]]
 
 
-def test_an_override_changes_one_place_where_the_file_repeats_a_section_by_alias(tmp_path):
+def test_an_override_changes_only_one_use_of_a_yaml_alias(tmp_path):
     (tmp_path / "alias.yaml").write_text("data: {train: &same {gt: a}, val: *same}\n")
     data = load_config(tmp_path / "alias.yaml", ["data.val.gt=b"]).data
     assert (data.train.gt, data.val.gt) == ("a", "b")
 
 
 @pytest.mark.parametrize("index", ["2", "-1", "x", "²"])
-def test_an_element_that_does_not_exist_is_refused(index):
+def test_an_index_outside_the_list_is_rejected(index):
     noise = {"name": "gaussian_noise", "sigma": 1}
     (line,) = problems(f"data.degradation.{index}.sigma=5", data={**LEAST["data"], "degradation": [noise, noise]})
-    assert "not one of the elements 0 to 1" in line
+    assert "is not an element of this list of 2" in line
 
 
-def test_a_changed_name_forgets_the_arguments_of_the_former_choice():
+def test_a_changed_name_drops_the_arguments_of_the_previous_choice():
     tree = {
         **LEAST, "model": {"name": "unet", "width": 8}, "optimizer": {"name": "adamw", "lr": 0.5, "betas": [0.5, 0.6]},
         "scheduler": {"name": "step", "step_size": 3, "gamma": 0.1},
@@ -224,17 +225,17 @@ def test_a_changed_name_forgets_the_arguments_of_the_former_choice():
 
 
 @pytest.mark.parametrize("override", ["model.name=unet", "model.name='unet'"])
-def test_the_same_choice_named_otherwise_forgets_nothing(override):
+def test_an_unchanged_name_keeps_the_arguments(override):
     former = {"width": 8} if override == "model.name=unet" else {"name": "unet", "width": 8}
     assert config_from({**LEAST, "model": former}, [override]).model.arguments == {"width": 8}
 
 
-def test_mixed_precision_no_in_all_its_spellings():
+def test_mixed_precision_accepts_every_spelling_of_no():
     for value in ("no", "false", "'no'"):
         assert config_from(LEAST, [f"train.mixed_precision={value}"]).train.mixed_precision == "no"
 
 
-def test_flags_and_overrides_come_in_any_order():
+def test_flags_and_overrides_may_come_in_any_order():
     orders = ["--cpu a=1 --config f.yaml b=-2 --audit", "a=1 b=-2 --audit --cpu --config f.yaml"]
     for order in orders:
         options = parse_arguments(order.split())
@@ -255,18 +256,18 @@ def test_a_dumped_configuration_reads_back_equal(optimizer, scheduler, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["5e-4", "12", "no", "1.0", "a: b", "ä"])
-def test_a_run_name_that_looks_like_something_else_reads_back(name, tmp_path):
+def test_a_run_name_that_looks_like_another_type_reads_back_equal(name, tmp_path):
     config = config_from({**LEAST, "run": {"name": name}})
     (tmp_path / "dumped.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert load_config(tmp_path / "dumped.yaml").run.name == name
 
 
 def test_a_key_of_another_choice_is_not_suggested_again():
-    with pytest.raises(UserError, match=r"optimizer\.betas: unknown key; known here: .*momentum"):
+    with pytest.raises(UserError, match=r"optimizer\.betas: unknown key; known keys: .*momentum"):
         config_from({"data": {"train": {"gt": "x"}}, "optimizer": {"name": "sgd", "betas": [0.9, 0.9]}})
 
 
-def test_config_command_prints_what_would_run():
+def test_config_command_prints_the_resolved_configuration():
     process = run("-m", "accel_restore.cli", "config", "optimizer.lr=5e-4", "--config", str(ROOT / "configs/demo.yaml"))
     assert process.returncode == 0
     assert config_from(yaml.safe_load(process.stdout)).optimizer.lr == 5e-4
@@ -278,13 +279,13 @@ def test_config_command_reports_mistakes_on_stderr_only():
     assert "optimizer.lrr" in process.stderr and "foo" in process.stderr and "Traceback" not in process.stderr
 
 
-def test_the_schema_is_json_schema_of_the_sections():
+def test_config_command_prints_the_json_schema():
     process = run("-m", "accel_restore.cli", "config", "--schema")
     assert process.returncode == 0
     assert {"run", "data", "model", "optimizer", "scheduler", "train"} <= set(json.loads(process.stdout)["properties"])
 
 
-def test_mistakes_show_before_torch_is_imported():
+def test_mistakes_are_reported_before_torch_is_imported():
     code = "import sys; from accel_restore.config.load import load_config; load_config(); print('torch' in sys.modules)"
     assert run("-c", code).stdout == "False\n"
     process = run(str(ROOT / "accel_restore" / "train.py"), "--cpu", "optimizer.lrr=1")
@@ -296,18 +297,18 @@ def test_every_shipped_configuration_loads(path):
     assert to_yaml(load_config(path))
 
 
-def test_a_loss_may_be_given_by_its_name_alone():
+def test_a_loss_may_be_given_by_name_only():
     tree = {"data": {"train": {"gt": "photos"}}}
     assert config_from(tree, ["loss=mse"]).loss == {"mse": 1.0}
     with pytest.raises(UserError, match="unknown choice 'l3'; choose one of: l1, mse, charbonnier"):
         config_from(tree, ["loss=l3"])
 
 
-def test_stages_must_come_in_order_and_fit_the_scale():
+def test_stages_must_be_in_order_and_fit_the_scale():
     (line,) = problems("data.stages=[{until_epoch: 5, patch_size: 32}, {until_epoch: 5}]")
-    assert line == "data: stages end at the epochs 5, 5; give them in order"
+    assert line == "data: stages end at epochs 5, 5; until_epoch must increase from stage to stage"
     (line,) = problems("data.stages=[{until_epoch: 5, patch_size: 31}]", "data.scale=2")
-    assert line == "data: stages.0.patch_size is 31, which is no multiple of scale 2"
+    assert line == "data: stages.0.patch_size is 31, which is not a multiple of scale 2"
     lines = problems("data.stages=[{until_epochs: 5}]")
     assert "data.stages.0.until_epochs: unknown key; did you mean 'until_epoch'?" in lines
     data = config_from(LEAST, ["data.stages=[{until_epoch: 5, patch_size: 64}, {until_epoch: 9}]"]).data

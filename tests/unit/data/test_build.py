@@ -101,7 +101,7 @@ def test_the_default_degradation_follows_the_scale():
 
     assert default() == ["gaussian_noise"] and default(scale=2) == default(scale=4) == ["downscale", "quantize"]
     assert default(scale=2, degradation=[{"name": "jpeg"}]) == ["jpeg"]
-    with pytest.raises(UserError, match=r"data: patch_size is 49, which is no multiple of scale 2$"):
+    with pytest.raises(UserError, match=r"data: patch_size is 49, which is not a multiple of scale 2$"):
         default(scale=2, patch_size=49)
 
 

@@ -377,7 +377,7 @@ def test_an_object_is_named_in_the_configuration_that_a_run_leaves(tmp_path):
     )
     other = config_from({"data": {"train": {"dataset": table(order=["a", "b", "d"]), "gt": "clean"}}})
     assert other.model_dump(mode="json")["data"]["train"]["dataset"] != words
-    with pytest.raises(UserError, match=r"data\.train\.dataset: <Dataset of 3 .* was an object given in Python"):
+    with pytest.raises(UserError, match=r"data\.train\.dataset: <Dataset of 3 .* was passed as a Python object"):
         load_config(tmp_path / "config.yaml")
 
 

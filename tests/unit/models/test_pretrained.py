@@ -48,7 +48,7 @@ def test_a_checkpoint_determines_the_model_unless_a_name_is_given():
     both = config_from({"data": DATA, "model": {"width": 8}}, ["model.name=unet", "model.checkpoint=a.pth"]).model
     assert (both.name, both.checkpoint) == ("unet", "a.pth")
     for wrong, said in (
-        ({"checkpoint": "a.pth", "width": 8}, r"model\.width: unknown key beside a checkpoint .*; set model\.name too"),
+        ({"checkpoint": "a.pth", "width": 8}, r"model\.width: unknown key, because .*; set model\.name too"),
         ({"name": None}, r"model\.name: missing; choose one of: unet"),
         ({"checkpoint": 3}, r"model\.checkpoint: "),
         ({"chekpoint": "a.pth", "checkpoint": None, "name": "unet", "optimizer": 1}, None),  # keys of the class

@@ -350,6 +350,6 @@ def test_the_average_equals_a_plain_loop(decay):
 
 def test_ema_warmup_without_ema_decay_is_rejected():
     tree = {"data": {"train": {"gt": "a"}}, "train": {"ema_warmup": True}}
-    with pytest.raises(UserError, match=r"train\.ema_warmup: has no average to warm up; set train\.ema_decay"):
+    with pytest.raises(UserError, match=r"train\.ema_warmup: needs train\.ema_decay; set it"):
         config_from(tree)
     assert config_from(tree, ["train.ema_decay=0.9"]).train.ema_warmup

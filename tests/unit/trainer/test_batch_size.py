@@ -29,7 +29,7 @@ def test_the_configuration_takes_a_number_or_auto():
     for wrong in ("automatic", 0, -1, 2.5, True, None, [8]):
         with pytest.raises(UserError) as refused:
             config_from(LEAST, [f"data.batch_size={json.dumps(wrong)}"])
-        assert f"data.batch_size: must be a number above 0, or auto, not {wrong!r}" in str(refused.value)
+        assert f"data.batch_size: must be a number above 0 or auto, not {wrong!r}" in str(refused.value)
 
 
 @pytest.mark.parametrize(
