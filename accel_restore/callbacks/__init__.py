@@ -1,0 +1,1 @@
+"""What observes the loop, one file per callback."""

@@ -64,6 +64,7 @@ class WaitTime(LoaderObserver):
         self.seconds = 0.0
 
     def on_batch(self, batch: dict[str, Any], waited: float) -> None:
+        """Add the time."""
         self.seconds += waited
 
 

@@ -1,0 +1,1 @@
+"""What ranks do together: Accelerate, FSDP2, collectives, heartbeats."""

@@ -88,52 +88,64 @@ def run_training(
     if not console.main:  # all ranks get the same warnings from libraries
         warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), console.log)
-    run: RunContext | None = None
-    failed = True
-
-    def record(reason: str, reporter: int = 0, state: str = "failed") -> bool:
-        """Whether this rank is the reporter; if so, status.json says why the run ends."""
-        if accelerator.process_index == reporter and run is not None:
-            with suppress(OSError):
-                run.write_status(state, error=reason)
-        return accelerator.process_index == reporter
-
-    def with_hint(reason: str) -> str:
-        return f"{reason}; {resume_hint(overwrite and run is not None)} from the last commit"
-
-    def give_up(verdict: Verdict) -> None:
-        """Called in the monitor's thread, while the main thread waits for a rank that is lost."""
-        if record(verdict.text, verdict.reporter):
-            print(f"accel-restore: {with_hint(verdict.text)}", file=sys.stderr, flush=True)
-
-    monitor = RankMonitor(accelerator, config.train.rank_timeout, give_up)
+    ending = _Ending(accelerator.process_index, overwrite)
+    monitor = RankMonitor(accelerator, config.train.rank_timeout, ending.give_up)
     monitor.start()
+    failed = True
     try:
-        run = prepare(config, accelerator, console, lock, audit, overwrite and not _is_restarted(), overrides)
-        if run is not None:
-            _fit(run, monitor, stop, stop_after, audit)
+        ending.run = prepare(config, accelerator, console, lock, audit, overwrite and not _is_restarted(), overrides)
+        if ending.run is not None:
+            _fit(ending.run, monitor, stop, stop_after, audit)
         failed = False
     except PreemptedError as error:
         failed = False
-        error.recorded = run is not None
-        record(str(error), state="preempted")
+        error.recorded = ending.run is not None
+        ending.record(str(error), state="preempted")
         raise
     except Exception as error:
         stop.is_over = True
-        if (verdict := monitor.find_cause(error)) is not None:
-            is_reporter = record(verdict.text, verdict.reporter)
-            raise RunAbortedError(with_hint(verdict.text), is_reporter) from error
-        final = _out_of_memory(error, monitor.is_validating) if is_out_of_memory(error) else error
-        monitor.publish_error(final)
-        record(str(final) or type(final).__name__, state=state_of(final))
+        final = ending.explain(error, monitor)
         if final is error:
             raise
         raise final from error
     finally:
         monitor.close()
-        if run is not None:
-            run.close(failed)
+        if ending.run is not None:
+            ending.run.close(failed)
         lock.release()
+
+
+class _Ending:
+    """Records why a run ends, on the rank that reports it."""
+
+    def __init__(self, rank: int, overwrite: bool):
+        self.rank, self.overwrite = rank, overwrite
+        self.run: RunContext | None = None  # once it is prepared
+
+    def record(self, reason: str, reporter: int = 0, state: str = "failed") -> bool:
+        """Whether this rank is the reporter; if so, status.json gets the reason."""
+        if self.rank == reporter and self.run is not None:
+            with suppress(OSError):
+                self.run.write_status(state, error=reason)
+        return self.rank == reporter
+
+    def give_up(self, verdict: Verdict) -> None:
+        """Report a verdict from the monitor's thread, while the main thread waits for a rank that is lost."""
+        if self.record(verdict.text, verdict.reporter):
+            print(f"accel-restore: {self._with_hint(verdict)}", file=sys.stderr, flush=True)
+
+    def explain(self, error: Exception, monitor: RankMonitor) -> Exception:
+        """The error to raise: another rank's fault, too little memory, or `error` itself. It is recorded."""
+        if (verdict := monitor.find_cause(error)) is not None:
+            is_reporter = self.record(verdict.text, verdict.reporter)
+            return RunAbortedError(self._with_hint(verdict), is_reporter)
+        final = _out_of_memory(error, monitor.is_validating) if is_out_of_memory(error) else error
+        monitor.publish_error(final)
+        self.record(str(final) or type(final).__name__, state=state_of(final))
+        return final
+
+    def _with_hint(self, verdict: Verdict) -> str:
+        return f"{verdict.text}; {resume_hint(self.overwrite and self.run is not None)} from the last commit"
 
 
 def _out_of_memory(error: Exception, in_validation: bool) -> MemoryError:
