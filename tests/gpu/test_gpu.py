@@ -78,7 +78,7 @@ def test_each_precision_learns_as_the_cpu_does(tmp_path, precision):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_a_loss_that_is_no_number_changes_nothing(tmp_path, optimizer):
+def test_a_non_finite_loss_changes_nothing(tmp_path, optimizer):
     config = config_of(tmp_path, optimizer={"name": optimizer}, data={"batch_size": 4})
     config["train"]["max_grad_norm"] = None
     succeed(train_here(config, mode="nan@0:3"))
@@ -90,7 +90,7 @@ def test_a_loss_that_is_no_number_changes_nothing(tmp_path, optimizer):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_stopped_run_continues_to_the_bit(tmp_path, precision, name):
+def test_a_stopped_run_continues_bit_identically(tmp_path, precision, name):
     given = {
         "train": {"deterministic": True, "mixed_precision": precision},
         "optimizer": {"name": name},
@@ -120,7 +120,7 @@ def test_a_launchers_process_trains_to_the_same_scores(tmp_path, launcher):
         assert one["val_psnr"] == pytest.approx(other["val_psnr"], abs=0.1)
 
 
-def test_a_run_begun_in_parts_continues_whole(tmp_path):
+def test_a_run_started_sharded_continues_unsharded(tmp_path):
     config = config_of(tmp_path, train={"channels_last": False}, data={"batch_size": 4})
     assert train_here(config, "--stop-after", "5", launcher=FSDP2).returncode != 0
     assert json.loads((run_folder(config) / "status.json").read_text())["state"] == "preempted"

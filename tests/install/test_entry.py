@@ -72,7 +72,7 @@ def test_the_exit_code_remains_where_nobody_reads_the_message():
     os.close(writing)
 
 
-def test_what_a_cpu_cannot_do_is_refused(photos, tmp_path):
+def test_settings_that_need_a_gpu_are_rejected_on_a_cpu(photos, tmp_path):
     config = small_config(*photos, tmp_path)
     half = launch(config, "train.mixed_precision=fp16")
     assert half.returncode == 2 and "fp16 needs a GPU" in half.stderr
@@ -160,7 +160,7 @@ def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):
     assert all(0 < abs(value - 0.25) < 0.02 for value in json.loads(loaded.stdout))
 
 
-def test_too_little_memory_is_told_with_what_helps(photos, tmp_path):
+def test_a_lack_of_memory_is_reported_with_remedies(photos, tmp_path):
     for fails_in, key in (("training", "data.batch_size"), ("validation", "validation.tile")):
         config = small_config(*photos, tmp_path)
         config["model"] = {"name": "test_entry:Greedy", "fails_in": fails_in}

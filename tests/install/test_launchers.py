@@ -62,7 +62,7 @@ LONG = ("torchrun, INT", "torchrun, TERM", "torchrun, killed", "accelerate, two 
     ("command", "ranks", "number", "send", "heard"),
     [pytest.param(*case, id=name, marks=pytest.mark.sweep if name in LONG else ()) for name, case in CASES.items()],
 )
-def test_a_launcher_that_is_stopped(reference, tmp_path, command, ranks, number, send, heard):
+def test_a_run_whose_launcher_is_stopped_saves_and_continues(reference, tmp_path, command, ranks, number, send, heard):
     config = configuration(reference, tmp_path, ranks)
     training = start_launcher(command(), config, f"await=step:3:{GENEROUS}", start_new_session=True)
     try:

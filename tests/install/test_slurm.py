@@ -66,7 +66,7 @@ STAND_INS = {
     [(True, 1, 0, "requeue 7\n"), (True, 0, 0, None), (False, 1, 1, None), (False, 0, 0, None)],
     ids=["stopped by the limit", "told, but finished", "failed", "finished"],
 )
-def test_it_is_queued_again_only_where_the_limit_has_stopped_it(tmp_path, is_told, step_code, code, asked):
+def test_a_job_is_queued_again_only_after_its_time_limit(tmp_path, is_told, step_code, code, asked):
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -150,7 +150,7 @@ def text(log):
 
 
 @pytest.mark.sweep
-def test_a_job_that_meets_its_limit_is_queued_again_and_ends_as_if_it_had_not(cluster, photos, whole, env, tmp_path):
+def test_a_job_that_meets_its_limit_is_queued_again_and_continues(cluster, photos, whole, env, tmp_path):
     config = configuration(photos, tmp_path / "job")
     number, log = submit(cluster, config, env, "--time=3", "--signal=B:USR1@100")
     wait_until(lambda: "the time limit is near" in text(log), 200, lambda: text(log))
@@ -195,7 +195,7 @@ def test_a_job_that_loses_a_node_is_queued_again_by_slurm_and_continues(cluster,
 
 
 @pytest.mark.sweep
-def test_control_a_job_that_is_not_told_ends_at_its_limit(cluster, photos, env, tmp_path):
+def test_control_a_job_that_gets_no_signal_ends_at_its_limit(cluster, photos, env, tmp_path):
     config = configuration(photos, tmp_path / "job")
     number, log = submit(cluster, config, env, "--time=1", "--signal=B:CONT@1")  # which changes nothing
     job = cluster.wait_for_end(number, 300)
@@ -205,7 +205,7 @@ def test_control_a_job_that_is_not_told_ends_at_its_limit(cluster, photos, env, 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("how", ["a mistake", "cancelled"])
-def test_what_the_user_must_hear_of_is_not_queued_again(cluster, photos, env, tmp_path, how):
+def test_failures_that_need_the_user_are_not_queued_again(cluster, photos, env, tmp_path, how):
     config = configuration(photos, tmp_path / "job")
     if how == "a mistake":
         config["optimizer"] = {"lrr": 1.0}

@@ -25,7 +25,7 @@ def _with_memory_for(config_file: str, sizes: dict[str, int]) -> int:
     return main(["--config", config_file, "--cpu"])
 
 
-def test_a_run_keeps_what_was_found_also_on_other_ranks(tmp_path):
+def test_a_run_that_continues_on_other_ranks_keeps_the_size_that_was_found(tmp_path):
     config = automatic(tmp_path)
     printed = succeed(launch(config)).stdout
     resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
@@ -39,7 +39,7 @@ def test_a_run_keeps_what_was_found_also_on_other_ranks(tmp_path):
     assert plan["global batch"].startswith("8 = 4 per device × 1 accumulated × 2 ranks")
 
 
-def test_all_ranks_take_what_the_smallest_has_memory_for(tmp_path):
+def test_all_ranks_use_the_size_that_fits_the_rank_with_the_least_memory(tmp_path):
     config = automatic(tmp_path)
     file, log = tmp_path / "config.yaml", tmp_path / "log"
     file.write_text(yaml.safe_dump(config))
@@ -48,7 +48,7 @@ def test_all_ranks_take_what_the_smallest_has_memory_for(tmp_path):
     assert resolved["data"]["batch_size"] == 2 and log.read_text().count("auto is 2 here") == 1
 
 
-def test_where_nothing_fits_one_sentence_says_so_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_where_no_size_fits_an_error_is_reported_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     config = automatic(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))

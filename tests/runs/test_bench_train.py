@@ -261,7 +261,7 @@ def _bench(arguments: list[str], slow: str) -> int:
 
 
 @pytest.mark.parametrize(("slow", "phase"), [("exchange", EXCHANGE), ("forward of rank 1", FORWARD)])
-def test_two_ranks(slow, phase, tmp_path):
+def test_the_bottleneck_of_two_ranks_is_found(slow, phase, tmp_path):
     record, log = tmp_path / "bench.json", tmp_path / "log"
     config = saved(tmp_path, tiny(tmp_path, train={"gradient_accumulation_steps": 1}))
     given = ["bench", "train", "--cpu", "--config", config, "--seconds", "0.01", "--json", str(record)]
@@ -293,7 +293,7 @@ def test_a_slow_forward_of_a_gpu_is_not_taken_for_what_waits_for_it(tmp_path, mo
     assert json.loads(record.read_text())["bottleneck"] == FORWARD
 
 
-def test_losses_that_are_no_numbers_end_the_measurement_with_one_sentence(tmp_path, capsys):
+def test_non_finite_losses_end_the_measurement_with_one_error(tmp_path, capsys):
     config = saved(tmp_path, tiny(tmp_path, train={"max_skipped_steps": 2}))
     nan = ["--seconds", "0.5", "loss={mse: 1.0e+300}"]
     assert main(["bench", "train", "--cpu", "--config", config, *nan]) == 2

@@ -66,7 +66,7 @@ def test_the_scores_are_those_of_the_validation(trained, capsys):
     assert (other["protocol"]["crop_border"], other["protocol"]["self_ensemble"]) == (0, True)
 
 
-def test_two_processes_score_every_image_once_and_alike(trained):
+def test_two_processes_score_each_image_once_with_the_same_result(trained):
     best, val = run_folder(trained) / "best.safetensors", trained["data"]["val"]["gt"]
     alone = evaluate(best, "--gt", val, "--degrade", SPEC)
     file = best.parent / "two.json"
@@ -107,7 +107,7 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_the_images_that_were_held_out_are_named_and_scored_again(tmp_path, capsys):
+def test_held_out_images_are_recorded_and_scored_again(tmp_path, capsys):
     photos = make_photos(tmp_path / "photos", 9)
     data = {"val": None, "val_fraction": 0.3, "max_images": 9}
     config = small_config(photos, photos, tmp_path, train={"epochs": 1}, data=data)

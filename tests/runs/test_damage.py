@@ -159,7 +159,7 @@ def test_several_damaged_commits_and_best_weights_cost_steps_and_nothing_else(wh
     assert_equal(whole, config)
 
 
-def test_a_commit_that_had_stepped_aside_when_the_run_was_killed_is_continued_from(whole, tmp_path):
+def test_a_run_killed_while_it_replaced_a_commit_continues_from_the_replaced_one(whole, tmp_path):
     """Between the two renames that replace a commit of the same step."""
     config = copy_of(whole, tmp_path, 8)
     newest = find_commits(checkpoints(config))[-1]

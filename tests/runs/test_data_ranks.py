@@ -47,7 +47,7 @@ def test_super_resolution_pairs_give_the_same_run_on_two_ranks(tmp_path):
 
 
 @pytest.mark.parametrize("problem", ["damaged", "other images"])
-def test_data_that_cannot_be_used_stop_two_ranks_with_one_message(problem, tmp_path):
+def test_unusable_data_stop_two_ranks_with_one_message(problem, tmp_path):
     photos = make_photos(tmp_path / "photos", 5)
     config = small_config(photos, photos, tmp_path / "out")
     if problem == "damaged":

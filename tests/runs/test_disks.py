@@ -155,7 +155,7 @@ def small_disk(tmp_path):
         yield place
 
 
-def test_a_full_disk_costs_no_more_than_the_saves_while_it_is_full(photos, whole, small_disk, tmp_path):
+def test_a_full_disk_costs_only_the_saves_while_it_is_full(photos, whole, small_disk, tmp_path):
     config = configuration(photos, small_disk, tmp_path)
     training = Held(config, tmp_path, 6, 30)
     training.reach(6)
@@ -214,7 +214,7 @@ def test_a_quota_that_is_hit_in_the_midst_of_a_file(photos, whole, tmp_path):
 
 
 @linux_only
-def test_the_last_save_of_two_ranks_fails_and_both_know(photos, tmp_path):
+def test_both_ranks_report_a_failed_last_save(photos, tmp_path):
     config = configuration(photos, tmp_path, tmp_path)
     config["data"]["batch_size"], config["train"]["epochs"] = 2, 2
     training = Held(config, tmp_path, 6, ranks=2)
@@ -256,7 +256,7 @@ def test_a_folder_that_becomes_read_only_in_mid_run(photos, whole, tmp_path):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_run_in_a_read_only_place_does_not_begin(photos, tmp_path, begun):
+def test_a_run_in_a_read_only_folder_does_not_start(photos, tmp_path, begun):
     place = tmp_path / "place"
     place.mkdir()
     config = configuration(photos, place, tmp_path)
@@ -285,7 +285,7 @@ def snapshot(folder: Path):
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_kernel_sees_the_same_order(tmp_path):
+def test_the_kernel_sees_files_synced_before_they_are_renamed(tmp_path):
     code = f"""
 from pathlib import Path
 from accel_restore.checkpoint.commits import prune, write_commit

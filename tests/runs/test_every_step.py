@@ -113,7 +113,7 @@ def test_a_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, p
                 assert (value - expected[key]).norm() <= bound * expected[key].norm(), (name, key)
 
 
-def test_a_number_of_ranks_that_cannot_keep_the_batch_is_told_which_can(photos, tmp_path):
+def test_ranks_that_cannot_keep_the_global_batch_are_rejected_with_numbers_that_can(photos, tmp_path):
     config = configuration(photos, tmp_path, "odd", data={"batch_size": 2})
     assert forked.run(config, "--stop-after", "2", ranks=2) == [143, 143]
     assert forked.run(config, ranks=3) == [2, 2, 2]

@@ -54,7 +54,7 @@ def test_what_cannot_be_frozen_is_refused(patterns, said):
         freeze(dncnn(), patterns)
 
 
-def test_a_pattern_is_a_text():
+def test_a_pattern_must_be_a_string():
     for value in ("body.*", [""], [3], None):
         with pytest.raises(UserError, match=r"train\.freeze"):
             config_from({"data": {"train": {"gt": "a"}}, "train": {"freeze": value}})
@@ -98,7 +98,7 @@ def configuration(photos, out, name: str, ranks: int, norm: str = "none", patter
 @pytest.mark.parametrize(
     ("ranks", "norm"), [(1, "batch"), (2, "none"), pytest.param(3, "none", marks=pytest.mark.sweep)]
 )
-def test_a_run_changes_the_other_parameters_alone_and_continues_to_the_bit(photos, tmp_path, ranks, norm):
+def test_a_run_trains_only_the_other_parameters_and_continues_bit_identically(photos, tmp_path, ranks, norm):
     patterns = FROZEN if norm == "batch" else ["body.0.*", "body.2.*"]
     whole, killed = (configuration(photos, tmp_path, name, ranks, norm, patterns) for name in ("whole", "killed"))
     shown = succeed(launch(whole, "--audit", ranks=ranks)).stdout

@@ -57,12 +57,12 @@ def assert_same_run(config, reference):
     torch.testing.assert_close(*best, rtol=1e-6, atol=1e-9)
 
 
-def test_parts_of_weights_train_as_whole_ones(parts, plain):
+def test_sharded_weights_train_as_whole_ones(parts, plain):
     assert_same_run(parts, plain)
     assert [len(events) for events in audit_events(parts)] == [len(audit_events(plain)[0])] * 2
 
 
-def test_a_run_in_parts_continues_bit_for_bit(photos, parts, tmp_path):
+def test_a_sharded_run_continues_bit_identically(photos, parts, tmp_path):
     config = configuration(photos, tmp_path, 2)
     stopped = launch(config, ranks=2, mode=f"float64,fsdp2,kill:{STOP_STEP}")
     assert stopped.returncode != 0
@@ -72,7 +72,7 @@ def test_a_run_in_parts_continues_bit_for_bit(photos, parts, tmp_path):
             assert torch.equal(last_weights(config, file)[name], value), (file, name)
 
 
-def test_a_run_in_four_parts_continues_whole_on_two_ranks(photos, plain, tmp_path):
+def test_a_run_sharded_over_four_ranks_continues_unsharded_on_two(photos, plain, tmp_path):
     config = configuration(photos, tmp_path, 4)
     accumulated = ("data.batch_size=1", "train.gradient_accumulation_steps=2")
     stopped = launch(config, *accumulated, ranks=4, mode=f"float64,fsdp2@NO_WRAP,kill:{STOP_STEP}")
@@ -93,7 +93,7 @@ def test_mixed_precision_keeps_weights_and_sums_in_float32(photos, tmp_path):
     assert (rounded - whole).abs().max() > 1e-4  # control: Accelerate's own policy
 
 
-def test_a_number_that_is_none_is_skipped_by_all_parts(photos, tmp_path):
+def test_all_shards_skip_a_step_with_a_non_finite_loss(photos, tmp_path):
     config = configuration(photos, tmp_path, 2)
     succeed(launch(config, "train.epochs=1", ranks=2, mode="fsdp2,nan@1:2"))
     lines = json_lines(run_folder(config) / "metrics.jsonl")
@@ -109,12 +109,12 @@ def test_a_number_that_is_none_is_skipped_by_all_parts(photos, tmp_path):
         ("data.batch_size=auto", "data.batch_size: auto tries whole weights"),
     ],
 )
-def test_what_needs_whole_weights_is_refused(photos, tmp_path, override, said):
+def test_features_that_need_whole_weights_are_rejected(photos, tmp_path, override, said):
     refused = launch(configuration(photos, tmp_path, 2), override, ranks=2, mode="fsdp2")
     assert refused.returncode == 2 and said in refused.stdout
 
 
-def test_the_first_fsdp_is_refused(photos, tmp_path):
+def test_fsdp1_is_rejected(photos, tmp_path):
     refused = launch(configuration(photos, tmp_path, 2), ranks=2, mode="fsdp1")
     assert refused.returncode == 2 and "use one of launch/*.yaml" in refused.stdout
 

@@ -123,7 +123,7 @@ def unpack(data):
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_headers_of_weights_that_lie_are_refused(lie, tmp_path):
+def test_weights_with_a_false_header_are_rejected(lie, tmp_path):
     path = write(tmp_path / "weights.safetensors", build(3))
     restorer.load(path)
     path.write_bytes(LIES[lie](*unpack(path.read_bytes())))
@@ -144,7 +144,7 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("kind", ABSURD)
-def test_a_header_that_names_an_absurd_model_costs_nothing(kind, tmp_path):
+def test_weights_of_an_absurd_model_are_rejected_without_taking_memory(kind, tmp_path):
     name, arguments = ABSURD[kind]
     path = write(tmp_path / "weights.safetensors", build(3), model=json.dumps({"name": name, "arguments": arguments}))
     with memory(300), pytest.raises(UserError, match=rf"^{path}: "):
@@ -219,7 +219,7 @@ def stopped(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", [*HOSTILE_STATES, *HOSTILE_TENSORS])
-def test_a_commit_of_a_stranger_is_refused(stopped, kind, tmp_path):
+def test_a_hostile_commit_is_rejected(stopped, kind, tmp_path):
     """A run may begin with any commit; sha256 tells damage, not who has written it."""
     (sound,) = find_commits(run_folder(stopped) / "checkpoints")
     files = read_commit(sound)

@@ -45,7 +45,7 @@ def are_equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_all_ranks_skip_a_step_that_is_no_number_on_one(photos, tmp_path):
+def test_all_ranks_skip_a_step_that_is_non_finite_on_one(photos, tmp_path):
     ends = {}
     for mode in ("nan@1:3", "inf@0:3", "gradient@1:3"):
         codes, config = train(photos, tmp_path, mode, "--audit", name=mode)
@@ -75,7 +75,7 @@ def test_the_file_and_the_term_of_the_loss_are_named(photos, tmp_path):
 
 
 @pytest.mark.parametrize("guard", ["gradient", "loss"])
-def test_control_without_the_guard_the_step_is_made(photos, tmp_path, guard):
+def test_control_without_the_guard_the_step_is_taken(photos, tmp_path, guard):
     codes, config = train(photos, tmp_path, f"nan@1:3,without={guard}")
     assert not lines(config, "skip")
     if guard == "gradient":
@@ -85,7 +85,7 @@ def test_control_without_the_guard_the_step_is_made(photos, tmp_path, guard):
         assert codes == [0, 0]
 
 
-def test_after_n_such_steps_in_a_row_the_run_ends_and_its_good_commit_is_intact(photos, tmp_path):
+def test_n_consecutive_non_finite_steps_end_the_run_and_keep_the_last_good_commit(photos, tmp_path):
     codes, config = train(photos, tmp_path, "nan@1:6:99", max_skipped_steps=3)
     assert codes == [3, 3], forked.printed(config)
     assert status(config)["state"] == "diverged"
@@ -104,13 +104,13 @@ def test_after_n_such_steps_in_a_row_the_run_ends_and_its_good_commit_is_intact(
     assert status(config)["state"] == "finished" and status(config)["step"] == 2 * STEPS
 
 
-def test_fewer_in_a_row_do_not_end_it(photos, tmp_path):
+def test_fewer_consecutive_non_finite_steps_do_not_end_the_run(photos, tmp_path):
     codes, config = train(photos, tmp_path, "nan@0:2:3,inf@1:5:6", max_skipped_steps=3)
     assert codes == [0, 0], forked.printed(config)
     assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(2, 1), (3, 2), (5, 1), (6, 2)]
 
 
-def test_the_count_goes_on_after_a_resumption(photos, tmp_path):
+def test_the_count_of_skipped_steps_continues_after_a_resumption(photos, tmp_path):
     codes, config = train(photos, tmp_path, "nan@0:2:99", "--stop-after", "3", max_skipped_steps=3)
     assert codes == [143, 143]
     assert forked.run(config, ranks=RANKS, mode="nan@0:2:99") == [3, 3]
@@ -127,7 +127,7 @@ def test_a_non_finite_score_is_never_the_best():
     assert value(1.0, 20.0, "psnr") < math.inf  # control
 
 
-def test_ranks_whose_weights_differ_are_named_before_that_is_committed(photos, tmp_path):
+def test_ranks_with_different_weights_are_named_before_a_commit(photos, tmp_path):
     for check_every, ranks in ((2, 3), (1000, 2)):
         config = configuration(photos, tmp_path, f"every{check_every}", check_ranks_every_steps=check_every)
         config["data"]["batch_size"], config["checkpoint"] = 12 // ranks, {"every_steps": 2}
@@ -141,6 +141,6 @@ def test_ranks_whose_weights_differ_are_named_before_that_is_committed(photos, t
         assert forked.run(config, ranks=ranks) == [0] * ranks
 
 
-def test_control_unchecked_the_ranks_part_and_nobody_knows(photos, tmp_path):
+def test_control_without_the_check_different_weights_go_unnoticed(photos, tmp_path):
     codes, config = train(photos, tmp_path, "flip@1:3,without=weights")
     assert codes == [0, 0] and status(config)["state"] == "finished"

@@ -27,7 +27,7 @@ def torch_rates(name: str) -> list[float]:
 
 
 @pytest.mark.parametrize(("name", "ranks", "accumulation"), CASES)
-def test_rates_equal_torch_to_the_bit_on_every_rank(photos, tmp_path, name, ranks, accumulation):
+def test_learning_rates_are_those_of_torch_on_every_rank(photos, tmp_path, name, ranks, accumulation):
     config = small_config(
         *photos,
         tmp_path,
@@ -61,7 +61,7 @@ def test_the_plan_says_where_warm_up_outlasts_the_run(photos, tmp_path, warm_up)
 
 
 @pytest.mark.parametrize(("ranks", "optimizer"), [(1, "sgd"), (2, "muon")])
-def test_groups_and_warm_averages_continue_to_the_bit(tmp_path, ranks, optimizer):
+def test_parameter_groups_and_ema_warmup_continue_bit_identically(tmp_path, ranks, optimizer):
     photos = make_photos(tmp_path / "train", 13), make_photos(tmp_path / "val", 1, seed=1)
 
     def configuration(name: str, **average: object) -> dict:

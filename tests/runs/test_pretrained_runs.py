@@ -19,7 +19,7 @@ def finetuning(photos, out, name, model, **sections):
     return config
 
 
-def test_a_run_begins_with_the_weights_of_another_and_leaves_a_file_that_needs_none(photos, tmp_path):
+def test_a_run_starts_with_the_weights_of_another_and_leaves_a_file_that_needs_none(photos, tmp_path):
     first = finetuning(photos, tmp_path, "first", {"name": "unet", "width": 8})
     succeed(launch(first))
     best = run_folder(first) / "best.safetensors"
@@ -46,7 +46,7 @@ def swinir() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.sweep), 2])
-def test_a_foreign_model_is_fine_tuned_and_continues_to_the_bit(photos, tmp_path, ranks):
+def test_a_foreign_model_is_fine_tuned_and_continues_bit_identically(photos, tmp_path, ranks):
     net = swinir()
     file = tmp_path / "net.pth"
     torch.save({"params_ema": net.state_dict()}, file)

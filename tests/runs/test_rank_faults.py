@@ -49,7 +49,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("mode", "message"), FAULTS.values(), ids=FAULTS)
-def test_a_rank_that_is_lost_ends_the_job_and_is_named(reference, tmp_path, mode, message):
+def test_a_lost_rank_ends_the_job_and_is_named(reference, tmp_path, mode, message):
     fault, rank = mode[:-2], int(mode[-1])
     # One that hangs is found by its silence alone. The others are found at once; with a short timeout a busy machine
     # may tell of a silence in place of the cause.
@@ -68,7 +68,7 @@ def test_a_rank_that_is_lost_ends_the_job_and_is_named(reference, tmp_path, mode
     assert_continues(config, reference)
 
 
-def test_a_rank_that_stands_still_alive_is_named_with_where_it_stands(reference, tmp_path):
+def test_a_rank_that_makes_no_progress_is_named_with_its_phase(reference, tmp_path):
     config = configuration(reference, tmp_path)
     assert forked.run(config, ranks=2, mode=f"stall@1:{FAULT_STEP}") == [1, -9]
     (line,) = said(config)
@@ -76,7 +76,7 @@ def test_a_rank_that_stands_still_alive_is_named_with_where_it_stands(reference,
     assert_continues(config, reference)
 
 
-def test_control_unwatched_the_job_hangs_with_the_rank(reference, tmp_path):
+def test_control_without_the_monitor_the_job_hangs(reference, tmp_path):
     config = configuration(reference, tmp_path, rank_timeout=1800.0)  # torch's own, which is for a collective, too
     processes = forked.start(config, ranks=2, mode=f"hang@1:{FAULT_STEP},without=watch")
     deadline = time.monotonic() + 60
@@ -90,7 +90,7 @@ def test_control_unwatched_the_job_hangs_with_the_rank(reference, tmp_path):
         process.join()
 
 
-def test_a_rank_that_is_slow_is_named_with_its_times(reference, tmp_path):
+def test_a_slow_rank_is_named_with_its_times(reference, tmp_path):
     data = {"batch_size": 1, "crops_per_image": 4}
     # no checkpoints: on a busy disk they make the main process the slow one
     config = configuration(
@@ -105,7 +105,7 @@ def test_a_rank_that_is_slow_is_named_with_its_times(reference, tmp_path):
     assert re.match(own + r"\(\d+\.\d{3} s waiting for data\), the others' \d+\.\d{3} s \(\d+\.\d{3} s\)$", line)
 
 
-def test_the_watch_ends_the_process_though_nobody_can_be_told(monkeypatch):
+def test_the_monitor_ends_the_process_even_if_its_report_fails(monkeypatch):
     def say(reason):
         raise BrokenPipeError
 
@@ -118,7 +118,7 @@ def test_the_watch_ends_the_process_though_nobody_can_be_told(monkeypatch):
     assert ended == [1]
 
 
-def test_only_a_rank_that_stays_slow_is_named_and_once():
+def test_only_a_rank_that_stays_slow_is_reported_and_only_once():
     said = []
     alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     pace = StragglerDetector(alone, SimpleNamespace(observers=[]), None, said.append)
@@ -141,7 +141,7 @@ def test_only_a_rank_that_stays_slow_is_named_and_once():
 
 @pytest.mark.sweep  # a minute each
 @pytest.mark.parametrize("fault", ["kill@1", "raise@0"])
-def test_torchrun_restarts_it_to_the_same_result(reference, tmp_path, fault):
+def test_a_job_that_torchrun_restarts_ends_with_the_same_weights(reference, tmp_path, fault):
     config = configuration(reference, tmp_path, rank_timeout=60.0)
     options = ("--max-restarts", "3", "--monitor-interval", "1")
     env = {"RUN_TEST_MODE": f"{fault}:{FAULT_STEP}"}

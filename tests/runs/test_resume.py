@@ -81,7 +81,7 @@ def test_killed_in_mid_epoch_ends_bit_identical(
     assert audit_events(killed) == audit_events(whole)
 
 
-def test_a_run_may_begin_at_a_commit_of_another(photos, tmp_path):
+def test_a_run_may_start_from_a_commit_of_another(photos, tmp_path):
     first = configuration(photos, tmp_path, "first")
     succeed(launch(first, "train.epochs=1"))
     second = configuration(photos, tmp_path, "second")
@@ -107,7 +107,7 @@ def test_a_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
     assert "13 steps are done" in again.stdout and newest(config).name == "step-00000016"
 
 
-def test_a_message_never_recommends_to_overwrite_what_was_reached(photos, tmp_path):
+def test_the_resume_hint_never_recommends_to_overwrite_progress(photos, tmp_path):
     config = configuration(photos, tmp_path)
     for given, step, told in ((["--overwrite"], "4", " without --overwrite"), ([], "9", "")):
         stopped = launch(config, *given, "--stop-after", step)
@@ -115,7 +115,7 @@ def test_a_message_never_recommends_to_overwrite_what_was_reached(photos, tmp_pa
     assert newest(config).name == "step-00000009"
 
 
-def test_parameters_that_are_not_used_or_have_two_names_are_no_obstacle(photos, tmp_path):
+def test_models_with_unused_or_shared_parameters_continue_bit_identically(photos, tmp_path):
     whole, stopped = (configuration(photos, tmp_path, name) for name in ("whole", "stopped"))
     for config in (whole, stopped):
         config["model"] = {"name": "test_resume:Odd"}
@@ -139,7 +139,7 @@ class Odd(nn.Module):
         return self.again(self.first(images))
 
 
-def test_a_run_that_another_process_has_begun_and_ended_meanwhile_is_left_alone(photos, tmp_path, monkeypatch):
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos, tmp_path, monkeypatch):
     config = configuration(photos, tmp_path)
     prepare_folder = preparation._prepare_folder
 
@@ -153,7 +153,7 @@ def test_a_run_that_another_process_has_begun_and_ended_meanwhile_is_left_alone(
     assert newest(config).name == "step-00000016"
 
 
-def test_a_finished_run_says_so_and_overwrite_starts_again(photos, tmp_path):
+def test_a_finished_run_is_reported_and_overwrite_starts_again(photos, tmp_path):
     config = configuration(photos, tmp_path)
     succeed(launch(config))
     best = run_folder(config) / "best.safetensors"
@@ -172,7 +172,7 @@ def test_a_finished_run_says_so_and_overwrite_starts_again(photos, tmp_path):
     assert own.read_text() == "mine"
 
 
-def test_what_matters_may_not_change_and_what_does_not_may(photos, tmp_path):
+def test_settings_that_change_the_result_are_fixed_and_others_may_change(photos, tmp_path):
     config = configuration(photos, tmp_path)
     succeed(launch(config, "train.epochs=1"))
     refused = launch(config, "optimizer.lr=0.01", "model.width=16", "train.epochs=1")
@@ -199,7 +199,7 @@ def test_what_matters_may_not_change_and_what_does_not_may(photos, tmp_path):
     assert other.returncode == 2 and "global batch: 4 in the commit, 12 now" in other.stderr
 
 
-def test_a_run_begun_before_a_key_existed_goes_on_where_the_key_is_null(photos, tmp_path, monkeypatch):
+def test_a_run_started_before_a_key_existed_continues_where_the_key_is_null(photos, tmp_path, monkeypatch):
     config = configuration(photos, tmp_path)
     succeed(launch(config, "train.epochs=1"))
     counters = resume.read_counters(newest(config))
@@ -217,7 +217,7 @@ def test_a_run_begun_before_a_key_existed_goes_on_where_the_key_is_null(photos, 
         start("train.epochs=1", "model.blocks=null")
 
 
-def test_a_damaged_commit_is_passed_over_for_the_one_before(photos, tmp_path):
+def test_a_damaged_commit_is_skipped_for_the_one_before(photos, tmp_path):
     config = configuration(photos, tmp_path)
     succeed(launch(config))
     expected = (newest(config) / "model.safetensors").read_bytes()
@@ -243,7 +243,7 @@ def test_a_folder_that_is_no_run_is_left_alone(photos, tmp_path):
     assert mine.read_bytes() == b"mine"
 
 
-def test_changed_data_are_refused(photos, tmp_path):
+def test_changed_data_are_rejected(photos, tmp_path):
     train = tmp_path / "train"
     shutil.copytree(photos[0], train)
     config = configuration((train, photos[1]), tmp_path)

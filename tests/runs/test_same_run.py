@@ -54,14 +54,14 @@ def test_every_sample_exactly_once_per_epoch_in_another_order(runs):
         assert steps[0, 1] != steps[1, 9]
 
 
-def test_learning_rates_are_equal_to_the_bit(runs):
+def test_learning_rates_are_bit_identical(runs):
     rates = {name: [line["lr"] for line in epochs_of(config)] for name, config in runs[1].items()}
     assert rates["1x8"][0] == 0.001 and rates["1x8"][1] < 0.001
     assert all(value == rates["1x8"] for value in rates.values())
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors"])
-def test_final_weights_are_equal_to_rounding(runs, file):
+def test_final_weights_are_equal_up_to_rounding(runs, file):
     precision, configs = runs
     bound = 1e-9 if precision == "float64" else 1e-3
     reference = last_weights(configs["1x8"], file)

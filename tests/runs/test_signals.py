@@ -49,7 +49,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Sl
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", range(len(PHASES)), ids=PHASES)
-def test_a_signal_in_any_phase(reference, tmp_path, number, ranks):
+def test_a_signal_in_any_phase_saves_and_the_run_continues(reference, tmp_path, number, ranks):
     phase, count, *steps = list(PHASES.values())[number]
     config, asked, step = configuration(reference, tmp_path, ranks), SIGNALS[number % 3], steps[ranks - 1]
     training = start_forked(config, f"await={phase}:{count}:{GENEROUS}", ranks=ranks)
@@ -117,7 +117,7 @@ def test_a_copy_of_the_signal_is_not_a_second_one(reference, tmp_path, protected
     assert_continues(config, reference)
 
 
-def test_the_death_of_the_launcher_is_no_second_signal_however_late(monkeypatch):
+def test_the_death_of_the_launcher_does_not_count_as_a_second_signal(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     stop, ended = StopRequest(), []
     monkeypatch.setattr(preemption.os, "_exit", ended.append)
@@ -186,7 +186,7 @@ def test_sweep_of_signals_at_random_moments(reference, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
-def test_an_interruption_that_a_destructor_throws_away_comes_again(is_guarded):
+def test_an_interruption_swallowed_by_a_destructor_is_raised_again(is_guarded):
     program = f"""
 import os, signal, time
 from accel_restore.utils import signals as preemption

@@ -62,7 +62,7 @@ def test_the_same_weights_as_on_one_host(photos, whole, hosts, tmp_path):
     assert same(last_weights(config), whole)
 
 
-def test_a_cut_ends_both_sides_and_restored_it_goes_on(photos, whole, hosts, tmp_path):
+def test_a_network_cut_ends_both_hosts_and_the_run_continues_later(photos, whole, hosts, tmp_path):
     config = configuration(photos, tmp_path)
     training = start_forked(config, on_two(hosts), f"linger=step:{CUT_STEP}:1", ranks=2)
     try:
@@ -94,7 +94,7 @@ def test_hosts_that_share_no_folder_train_but_cannot_continue(photos, hosts, tmp
     assert "Traceback" not in forked.printed(config)
 
 
-def test_control_unwatched_both_sides_wait(photos, hosts, tmp_path):
+def test_control_without_the_monitor_both_hosts_wait(photos, hosts, tmp_path):
     config = configuration(photos, tmp_path, rank_timeout=1800.0)  # torch's own timeout is that of a collective, too
     training = start_forked(config, on_two(hosts), f"linger=step:{CUT_STEP}:1", "without=watch", ranks=2)
     try:

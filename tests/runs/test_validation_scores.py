@@ -78,7 +78,7 @@ def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
         ("validation.quantize=8", "validation.quantize"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_written(photos, tmp_path, change, message):
+def test_invalid_settings_are_rejected_before_anything_is_written(photos, tmp_path, change, message):
     config = configuration(photos, tmp_path, "refused", {})
     refused = launch(config, change)
     assert refused.returncode == 2 and message in refused.stderr

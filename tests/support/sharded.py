@@ -14,8 +14,8 @@ from accel_restore.trainer import setup as preparation
 def install(policy: str, version: str = "2") -> None:
     """Set the environment up as `accelerate launch --config_file launch/fsdp2.yaml` does.
 
-    A process crashed here once, in malloc, in a thread of gloo, with torch 2.14 on a busy machine. Neither 30 runs under
-    load nor 24 of torch's `fully_shard` alone over gloo, half of them with glibc's checks of malloc, did so again.
+    A process crashed here once, in malloc, in a thread of gloo, with torch 2.14 on a busy machine. Neither 30 runs
+    under load nor 24 of torch's `fully_shard` alone over gloo, half of them with glibc's checks of malloc, did so.
     Where it returns, the test fails, and faulthandler prints where each thread was.
     """
     faulthandler.enable()
