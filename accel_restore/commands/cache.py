@@ -1,4 +1,4 @@
-"""`accel-restore cache`: list or delete the decoded images that runs share."""
+"""`accel-restore cache`: list or delete the stores of decoded images that runs share."""
 
 import argparse
 import time
@@ -10,23 +10,27 @@ from accel_restore.tracking.console import Console
 
 
 def main(arguments: list[str]) -> int:
-    """List the stores of a cache folder, or delete some; the exit code.
+    """List the stores of a cache folder, or delete some; return the exit code.
 
-    Raises: UserError for a folder or a name that does not exist.
+    Raises: UserError if a folder or a name does not exist.
     """
     parser = argparse.ArgumentParser(
         prog="accel-restore cache",
-        description=f"{__doc__} They are made anew when a run needs them. To keep them elsewhere, move the folder and "
-        "set data.cache_dir.",
+        description=f"{__doc__} A run that needs a deleted store builds it again. To keep the stores in another place, "
+        "move the folder and set data.cache_dir.",
     )
     parser.add_argument("action", nargs="?", choices=["list", "delete"], default="list")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of stores to delete, or the beginnings of names")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="stores to delete, by their names or the first letters of them"
+    )
     parser.add_argument("--dir", type=Path, default=default_cache(), help="the cache folder (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="delete all stores")
-    parser.add_argument("--unused-days", type=float, metavar="N", help="delete those that no run has used for N days")
+    parser.add_argument(
+        "--unused-days", type=float, metavar="N", help="delete the stores that no run has used for N days"
+    )
     options = parser.parse_args(arguments)
     if not options.dir.is_dir() and options.dir != default_cache():
-        raise UserError(f"{options.dir}: no such folder; name the cache folder by --dir")
+        raise UserError(f"{options.dir}: no such folder; set --dir to the cache folder")
     stores, console = list_stores(options.dir), Console(True)
     if options.action == "delete":
         chosen = _chosen(stores, options)
@@ -34,11 +38,11 @@ def main(arguments: list[str]) -> int:
             deleted = [store for store in chosen if delete_store(options.dir, store.name)]
         except OSError as error:
             raise UserError(f"{error.filename or options.dir}: cannot be deleted ({error.strerror})") from error
-        kept = f"; left {len(chosen) - len(deleted)} that a process is making" if len(deleted) < len(chosen) else ""
+        kept = f"; kept {len(chosen) - len(deleted)} that a process is building" if len(deleted) < len(chosen) else ""
         console.log(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
         return 0
     if options.names or options.all or options.unused_days is not None:
-        raise UserError("cache: names, --all and --unused-days are for `accel-restore cache delete`")
+        raise UserError("cache list: takes no names, --all or --unused-days; use `accel-restore cache delete`")
     rows = [
         (
             store.name[:12],
@@ -64,7 +68,7 @@ def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[Sto
     if options.unused_days is not None:
         return [store for store in stores if time.time() - store.last_used > 86400 * options.unused_days]
     if not options.names:
-        raise UserError("cache delete: name stores, or give --all or --unused-days N")
+        raise UserError("cache delete: nothing to delete; give names of stores, --all or --unused-days N")
     for name in options.names:
         if not any(store.name.startswith(name) for store in stores):
             raise UserError(f"{name}: no such store in {options.dir}; `accel-restore cache` lists them")

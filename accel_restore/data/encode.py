@@ -1,6 +1,6 @@
-"""Restored pixels as the bytes of a PNG, JPEG, WebP or TIFF file, with what the original's EXIF and ICC profile say.
+"""Encode restored pixels as PNG, JPEG, WebP or TIFF, with the EXIF data and ICC profile of the original.
 
-PNG and TIFF are put together here from the libraries' parts, because none writes 16-bit colour with EXIF.
+PNG and TIFF files are assembled here from encoded parts, because no library writes 16-bit colour with EXIF.
 """
 
 import io
@@ -8,6 +8,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -17,30 +18,30 @@ from accel_restore.data.image_formats import FORMATS
 SUFFIXES = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
 }  # fmt: skip
-DEEP = ("PNG", "TIFF")  # hold 16 bits
-MARK = 0x000B  # EXIF's ProcessingSoftware
+DEEP = ("PNG", "TIFF")  # formats of 16 bits
+MARK = 0x000B  # EXIF tag ProcessingSoftware
 
 _ORIENTATION, _WIDTH, _HEIGHT, _ICC = 0x0112, 0xA002, 0xA003, 34675
-# TIFF's tags that say where and how the pixels are stored: true of the original alone.
+# TIFF tags that describe how the pixels of the original are stored.
 _LAYOUT = {*range(254, 267), 273, *range(277, 280), 284, 317, *range(320, 326), 330, *range(338, 348), *range(512, 533),
            _ICC}  # fmt: skip
-_MOST_EXIF = 65_533  # bytes, in a JPEG
+_MAX_EXIF = 65_533  # bytes, in a JPEG
 _STRIP_BYTES = 2**18
 
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of its picture beside the pixels."""
+    """The metadata of an image file."""
 
     exif: Image.Exif
     icc: bytes | None = None
 
 
 def read_about(file: Path, channels: int) -> About:
-    """EXIF and ICC profile of an image file, as they are to stand in that of its upright pixels of so many channels.
+    """Return the EXIF data and ICC profile of an image file, for a new file of its upright pixels.
 
-    Left out is what would no longer be true: orientation, the thumbnail, a profile of gray for colours or vice versa;
-    and EXIF data that cannot be read.
+    Outdated data is left out: the orientation, the thumbnail, and a gray profile for colour or the reverse. Unreadable
+    EXIF data is left out too.
     """
     exif, icc = Image.Exif(), None
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
@@ -53,7 +54,7 @@ def read_about(file: Path, channels: int) -> About:
             kept = {tag: value for tag, value in found.items() if tag not in {*_LAYOUT, *groups}}
             kept |= {tag: values for tag, values in groups.items() if values}
             exif = _encodable(kept)
-        except Exception:  # Pillow raises many kinds for damaged EXIF data
+        except Exception:  # Pillow raises many kinds of exceptions for damaged EXIF data
             exif = Image.Exif()
     return About(exif, icc)
 
@@ -69,25 +70,25 @@ def _encodable(tags: dict) -> Image.Exif:
 
 
 def read_mark(file: Path) -> str | None:
-    """What `encode` was given as the mark of this file; None of a file that is not ours."""
+    """Return the mark that `encode` wrote into this file; None for other files."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is read
     try:
         with Image.open(file, formats=list(SUFFIXES.values())) as image:
-            if image.format == "PNG" and "exif" not in image.info:  # to look further, all of it would be decoded
+            if image.format == "PNG" and "exif" not in image.info:  # to look further, Pillow would decode the file
                 return None
             return image.getexif().get(MARK)
-    except Exception:  # whatever lies there, ours it is not
+    except Exception:  # not a file of `encode`, whatever it is
         return None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
 def encode(pixels: np.ndarray, format: str, about: About, mark: str, quality: int = 95) -> bytes:
-    """An image file of pixels (H, W, 1 or 3), uint8, or uint16 for PNG and TIFF; `mark` says who has made it.
+    """Return an image file of pixels (H, W, 1 or 3), uint8, or uint16 for PNG and TIFF; `mark` names its origin.
 
-    `quality` is that of JPEG, with colours at full resolution, and of WebP, which is lossless with 100.
+    `quality` applies to JPEG, which keeps colours at full resolution, and to WebP, which is lossless at 100.
 
-    Raises: ValueError or OSError for what the format cannot hold.
+    Raises: ValueError or OSError if the format cannot store the pixels.
     """
     exif = Image.Exif()
     exif.update(about.exif)
@@ -100,10 +101,10 @@ def encode(pixels: np.ndarray, format: str, about: About, mark: str, quality: in
         return _png(pixels, exif.tobytes(), about.icc)
     if format == "TIFF":
         return _tiff(pixels, exif, about.icc)
-    if len(exif.tobytes()) > _MOST_EXIF:
+    if len(exif.tobytes()) > _MAX_EXIF:
         exif = Image.Exif()
         exif[MARK] = mark
-    options = {"subsampling": 0} if format == "JPEG" else {"lossless": quality == 100, "exact": True}
+    options: dict[str, Any] = {"subsampling": 0} if format == "JPEG" else {"lossless": quality == 100, "exact": True}
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     picture.save(buffer, format, exif=exif.tobytes(), icc_profile=about.icc, quality=quality, **options)
@@ -115,24 +116,24 @@ def _png(pixels: np.ndarray, exif: bytes, icc: bytes | None) -> bytes:
 
     plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     data = imagecodecs.png_encode(np.ascontiguousarray(plane), level=6)
-    start = 8 + 25  # of the chunks that may stand behind the signature and the header
+    start = 8 + 25  # after the signature and the header
     chunks = [(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))] if icc else []
     chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
     added = b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
-    return data[:start] + added + data[start:]
+    return bytes(data[:start] + added + data[start:])
 
 
 def _tiff(pixels: np.ndarray, exif: Image.Exif, icc: bytes | None) -> bytes:
-    """A TIFF whose first directory is the EXIF data's: that is TIFF already, and only the pixels have to be added.
+    """A TIFF whose first directory is the EXIF data's. EXIF data has TIFF's format, so only the pixels are added.
 
-    Source: TIFF 6.0, Adobe 1992; strips, deflated (compression 8 of its supplement 2) with horizontal differences.
+    Source: TIFF 6.0, Adobe 1992: strips, deflated (compression 8 of its supplement 2) with horizontal differences.
     """
     height, width, channels = pixels.shape
     rows = max(1, _STRIP_BYTES // (width * channels * pixels.itemsize))
     differences = pixels.copy()
-    differences[:, 1:] -= pixels[:, :-1]  # modulo 2^bits, as the format has it
+    differences[:, 1:] -= pixels[:, :-1]  # modulo 2^bits, as the format defines
     stored = differences.astype(pixels.dtype.newbyteorder("<"))
     strips = [zlib.compress(stored[top : top + rows].tobytes()) for top in range(0, height, rows)]
     layout = {
@@ -146,8 +147,8 @@ def _tiff(pixels: np.ndarray, exif: Image.Exif, icc: bytes | None) -> bytes:
     if icc:
         exif[_ICC] = icc
     exif.endian = "<"
-    directory = exif.tobytes().removeprefix(b"Exif\0\0")  # adds its own length to the offsets
+    directory = exif.tobytes().removeprefix(b"Exif\0\0")  # Pillow adds the directory's length to the offsets
     size = len(directory) + sum(map(len, strips))
     if size >= 2**32:
-        raise ValueError("a TIFF holds at most 4 GB; name it .png")
+        raise ValueError("a TIFF holds at most 4 GB; use the suffix .png")
     return directory + b"".join(strips)

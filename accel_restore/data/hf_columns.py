@@ -1,4 +1,4 @@
-"""From the rows of a data set to images: which columns hold them, how each cell is named, told apart and read."""
+"""Images in the rows of a data set: the columns that hold them, and the name, identity and content of each cell."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from datasets.table import Table
 
-_VALUES = {"binary": "bytes", "large_binary": "bytes", "string": "path", "large_string": "path"}
+Kind = Literal["image", "bytes", "path", "pixels"]
+
+_VALUES: dict[str, Kind] = {"binary": "bytes", "large_binary": "bytes", "string": "path", "large_string": "path"}
 _PIXELS = {"uint8", "uint16"}
 _KEY = "__key__"  # webdataset's column of names
 
@@ -29,9 +31,10 @@ _KEY = "__key__"  # webdataset's column of names
 def choose_columns(
     dataset: "Dataset", gt: str | None, input: str | None, key: str, label: str
 ) -> tuple[dict[str, str], list[str]]:
-    """The columns of gt and, where there is one, of input, in this order; and what is wrong with them.
+    """Return the columns of gt and of input, if there is one, in this order; and the problems found.
 
-    `key` is the source's dotted key, `label` names the data set. Without any name the one column of images is gt.
+    `key` is the source's dotted key, `label` the data set's name in messages. If no column is named, a single column of
+    images is gt.
     """
     from datasets import Image
 
@@ -57,8 +60,8 @@ def choose_columns(
     return columns, problems
 
 
-def _kind(feature: Any) -> str | None:
-    """How a column holds images: as image (bytes or path), bytes, path or pixels; None: it does not."""
+def _kind(feature: Any) -> Kind | None:
+    """How a column holds images: image is bytes or a path; None: it holds no images."""
     from datasets import Array2D, Array3D, Image, LargeList, List, Value
 
     if isinstance(feature, Image):
@@ -79,19 +82,21 @@ def _in_words(feature: Any) -> str:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where the paths in rows begin, and the folders that they may lie in."""
+    """The folder that paths in rows are relative to, and the folders that they may point into."""
 
     start: Path
-    within: tuple[Path, ...] | None = None  # resolved; None: anywhere, as for rows that the user has made in Python
-    remedy: str = ""  # for paths that lie elsewhere
+    within: tuple[Path, ...] | None = None  # resolved; None: any folder, for rows that were made in Python
+    remedy: str = ""  # for paths that point elsewhere
 
 
 def images_of(dataset: "Dataset", column: str, label: str, reach: Reach) -> tuple[list[Path | Cell | None], list[str]]:
-    """The image of each row, None where it has none; and a problem for each of those."""
+    """Return the image of each row, None if it has none, and one problem for each row without an image."""
     images: list[Path | Cell | None] = []
     problems: list[str] = []
-    table, kind, version = dataset.data, _kind(dataset.features[column]), _version(dataset)
-    resolved = cache(Path.resolve)  # of folders: one look-up for each image would take a network disk minutes
+    table, version = dataset.data, _version(dataset)
+    kind = _kind(dataset.features[column])
+    assert kind is not None  # checked by `choose_columns`
+    resolved = cache(Path.resolve)  # of folders; one look-up per image takes minutes on a network disk
     for row, (place, path, held) in enumerate(_contents(dataset, column)):
         where = f"{label} row {row}, column {column}"
         if held:
@@ -107,10 +112,10 @@ def images_of(dataset: "Dataset", column: str, label: str, reach: Reach) -> tupl
 
 
 def _existing(path: str, reach: Reach, resolved: Callable[[Path], Path]) -> tuple[Path | None, str]:
-    """The file of a row's path, or None and what is wrong. A stranger's rows must not reach into other folders."""
+    """The file of a row's path, or None and the problem. Rows of an unknown author must not read other folders."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in path[:200])
     file = None
-    with suppress(OSError, ValueError, RuntimeError):  # of what is no path at all
+    with suppress(OSError, ValueError, RuntimeError):  # for text that is not a path
         if reach.within is None:
             places = reach.start / path, Path(path).expanduser()
             file = next((place for place in places if place.is_file()), None)
@@ -118,28 +123,28 @@ def _existing(path: str, reach: Reach, resolved: Callable[[Path], Path]) -> tupl
             place = reach.start / path
             real = place.resolve() if place.is_symlink() else resolved(place.parent) / place.name
             if not any(real.is_relative_to(folder) for folder in reach.within):
-                return None, f"names the file {shown}, which lies outside {reach.start}; {reach.remedy}"
+                return None, f"names the file {shown}, which is outside {reach.start}; {reach.remedy}"
             file = place if place.is_file() else None
     return file, f"names the file {shown}, which does not exist; give the image, or remove the row"
 
 
 def _contents(dataset: "Dataset", column: str) -> Iterator[tuple[int, str | None, bool]]:
-    """For each row its place in the table, the path it names, and whether it holds an image; reads the paths alone."""
+    """For each row its index in the table, its path, and whether it holds an image itself. Reads only the paths."""
     import pyarrow.compute as pc
 
     values, kind = dataset.data.column(column), _kind(dataset.features[column])
     places = np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
-    paths, contents = {
-        "image": lambda: (pc.struct_field(values, "path"), pc.struct_field(values, "bytes")),
-        "path": lambda: (values, None),
-    }.get(kind, lambda: (None, values))()
+    if kind == "image":
+        paths, contents = pc.struct_field(values, "path"), pc.struct_field(values, "bytes")
+    else:
+        paths, contents = (values, None) if kind == "path" else (None, values)
     names = paths.take(places).to_pylist() if paths is not None else [None] * len(places)
     held = contents.is_valid().to_numpy()[places] if contents is not None else np.zeros(len(places), bool)
     return zip(places.tolist(), names, held.tolist(), strict=True)
 
 
 def names_of(dataset: "Dataset", column: str) -> list[str]:
-    """The stem of each row's path, where all have one and all differ; else the row's number."""
+    """Return the stems of the rows' paths if all rows have one and all differ, otherwise the row numbers."""
     column = _KEY if _KEY in dataset.features else column
     stems = [PurePath(path or "").stem for _, path, _ in _contents(dataset, column)]
     if all(stems) and len(set(stems)) == len(stems):
@@ -148,10 +153,11 @@ def names_of(dataset: "Dataset", column: str) -> list[str]:
 
 
 def _version(dataset: "Dataset") -> str:
-    """Stands for the content, the same in all processes.
+    """A hash that stands for the content, equal in all processes.
 
-    The fingerprint is a hash of the steps that made the data (for tables in memory: of the bytes; for loaded files: of
-    paths and times of change). What it misses is a folder of save_to_disk that was written again by equal steps.
+    The data set's fingerprint is a hash of the steps that made it (for tables in memory: of the bytes; for loaded
+    files: of paths and modification times). It does not change if equal steps write a save_to_disk folder again, so the
+    folder's modification times are added.
     """
     files = sorted({Path(file["filename"]) for file in dataset.cache_files})
     states = sorted({state for file in files if (state := file.with_name("state.json")).is_file()})
@@ -159,7 +165,7 @@ def _version(dataset: "Dataset") -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _fetch(table: "Table", column: str, place: int, kind: str) -> bytes | np.ndarray:
+def _fetch(table: "Table", column: str, place: int, kind: Kind) -> bytes | np.ndarray:
     value = table.fast_slice(place, 1).column(column)
     if kind == "pixels":
         return _pixels(value.chunk(0))
@@ -167,12 +173,13 @@ def _fetch(table: "Table", column: str, place: int, kind: str) -> bytes | np.nda
 
 
 def _pixels(row: "pyarrow.Array") -> np.ndarray:
-    """(H, W) or (H, W, C) of an array of one element, which is a list of lists; without Python numbers."""
-    values, shape = getattr(row, "storage", row), []
+    """(H, W) or (H, W, C) of an array with one element, a list of lists; makes no Python numbers."""
+    values: Any = getattr(row, "storage", row)
+    shape: list[int] = []
     while hasattr(values, "flatten"):
         lengths = set(values.value_lengths().to_pylist())
         values = values.flatten()
         if len(lengths) != 1 or values.null_count:
-            raise ImageError("has rows of several lengths, or gaps; give one rectangle of pixels")
+            raise ImageError("has rows of different lengths, or gaps; give one rectangle of pixels")
         shape += lengths
     return values.to_numpy().reshape(shape)

@@ -1,4 +1,4 @@
-"""Find and match images in a data set of Hugging Face `datasets`: rows of files, of a saved folder, or of the Hub."""
+"""Find and match images in a data set of Hugging Face `datasets`: local files, a saved folder, or the Hub."""
 
 import re
 import tarfile
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_restore.config.data import Source
+from accel_restore.data.decode import Cell
 from accel_restore.data.hf_columns import Reach, choose_columns, images_of, names_of
 from accel_restore.data.pairs import Pair
 from accel_restore.errors import UserError
@@ -25,20 +26,22 @@ _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def find_rows(source: Source, key: str) -> tuple[list[Pair], list[str]]:
-    """The pairs of a data set in order of their names, and the problems found; `key` is the source's dotted key.
+    """Return the pairs of a data set in order of their names, and the problems found; `key` is the source's dotted key.
 
-    A pair is named by the stem of its gt's path where all rows have one and all differ, else by the row's number, so
-    that a folder and the data set made from it give the same pairs in the same order. Images that are files of their
-    own become paths; others are read from the data set, one cell at a time, when they are decoded.
+    A pair is named by the stem of its gt's path if all rows have one and all differ, otherwise by its row number. A
+    folder and the data set made from it therefore give the same pairs in the same order. Images in separate files
+    become paths; others are read from the data set, one cell at a time, when they are decoded.
     """
     try:
         dataset, label = _load(source, key)
     except UserError as error:
         return [], [str(error)]
+    assert not isinstance(source.gt, list) and not isinstance(source.input, list)  # checked by the configuration
     columns, problems = choose_columns(dataset, source.gt, source.input, key, label)
     if problems:
         return [], problems
-    images, reach = {}, _reach(source, key)
+    images: dict[str, list[Path | Cell | None]] = {}
+    reach = _reach(source, key)
     for side, column in columns.items():
         images[side], more = images_of(dataset, column, label, reach)
         problems += more
@@ -48,7 +51,7 @@ def find_rows(source: Source, key: str) -> tuple[list[Pair], list[str]]:
 
 
 def _load(source: Source, key: str) -> tuple["Dataset", str]:
-    """The rows that the configuration names, and what to call them in messages."""
+    """The rows of a source, and their name in messages."""
     if not isinstance(source.dataset, str):
         dataset, label = source.dataset, "the data set"
     else:
@@ -58,7 +61,7 @@ def _load(source: Source, key: str) -> tuple["Dataset", str]:
                 dataset = _load_named(source, key)
             except UserError:
                 raise
-            except Exception as error:  # a file may be anything, and so is what the library raises for it
+            except Exception as error:  # the library may raise anything for an arbitrary file
                 raise UserError(f"{key}.{_reason(error, source.dataset)}") from error
     if not len(dataset):
         raise UserError(f"{key}.dataset: {label} has no rows")
@@ -68,14 +71,14 @@ def _load(source: Source, key: str) -> tuple["Dataset", str]:
 def _load_named(source: Source, key: str) -> "Dataset":
     from datasets import load_dataset
 
-    name, split = source.dataset, source.split or "train"
+    name, split = str(source.dataset), source.split or "train"
     path = Path(name).expanduser()
     files = [path] if path.is_file() else [Path(file) for file in sorted(glob(str(path)))] if "*" in name else []
     if files or _is_saved(path):
         if source.subset is not None:
             raise UserError(f"{key}.subset: {name} has no subsets; remove it")
         return _load_files(files, split, key) if files else _load_saved(path, source, key)
-    if path.is_dir():  # resolved: a relative name may be that of one of the library's builders
+    if path.is_dir():  # resolved: a relative name could be one of the library's builders
         _check_archives((file for file in path.rglob("*.tar") if file.is_file()), key)
         return load_dataset(str(path.resolve()), source.subset, split=split)
     if not _HUB_ID.fullmatch(name) or path.suffix in _BUILDERS:
@@ -92,8 +95,8 @@ def _load_files(files: list[Path], split: str, key: str) -> "Dataset":
     suffix = files[0].suffix.lower()
     if suffix not in _BUILDERS:
         raise UserError(
-            f"{key}.dataset: {files[0]} is no file of a data set (those end in {' '.join(_BUILDERS)}); images go into "
-            "gt and input without `dataset`"
+            f"{key}.dataset: {files[0]} is not a data set file ({' '.join(_BUILDERS)}); name images by gt and input "
+            "without `dataset`"
         )
     _check_archives((file for file in files if suffix == ".tar"), key)
     names = [str(file.resolve()) for file in files]
@@ -120,7 +123,7 @@ def _load_saved(folder: Path, source: Source, key: str) -> "Dataset":
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars and log lines of the libraries: every rank would show them, and problems are reported."""
+    """Silence progress bars and log lines of the libraries: every rank would print them, and problems are reported."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from datasets.utils import logging as datasets_logging
     from huggingface_hub.utils import logging as hub_logging
@@ -140,7 +143,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception, name: str) -> str:
-    """What the library's error means for the configuration; begins with the key inside the source."""
+    """The library's error in terms of the configuration; starts with the key inside the source."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
@@ -149,16 +152,16 @@ def _reason(error: Exception, name: str) -> str:
     if unknown := re.fullmatch(r'Unknown split "(.*)"\. Should be one of (.*)\.', text):
         return f"split: no split '{unknown[1]}' in {name}; it has: {_unquoted(unknown[2])}"
     if subsets := re.search(r"available(?: configs)?: (\[.*?\])", text, re.IGNORECASE):
-        return f"subset: name one of those that {name} has: {_unquoted(subsets[1])}"
+        return f"subset: name one of the subsets of {name}: {_unquoted(subsets[1])}"
     if isinstance(error, DatasetNotFoundError):
         return (
-            f"dataset: {name} is no file or folder here (looked in {Path.cwd()}), and the Hub says: {text} Check the "
+            f"dataset: {name} is not a file or folder (looked in {Path.cwd()}), and the Hub reports: {text} Check the "
             "spelling; for a private or gated data set ask for access and log in with `hf auth login`"
         )
     if isinstance(error, ConnectionError):
         return (
-            f"dataset: {name} is no file or folder here (looked in {Path.cwd()}), and the Hugging Face Hub, where it "
-            "might be, cannot be reached; check the spelling, or load it once where there is a network"
+            f"dataset: {name} is not a file or folder (looked in {Path.cwd()}), and the Hugging Face Hub cannot be "
+            "reached; check the spelling, or load the data set once with a network connection"
         )
     return f"dataset: {name} cannot be loaded: {text}"
 
@@ -168,8 +171,9 @@ def _unquoted(names: str) -> str:
 
 
 def _reach(source: Source, key: str) -> Reach:
-    """Where the paths in a data set begin: beside its files; and where they may end: there too, or in the libraries'
-    caches, in which downloaded and unpacked images lie.
+    """The folder that paths in a data set are relative to (the folder of its files), and those they may point into.
+
+    They may point into this folder and into the libraries' caches, which hold downloaded and unpacked images.
     """
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -186,14 +190,16 @@ def _reach(source: Source, key: str) -> Reach:
 
 
 def _check_archives(files: Iterable[Path], key: str) -> None:
-    """Raise `UserError` for archives of which a few bytes can stand for many: each member is read as a whole."""
+    """Raise `UserError` for archives in which few bytes can expand to many: each member is read as a whole."""
     for file in files:
         try:
-            with tarfile.open(file, "r:") as archive:  # of uncompressed ones alone, which are no larger than they look
+            with tarfile.open(file, "r:") as archive:  # uncompressed: not larger than the file
                 bad = next((m for m in archive if m.issparse() or m.name.lower().endswith(_PACKED)), None)
         except tarfile.TarError as error:
             raise UserError(
-                f"{key}.dataset: {file} is no plain tar archive ({error}); unpack and pack it again"
+                f"{key}.dataset: {file} is not a plain tar archive ({error}); unpack and pack it again"
             ) from None
         if bad is not None:
-            raise UserError(f"{key}.dataset: {file} holds '{bad.name:.100}', packed once more; pack the plain files")
+            raise UserError(
+                f"{key}.dataset: {file} contains '{bad.name:.100}', which is compressed again; pack the plain files"
+            )

@@ -1,7 +1,7 @@
-"""The degradations themselves, named in `degrade.DEGRADATIONS`: pure functions of one image and its keyed draws.
+"""The degradations of `registry.DEGRADATIONS`: pure functions of one image and its keyed draws.
 
-Images are (C, H, W) of any size and device, nominally in [0, 1]; values may overshoot: only jpeg and quantize clip and
-round. A range is a number or a pair [low, high], drawn uniformly for each sample. Borders are mirrored.
+Images are (C, H, W) of any size and device, nominally in [0, 1]. Values may overshoot: only jpeg and quantize clip and
+round. A range is a number or a pair [low, high] that is drawn from uniformly for each sample. Borders are mirrored.
 """
 
 import io
@@ -29,9 +29,9 @@ Method = Annotated[str | Sequence[str], one_of("area", "bilinear", "bicubic", se
 
 
 def gaussian_noise(image: Tensor, random: KeyedRandom, *, sigma: Amount = 25, gray: Probability = 0.0) -> Tensor:
-    """The image plus white Gaussian noise.
+    """Add white Gaussian noise.
 
-    Units: sigma in 8-bit levels; gray: the probability that all channels share the noise.
+    Units: sigma in 8-bit levels; gray: probability that all channels share the noise.
     Source: the protocol of the published gray and colour denoising tables (Zhang et al., DnCNN, 2017).
     """
     strength = random.uniform(sigma) / 255
@@ -41,11 +41,11 @@ def gaussian_noise(image: Tensor, random: KeyedRandom, *, sigma: Amount = 25, gr
 def poisson_noise(
     image: Tensor, random: KeyedRandom, *, peak: Positive = 256, strength: Amount = 1.0, gray: Probability = 0.0
 ) -> Tensor:
-    """The image as photons are counted; its noise is white and grows with the square root of the light.
+    """Add photon noise: white noise that grows with the square root of the light.
 
-    Units: peak: photons at white; strength: a factor on the noise; gray: the probability that all channels share the
-    noise, that of their luma.
-    Source: Wang et al., Real-ESRGAN, 2021, with `strength`, and a peak of 256 for images of 8 bits.
+    Units: peak: photons at white; strength: factor on the noise; gray: probability that all channels share the noise of
+    their luma.
+    Source: Wang et al., Real-ESRGAN, 2021; here with `strength`, and a peak of 256 for 8-bit images.
     """
     photons, factor = random.uniform(peak), random.uniform(strength)
     light = (_luma(image) if random.chance(gray) else image).clamp(min=0)
@@ -54,31 +54,31 @@ def poisson_noise(
 
 
 def speckle(image: Tensor, random: KeyedRandom, *, sigma: Amount = 0.1, gray: Probability = 0.0) -> Tensor:
-    """The image times 1 plus white Gaussian noise.
+    """Multiply by 1 plus white Gaussian noise.
 
-    Units: sigma relative to the light; gray: the probability that all channels share the noise.
+    Units: sigma relative to the light; gray: probability that all channels share the noise.
     """
     strength = random.uniform(sigma)
     return image + image * random.normal(image[:1] if random.chance(gray) else image, strength)
 
 
 def jpeg(image: Tensor, random: KeyedRandom, *, quality: Quality = 50) -> Tensor:
-    """The image, clipped and rounded to 8 bits, after JPEG with its colours at half the resolution.
+    """Clip, round to 8 bits and compress as JPEG with colours at half the resolution.
 
-    Units: quality from 1 to 100, as libjpeg's.
+    Units: quality from 1 to 100, as in libjpeg.
     """
     levels = _levels(image).to("cpu", torch.uint8).movedim(0, 2)
     file = io.BytesIO()
-    Image.fromarray(levels.squeeze(2).numpy()).save(file, "JPEG", quality=random.integer(*ends(quality)))
+    Image.fromarray(levels.squeeze(2).numpy()).save(file, "JPEG", quality=random.integer(*_whole_ends(quality)))
     coded = torch.from_numpy(np.array(Image.open(file))).view(levels.shape).movedim(2, 0)
     return coded.to(image.device, image.dtype, memory_format=torch.contiguous_format) / 255
 
 
-jpeg.on_host = True
+jpeg.__dict__["on_host"] = True  # works only on the CPU
 
 
 def quantize(image: Tensor, random: KeyedRandom) -> Tensor:
-    """The image clipped to [0, 1] and rounded to 8 bits, as a file holds it."""
+    """Clip to [0, 1] and round to 8 bits, as in a file."""
     return _levels(image) / 255
 
 
@@ -93,17 +93,17 @@ def gaussian_blur(
     profile: Annotated[str, one_of("gaussian", "plateau")] = "gaussian",
     radius: Annotated[Range | None, numbers(1, 100, whole=True)] = None,
 ) -> Tensor:
-    """The image blurred by a Gaussian or one of its generalisations, where d² is the squared distance in sigma.
+    """Blur by a Gaussian or one of its generalisations, where d² is the squared distance in units of sigma.
 
-    Units: sigma in pixels, along `angle` (degrees, counter-clockwise from horizontal), and sigma_y across it (None: as
-    sigma); profile: gaussian is exp(−d^(2 beta) / 2), plateau is 1 / (1 + d^(2 beta)); radius: pixels that the kernel
-    reaches (None: four sigma).
+    Units: sigma in pixels along `angle` (degrees, counter-clockwise from horizontal), sigma_y across it (None: sigma);
+    profile: gaussian is exp(−d^(2 beta) / 2), plateau is 1 / (1 + d^(2 beta)); radius of the kernel in pixels (None:
+    four sigma).
     Source: Liu et al., "Estimating generalized Gaussian blur kernels", 2020, as in Wang et al., Real-ESRGAN, 2021.
     """
     along = max(random.uniform(sigma), 1e-3)
     across = along if sigma_y is None else max(random.uniform(sigma_y), 1e-3)
     exponent = random.uniform(beta)
-    reach = math.ceil(4 * max(along, across)) if radius is None else random.integer(*ends(radius))
+    reach = math.ceil(4 * max(along, across)) if radius is None else random.integer(*_whole_ends(radius))
     x, y = _grid(reach, random.uniform(angle))
     distance = ((x / along).square() + (y / across).square()) ** exponent
     kernel = (-distance / 2).exp() if profile == "gaussian" else 1 / (1 + distance)
@@ -113,7 +113,7 @@ def gaussian_blur(
 
 
 def motion_blur(image: Tensor, random: KeyedRandom, *, length: Pixels = 15, angle: Degrees = (0, 180)) -> Tensor:
-    """The image blurred along a straight line.
+    """Blur along a straight line.
 
     Units: length in pixels; angle in degrees, counter-clockwise from horizontal.
     """
@@ -127,12 +127,12 @@ def sinc(
     cutoff: Annotated[Range, numbers(0, 1, above=True)] = 0.5,
     radius: Annotated[Range, numbers(1, 100, whole=True)] = 10,
 ) -> Tensor:
-    """The image without its frequencies above a circular cut-off: edges ring and overshoot.
+    """Remove the frequencies above a circular cut-off: edges ring and overshoot.
 
-    Units: cutoff as a part of the highest frequency, half a period a pixel; radius: pixels that the kernel reaches.
+    Units: cutoff as a fraction of the highest frequency, half a period per pixel; radius of the kernel in pixels.
     Source: Wang et al., Real-ESRGAN, 2021.
     """
-    omega, reach = math.pi * random.uniform(cutoff), random.integer(*ends(radius))
+    omega, reach = math.pi * random.uniform(cutoff), random.integer(*_whole_ends(radius))
     distance = torch.hypot(*_grid(reach, 0.0))
     kernel = omega * torch.special.bessel_j1(omega * distance) / (2 * math.pi * distance)
     kernel[reach, reach] = omega**2 / (4 * math.pi)  # the limit at distance 0
@@ -148,26 +148,26 @@ def resize(
     base: Annotated[str, one_of("image", "input")] = "image",
     size: Size,
 ) -> Tensor:
-    """The image at another size, antialiased where it becomes smaller; a list of methods is drawn from.
+    """Resize, antialiased when reducing; from a list of methods, one is drawn.
 
-    Units: scale: new side / the image's, or with `base: input` / that of the final input.
+    Units: scale: new side / side of the image, or with `base: input` / side of the final input.
     """
     factor = random.uniform(scale)
-    sides = size if base == "input" else image.shape[1:]
-    return _resized(image, tuple(max(1, round(side * factor)) for side in sides), _drawn(method, random))
+    height, width = size if base == "input" else image.shape[1:]
+    return _resized(image, (max(1, round(height * factor)), max(1, round(width * factor))), _drawn(method, random))
 
 
 def downscale(image: Tensor, random: KeyedRandom, *, method: Method = "bicubic", size: Size) -> Tensor:
-    """The image at the size of the final input, gt / data.scale; a list of methods is drawn from.
+    """Resize to the final input, gt / data.scale; from a list of methods, one is drawn.
 
-    Source: bicubic is MATLAB's imresize, by which the published super-resolution tables are made (Keys' kernel with
-    a = −0.5, antialiased, mirrored borders), where the image's sides are multiples of the input's. Deviates: of 8-bit
-    images MATLAB also rounds the result of the first of its two passes, mostly a difference of one level at the end.
+    Source: bicubic is MATLAB's imresize (Keys' kernel with a = −0.5, antialiased, mirrored borders), used for the
+    published super-resolution tables, if the image's sides are multiples of the input's. Deviation: for 8-bit images
+    MATLAB also rounds the result of the first of its two passes, which mostly changes the result by one level.
     """
     factors = [side // new for side, new in zip(image.shape[1:], size, strict=True)]
     if tuple(factor * new for factor, new in zip(factors, size, strict=True)) != tuple(image.shape[1:]):
         return _resized(image, size, _drawn(method, random))
-    # Alone, interpolate leaves out what lies beyond the border. Its kernel reaches 2 new pixels.
+    # `interpolate` ignores pixels beyond the border; its kernel reaches 2 new pixels.
     wide = _mirrored(image, [3 * factor for factor in factors], repeat_edge=True)
     return _resized(wide, (size[0] + 6, size[1] + 6), _drawn(method, random))[:, 3:-3, 3:-3]
 
@@ -181,45 +181,50 @@ def rain(
     angle: Degrees = (70, 110),
     strength: Fraction = 0.7,
 ) -> Tensor:
-    """The image behind bright streaks of equal direction: noise, blurred along a line, in screen blending.
+    """Add bright streaks of one direction: noise, blurred along a line, in screen blending.
 
-    Units: density: the part of pixels at which a drop is; length in pixels; angle in degrees, counter-clockwise from
-    horizontal; strength: how far the brightest streak goes towards white.
+    Units: density: fraction of pixels with a drop; length in pixels; angle in degrees, counter-clockwise from
+    horizontal; strength of the brightest streak, 1 is white.
     """
     part = random.uniform(density)
     draws = torch.empty_like(image[:1]).uniform_(generator=random.generator(image.device))
-    drops = (1 - draws / max(part, 1e-9)).clamp(min=0)  # of a brightness uniform in (0, 1]
+    drops = (1 - draws / max(part, 1e-9)).clamp(min=0)  # brightness uniform in (0, 1]
     line = _line(random.uniform(length), random.uniform(angle))
-    streaks = (_filtered(drops, line) * line.sum() / line.max()).clamp(max=1)  # a lone drop's streak is as bright as it
+    streaks = (_filtered(drops, line) * line.sum() / line.max()).clamp(max=1)  # a single drop keeps its brightness
     return image + random.uniform(strength) * streaks * (1 - image)
 
 
 def low_light(image: Tensor, random: KeyedRandom, *, gain: Positive = 0.5, gamma: Positive = 2.0) -> Tensor:
-    """gain · image^gamma: the image in less light; negative values become 0.
+    """Reduce the light: gain · image^gamma; negative values become 0.
 
-    Source: Lv et al., MBLLEN, 2018, which draws gain from [0.5, 1] and gamma from [1.5, 5].
+    Source: Lv et al., MBLLEN, 2018; it draws gain from [0.5, 1] and gamma from [1.5, 5].
     """
     return random.uniform(gain) * image.clamp(min=0) ** random.uniform(gamma)
 
 
 def sequence(image: Tensor, random: KeyedRandom, *, of: Steps, size: Size) -> Tensor:
-    """The image after all steps in their order: a group, inside of another composition or with a probability."""
+    """Apply all steps in order: a group, for use in another composition or with a probability."""
     for position, step in enumerate(of):
         image = step(image, random.split(position), size)
     return image
 
 
 def random_order(image: Tensor, random: KeyedRandom, *, of: Steps, size: Size) -> Tensor:
-    """The image after all steps, in an order drawn for each sample."""
+    """Apply all steps in an order drawn for each sample."""
     for position in random.permutation(len(of)):
         image = of[position](image, random.split(position), size)
     return image
 
 
 def choice(image: Tensor, random: KeyedRandom, *, of: Steps, weights: list[float] | None = None, size: Size) -> Tensor:
-    """The image after one of the steps, drawn for each sample; weights: their relative chances (None: equal)."""
+    """Apply one of the steps, drawn for each sample; weights: relative probabilities (None: equal)."""
     position = random.choice(range(len(of)), weights)
     return of[position](image, random.split(position), size)
+
+
+def _whole_ends(span: Range) -> tuple[int, int]:
+    low, high = ends(span)
+    return int(low), int(high)
 
 
 def _drawn(method: str | Sequence[str], random: KeyedRandom) -> str:
@@ -231,7 +236,7 @@ def _levels(image: Tensor) -> Tensor:
 
 
 def _luma(image: Tensor) -> Tensor:
-    """(1, H, W): the BT.601 luma of colours, or the gray image itself."""
+    """(1, H, W): the BT.601 luma of a colour image, or the gray image itself."""
     if len(image) == 1:
         return image
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=image.dtype, device=image.device)
@@ -239,20 +244,20 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _grid(radius: int, angle: float) -> tuple[Tensor, Tensor]:
-    """Coordinates along and across a direction of each pixel of a (2 radius + 1)² kernel; y points up."""
+    """Coordinates of each pixel of a (2 radius + 1)² kernel, along and across a direction; y points up."""
     places, turn = torch.arange(-radius, radius + 1, dtype=torch.float64), math.radians(angle)
     x, y = places[None, :], -places[:, None]
     return x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
 
 
 def _line(length: float, angle: float) -> Tensor:
-    """The kernel of a line one pixel wide, its ends and flanks antialiased: n equal weights at angle 0, for odd n."""
+    """The kernel of an antialiased line, one pixel wide: for odd lengths n at angle 0, n equal weights."""
     along, across = _grid(math.ceil((length + 1) / 2), angle)
     return ((length + 1) / 2 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp(min=0)
 
 
 def _mirrored(image: Tensor, margins: list[int], repeat_edge: bool = False) -> Tensor:
-    """The image with mirrored margins (rows, columns), however much wider than the image they are."""
+    """The image with mirrored margins (rows, columns), which may be wider than the image."""
     for dim, margin in enumerate(margins, start=1):
         side = image.shape[dim]
         period = 2 * side if repeat_edge else max(2 * side - 2, 1)

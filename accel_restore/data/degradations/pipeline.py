@@ -1,9 +1,9 @@
-"""Synthetic degradations: from the configured list of steps to a function that makes `input` from `gt`.
+"""Synthetic degradations: build the function that makes `input` from `gt` from the configured list of steps.
 
 A step is a pure function of one image, `(image, random, *, keyword parameters) -> image`: image (C, H, W), nominally in
-[0, 1]. Its keyword parameters are its configuration, and what a parameter may be stands in its annotation. Every draw
-comes from `random`, so that a sample's input depends on its seed alone. Before training the list is tried on 64 samples
-in which all outcomes of a chance or a choice are equally likely, so that a rare one fails now and not during training.
+[0, 1]. Its keyword parameters are its configuration; their annotations define the valid values. Every draw comes from
+`random`, so a sample's input depends only on its seed. Before training, the list is tried on 64 samples in which all
+outcomes of a chance or a choice are equally likely, so that a rare one fails before training and not during it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from accel_restore.registry import DEGRADATIONS
 from accel_restore.utils.imports import check_arguments, resolve, unknown_choice, unknown_name
 from accel_restore.utils.rng import EvenRandom, KeyedRandom
 
-if TYPE_CHECKING:  # the names are checked before torch is imported
+if TYPE_CHECKING:  # names are checked before torch is imported
     from torch import Tensor
 
 Size = tuple[int, int]  # height, width
-Check = Callable[[Any], str | None]  # what a value must be, where it is not; stands in Annotated[type, check]
-_GIVEN = ("image", "random", "size")  # parameters that the program gives
+Check = Callable[[Any], str | None]  # returns the problem of a value; used in Annotated[type, check]
+_GIVEN = ("image", "random", "size")  # parameters that are not configured
 _TRIAL_SAMPLES, _TRIAL_SIDE = 64, 32  # samples of a trial, and the side of their inputs
 
 
 def with_defaults(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps as they are configured, with the defaults of what they leave out, as JSON can hold them."""
+    """Return the configured steps with the defaults of all other parameters, as JSON values."""
     full = []
     for step in steps:
         function = resolve(step["name"], DEGRADATIONS, "data.degradation")
@@ -46,9 +46,10 @@ def with_defaults(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def numbers(
     low: float, high: float = float("inf"), *, above: bool = False, whole: bool = False, pair: bool = True
 ) -> Check:
-    """The check of a number from `low` (`above`: above it) to `high`; `pair`: or of a range [low, high]."""
-    what = f"a {'whole ' if whole else ''}number {'above' if above else 'from'} {low}"
-    what += f" up to {high}" if high < float("inf") else "" if above else " on"
+    """Return the check of a number from `low` (with `above`: above it) to `high`; with `pair`, or of a range."""
+    bounded = high < float("inf")
+    what = f"a {'whole ' if whole else ''}number {'above' if above else 'from' if bounded else 'of at least'} {low}"
+    what += f" up to {high}" if bounded else ""
     what += " or a pair [low, high]" if pair else ""
 
     def fits(value: Any) -> bool:
@@ -63,7 +64,7 @@ def numbers(
 
 
 def one_of(*names: str, several: bool = False) -> Check:
-    """The check of a name; `several`: or of a list of names."""
+    """Return the check of a name; with `several`, or of a list of names."""
 
     def check(value: Any) -> str | None:
         listed = value if several and isinstance(value, list | tuple) and value else [value]
@@ -77,7 +78,7 @@ _probability = numbers(0, 1, pair=False)
 
 @dataclass(frozen=True)
 class Step:
-    """A degradation with its arguments, done to a sample with a probability; `size` is that of the final input."""
+    """A degradation with its arguments, applied with a probability; `size` is that of the final input."""
 
     function: Callable
     arguments: dict[str, Any]
@@ -94,7 +95,7 @@ class Step:
         result = self.function(image, random, **self.arguments, **given)
         right = isinstance(result, torch.Tensor) and (result.ndim, result.dtype) == (3, image.dtype)
         if not right or len(result) != len(image):
-            raise UserError("it must return an image (C, H, W) with the channels and the dtype of the one it is given")
+            raise UserError("it must return an image (C, H, W) with the channels and the dtype of its argument")
         return result
 
 
@@ -102,17 +103,17 @@ Steps = list[Step]  # a parameter with this annotation is configured by a list o
 
 
 class DegradationPipeline:
-    """A function (gt, seeds) → input; `on_host`: a step works on the CPU alone, so that all are best done there."""
+    """A function (gt, seeds) → input; `on_host`: a step works only on the CPU, so all steps are best applied there."""
 
     def __init__(self, steps: Steps, scale: int):
         self.steps, self.scale = steps, scale
         self.on_host = any(step.on_host for step in steps)
 
     def __call__(self, gt: Tensor, seeds: np.ndarray, each: Callable[..., Iterable] = map) -> Tensor:
-        """The degraded images, each a function of its gt and seed alone; made through `each`, a map or a pool's.
+        """Return the degraded images; each depends only on its gt and seed. `each` is `map`, or the map of a pool.
 
         Shapes: gt (B, C, H, W), H and W multiples of the scale; seeds (B,) uint64; returns (B, C, H/scale, W/scale).
-        Raises: UserError where the steps leave an image at another size.
+        Raises: UserError if the result has another size.
         """
         import torch
 
@@ -130,21 +131,21 @@ class DegradationPipeline:
         return image
 
     def check(self, shape: Sequence[int], gt: Sequence[int]) -> None:
-        """Raise `UserError` where images of a shape are no inputs for a gt of another."""
+        """Raise `UserError` if an input of this shape does not fit a gt of shape `gt`."""
         if tuple(shape[1:]) != (gt[1] // self.scale, gt[2] // self.scale):
             raise UserError(
                 f"data.degradation: can make an input of {shape[2]}x{shape[1]} from a gt of {gt[2]}x{gt[1]}, but "
-                f"data.scale is {self.scale}: end the list with {{name: downscale}}, without a probability"
+                f"data.scale is {self.scale}; end the list with {{name: downscale}}, without a probability"
             )
 
 
 def build_degradation(
     steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3
 ) -> DegradationPipeline:
-    """The function (gt, seeds) → input that applies the named degradations in order, tried on small images.
+    """Return the function (gt, seeds) → input that applies the named degradations in order, tried on small images.
 
-    Raises: UserError that lists, by their dotted keys, all names, arguments and values that cannot be used, or says
-    that the input can have another size than gt / scale.
+    Raises: UserError that lists all invalid names, arguments and values by their dotted keys, or reports that the input
+    can have another size than gt / scale.
     """
     import torch
 
@@ -156,10 +157,11 @@ def build_degradation(
 
 
 def _try_samples(degrade: DegradationPipeline, channels: int) -> None:
-    """Raise `UserError` if a step fails on a seeded sample, or if a sample ends at another size than the input."""
+    """Raise `UserError` if a step fails on a seeded sample, or if the result has another size than the input."""
     import torch
 
-    size, shapes = (_TRIAL_SIDE, _TRIAL_SIDE), set()
+    size: Size = (_TRIAL_SIDE, _TRIAL_SIDE)
+    shapes: set[tuple[int, ...]] = set()
     gt = torch.full((channels, _TRIAL_SIDE * degrade.scale, _TRIAL_SIDE * degrade.scale), 0.5)
     for seed in range(_TRIAL_SAMPLES):
         image, random = gt.clone(), EvenRandom(seed)
@@ -167,7 +169,7 @@ def _try_samples(degrade: DegradationPipeline, channels: int) -> None:
             try:
                 image = step(image, random.split(position), size)
             except Exception as error:  # the function may be the user's
-                raise UserError(f"data.degradation.{position}: cannot work on every image: {error}") from error
+                raise UserError(f"data.degradation.{position}: fails on some images: {error}") from error
         shapes.add(tuple(image.shape))
     for shape in sorted(shapes):
         degrade.check(shape, gt.shape)
@@ -176,7 +178,8 @@ def _try_samples(degrade: DegradationPipeline, channels: int) -> None:
 def _build_steps(entries: Any, where: str, trial: Tensor) -> Steps:
     if not isinstance(entries, list | tuple) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{where}: must be a list of steps such as {{name: quantize}}, not {entries!r}")
-    steps, problems = [], []
+    steps: Steps = []
+    problems: list[str] = []
     for position, entry in enumerate(entries):
         with _collected(problems):
             steps.append(_build_step(entry, f"{where}.{position}", trial))
@@ -186,7 +189,7 @@ def _build_steps(entries: Any, where: str, trial: Tensor) -> Steps:
 
 
 def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
-    """One entry of a list as a step; its own lists of steps are built too."""
+    """One entry of a list as a step, with its own lists of steps."""
     arguments = {"name": "", "probability": 1.0, **entry}
     name, probability = str(arguments.pop("name")), arguments.pop("probability")
     if name not in DEGRADATIONS and ":" not in name:
@@ -195,16 +198,17 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        raise UserError(f"{where}.name: '{name}' is no function (image, random, *, ...) written in Python") from None
-    try:  # annotations are strings in a module with `from __future__ import annotations`
+        raise UserError(f"{where}.name: '{name}' is not a Python function (image, random, *, ...)") from None
+    try:  # with `from __future__ import annotations`, annotations are strings
         parameters = inspect.signature(function, eval_str=True).parameters
     except Exception as error:  # whatever the user's annotation raises
         raise UserError(
-            f"{where}.name: an annotation of '{name}' cannot be evaluated ({error}); its names must be known to its "
-            "module when it runs, not under TYPE_CHECKING alone"
+            f"{where}.name: an annotation of '{name}' cannot be evaluated ({error}); its names must be imported "
+            "at run time, not only under TYPE_CHECKING"
         ) from error
 
-    problems, inner = [], []
+    problems: list[str] = []
+    inner: Steps = []
     with _collected(problems):
         check_arguments(function, arguments, where, skip=_GIVEN)
     if problem := _probability(probability):
@@ -230,13 +234,13 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
 
 
 def _tried(step: Step, image: Tensor) -> str | None:
-    """What is wrong with a step, or None: it is done twice to a small image with the same draws."""
-    certain, size = replace(step, probability=1.0), tuple(image.shape[1:])
+    """The problem of a step, or None. It is applied twice to a small image with the same draws."""
+    certain, size = replace(step, probability=1.0), (image.shape[1], image.shape[2])
     try:
         first, second = (certain(image.clone(), KeyedRandom(0), size) for _ in range(2))
     except Exception as error:  # the function may be the user's
-        return f"cannot work with these arguments: {error}"
-    return None if first.equal(second) else "gives another result each time; it must draw from `random` alone"
+        return f"fails with these arguments: {error}"
+    return None if first.equal(second) else "returns different results for equal draws; it must draw only from `random`"
 
 
 @contextmanager

@@ -52,14 +52,14 @@ def test_stores_that_no_run_uses_are_deleted_by_age(stores):
 def test_a_folder_that_does_not_exist_and_a_broken_description(stores, capsys):
     for ignored in (["--all"], ["--unused-days", "3"], ["list", "abc"]):
         assert main(["cache", *ignored, "--dir", str(stores)]) == 2
-        assert "are for `accel-restore cache delete`" in capsys.readouterr().err
+        assert "use `accel-restore cache delete`" in capsys.readouterr().err
     assert main(["cache", "--dir", str(stores / "no")]) == 2 and "no such folder" in capsys.readouterr().err
     next(iter(stores.glob("*.json"))).write_text("{")
     assert main(["cache", "--dir", str(stores)]) == 0 and "2 stores" in capsys.readouterr().out
 
 
 def test_deleting_needs_a_name_that_exists(stores, capsys):
-    for given, words in (([], "name stores"), (["zzz"], "zzz: no such store")):
+    for given, words in (([], "give names of stores"), (["zzz"], "zzz: no such store")):
         assert main(["cache", "delete", *given, "--dir", str(stores)]) == 2
         assert words in capsys.readouterr().err
     assert len(list_stores(stores)) == 2

@@ -290,8 +290,8 @@ def test_data_sets_that_cannot_be_found_or_read(tmp_path, monkeypatch):
         "data/none.parquet": ("does not exist", str(tmp_path)), "./none": ("does not exist",),
         "csv": ("does not exist",), "none-*.tar": ("does not exist",), "empty": ("any data files",),
         "bad.parquet": ("cannot be loaded",),
-        "photo.png": ("no file of a data set", ".parquet"),
-        "owner/none": ("no file or folder here", str(tmp_path), "Hub", "cannot be reached"),
+        "photo.png": ("not a data set file", ".parquet"),
+        "owner/none": ("not a file or folder", str(tmp_path), "Hub", "cannot be reached"),
     }.items():  # fmt: skip
         (problem,) = problems(name)
         assert problem.startswith("data.train.dataset: ") and "\n" not in problem
@@ -307,7 +307,7 @@ def test_what_the_hub_refuses(said, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     (problem,) = problems("o/x")
-    assert said in problem and "hf auth login" in problem and "no file or folder here" in problem
+    assert said in problem and "hf auth login" in problem and "not a file or folder" in problem
 
 
 def test_splits_and_subsets(tmp_path):
