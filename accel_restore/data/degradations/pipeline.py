@@ -87,6 +87,7 @@ class Step:
     on_host: bool
 
     def __call__(self, image: Tensor, random: KeyedRandom, size: Size) -> Tensor:
+        """Return the degraded image, or by chance the image itself."""
         if not random.chance(self.probability):
             return image
         import torch

@@ -1,4 +1,4 @@
-"""Which samples make up a step: every one once an epoch, the same on any number of ranks, with exact weights."""
+"""Samples of a step: each once per epoch, the same on any number of ranks, with exact weights."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ from accel_restore.utils.rng import hashes, key, shuffled, uniform
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 61, 1000, 4097])
-def test_an_order_holds_every_id_once(size):
+def test_order_contains_every_id_once(size):
     assert sorted(shuffled(np.arange(size), size, 7, 3).tolist()) == list(range(size))
 
 
@@ -26,7 +26,7 @@ def test_orders_of_other_epochs_and_seeds_differ():
         assert abs(np.corrcoef(order, range(1000))[0, 1]) < 0.15  # five standard deviations
 
 
-def test_a_place_in_a_huge_epoch_costs_no_array_of_it():
+def test_step_of_a_huge_epoch_needs_no_array_of_the_epoch():
     plan = BatchPlan(num_samples=10**9, batch_size=8, accumulation=2, world_size=4, seed=1, patch_size=8)
     ids = [plan.sample_ids(epoch, step) for epoch in (0, 1) for step in (0, 12345, plan.steps_per_epoch - 1)]
     assert all(len(step) == 64 and step.min() >= 0 and step.max() < 10**9 for step in ids)
@@ -68,7 +68,7 @@ def test_every_sample_once_per_epoch_and_exact_weights(layout):
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, 300, 356, 357])
-def test_an_epoch_begun_in_its_middle_goes_on_as_the_whole_one(first):
+def test_epoch_started_in_the_middle_equals_the_rest_of_the_whole_epoch(first):
     plan = BatchPlan(
         10_000, batch_size=7, accumulation=2, world_size=2, seed=3, patch_size=8
     )  # 358 steps, the last one ragged
@@ -77,7 +77,7 @@ def test_an_epoch_begun_in_its_middle_goes_on_as_the_whole_one(first):
     assert [list(batch) for batch in plan.micro_batches(1, first)] == whole[before:] != []
 
 
-def test_a_rank_makes_its_own_samples_alone():
+def test_rank_makes_only_its_own_samples():
     plan = BatchPlan(10**9, batch_size=8, accumulation=1, world_size=1024, seed=3, patch_size=8)
     batch = next(plan.micro_batches(1, 10**5))
     tracemalloc.start()
@@ -98,7 +98,7 @@ def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():
     assert plans[0].sample_ids(0, 0).tolist() != BatchPlan(61, 8, 1, 1, 6, 8).sample_ids(0, 0).tolist()  # the control
 
 
-def test_a_global_batch_that_does_not_fit_is_refused_with_numbers_that_do():
+def test_unfit_global_batch_is_rejected_with_fitting_numbers():
     with pytest.raises(UserError, match=r"global_batch_size: 12 .*micro-batches of 8 pairs on 2.*one of 1, 2, 3, 6$"):
         with_global_batch(BatchPlan(100, 8, 1, 2, 0, 8), 12)
     with pytest.raises(UserError, match=r"^its: 12 cannot .* set theirs to one of 1, 2, 3, 6$"):
@@ -121,7 +121,7 @@ def test_stages_count_their_steps_and_end_before_their_epochs():
     assert alone.plan(7) is large and alone.num_steps(3) == 30 and alone.num_epochs(31) == 4
 
 
-def test_partners_are_a_share_of_all_and_the_same_in_every_layout():
+def test_mixup_partners_are_a_share_of_samples_and_equal_in_every_layout():
     plan = BatchPlan(1000, 8, 1, 1, 3, 8, mixup=0.25)
     ids = np.arange(1000)
     partners = plan.partners(2, ids)
@@ -136,7 +136,7 @@ def test_partners_are_a_share_of_all_and_the_same_in_every_layout():
     assert set(BatchPlan(1000, 8, 1, 1, 3, 8).partners(2, ids).tolist()) == {-1}
 
 
-def test_a_batch_that_does_not_fit_a_stage_is_told_by_the_keys_that_set_it():
+def test_unfit_batch_of_a_stage_is_reported_with_its_keys():
     def describe_error(train: dict, stage: dict) -> str:
         data = {"train": {"gt": "clean"}, "batch_size": 2, "stages": [{"until_epoch": 1, **stage}]}
         with pytest.raises(UserError) as refused:

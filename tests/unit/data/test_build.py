@@ -58,13 +58,13 @@ def test_the_held_out_images_do_not_depend_on_the_seed(tmp_path):
 @pytest.mark.parametrize(
     ("count", "fraction", "message"), [(1, 0.5, "a single image cannot"), (2, 0.9, "val_fraction")]
 )
-def test_too_few_images_to_hold_some_out(count, fraction, message, tmp_path):
+def test_too_few_images_for_a_validation_split_are_reported(count, fraction, message, tmp_path):
     gt = save_all(tmp_path / "gt", *(f"{number}.png" for number in range(count)))
     with pytest.raises(UserError, match=message):
         open_sources(tmp_path, train={"gt": str(gt)}, val_fraction=fraction)
 
 
-def test_images_smaller_than_a_crop_or_the_scores_are_named(tmp_path):
+def test_images_smaller_than_a_crop_or_the_metrics_are_reported(tmp_path):
     train = save_all(tmp_path / "gt", "a.png")
     small = save(tmp_path / "val" / "small.png", photo(10, 30))
     with pytest.raises(
@@ -74,7 +74,7 @@ def test_images_smaller_than_a_crop_or_the_scores_are_named(tmp_path):
     assert len(open_sources(tmp_path, train={"gt": str(train)}, val={"gt": str(train)}, patch_size=20).train) == 1
 
 
-def test_a_low_resolution_image_that_is_off_by_a_pixel_is_named(tmp_path):
+def test_input_that_is_off_by_a_pixel_is_reported(tmp_path):
     sizes = {"a": (10, 15), "b": (10, 14), "c": (11, 15)}  # of input; gt is 20x30
     for name, size in sizes.items():
         save(tmp_path / "gt" / f"{name}.png", photo(20, 30))
@@ -86,7 +86,7 @@ def test_a_low_resolution_image_that_is_off_by_a_pixel_is_named(tmp_path):
     assert "is 14x10, its gt" in found.problems[0] and "is 30x20; gt must be 2 times as large" in found.problems[0]
 
 
-def test_clean_images_that_are_too_small_once_cut_to_the_scale_are_named(tmp_path):
+def test_gt_too_small_after_cropping_to_the_scale_is_reported(tmp_path):
     train, val = save_all(tmp_path / "gt", "a.png"), save(tmp_path / "val" / "small.png", photo(13, 30))
     sources = {"train": {"gt": str(train)}, "val": {"gt": [str(val)]}, "patch_size": 16}
     assert not find_data(settings(tmp_path, **sources), 13).problems
@@ -105,7 +105,7 @@ def test_the_default_degradation_follows_the_scale():
         default(scale=2, patch_size=49)
 
 
-def test_the_way_of_reading_is_chosen_by_size(tmp_path, monkeypatch):
+def test_reading_mode_is_chosen_by_size(tmp_path, monkeypatch):
     gt = str(save_all(tmp_path / "gt", *(f"{number}.png" for number in range(4))))
     nbytes, batches = 4 * photo().nbytes, []
     for memory, fits in ((10 * nbytes, True), (nbytes, False)):

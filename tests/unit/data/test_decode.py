@@ -1,4 +1,4 @@
-"""One rule for each pixel format, the same for files and for cells of data sets: full depth, upright, or refused."""
+"""One rule per pixel format, for files and for cells of data sets: full depth and upright, or rejected."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from accel_restore.data.decode import Cell, read_header, read_image
 from accel_restore.data.image_formats import ImageError
 
 
-def test_8_bit_pixels_are_those_of_the_file(tmp_path):
+def test_8_bit_pixels_are_read_exactly(tmp_path):
     colour, gray = photo(), photo()[..., 0]
     np.testing.assert_array_equal(read_image(save(tmp_path / "c.png", colour), 3), colour)
     np.testing.assert_array_equal(read_image(save(tmp_path / "g.png", gray), 1), gray[..., None])
@@ -60,7 +60,7 @@ def test_8_bits_among_16_have_the_same_value_in_0_to_1(tmp_path):
     np.testing.assert_array_equal(deep.astype(np.float32) / 65535, pixels.astype(np.float32) / 255)
 
 
-def test_a_palette_stands_for_its_colours_and_1_bit_for_black_and_white(tmp_path):
+def test_palette_gives_colours_and_1_bit_black_and_white(tmp_path):
     image = Image.fromarray(photo()).quantize(16)
     image.save(tmp_path / "p.png")
     np.testing.assert_array_equal(read_image(tmp_path / "p.png", 3), np.asarray(image.convert("RGB")))
@@ -69,7 +69,7 @@ def test_a_palette_stands_for_its_colours_and_1_bit_for_black_and_white(tmp_path
     np.testing.assert_array_equal(read_image(save(tmp_path / "b.png", bits), 1)[..., 0], np.where(bits, 255, 0))
 
 
-def test_an_opaque_alpha_channel_is_left_out(tmp_path):
+def test_opaque_alpha_channel_is_dropped(tmp_path):
     rgb = photo()
     opaque = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
     np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", opaque), 3), rgb)
@@ -107,7 +107,7 @@ def test_the_orientation_of_a_tiff_is_applied_once(orientation, pixels, tmp_path
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
-def test_an_exif_orientation_that_does_not_exist_is_none(orientation, tmp_path):
+def test_invalid_exif_orientation_is_ignored(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / "a.png", exif=exif)
@@ -116,7 +116,7 @@ def test_an_exif_orientation_that_does_not_exist_is_none(orientation, tmp_path):
 
 
 @pytest.mark.parametrize("kind", REASONS)
-def test_an_unusable_image_is_refused_with_its_reason(kind, tmp_path):
+def test_unusable_image_is_rejected_with_its_reason(kind, tmp_path):
     path = make_unusable(kind, tmp_path / "bad.png")
     for channels in (1, 3):
         with pytest.raises(ImageError, match=REASONS[kind]):
@@ -125,7 +125,7 @@ def test_an_unusable_image_is_refused_with_its_reason(kind, tmp_path):
         read_image(Cell("row 1", "1", path.read_bytes), 3, bits=16)
 
 
-def test_decompression_bombs_are_refused_by_their_headers(tmp_path, monkeypatch):
+def test_decompression_bombs_are_rejected_by_their_headers(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo(40, 50))
     refused = r"more than {} pixels; .* raise data\.max_image_pixels"
     with pytest.raises(ImageError, match=refused.format("1,999")):
@@ -139,14 +139,14 @@ def test_decompression_bombs_are_refused_by_their_headers(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("width", [16, 160, 272, 5])
-def test_formats_of_8_bits_are_never_taken_for_16(width, tmp_path):
-    """Decoders of some formats are told a number of bytes, in which a 16 may stand."""
+def test_8_bit_formats_are_never_read_as_16_bits(width, tmp_path):
+    """The decoder arguments of some formats hold a number of bytes, which can contain 16."""
     for suffix in ("bmp", "png", "ppm", "tif", "jpg", "webp"):
         for pixels in (photo(20, width), photo(20, width)[..., 0]):
             assert read_header(save(tmp_path / f"a.{suffix}", pixels)).bits == 8
 
 
-def test_the_content_decides_not_the_name(tmp_path):
+def test_format_is_detected_by_content(tmp_path):
     path = save(tmp_path / "really_a.png", format="JPEG")
     assert read_header(path).format == "JPEG" and read_image(path, 3).shape == (20, 30, 3)
 

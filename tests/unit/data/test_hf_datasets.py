@@ -165,7 +165,7 @@ def test_every_kind_of_cell_in_an_object(kind):
     assert str(find(table(kind))[1].input) == f"the data set row {2 if kind == 'image' else 1}, column noisy"
 
 
-def test_rows_that_were_chosen_and_reordered():
+def test_selected_and_reordered_rows():
     data = table("lists", [*"abcdef"])
     for chosen in (
         data.select([4, 1, 0]),
@@ -192,7 +192,7 @@ def test_sixteen_bits_and_rectangles_only():
             find_rows(Source(dataset=data, gt="x"), "data.train")[0][0].gt.fetch()
 
 
-def test_names_are_row_numbers_where_paths_do_not_tell_rows_apart():
+def test_names_are_row_numbers_if_paths_are_not_unique():
     import datasets
 
     rows = [{"bytes": encoded(n), "path": path} for n, path in enumerate([f"{n}/x.png" for n in range(11)])]
@@ -212,7 +212,7 @@ def test_the_one_column_of_images_is_gt():
     assert problem.startswith("data.train.gt: ")
 
 
-def test_threads_read_cells_at_once(tmp_path):
+def test_threads_read_cells_concurrently(tmp_path):
     order = [chr(code) for code in range(97, 123)]
     table(order=order).to_parquet(tmp_path / "x.parquet", batch_size=4)
     pairs = find(str(tmp_path / "x.parquet"))
@@ -226,7 +226,7 @@ def identities(dataset, **keys) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved", "saved splits", "webdataset"])
-def test_an_identity_changes_with_the_source_and_not_without(kind, tmp_path):
+def test_identity_changes_only_with_the_source(kind, tmp_path):
     source = write(kind, tmp_path)
     first = identities(**source)
     assert len(set(first)) == 6 and identities(**source) == first
@@ -238,7 +238,7 @@ def test_an_identity_changes_with_the_source_and_not_without(kind, tmp_path):
     assert set(identities(**source)).isdisjoint(first)
 
 
-def test_the_identity_of_an_object_is_that_of_its_content():
+def test_identity_of_an_object_depends_on_its_content():
     first = identities(table())
     assert identities(table()) == first
     other = table(order=["c", "a", "d"])
@@ -257,12 +257,12 @@ def test_the_identity_of_an_object_is_that_of_its_content():
         ({"input": "size"}, ("data.train.input: column 'size'", "int64", "uint8 or uint16")),
     ],
 )
-def test_wrong_columns(keys, words):
+def test_wrong_columns_are_reported(keys, words):
     (problem,) = problems(table().add_column("size", [1, 2, 3]), **keys)
     assert all(word in problem for word in words), problem
 
 
-def test_rows_without_an_image_are_named(tmp_path):
+def test_rows_without_an_image_are_reported(tmp_path):
     import datasets
 
     rows = [
@@ -281,7 +281,7 @@ def test_rows_without_an_image_are_named(tmp_path):
     assert problems(table().select([])) == ["data.train.dataset: the data set has no rows"]
 
 
-def test_data_sets_that_cannot_be_found_or_read(tmp_path, monkeypatch):
+def test_missing_and_unreadable_data_sets_are_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.parquet").write_text("no parquet")
@@ -299,7 +299,7 @@ def test_data_sets_that_cannot_be_found_or_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("said", ["'o/x' is a gated dataset on the Hub.", "'o/x' doesn't exist on the Hub."])
-def test_what_the_hub_refuses(said, monkeypatch):
+def test_refusal_of_the_hub_is_reported(said, monkeypatch):
     import datasets
 
     def refuse(*_, **__):
@@ -353,11 +353,11 @@ def wrong(**source) -> list[str]:
         ({"gt": "x", "recursive": 1}, ["data.train.recursive"]),
     ],
 )  # fmt: skip
-def test_keys_that_make_no_sense_together(source, keys):
+def test_contradictory_keys_are_rejected(source, keys):
     assert [line.split(": ")[0] for line in wrong(**source)] == keys
 
 
-def test_objects_that_are_no_rows():
+def test_objects_without_rows_are_rejected():
     import datasets
 
     assert "dataset['fit']" in wrong(dataset=datasets.DatasetDict(fit=table()))[0]
@@ -381,11 +381,11 @@ def test_an_object_is_named_in_the_configuration_that_a_run_leaves(tmp_path):
         load_config(tmp_path / "config.yaml")
 
 
-def test_the_schema_says_that_a_data_set_is_a_string():
+def test_schema_of_a_data_set_is_a_string():
     schema = Config.model_json_schema()["$defs"]["Source"]["properties"]
     assert schema["dataset"]["anyOf"][0]["type"] == "string" and schema["recursive"]["type"] == "boolean"
 
 
-def test_cells_of_equal_identity_are_one():
+def test_cells_of_equal_identity_are_equal():
     one, two = (Cell("x", "1", lambda: b"") for _ in range(2))
     assert one == two and hash(one) == hash(two)

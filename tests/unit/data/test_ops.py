@@ -51,12 +51,12 @@ def test_gaussian_noise_has_the_given_strength_and_is_not_clipped(sigma):
     assert noisy[0].min() < 0 and noisy[1].max() > 1
 
 
-def test_the_unit_of_sigma_is_a_255th():
+def test_sigma_is_in_8_bit_levels():
     noise = apply("gaussian_noise", torch.zeros(3, 700, 700), sigma=25)
     assert noise.std().item() * 255 / 25 == pytest.approx(1, abs=0.003)  # five standard errors; 256 would be 0.004 off
 
 
-def test_a_range_is_drawn_anew_for_each_sample():
+def test_range_is_drawn_for_each_sample():
     seeds = np.arange(64).astype(np.uint64)
     noise = build_degradation([("gaussian_noise", {"sigma": [5, 50]})])(torch.zeros(64, 3, 32, 32), seeds)
     strengths = (noise.flatten(1).std(1) * 255).numpy()
@@ -108,13 +108,13 @@ def test_gray_poisson_noise_is_that_of_the_luma():
 
 
 @pytest.mark.parametrize("sigma", [0.5, 2, 15])
-def test_isotropic_blur_equals_that_of_scipy_also_where_the_kernel_is_wider_than_the_image(sigma):
+def test_isotropic_blur_equals_scipy_even_with_a_kernel_wider_than_the_image(sigma):
     image = ASTRONAUT.double()
     expected = [scipy.ndimage.gaussian_filter(channel, sigma, mode="mirror", truncate=4) for channel in image.numpy()]
     torch.testing.assert_close(apply("gaussian_blur", image, sigma=sigma), torch.from_numpy(np.stack(expected)))
 
 
-def test_anisotropic_blur_lies_along_its_angle():
+def test_anisotropic_blur_follows_its_angle():
     kernel = apply("gaussian_blur", impulse(61), sigma=4, sigma_y=1.5, angle=30, radius=20)
     np.testing.assert_allclose(covariance(kernel), turned(16, 2.25, 30), rtol=0.002)
     upright = apply("gaussian_blur", ASTRONAUT.double(), sigma=3, sigma_y=1, angle=90)
@@ -132,7 +132,7 @@ def test_generalised_blurs_have_their_profiles(profile, flank):
     assert row[33] == 0 and row[7] == 0 and row[8] > 0
 
 
-def test_blurs_keep_the_mean_and_zero_strength_changes_nothing():
+def test_blurs_keep_the_mean_and_strength_zero_keeps_the_image():
     flat = torch.full((3, 20, 20), 0.3)
     for name in ("gaussian_blur", "motion_blur", "sinc"):
         torch.testing.assert_close(apply(name, flat), flat)
@@ -147,7 +147,7 @@ def test_motion_along_an_axis_is_a_moving_average(angle, axis):
 
 
 @pytest.mark.parametrize("angle", [20, 45, 150])
-def test_motion_lies_along_its_angle(angle):
+def test_motion_blur_follows_its_angle(angle):
     spread = covariance(apply("motion_blur", impulse(61), length=30, angle=angle))
     values, directions = np.linalg.eigh(spread)
     assert math.degrees(math.atan2(directions[1, 1], directions[0, 1])) % 180 == pytest.approx(angle, abs=0.5)
@@ -199,7 +199,7 @@ def test_downscale_equals_matlabs_imresize(scale, side):
     assert difference.max() > 1 and (side == 12 or difference[:, 3:-3, 3:-3].max() < 1e-6)
 
 
-def test_downscale_ends_at_the_size_of_the_input_whatever_came_before():
+def test_downscale_ends_at_the_size_of_the_input_after_any_resize():
     steps = [("resize", {"scale": [0.3, 1.4]}), ("downscale", {"method": ["area", "bilinear", "bicubic"]})]
     gt = ASTRONAUT[None].expand(12, -1, -1, -1)
     output = build_degradation(steps, 4)(gt, np.arange(12))
@@ -212,7 +212,7 @@ def test_downscale_ends_at_the_size_of_the_input_whatever_came_before():
 
 @pytest.mark.parametrize(("method", "resample"), [("bilinear", Image.BILINEAR), ("bicubic", Image.BICUBIC)])
 @pytest.mark.parametrize("scale", [0.45, 1.3])
-def test_resize_equals_that_of_pillow(method, resample, scale):
+def test_resize_equals_pillow(method, resample, scale):
     size = (round(60 * scale), round(72 * scale))
     bands = [Image.fromarray(band.numpy()).resize(size[::-1], resample) for band in ASTRONAUT]
     expected = torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
@@ -233,7 +233,7 @@ def test_resize_by_area_averages_and_may_be_relative_to_the_input():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_equals_that_of_pillow(channels):
+def test_jpeg_equals_pillow(channels):
     image = ASTRONAUT[:channels]
     levels = (image * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
     coded = {}

@@ -1,4 +1,4 @@
-"""Folders, patterns and lists of files become pairs; whatever does not pair is named, all at once."""
+"""Folders, patterns and lists of files become pairs; all files without a partner are reported at once."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from accel_restore.errors import UserError
 
 
 def make(folder: Path, *names: str) -> Path:
-    """The folder with a file of each name; nothing here looks into them."""
+    """Create an empty file of each name in the folder."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -46,14 +46,14 @@ def test_sub_folders_are_searched_where_asked_for(tmp_path):
     assert names(str(gt), str(noisy)) == ["x"]  # the control
 
 
-def test_patterns_pair_by_what_stands_for_the_braces(tmp_path):
+def test_patterns_pair_by_the_part_in_braces(tmp_path):
     base = make(tmp_path / "a[1]*", "x_real.png", "x_mean.png", "y_real.png", "y_mean.png", "z.png", ".h_mean.png")
     assert names(f"{base}/{{}}_mean.png", f"{base}/{{}}_real.png") == ["x", "y"]
     make(tmp_path / "shots", "1/gt.png", "2/gt.png", "2/deep/gt.png", ".3/gt.png")
     assert names(f"{tmp_path}/shots/{{}}/gt.png") == ["1", "2"]
 
 
-def test_braces_may_stand_several_times_and_each_is_one_part(tmp_path):
+def test_braces_may_occur_several_times(tmp_path):
     make(tmp_path, *(f"{part}/{scene}/{kind}/{frame}.png" for part in ("train", "test") for scene in ("s1", "s2")
                      for kind in ("sharp", "blur") for frame in ("1", "2")))  # fmt: skip
     make(tmp_path, "train/s1/sharp/deep/3.png")
@@ -64,7 +64,7 @@ def test_braces_may_stand_several_times_and_each_is_one_part(tmp_path):
     assert "2 times" in problem and "1 times" in problem and problem.startswith("data.train: gt has {}")
 
 
-def test_two_stars_stand_for_folders_of_any_depth(tmp_path):
+def test_two_stars_match_folders_of_any_depth(tmp_path):
     make(tmp_path, "clean/1.png", "clean/x/2.png", "clean/x/y/3.png", "noisy/1.png", "noisy/2.png", "noisy/z/3.png")
     found = partners(tmp_path, "clean/**/{}.png", "noisy/**/{}.png")
     assert {name: gt for name, (gt, _) in found.items()} == {
@@ -89,7 +89,7 @@ def test_a_star_pairs_many_inputs_with_one_gt(tmp_path):
     assert "noisy/c_1.png: has no partner 'c'" in names(f"{tmp_path}/clean", f"{tmp_path}/noisy/{{}}_*.png")[0]
 
 
-def test_the_longest_name_of_a_gt_wins_where_a_star_leaves_a_choice(tmp_path):
+def test_longest_name_of_a_gt_wins_for_ambiguous_patterns(tmp_path):
     make(tmp_path, "clean/img.png", "clean/img_1.png", "noisy/img_2.png", "noisy/img_1_2.png", "noisy/img_3_1_2.png")
     found = partners(tmp_path, "clean/{}.png", "noisy/{}_*.png")
     assert {name: gt for name, (gt, _) in found.items()} == {
@@ -101,7 +101,7 @@ def test_the_longest_name_of_a_gt_wins_where_a_star_leaves_a_choice(tmp_path):
     assert list(partners(tmp_path, "clean/{}.png", "plain/{}*.png")) == ["img", "img/2", "img_1/x"]
 
 
-def test_a_star_in_gt_stands_for_anything_but_names_nothing(tmp_path):
+def test_star_in_gt_matches_anything_but_names_nothing(tmp_path):
     make(tmp_path, "s1/a_GT_x.png", "s2/b_GT_y.png", "n/a.png", "n/b.png")
     assert partners(tmp_path, "s*/{}_GT_*.png", "n/{}.png")["b"] == ("s2/b_GT_y.png", "n/b.png")
     for source in ("s1/*.png", "s*"):
@@ -143,7 +143,7 @@ def test_all_problems_of_a_source_are_reported_together(tmp_path):
     assert f"{gt / 'only_gt.png'}: has no partner" in text and f"{noisy / 'only_input.png'}: has no partner" in text
 
 
-def test_a_name_that_is_no_text_is_a_problem(tmp_path):
+def test_name_that_is_not_utf8_is_a_problem(tmp_path):
     gt = make(tmp_path / "gt", "a.png")
     try:
         (gt / "a.png").rename(os.fsdecode(bytes(gt) + b"/caf\xe9.png"))
@@ -155,7 +155,7 @@ def test_a_name_that_is_no_text_is_a_problem(tmp_path):
     assert problem.encode() and "its name is not valid UTF-8" in problem and "caf" in problem
 
 
-def test_where_nothing_pairs_one_sentence_says_so(tmp_path):
+def test_one_problem_reports_that_nothing_pairs(tmp_path):
     gt = make(tmp_path / "gt", *(f"{number}_clean.png" for number in range(30)))
     noisy = make(tmp_path / "noisy", *(f"{number}_noisy.png" for number in range(30)))
     (problem,) = names(str(gt), str(noisy))

@@ -1,4 +1,4 @@
-"""Synthetic degradations: what each of them and a list of them promises; `test_ops` looks at what they do."""
+"""Synthetic degradations: the contract of every degradation and of lists; `test_ops` tests the operations."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_every_degradation_is_a_pure_function_of_image_and_seed(name, channels):
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise", "speckle", "rain", "motion_blur", "random_order"])
-def test_other_seeds_and_other_places_in_the_list_draw_anew(name):
+def test_other_seeds_and_positions_give_other_draws(name):
     gt = ASTRONAUT[None].repeat(2, 1, 1, 1)
     step = (name, {**arguments_of(name), **({"density": 0.1} if name == "rain" else {})})
     output = build_degradation([step])(gt, SEEDS[:2])
@@ -68,7 +68,7 @@ def test_other_seeds_and_other_places_in_the_list_draw_anew(name):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_a_gpu_gives_the_same_for_every_batch_and_what_the_cpu_gives_where_no_pixel_is_drawn(name):
+def test_gpu_result_is_independent_of_the_batch_and_equals_the_cpu_without_pixel_draws(name):
     steps = [(name, arguments_of(name))] + [("downscale", {})] * (name == "resize")
     degrade, gt = build_degradation(steps), ASTRONAUT[None].repeat(4, 1, 1, 1)
     output = degrade(gt.cuda(), SEEDS)
@@ -77,7 +77,7 @@ def test_a_gpu_gives_the_same_for_every_batch_and_what_the_cpu_gives_where_no_pi
         torch.testing.assert_close(output.cpu(), degrade(gt, SEEDS), rtol=0, atol=5e-3)  # convolutions may use TF32
 
 
-def test_a_step_draws_the_same_whatever_the_steps_before_it_draw():
+def test_draws_of_a_step_are_independent_of_earlier_steps():
     def noise_after(first: dict, nested: bool) -> Tensor:
         of = [first, {"name": "gaussian_noise"}]
         steps = [("sequence", {"of": of})] if nested else [(step.pop("name"), step) for step in of]
@@ -117,12 +117,12 @@ def in_turn(*steps: dict) -> Tensor:
     return image
 
 
-def test_random_order_does_all_steps_in_either_order():
+def test_random_order_applies_all_steps_in_either_order():
     first, _ = outcomes([("random_order", {"of": [BLUR, DARK]})], [in_turn(BLUR, DARK), in_turn(DARK, BLUR)])
     assert 65 < first < 135  # five standard deviations
 
 
-def test_choice_takes_one_step_by_its_weight():
+def test_choice_applies_one_step_by_its_weight():
     counts = outcomes([("choice", {"of": [BLUR, DARK], "weights": [3, 1]})], [in_turn(BLUR), in_turn(DARK)])
     assert 119 < counts[0] < 181  # five standard deviations
     even = outcomes([("choice", {"of": [BLUR, DARK]})], [in_turn(BLUR), in_turn(DARK)])
@@ -152,7 +152,7 @@ def test_draws_are_uniform_and_keyed():
     assert len(orders) == 6 and all(sorted(order) == [0, 1, 2] for order in orders)
 
 
-def test_a_part_draws_its_own_whatever_was_drawn_before():
+def test_split_draws_are_independent_of_earlier_draws():
     random = KeyedRandom(3)
     before = random.split(1).uniform((0, 1))
     random.uniform((0, 1))
@@ -160,7 +160,7 @@ def test_a_part_draws_its_own_whatever_was_drawn_before():
     assert len({random.split(i).split(j).uniform((0, 1)) for i in range(5) for j in range(5)}) == 25
 
 
-def test_a_choice_without_weight_is_never_made():
+def test_choice_of_weight_zero_is_never_drawn():
     assert {KeyedRandom(seed).choice("abc", [0, 2, 0]) for seed in range(100)} == {"b"}
     for weights in ([1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]):
         with pytest.raises(ValueError, match="weights"):
@@ -179,7 +179,7 @@ def problems(steps: list, *rest: int) -> str:
 @pytest.mark.parametrize(
     "sigma", [-1, [5], [50, 5], "25", float("nan"), float("inf"), True, None, [1, 2, 3], [1, True]]
 )
-def test_a_strength_that_cannot_be_one_is_refused(sigma):
+def test_invalid_strength_is_rejected(sigma):
     message = problems([("gaussian_noise", {"sigma": sigma})])
     assert message.startswith("data.degradation.0.sigma: must be a number of at least 0 or a pair [low, high], not ")
 
@@ -239,13 +239,13 @@ def test_a_strength_that_cannot_be_one_is_refused(sigma):
         ("test_pipeline:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'by'?"),
     ],
 )
-def test_what_cannot_be_a_degradation_is_refused_by_its_key(name, arguments, message, tmp_path, monkeypatch):
+def test_invalid_degradation_is_rejected_with_its_key(name, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert f"data.degradation{message}" in problems([(name, arguments)])
     assert not list(tmp_path.iterdir())
 
 
-def test_all_mistakes_of_a_list_are_named_at_once():
+def test_all_problems_of_a_list_are_reported_at_once():
     of = [{"name": "jpeg", "quality": 0}, {"name": "blurr"}]
     steps = [("gaussian_noise", {"sigma": -1, "gray": 2, "grey": 1}), ("jpeg", {}), ("choice", {"of": of})]
     keys = [line.split(":")[0].removeprefix("data.degradation.") for line in problems(steps).splitlines()]
@@ -273,7 +273,7 @@ def test_all_mistakes_of_a_list_are_named_at_once():
         ([("test_pipeline:seldom_halved", {})], 1, "16x32"),
     ],
 )
-def test_an_input_that_can_have_another_size_is_refused(steps, scale, size):
+def test_list_that_can_change_the_size_is_rejected(steps, scale, size):
     side, message = 32 * scale, problems(steps, scale)
     assert message.startswith(f"data.degradation: can make an input of {size}")
     assert message.endswith(
@@ -294,19 +294,19 @@ def test_an_input_that_can_have_another_size_is_refused(steps, scale, size):
         [("test_pipeline:patient", {})],
     ],
 )
-def test_a_list_that_always_leaves_the_size_is_not_refused(steps):
+def test_list_that_keeps_the_size_is_accepted(steps):
     gt = ASTRONAUT[None, :, :32, :32]
     assert build_degradation(steps)(gt, SEEDS[:1]).shape == gt.shape
 
 
-def test_the_trial_of_a_long_list_ends():
+def test_trial_of_a_long_list_ends():
     stage = [{"name": "choice", "of": [{"name": "resize", "scale": [0.8, 1.2]}, RARE, {"name": "jpeg"}]}] * 2
     of = [*stage, {"name": "downscale", "probability": 1 - 1e-9}] * 8  # so many combinations that it would never end
     assert "can make an input of " in problems([("sequence", {"of": of})])
     build_degradation([("random_order", {"of": of, "probability": 0.5}), ("downscale", {})], 2)
 
 
-def test_the_trial_takes_rare_outcomes_of_a_functions_draws():
+def test_trial_covers_rare_outcomes_of_draws():
     SEEN.clear()
     build_degradation([("test_pipeline:drawing", {})])
     rare = [outcome[1:] for outcome in SEEN if outcome[0]]
@@ -314,7 +314,7 @@ def test_the_trial_takes_rare_outcomes_of_a_functions_draws():
     assert len({order for _, order in rare}) == 6
 
 
-def test_a_function_that_fails_for_few_samples_is_refused_by_its_key():
+def test_function_that_fails_on_rare_samples_is_rejected_with_its_key():
     steps = [("jpeg", {}), ("test_pipeline:seldom_failing", {"probability": 1e-9})]
     assert problems(steps) == "data.degradation.1: fails on some images: no luck"
     assert problems([("resize", {"scale": 0.1, "probability": 0.1}), ("test_pipeline:wide_only", {})]) == (
@@ -344,7 +344,7 @@ def unknown(image: Tensor, random: KeyedRandom, *, by: Nothing = None) -> Tensor
 """
 
 
-def test_arguments_are_checked_where_annotations_are_strings(tmp_path, monkeypatch):
+def test_arguments_are_checked_with_string_annotations(tmp_path, monkeypatch):
     (tmp_path / "steps_of_the_future.py").write_text(FUTURE)
     monkeypatch.syspath_prepend(tmp_path)
     name = "steps_of_the_future:{}".format
@@ -360,7 +360,7 @@ def test_arguments_are_checked_where_annotations_are_strings(tmp_path, monkeypat
     assert problems([(name("in_turn"), {"of": [{"name": name("unknown")}]})]).startswith(message + "'Nothing'")
 
 
-def test_an_empty_list_leaves_the_image():
+def test_empty_list_keeps_the_image():
     gt = ASTRONAUT[None]
     assert build_degradation([])(gt, SEEDS[:1]).equal(gt)
 
@@ -378,7 +378,7 @@ def gray_of(image: Tensor, random: KeyedRandom) -> Tensor:
     return image[:1]
 
 
-def test_a_function_by_import_path_is_given_the_size_and_cannot_change_gt():
+def test_function_by_import_path_gets_the_size_and_cannot_change_gt():
     gt = torch.zeros(2, 3, 8, 12)
     output = build_degradation([("test_pipeline:brighter", {"by": 0.5})])(gt, SEEDS[:2])
     assert output.eq(6).all() and gt.eq(0).all()
@@ -437,7 +437,7 @@ def met(image: Tensor, random: KeyedRandom) -> Tensor:
 MEETING, THREADS = threading.Barrier(3), set()
 
 
-def test_samples_are_degraded_by_the_threads_of_a_pool_with_the_same_result():
+def test_threads_of_a_pool_give_the_same_result():
     steps = [
         ("gaussian_noise", {"sigma": [5, 50]}),
         ("gaussian_blur", {"sigma": [0.1, 3]}),

@@ -1,4 +1,4 @@
-"""Images are decoded once, by one process, into a file that all map; it is made anew when an image changes."""
+"""One process decodes the images into a file that all processes map; a changed image gives a new file."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def images(tmp_path) -> dict[Path, np.ndarray]:
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-def test_images_and_crops_are_those_of_the_files(images, read_ahead):
+def test_stored_images_and_crops_equal_the_files(images, read_ahead):
     opened = open_one([*images])
     store, random = opened.store, np.random.default_rng(0)
     store.read_ahead = read_ahead
@@ -49,8 +49,8 @@ def test_images_and_crops_are_those_of_the_files(images, read_ahead):
             np.testing.assert_array_equal(crop, image[top : top + height, left : left + width])
 
 
-def test_a_crop_lies_in_few_bytes(images):
-    """The reason for the strips: of an image wider than two of them, a crop's rows are not a whole image apart."""
+def test_crop_reads_few_bytes(images):
+    """The reason for strips: the rows of a crop are one strip apart, not the width of the image."""
     store = open_one([*images]).store
     touched = []
     store_module_advise, store_module._advise = store_module._advise, lambda rows: touched.append(rows.nbytes)
@@ -72,7 +72,7 @@ def test_one_image_of_16_bits_makes_a_store_of_16_bits(tmp_path):
     np.testing.assert_array_equal(store[1], shallow.astype(np.uint16) * 257)
 
 
-def test_an_image_that_stands_twice_is_stored_once(images):
+def test_image_listed_twice_is_stored_once(images):
     files = [*images]
     store = open_one([files[2], files[0], files[2]]).store
     assert len(store) == 3 and store.nbytes == images[files[2]].nbytes + images[files[0]].nbytes
@@ -92,7 +92,7 @@ def test_cells_of_data_sets_are_stored_by_their_identity(tmp_path):
     np.testing.assert_array_equal(changed, photo(seed=1))
 
 
-def test_a_store_is_built_once_and_anew_when_an_image_changes(images, monkeypatch):
+def test_store_is_built_once_and_again_if_an_image_changes(images, monkeypatch):
     files, built = [*images], []
 
     def track(items, total, what):
@@ -121,7 +121,7 @@ def test_unusable_images_are_named_and_leave_no_store(kind, tmp_path):
     assert not list_stores(tmp_path / "cache")
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_anything_is_decoded(images, monkeypatch):
+def test_too_small_disk_is_reported_before_decoding(images, monkeypatch):
     files = [*images]
     usage = shutil.disk_usage(files[0].parent)
     need = sum(image.nbytes for image in images.values())
@@ -135,13 +135,13 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_decoded(images, 
             open_stores([files[:2], files[2:]], 3, files[0].parent / "cache")
 
 
-def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_cache_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/cache: cannot store decoded images there .*data\.cache_dir"):
         open_one([save(tmp_path / "a.png")], cache=tmp_path / "file" / "cache")
 
 
-def test_a_store_that_was_cut_short_is_built_again(images):
+def test_truncated_store_is_built_again(images):
     files = [*images]
     path = open_one(files).store.path
     whole = path.read_bytes()
@@ -176,12 +176,12 @@ def test_stores_are_listed_and_deleted_and_may_be_moved(images, tmp_path):
     assert not list_stores(tmp_path / "nothing")
 
 
-def test_progress_is_told(images):
-    told = []
+def test_progress_is_reported(images):
+    reported = []
 
     def track(items, total, what):
-        told.append((total, what))
+        reported.append((total, what))
         yield from items
 
     open_one([*images], track=track)
-    assert told == [(5, "decoding 5 images, once")]
+    assert reported == [(5, "decoding 5 images, once")]

@@ -1,4 +1,4 @@
-"""Crops of samples, their flips, the thread that reads them ahead, and whole images for validation."""
+"""Crops and flips of samples, the prefetching thread, and whole images for validation."""
 
 import threading
 import time
@@ -54,7 +54,7 @@ def samples(ids, epoch: int = 0, size: int = PATCH) -> list[Sample]:
     return [Sample(epoch, int(i), 1.0, size) for i in ids]
 
 
-def test_crops_of_input_and_gt_lie_in_the_same_place_anywhere_in_the_image(stores):
+def test_crops_of_input_and_gt_are_aligned_and_reach_every_position(stores):
     data = dataset(stores)
     batch = data.__getitems__(samples(range(len(data))))
     gt, input = batch["gt"].numpy(), batch["input"].numpy()
@@ -70,7 +70,7 @@ def test_crops_of_input_and_gt_lie_in_the_same_place_anywhere_in_the_image(store
     assert {top for number, top, _ in corners if number == 3} == set(range(10))  # every place is used
 
 
-def test_a_sample_is_the_same_in_any_batch_and_another_in_another_epoch(stores):
+def test_sample_is_equal_in_any_batch_and_differs_between_epochs(stores):
     data = dataset(stores)
     whole = data.__getitems__(samples([3, 60, 199]))
     for place, i in enumerate([3, 60, 199]):
@@ -81,7 +81,7 @@ def test_a_sample_is_the_same_in_any_batch_and_another_in_another_epoch(stores):
         assert not torch.equal(other["gt"], whole["gt"]) and other["seeds"].tolist() != whole["seeds"].tolist()
 
 
-def test_flips_equal_those_of_numpy_and_reach_half_of_the_samples(stores):
+def test_flips_equal_numpy_and_apply_to_half_of_the_samples(stores):
     batch, expected = dataset(stores).__getitems__(samples(range(200))), []
     for crop, code in zip(batch["gt"].numpy().copy(), batch["flips"], strict=True):
         crop = np.fliplr(crop) if code & FLIPS["hflip"] else crop
@@ -158,7 +158,7 @@ def test_crops_of_super_resolution_are_aligned_to_the_pixel(scale, tmp_path):
     assert {left for _, left, number in corners if number == 2} == set(range(17))
 
 
-def test_crops_of_clean_images_have_sizes_that_can_be_divided_by_the_scale(stores):
+def test_crops_of_clean_images_are_aligned_to_the_scale(stores):
     data, degrade = dataset((stores[0], None), scale=4), build_degradation([("downscale", {})], 4)
     batch = data.__getitems__(samples(range(200)))
     assert all((crop[0, 0, :2] % 4 == 0).all() for crop in batch["gt"])  # from a grid, as whole images are
@@ -167,7 +167,7 @@ def test_crops_of_clean_images_have_sizes_that_can_be_divided_by_the_scale(store
     assert finished["input"].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_flips_of_16_bits_equal_those_of_8(stores):
+def test_16_bit_flips_equal_8_bit_flips(stores):
     batch = dataset(stores).__getitems__(samples(range(50)))
     deep = {**batch, **{name: (batch[name].to(torch.int32) * 257).to(torch.uint16) for name in ("gt", "input")}}
     finished, expected = (finish_batch(those, None, channels_last=True) for those in (deep, batch))
@@ -206,7 +206,7 @@ def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelera
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, UserError])
-def test_an_exception_arrives_where_its_element_would_have_come(error):
+def test_exception_is_raised_at_the_position_of_its_element(error):
     def items():
         yield from range(5)
         raise error("of the data")
@@ -229,7 +229,7 @@ def test_the_background_thread_leaves_the_cores_to_training():
         torch.set_num_threads(before)
 
 
-def test_closing_ends_a_thread_that_waits_for_room():
+def test_closing_ends_a_blocked_thread():
     with Prefetcher(iter(int, 1)) as background:  # endless
         assert next(background) == 0 and len(loader_threads()) == 1
     assert not loader_threads()
@@ -264,17 +264,15 @@ def steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, finis
 
 
 @pytest.mark.parametrize(("num_threads", "on_gpu", "early"), [(1, True, 1), (0, True, 0), (1, False, 0)])
-def test_on_a_gpu_the_next_batch_is_finished_before_the_step_is_waited_for(
-    stores, accelerator, monkeypatch, num_threads, on_gpu, early
-):
-    """If it has been read; without a thread that reads ahead it is not."""
+def test_next_batch_is_augmented_early_on_a_gpu(stores, accelerator, monkeypatch, num_threads, on_gpu, early):
+    """Only if it has been read, so not without a prefetching thread."""
     steps, finished = steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, on_gpu)
     for step, micro_batches in enumerate(steps, 1):
         [batch] = micro_batches  # asked for all: what follows is the optimizer's step
         assert batch["is_last"] and len(finished) == min(step + early, 3)
 
 
-def test_a_batch_that_cannot_be_finished_leaves_the_step_before_it_alone(stores, accelerator, monkeypatch):
+def test_failing_batch_does_not_affect_the_step_before_it(stores, accelerator, monkeypatch):
     steps, _ = steps_that_finish_early(stores, accelerator, monkeypatch, 1, True)
     [first] = next(steps)
     monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: 1 / 0)
@@ -284,7 +282,7 @@ def test_a_batch_that_cannot_be_finished_leaves_the_step_before_it_alone(stores,
         next(next(steps))
 
 
-def test_steps_of_an_epoch_can_begin_in_its_middle(stores, accelerator):
+def test_steps_can_start_in_the_middle_of_an_epoch(stores, accelerator):
     plan = BatchPlan(20, 3, 2, 1, 0, PATCH)
     loader = TrainLoader(
         dataset(stores, crops_per_image=5), BatchSchedule((plan,)), accelerator, build_degradation(NOISE), False
