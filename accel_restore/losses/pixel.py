@@ -50,7 +50,7 @@ def charbonnier(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
 def psnr(output: Tensor, gt: Tensor, *, to_y: bool = False) -> Tensor:
     """Return the negative PSNR in dB of each sample, about -30 for a good output and at best -80.
 
-    With `to_y` the PSNR is that of the luma.
+    With `to_y` the PSNR is measured on the luma.
 
     Source: Chen et al., "Simple baselines for image restoration" (NAFNet), 2022; HINet, 2021. As there, 1e-8 is added
         to the squared error.
@@ -110,7 +110,7 @@ def fft(output: Tensor, gt: Tensor, *, norm: str = "backward") -> Tensor:
 
 @needs_side(2)
 def gradient(output: Tensor, gt: Tensor) -> Tensor:
-    """Return the mean absolute error of horizontal differences plus that of vertical differences, for each sample.
+    """Return the mean absolute error of horizontal differences plus the same of vertical ones, for each sample.
 
     Source: Mathieu et al., "Deep multi-scale video prediction beyond mean square error", 2016. Deviation: differences
         keep their signs, so an edge of the wrong direction is an error.
@@ -123,7 +123,7 @@ def edge(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
     """Return the charbonnier loss of the Laplacian of each sample: the image minus its blurred, half-size version.
 
     Source: Zamir et al., "Multi-stage progressive image restoration" (MPRNet), 2021, where it has the weight 0.05 next
-        to charbonnier; the pyramid is that of Burt and Adelson, 1983.
+        to charbonnier; Burt and Adelson, 1983 (the pyramid).
     """
     error = output - gt  # the Laplacian is linear
     half = torch.zeros_like(error)

@@ -15,7 +15,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """Muon for kernels and matrices between at least 16 channels, AdamW for everything else.
+    """Muon for kernels and matrices with at least 16 input and output channels, AdamW for everything else.
 
     A kernel counts as a matrix: its first dimension times the product of the others. Its step is the momentum, made
     nearly orthogonal, times 0.2 * sqrt(longer side), with the longer side at most 576. Up to this side, the entries are

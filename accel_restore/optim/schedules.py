@@ -124,7 +124,7 @@ class WarmUp(LRScheduler):
 
 
 def step_scheduler(scheduler: LRScheduler, monitored: float | None) -> None:
-    """Step a schedule once. Only `plateau` uses the monitored value, of which lower is better."""
+    """Step a schedule once. Only `plateau` uses the monitored value; lower is better."""
     inner = getattr(scheduler, "scheduler", scheduler)  # the schedule inside Accelerate's wrapper
     arguments: list[Any] = [monitored] if isinstance(inner, WarmUp | ReduceLROnPlateau) else []
     scheduler.step(*arguments)

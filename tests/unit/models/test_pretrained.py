@@ -25,7 +25,7 @@ from accel_restore.models.pretrained import build_or_load_model, describe
 DATA = {"train": {"gt": "photos"}}
 
 
-def begin(path: Path, channels: int = 3, scale: int = 1, **model) -> torch.nn.Module:
+def start(path: Path, channels: int = 3, scale: int = 1, **model) -> torch.nn.Module:
     return build_or_load_model(Model(checkpoint=str(path), **model), channels, scale)
 
 
@@ -63,28 +63,28 @@ def test_a_checkpoint_determines_the_model_unless_a_name_is_given():
 def test_best_safetensors_determines_its_model(tmp_path):
     net = build(3)
     file = write(tmp_path / "best.safetensors", net)
-    assert equal(begin(file), net)
+    assert equal(start(file), net)
     assert describe(Model(checkpoint=str(file))) == {"name": "unet", "arguments": {"width": 8}}
-    assert equal(begin(file, name="unet", width=8), net)
+    assert equal(start(file, name="unet", width=8), net)
     for channels, scale, said in ((1, 1, "data.channels=3, but data.channels is 1"), (3, 2, "data.scale=1, but")):
         with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: is a model for {said}"):
-            begin(file, channels, scale)
+            start(file, channels, scale)
     data = file.read_bytes()
     file.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
     for model in ({}, {"name": "unet", "width": 8}):
         with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: is damaged"):
-            begin(file, **model)
+            start(file, **model)
 
 
 def test_the_stored_scale_is_compared_even_if_the_shapes_fit(tmp_path):
     net = build_model("dncnn", {"width": 8, "depth": 3}, 3, 2)
     metadata = {"model": '{"name": "dncnn", "arguments": {}}', "data": '{"channels": 3, "scale": 2}'}
     file = write(tmp_path / "x2.safetensors", net, **metadata)
-    assert equal(begin(file, 3, 2, name="dncnn", width=8, depth=3), net)
+    assert equal(start(file, 3, 2, name="dncnn", width=8, depth=3), net)
     with pytest.raises(UserError, match=r"data\.scale=2, but data\.scale is 1"):
-        begin(file, 3, 1, name="dncnn", width=8, depth=3)
+        start(file, 3, 1, name="dncnn", width=8, depth=3)
     plain = saved(tmp_path / "x2.pth", net.state_dict())
-    begin(plain, 3, 1, name="dncnn", width=8, depth=3)  # the control: such weights fit
+    start(plain, 3, 1, name="dncnn", width=8, depth=3)  # the control: such weights fit
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -93,13 +93,13 @@ def test_weights_are_found_under_the_keys_and_prefixes_of_trainers(wrapper, pref
     net = build(3)
     weights = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
     tree = weights if wrapper is None else {"epoch": 3, "optimizer": {"lr": 0.1}, wrapper: weights}
-    assert equal(begin(saved(tmp_path / "a.pth", tree), name="unet", width=8), net)
+    assert equal(start(saved(tmp_path / "a.pth", tree), name="unet", width=8), net)
 
 
 def test_averaged_weights_are_preferred(tmp_path):
     net = build(3)
     tree = {"params": build_model("unet", {"width": 8}, 3).state_dict(), "params_ema": net.state_dict()}
-    assert equal(begin(saved(tmp_path / "a.pth", tree), name="unet", width=8), net)
+    assert equal(start(saved(tmp_path / "a.pth", tree), name="unet", width=8), net)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "legacy", "half", "without batch counts"])
@@ -118,22 +118,22 @@ def test_file_formats_and_precisions_are_read(kind, tmp_path):
         saved(file, {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()})
     else:
         saved(file, {name: tensor for name, tensor in weights.items() if "num_batches" not in name})
-    begun = begin(file, name="dncnn", width=8, depth=4, norm="batch")
-    assert equal(begun, net) and all(parameter.dtype == torch.float32 for parameter in begun.parameters())
+    started = start(file, name="dncnn", width=8, depth=4, norm="batch")
+    assert equal(started, net) and all(parameter.dtype == torch.float32 for parameter in started.parameters())
 
 
 def test_weights_that_do_not_fit_are_rejected_with_their_names(tmp_path):
     weights = build(3).state_dict()
     some = saved(tmp_path / "some.pth", dict(list(weights.items())[5:]))
     with pytest.raises(UserError, match=r"does not fit the model 'unet' .*missing: (\S+, ){2}\S+ and 2 more\)$"):
-        begin(some, name="unet", width=8)
+        start(some, name="unet", width=8)
     with pytest.raises(UserError, match=r"missing: body\.0\.weight, .*; unexpected: head\.weight, \S+, \S+ and \d+ mo"):
-        begin(saved(tmp_path / "all.pth", weights), name="dncnn")
+        start(saved(tmp_path / "all.pth", weights), name="dncnn")
     x2 = saved(tmp_path / "x2.pth", build_model("unet", {"width": 8}, 3, 2).state_dict())
     with pytest.raises(UserError, match=r"data\.scale \(shape of tail\.weight \[12, 8, 3, 3\], not \[3, 8, 3, 3\]\)$"):
-        begin(x2, name="unet", width=8)
+        start(x2, name="unet", width=8)
     with pytest.raises(UserError, match=r"model\.widht: unknown key; did you mean 'width'"):
-        begin(x2, name="unet", widht=8)
+        start(x2, name="unet", widht=8)
 
 
 def hostile(kind: str, folder: Path) -> Path:
@@ -196,7 +196,7 @@ KINDS = ["pickle", "bare pickle", "script", "packed", "repeated", "shared", "bey
 def test_hostile_and_damaged_files_are_rejected_on_one_line(kind, model, tmp_path):
     file = hostile(kind, tmp_path)
     with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: [^\n]{{10,400}}$") as caught:
-        begin(file, **model)
+        start(file, **model)
     assert "weights_only" not in str(caught.value)  # torch's message advises to switch it off
     assert not (tmp_path / "executed").exists()
 
@@ -240,21 +240,21 @@ def test_a_model_of_another_project_equals_spandrels(kind, tmp_path):
     import spandrel
 
     file = saved(tmp_path / "net.pth", {"params": net.state_dict()})
-    begun = begin(file, channels, scale).eval()
-    assert equal(begun, net)  # with the names of the file, so programs that use spandrel can read ours
-    assert [name for name, _ in begun.named_parameters()] == [name for name, _ in net.named_parameters()]
+    started = start(file, channels, scale).eval()
+    assert equal(started, net)  # with the names of the file, so programs that use spandrel can read ours
+    assert [name for name, _ in started.named_parameters()] == [name for name, _ in net.named_parameters()]
     assert describe(Model(checkpoint=str(file))) == {"name": "spandrel", "arguments": {}}
     for size in ((16, 24), (5, 19), (1, 1)):
         image = torch.rand(1, channels, *size)
         with torch.no_grad():
-            output = begun(image)
+            output = started(image)
         expected = spandrel.ModelLoader().load_from_state_dict(net.state_dict())(image)
         assert output.shape == (1, channels, size[0] * scale, size[1] * scale)
         assert torch.allclose(output.clamp(0, 1), expected, atol=1e-6)
     with pytest.raises(UserError, match=rf"is a model for data\.scale={scale}, but data\.scale is 3"):
-        begin(file, channels, 3)
+        start(file, channels, 3)
     with pytest.raises(UserError, match=rf"is a model for data\.channels={channels}, but data\.channels is 4"):
-        begin(file, 4, scale)
+        start(file, 4, scale)
 
 
 def test_control_the_model_alone_rejects_odd_sizes():
@@ -264,8 +264,8 @@ def test_control_the_model_alone_rejects_odd_sizes():
 
 def test_a_recognised_model_draws_no_random_numbers_in_training(tmp_path):
     net, images = foreign("swinir"), torch.rand(64, 3, 8, 8)
-    begun = begin(saved(tmp_path / "net.pth", net.state_dict()), 3, 2)
-    for model, is_repeatable in ((begun.train(), True), (net.train(), False)):  # the control: it drops paths
+    started = start(saved(tmp_path / "net.pth", net.state_dict()), 3, 2)
+    for model, is_repeatable in ((started.train(), True), (net.train(), False)):  # the control: it drops paths
         with torch.no_grad():
             assert model(images).equal(model(images)) == is_repeatable
 
@@ -281,24 +281,24 @@ def test_a_recognised_model_draws_no_random_numbers_in_training(tmp_path):
 def test_a_model_that_cannot_be_trained_is_rejected(kind, channels, said, tmp_path):
     file = saved(tmp_path / "net.pth", foreign(kind).state_dict())
     with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: {said}[^\n]*$"):
-        begin(file, channels, 2 if kind == "fusing" else 1)
+        start(file, channels, 2 if kind == "fusing" else 1)
 
 
 def test_parameters_without_influence_are_not_trained(tmp_path):
     """DDP and the optimizer state require that every trained parameter has a gradient."""
     net = foreign("unused")
-    begun = begin(saved(tmp_path / "net.pth", net.state_dict()))
-    untrained = [name for name, parameter in begun.named_parameters() if not parameter.requires_grad]
+    started = start(saved(tmp_path / "net.pth", net.state_dict()))
+    untrained = [name for name, parameter in started.named_parameters() if not parameter.requires_grad]
     assert untrained == ["reduce_chan_level2.weight"]
-    begun(torch.rand(1, 3, 32, 32)).sum().backward()
-    assert [name for name, parameter in begun.named_parameters() if parameter.grad is None] == untrained
+    started(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert [name for name, parameter in started.named_parameters() if parameter.grad is None] == untrained
 
 
 def test_unrecognised_weights_are_rejected(tmp_path):
     pytest.importorskip("spandrel")
     file = saved(tmp_path / "net.pth", {"strange.weight": torch.zeros(2)})
     with pytest.raises(UserError, match=r"that spandrel does not recognise; set model\.name to the model\'s class$"):
-        begin(file)
+        start(file)
 
 
 def test_without_spandrel_the_message_names_the_package_to_install(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_without_spandrel_the_message_names_the_package_to_install(tmp_path, mon
     with pytest.raises(
         UserError, match=rf"^model\.checkpoint: {file}: needs .* pip install 'accel-restore\[spandrel\]'"
     ):
-        begin(file)
+        start(file)
     best = write(tmp_path / "best.safetensors", build(3), model='{"name": "spandrel", "arguments": {}}')
     with pytest.raises(UserError, match=rf"^{best}: needs .* pip install"):
         accel_restore.load(best)
@@ -331,9 +331,9 @@ def test_false_metadata_of_a_recognised_model_is_rejected(tmp_path):
 def test_nan_weights_are_rejected(tmp_path):
     weights = build_model("dncnn", {"width": 8, "depth": 3}, 3).state_dict()
     torch.save(weights, tmp_path / "good.pth")
-    begin(tmp_path / "good.pth", name="dncnn", width=8, depth=3)  # the control
+    start(tmp_path / "good.pth", name="dncnn", width=8, depth=3)  # the control
     name = next(iter(weights))
     weights[name].view(-1)[0] = torch.nan
     torch.save(weights, tmp_path / "bad.pth")
     with pytest.raises(UserError, match=f"bad.pth: holds NaN weights .{re.escape(name)}.*use another"):
-        begin(tmp_path / "bad.pth", name="dncnn", width=8, depth=3)
+        start(tmp_path / "bad.pth", name="dncnn", width=8, depth=3)
