@@ -1,4 +1,4 @@
-"""The memory that a process takes."""
+"""The memory that a process takes, in MB."""
 
 import ctypes
 import gc
@@ -9,13 +9,14 @@ from pathlib import Path
 
 @contextmanager
 def memory(most):
-    """Within it, this process may take so many MB more, at any moment."""
+    """Assert that the code within takes less than `most` MB more at any moment."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier tests have freed would be taken again, unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     before = _peak()
     yield
-    assert _peak() - before < most
+    taken = _peak() - before
+    assert taken < most, f"{taken:.0f} MB, not < {most}"
 
 
 def _peak():
