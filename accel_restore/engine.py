@@ -7,7 +7,6 @@
 A batch is one optimizer step. With gradient accumulation it comes in several micro-batches. Callbacks observe.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.distributed import fsdp
 from accel_restore.distributed.collective import broadcast_buffers, warm_up_ddp_buckets
-from accel_restore.distributed.fsdp import autocast_forward, copy_full_state, full_tensor, gather_by_block, shard
 from accel_restore.errors import PreemptedError
 from accel_restore.losses import Loss
 from accel_restore.metrics import monitored_value
@@ -62,7 +61,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     if config.train.channels_last and not accelerator.is_fsdp2:  # FSDP2 shards contiguous weights only
         model = model.to(memory_format=torch.channels_last)
     ema = None
-    full_copy = copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
+    full_copy = fsdp.full_copy(model, accelerator)
     if config.train.ema_decay is not None:
         ema = Ema(model, config.train.ema_decay, config.train.ema_warmup)
         ema.module.to(accelerator.device)
@@ -72,13 +71,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
-    if accelerator.is_fsdp2:
-        gather_by_block(model, accelerator)
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    if accelerator.is_fsdp2:
-        autocast_forward(model, accelerator)
-        if ema is not None:
-            ema.module = shard(ema.module, accelerator)
+    model, optimizer, scheduler = fsdp.prepare(model, optimizer, scheduler, ema, accelerator)  # by Accelerate
     size = config.data.patch_size // config.data.scale
     warm_up_ddp_buckets(model, (config.data.channels, size, size), accelerator)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
@@ -173,15 +166,15 @@ def propagate_nan(loss: Tensor) -> Tensor:
 def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
     """The L2 norm of all gradients together, which are then clipped to `max_norm`."""
     if max_norm is not None:
-        return full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_norm))
+        return fsdp.full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_norm))
     accelerator.unscale_gradients()
-    return full_tensor(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    return fsdp.full_tensor(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
 def model_to_validate(state: TrainState, accelerator: Accelerator) -> nn.Module:
     """The unsharded model that is validated: EMA weights where EMA is on, with the same buffers on all ranks."""
     model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
-    model = model if state.full_copy is None else copy_full_state(state.full_copy, model)
+    model = model if state.full_copy is None else fsdp.copy_full_state(state.full_copy, model)
     broadcast_buffers(model, accelerator)
     return model
 

@@ -1,10 +1,10 @@
-"""Commits: folders of files that are whole or absent, whenever the process or the machine dies.
+"""Commits: checkpoint folders that are complete or absent, whenever the process or the machine dies.
 
     checkpoints/step-00001200/   model.safetensors optimizer.safetensors ... state.json COMMIT.json
 
-Order: the files are written and fsynced in a staging folder, then COMMIT.json with their sizes and sha256, then the
-staging folder is fsynced and renamed, then the folder above fsynced. Only after that are older commits removed.
-A commit is read only where every file has its size and sha256, whoever has written it.
+Writing: the files are written and fsynced in a staging folder, then COMMIT.json with their sizes and sha256. The
+staging folder is fsynced and renamed, and its parent fsynced. Only then are older commits removed.
+Reading: every file must have its recorded size and sha256.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from accel_restore.utils.files import discard, make_folder, remove_temporaries, 
 SCHEMA = 1
 _MANIFEST = "COMMIT.json"
 _COMMIT = re.compile(r"step-[0-9]+")
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of this folder: no separators, no `..`
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a name in this folder: no separators, no `..`
 _STAGING, _REPLACED = ".staging-", ".replaced-"
 
 
 def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -> Path:
-    """The new commit below `folder`, durable on return.
+    """Write a commit in `folder` and return its path; it is durable on return.
 
-    Raises: OSError; then the older commits are as they were, and nothing of it is left (or all, where it could be put
-    in place but not be forced to stay there).
+    Raises: OSError. Older commits are then unchanged, and the new one is absent (or complete, if only the fsync of
+    `folder` failed).
     """
     final = folder / f"step-{step:08d}"
     staging = folder / f"{_STAGING}{final.name}"
     make_folder(folder)
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # of an attempt that a crash has cut off
+        shutil.rmtree(staging, ignore_errors=True)  # left by a crash
         staging.mkdir()
         listed = {}
         for name, data in files.items():
@@ -51,7 +51,10 @@ def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -
 
 
 def _put_in_place(staging: Path, final: Path) -> None:
-    """Rename; a commit of the same step (made in the validation that ends its epoch) steps aside, not to be lost."""
+    """Rename `staging` to `final`. An earlier commit of the same step is moved aside until then, so it is never lost.
+
+    A step has two commits if training was preempted in the validation after it.
+    """
     aside = final.with_name(f"{_REPLACED}{final.name}")
     if final.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -73,24 +76,24 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def find_commits(folder: Path) -> list[Path]:
-    """The commits below `folder`, oldest first; reading one shows whether it is sound."""
+    """Return the commits in `folder`, oldest first, without checking their content."""
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _COMMIT.fullmatch(path.name)), key=step_of)
 
 
 def step_of(commit: Path) -> int:
-    """The optimizer step that a commit was made after."""
+    """Return the optimizer step after which a commit was made."""
     return int(commit.name.removeprefix("step-"))
 
 
 def is_commit(path: Path) -> bool:
-    """Whether a folder, whatever its name, is a commit."""
+    """Return whether a folder of any name is a commit."""
     return (path / _MANIFEST).is_file()
 
 
 def put_back(folder: Path) -> None:
-    """Put back a commit that had stepped aside for one that never came; before the newest is looked for."""
+    """Restore commits that were moved aside for a replacement that never came. Call it before `find_commits`."""
     for aside in list(folder.glob(f"{_REPLACED}*")):
         final = folder / aside.name.removeprefix(_REPLACED)
         if is_commit(aside) and not final.exists():
@@ -98,7 +101,7 @@ def put_back(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a crash has left of commits that came to nothing, or are replaced."""
+    """Remove what a crash has left of unfinished or replaced commits."""
     if not folder.is_dir():
         return
     put_back(folder)
@@ -109,16 +112,16 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_manifest(commit: Path) -> dict[str, Any]:
-    """What COMMIT.json says, with plain file names only.
+    """Return the content of COMMIT.json, whose file names contain no path.
 
-    Raises: UserError where it is missing, damaged or of another schema.
+    Raises: UserError if it is missing, damaged or of another schema.
     """
     path = commit / _MANIFEST
     text = _read(path)
     try:
         manifest = json.loads(text)
         if manifest["schema"] != SCHEMA:
-            raise UserError(f"{path}: has schema {manifest['schema']!s:.20}, this version reads {SCHEMA}")
+            raise UserError(f"{path}: has schema {manifest['schema']!s:.20}, but this version reads {SCHEMA}")
         sound = isinstance(manifest["step"], int) and isinstance(manifest["epoch"], int)
         for name, entry in manifest["files"].items():
             kinds = isinstance(entry["size"], int) and isinstance(entry["sha256"], str)
@@ -131,15 +134,15 @@ def read_manifest(commit: Path) -> dict[str, Any]:
 
 
 def read_commit(commit: Path) -> dict[str, bytes]:
-    """The files of a commit, each checked against its sha256.
+    """Return the files of a commit, each checked against its sha256.
 
-    Raises: UserError that names what is missing or damaged.
+    Raises: UserError that names the missing or damaged file.
     """
     return {name: _read_listed(commit, name, entry) for name, entry in read_manifest(commit)["files"].items()}
 
 
 def read_file(commit: Path, name: str) -> bytes:
-    """One file of a commit, checked against its sha256; see `read_commit`."""
+    """Return one file of a commit; see `read_commit`."""
     return _read_listed(commit, name, read_manifest(commit)["files"][name])
 
 
@@ -151,20 +154,20 @@ def _read_listed(commit: Path, name: str, entry: dict[str, Any]) -> bytes:
 
 
 def _read(path: Path, size: int | None = None) -> bytes:
-    """The content of a file, which must be of that size: what a list says is no reason to read a disk full."""
+    """Return the content of a file. Its size is checked first, so that a huge file in its place is not read."""
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path}: is {'no file' if path.exists() else 'missing'}; resume from another commit")
+        if not path.is_file():  # reading a pipe would block
+            raise UserError(f"{path}: is {'not a file' if path.exists() else 'missing'}; resume from another commit")
         found = path.stat().st_size
         if size is not None and found != size:
-            raise UserError(f"{path}: is damaged ({found} bytes, not {size}); resume from another commit")
+            raise UserError(f"{path}: is damaged ({found} bytes in place of {size}); resume from another commit")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); resume from another commit") from None
 
 
 def same_content(commit: Path, name: str, other: Path) -> bool:
-    """Whether the file `other` has the content of the commit's file `name`."""
+    """Return whether the file `other` has the same content as the commit's file `name`."""
     try:
         return hashlib.sha256(_read(other)).hexdigest() == read_manifest(commit)["files"][name]["sha256"]
     except UserError:

@@ -1,4 +1,4 @@
-"""Where a run starts: afresh, or exactly where the last commit of its folder stands, with an equal configuration."""
+"""Where a run starts: from scratch, or exactly at the last commit in its folder, with an equal configuration."""
 
 import hashlib
 import json
@@ -18,13 +18,13 @@ from accel_restore.tracking.run_files import read_status
 from accel_restore.utils.files import discard, replace_file
 from accel_restore.utils.redaction import HIDDEN, redacted
 
-# What a run leaves; --overwrite removes these and nothing else, and only where status.json says that it was a run.
+# What a run writes. --overwrite removes these and nothing else, and only if status.json shows that it was a run.
 MARKER = "status.json"
 RUN_FILES = (
     "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", WEIGHTS, "samples", "curves.png", "report.html",
     "plan.json", "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
 )  # fmt: skip
-# Sections and keys that a resumed run may change freely, and those whose effect is compared as the global batch.
+# Sections and keys that a resumed run may change. Those in _BATCH may change as long as the global batch stays equal.
 _FREE = (
     "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "validation.batch_size",
     "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
@@ -33,29 +33,39 @@ _FREE = (
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
-_ARGUMENTS = ("model.", "loss.", "data.degradation.")  # what is left out has a default of its own, which null is not
+_ARGUMENTS = (
+    "model.",
+    "loss.",
+    "data.degradation.",
+)  # an argument that is left out has its own default, which null is not
 _LENGTH = ("train.epochs", "train.max_steps")
 
 
 @dataclass(frozen=True)
 class Start:
-    """What to continue from: a commit and its counters, or nothing."""
+    """What a run continues from: a commit and its counters, or neither."""
 
     commit: Path | None = None
     counters: dict[str, Any] | None = None
     finished: bool = False
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the commit is one of the run in `folder`, not of another run."""
+        """Return whether the commit belongs to the run in `folder`, not to another run."""
+        assert self.commit is not None
         return self.commit.resolve().is_relative_to(folder.resolve())
 
 
 def find_resume_point(
-    folder: Path, config: Config, overwrite: bool, overrides: list[str], precision: str, log=print
+    folder: Path,
+    config: Config,
+    overwrite: bool,
+    overrides: list[str],
+    precision: str,
+    log: Callable[[str], None] = print,
 ) -> Start:
-    """Where the run in `folder` starts; `precision` is the mixed precision in use here. Reads only.
+    """Return where the run in `folder` starts; `precision` is the mixed precision in use. Only reads.
 
-    Raises: UserError where the folder may not be used, or the commit belongs to another configuration.
+    Raises: UserError if the folder may not be used, or the commit belongs to another configuration.
     """
     _refuse_foreign(folder)
     if overwrite:
@@ -66,16 +76,8 @@ def find_resume_point(
                 f"{folder}: holds a run, and run.resume is 'never'; choose another run.name, or use --overwrite"
             )
         return Start()
-    candidates = find_commits(folder / "checkpoints")[::-1]
-    if config.run.resume == "auto" and not candidates and read_status(folder).get("state") == "finished":
-        raise UserError(f"{folder}: holds a finished run without checkpoints; --overwrite starts it again")
-    if config.run.resume != "auto" and not (candidates and _has_begun(candidates, config.run.resume, folder)):
-        path = Path(config.run.resume).expanduser()
-        candidates = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
-        if not candidates:
-            raise UserError(f"run.resume: {path} is no checkpoint (a folder step-… with COMMIT.json), auto or never")
     damages = []
-    for commit in candidates:
+    for commit in _candidates(folder, config.run.resume):
         try:
             counters = read_counters(commit)
         except UserError as error:
@@ -90,10 +92,29 @@ def find_resume_point(
     return Start()
 
 
-def _has_begun(commits: list[Path], resume: str, folder: Path) -> bool:
-    """Whether the run in `folder`, of these commits, newest first, has come of `resume`: then it goes on by itself.
+def _candidates(folder: Path, resume: str) -> list[Path]:
+    """Return the commits to try, best first, for `run.resume`: auto or a path."""
+    own = find_commits(folder / "checkpoints")[::-1]
+    if resume == "auto":
+        if not own and read_status(folder).get("state") == "finished":
+            raise UserError(f"{folder}: holds a finished run without checkpoints; --overwrite starts it again")
+        return own
+    if own and _has_resumed(own, resume, folder):
+        return own
+    path = Path(resume).expanduser()
+    others = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
+    if not others:
+        raise UserError(
+            f"run.resume: {path} is not a checkpoint (a folder step-… with COMMIT.json); other choices are auto, never"
+        )
+    return others
 
-    So it is with a commit of another run; one of its own is gone back to once.
+
+def _has_resumed(commits: list[Path], resume: str, folder: Path) -> bool:
+    """Return whether the run in `folder` has already started from `resume`, and so continues from its own `commits`.
+
+    A commit of another run is only a start. The run goes back to a commit of its own once, as recorded in its newest
+    commit that can be read.
     """
     if not Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
         return True
@@ -106,50 +127,52 @@ def _has_begun(commits: list[Path], resume: str, folder: Path) -> bool:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raise `UserError` where files of a run's names lie in a folder that is none: they would be overwritten."""
+    """Raise `UserError` if a folder that is not a run holds files with the names of a run's files."""
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found and MARKER not in found:
         raise UserError(
-            f"{folder}: holds {', '.join(found)}, but no run; choose another run.name or move them, so that nothing "
-            "of yours is overwritten"
+            f"{folder}: holds {', '.join(found)}, but no run; choose another run.name, or move these files so that "
+            "they are not overwritten"
         )
 
 
 def clear(folder: Path, start: Start) -> None:
-    """Remove what a fresh start would overwrite, or the commits that come after the one to continue from."""
+    """Remove what a run from scratch would overwrite, or the commits after the one to continue from."""
     if start.commit is None:
         for name in RUN_FILES:
             discard(folder / name)
         return
+    assert start.counters is not None
     for commit in find_commits(folder / "checkpoints"):
         if step_of(commit) > start.counters["step"]:
             discard(commit)
 
 
 def rewind_best(folder: Path, start: Start, log: Callable[[str], None]) -> bytes | None:
-    """The content of best.safetensors at the commit to continue from; the file is made equal to it.
+    """Return the content of best.safetensors at the commit to continue from, and restore the file if it differs.
 
-    Raises: UserError where something else lies in its place.
+    Raises: UserError if a folder is in its place.
     """
     if start.commit is None or not start.is_in(folder):
-        return None  # of another run: its best weights lie in its folder
+        return None  # another run keeps its best weights in its own folder
+    assert start.counters is not None
     path = folder / WEIGHTS
     if start.counters["best"] is None:
-        discard(path)  # found after the commit
+        discard(path)  # written after the commit
     if WEIGHTS not in read_manifest(start.commit)["files"]:
         return None
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; move it away, and the same command continues")
+        raise UserError(f"{path}: is a folder; move it away and give the same command again")
     data = read_file(start.commit, WEIGHTS)
     if not same_content(start.commit, WEIGHTS, path):
-        what = "is damaged, or later than the commit" if path.exists() else "is missing"
-        log(f"{path}: {what}; it is written again from {start.commit.name}")
+        what = "is damaged, or newer than the commit" if path.exists() else "is missing"
+        log(f"{path}: {what}; restored from {start.commit.name}")
         replace_file(path, data)
     return data
 
 
 def identity_digest(identity: dict[str, list[str]]) -> dict[str, Any]:
-    """What state.json keeps of the data: how many images of each kind, and a hash of their names."""
+    """Return what state.json records of the data: the number of images of each kind, and a hash of their names."""
     return {
         kind: {"images": len(names), "names": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}
         for kind, names in identity.items()
@@ -157,22 +180,22 @@ def identity_digest(identity: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def check_same_data(start: Start, identity: dict[str, Any]) -> None:
-    """Raise `UserError` where the images are not those that the commit was trained on."""
+    """Raise `UserError` if the images are not those that the commit was trained on."""
     if start.counters is None or start.counters["data"] == identity:
         return
     before, now = (
         ", ".join(f"{d['images']} {kind}" for kind, d in x.items()) for x in (start.counters["data"], identity)
     )
     raise UserError(
-        f"the images have changed since {start.commit}: {before} images then, {now} now, or other names; restore them, "
-        "or choose another run.name"
+        f"the images have changed since {start.commit}: {before} images then, {now} now, or their names differ; "
+        "restore them, or choose another run.name"
     )
 
 
 def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
-    """Compare with the commit's configuration; what matters must be equal."""
+    """Raise `UserError` if the configuration differs from the commit's in a key that may not change."""
     then, now = _flat(counters["config"]), _flat(redacted(config.model_dump(mode="json")))
-    missing = object()  # a commit of an older version lacks newer keys, of which null says that nothing has changed
+    missing = object()  # a commit of an older version lacks newer keys; null there means the old behaviour
     unset = {key: missing if key.startswith(_ARGUMENTS) else None for key in [*then, *now]}
     changed = [key for key, value in unset.items() if then.get(key, value) != now.get(key, value)]
     refused = []
@@ -180,12 +203,12 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
         if _BATCH.fullmatch(key) or key.startswith(_FREE):
             continue
         if str(then.get(key)).count(HIDDEN) != str(now.get(key)).count(HIDDEN):
-            continue  # the environment has changed, whose secret it holds: the rest cannot be compared
+            continue  # a secret of the environment was added or removed: the rest cannot be compared
         if key in _LENGTH and _may_lengthen(config, overrides, then.get(key), now.get(key)):
             continue
         refused.append(f"{key}: {then.get(key, 'unset')} in the commit, {now.get(key, 'unset')} now")
         if _is_longer(key, then, now):
-            refused[-1] += f"; to train longer, write {key}={now[key]} on the command line"
+            refused[-1] += f"; to train longer, give {key}={now[key]} on the command line"
     if counters["precision"] != precision:
         refused.append(f"mixed precision in use: {counters['precision']} in the commit, {precision} now")
     wanted = [stage.global_batch_size or config.train.global_batch_size for stage in config.data.stages]
@@ -193,20 +216,20 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
         if asked is not None and asked != held:
             refused.append(f"global batch: {held} in the commit, {asked} now")
     raise_problems(
-        f"{folder}: was begun with another configuration; set these back, choose another run.name, or start again "
+        f"{folder}: the run has another configuration; set these keys back, choose another run.name, or start again "
         "with --overwrite",
         refused,
     )
 
 
 def _is_longer(key: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
-    lengths = then.get(key), now.get(key)
-    return key in _LENGTH and all(isinstance(length, int) for length in lengths) and lengths[0] < lengths[1]
+    before, after = then.get(key), now.get(key)
+    return key in _LENGTH and isinstance(before, int) and isinstance(after, int) and before < after
 
 
 def _may_lengthen(config: Config, overrides: list[str], then: Any, now: int | None) -> bool:
     explicit = any(override.startswith(tuple(f"{key}=" for key in _LENGTH)) for override in overrides)
-    longer = then is None or now is None or (isinstance(then, int) and now > then)  # a file may hold anything
+    longer = then is None or now is None or (isinstance(then, int) and now > then)  # a file may contain anything
     return longer and (explicit or config.scheduler.name in OPEN_ENDED)
 
 
@@ -215,6 +238,7 @@ def _length(config: dict[str, Any]) -> tuple:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their dotted keys."""
     if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
         tree = {str(place): item for place, item in enumerate(tree)}
     if not isinstance(tree, dict):

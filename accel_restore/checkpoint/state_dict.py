@@ -1,8 +1,8 @@
-"""Between the training state and the files of a commit; and the best weights.
+"""Convert the training state to the files of a commit and back; write the best weights.
 
     model.safetensors [ema.safetensors] optimizer.safetensors [best.safetensors] state.json
 
-Tensors are safetensors and the rest is JSON: nothing is unpickled, ever. `commits.py` makes the folder whole or absent.
+Tensors are stored as safetensors and everything else as JSON, so nothing is ever unpickled.
 """
 
 import json
@@ -24,12 +24,12 @@ from accel_restore.models.weights_file import WEIGHTS, digest
 from accel_restore.state import TrainState
 from accel_restore.utils.files import decode_floats, encode_floats, to_json
 
-_LEARNT = ("params", "lr")  # what an optimizer's group is not told by the configuration
+_NOT_CONFIGURED = ("params", "lr")  # the entries of an optimizer's group that the configuration does not set
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class _Counters(BaseModel):
-    """What state.json must hold; the file is taken for a stranger's."""
+    """The required content of state.json, which may come from anyone."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -38,7 +38,7 @@ class _Counters(BaseModel):
     step: _Count
     epochs: _Count
     world_size: Annotated[int, Field(ge=1, lt=2**20)]
-    global_batches: Annotated[list[Annotated[int, Field(ge=1, lt=2**24)]], Field(min_length=1)]  # of each stage
+    global_batches: Annotated[list[Annotated[int, Field(ge=1, lt=2**24)]], Field(min_length=1)]  # one per stage
     best_val_loss: float
     best: dict[str, float | None] | None
     sums: list[list[list[float]]]
@@ -53,12 +53,12 @@ class _Counters(BaseModel):
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """A safetensors file; equal content gives equal bytes (the library writes metadata in random order)."""
+    """Return a safetensors file. Equal content gives equal bytes: metadata, which the library shuffles, is sorted."""
     own: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         own[name] = tensor.detach().contiguous()
-        if own[name].untyped_storage().data_ptr() in storages:  # two names of one tensor, which the format has not
+        if own[name].untyped_storage().data_ptr() in storages:  # a tensor with two names, which the format lacks
             own[name] = own[name].clone()
         storages.add(own[name].untyped_storage().data_ptr())
     data = safetensors.torch.save(own, metadata)
@@ -75,11 +75,11 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 def collect(
     state: TrainState, window_sums: Tensor, accelerator: Accelerator, extra: dict[str, Any]
 ) -> dict[str, bytes] | None:
-    """The files of a commit of this state, None but on the main process. Called by every rank.
+    """Return the files of a commit of this state; None except on the main process. Every rank calls it.
 
     `window_sums` are the logger's, since its last line; `extra` (JSON) is stored in state.json next to the counters.
 
-    Raises: DivergedError rather than let weights be committed that are lost; on every rank, as all hold the same.
+    Raises: DivergedError on every rank if a weight is NaN or inf, as such weights are never committed.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # a second, after step 1
 
@@ -89,7 +89,8 @@ def collect(
     model = accelerator.unwrap_model(state.model)
     if not all(bool(full_tensor(parameter.isfinite().all())) for parameter in model.parameters()):
         raise DivergedError(f"step {state.step}", "some weights are NaN or inf, so no checkpoint was written")
-    weights, optimizer = get_state_dict(model, state.optimizer.optimizer, options=options)
+    tensors: tuple[Any, Any] = get_state_dict(model, state.optimizer.optimizer, options=options)
+    weights, optimizer = tensors
     ema = full_state_dict(state.ema.module, accelerator) if state.ema is not None else None
     if not accelerator.is_main_process:
         return None
@@ -119,9 +120,9 @@ def collect(
 
 
 def read_counters(commit: Path) -> dict[str, Any]:
-    """The state.json of a commit all of whose files are sound.
+    """Return the content of state.json, after checking all files of the commit.
 
-    Raises: UserError that names what is missing or damaged.
+    Raises: UserError that names the missing or damaged file.
     """
     return _counters_in(commit, read_commit(commit))
 
@@ -132,16 +133,18 @@ def _counters_in(commit: Path, files: dict[str, bytes]) -> dict[str, Any]:
         _Counters.model_validate(counters)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise UserError(f"{commit / 'state.json'}: is not of this version ({wrong}); resume from another") from None
+        raise UserError(
+            f"{commit / 'state.json'}: was not written by this version ({wrong}); resume from another commit"
+        ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{commit / 'state.json'}: cannot be read ({error}); resume from another commit") from None
     return counters
 
 
 def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> None:
-    """Put the state of a commit into a freshly set up `state`; the schedule is run to its epoch.
+    """Load a commit into a new `state`; the schedule is advanced to its epoch.
 
-    Raises: UserError where it is not the state of such a model and optimizer.
+    Raises: UserError if the commit does not fit the model or the optimizer.
     """
     files = read_commit(commit)
     counters = _counters_in(commit, files)
@@ -155,8 +158,8 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> No
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{commit}: does not fit this run ({said:.300}); resume from another commit") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{commit}: does not fit this run ({reason:.300}); resume from another commit") from error
 
 
 def _put(
@@ -169,7 +172,7 @@ def _put(
     _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters["param_groups"])
     if counters["scheduler"] is None:
         for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # the same as the commit's, but for a run that is lengthened
+            group["lr"] = rate  # differs from the commit's only if the run was made longer
     if state.ema is not None:
         _load_model(state.ema.module, tensors["ema.safetensors"])
         state.ema.num_updates = counters["num_averaged"]
@@ -185,13 +188,17 @@ def _put(
 def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(model, dict[str, Any](weights), options=StateDictOptions(full_state_dict=True))
 
 
 def _load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    here = [{name: value for name, value in group.items() if name not in _LEARNT} for group in optimizer.param_groups]
+    """Load moments and group settings; settings from the configuration stay those of this run."""
+    configured = [
+        {name: value for name, value in group.items() if name not in _NOT_CONFIGURED}
+        for group in optimizer.param_groups
+    ]
     slots: dict[str, dict[str, Tensor]] = {}
     for name, value in moments.items():
         parameter, _, slot = name.rpartition("|")
@@ -202,48 +209,55 @@ def _load_optimizer(
         named = dict(model.named_parameters())
         if unknown := sorted(slots.keys() - named.keys()):
             raise ValueError(f"it holds moments of {unknown[0]}, which the model does not have")
-        # Not strict: a parameter that the model does not use has no gradient, and so no moments.
+        # Not strict: a parameter that the model does not use has no gradient and therefore no moments.
         options = StateDictOptions(full_state_dict=True, strict=False)
-        set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=options)
+        content: dict[str, Any] = {"state": slots, "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, content, options=options)
         for name in named.keys() - slots.keys():
-            optimizer.state.pop(named[name], None)  # zeros, which torch has just made
-    else:  # plain SGD has no state, which torch's function cannot load
+            optimizer.state.pop(named[name], None)  # zeros that torch has just made
+    else:  # plain SGD has no state, and torch's function cannot load that
         for group, stored in zip(optimizer.param_groups, groups, strict=True):
             group.update({name: value for name, value in stored.items() if name != "params"})
-    for parameter, held in optimizer.state.items():
-        for name, value in held.items():
-            if value.shape == parameter.shape:  # fused kernels walk parameter and moments in one memory layout
-                held[name] = torch.empty_like(parameter).copy_(value)
+    _match_memory_layout(optimizer)
+    for group, settings in zip(optimizer.param_groups, configured, strict=True):
+        group.update(settings)
+
+
+def _match_memory_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameter, which fused kernels require."""
+    state: dict[Tensor, dict[str, Tensor]] = optimizer.state
+    for parameter, slots in state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
             elif value.numel() != 1:
                 raise ValueError(f"the optimizer's {name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}")
-    for group, settings in zip(optimizer.param_groups, here, strict=True):
-        group.update(settings)  # the configuration's and this machine's, not the commit's
 
 
 def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
     if counters["scheduler"] is not None:
         state.scheduler.load_state_dict(counters["scheduler"])
         return
-    # A schedule is a pure function of the epoch: running it there gives the rates of an uninterrupted run to the bit.
+    # A schedule is a pure function of the epoch, so stepping it gives rates bit-identical to an uninterrupted run's.
     inner = state.scheduler.scheduler
-    inner.optimizer._opt_called = True  # torch warns about a schedule that steps before its optimizer
+    inner.optimizer._opt_called = True  # avoids torch's warning about a schedule that steps first
     for _ in range(counters["epoch"]):
         inner.step()
 
 
 def sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
-    """This rank's sums in a commit's counters: (2, sums), of the epoch and of the logger's window."""
+    """Return this rank's sums from a commit's counters: (2, sums), of the epoch and of the logger's window."""
     sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, sums)
     if len(sums) == accelerator.num_processes:
         return sums[accelerator.process_index]
-    total = sums.sum(0)  # another number of ranks: the main process carries the totals on
+    total = sums.sum(0)  # another number of ranks: the main process continues with the totals
     return total if accelerator.is_main_process else torch.zeros_like(total)
 
 
 def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> bytes | None:
-    """The content of best.safetensors for these weights (EMA weights where EMA is on), with what `load` needs.
+    """Return the content of best.safetensors: the weights (averaged ones if EMA is on) and what `load` needs.
 
-    None but on the main process. Called by every rank.
+    None except on the main process. Every rank calls it.
     """
     model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
     weights = full_state_dict(model, accelerator)

@@ -1,10 +1,7 @@
-"""`accel-restore verify-resume`: a short run of a configuration ends in the same state, interrupted or not."""
+"""`accel-restore verify-resume`: check that a short run ends in the same state, whether interrupted or not."""
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import yaml
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands._arguments import add_configuration
+from accel_restore.commands._children import error_of, run_module
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
@@ -24,18 +22,18 @@ from accel_restore.trainer.batch_size import assume_batch_size
 _STEPS = 3.5  # per epoch, so that the last step of an epoch is ragged
 _IMAGES = 4
 _TIMES = ("seconds", "step_s", "wait_s")
-_OWN = ("wandb_id", "config")  # what may differ in state.json: the runs have names of their own
+_MAY_DIFFER = ("wandb_id", "config")  # keys of state.json: the two runs have different names
 
 
 def main(arguments: list[str]) -> int:
-    """Compare an interrupted run with one that was not; the exit code: 0 where they are equal, else 1.
+    """Compare an interrupted run with an uninterrupted one; return exit code 0 if they are equal, else 1.
 
-    Raises: UserError for a configuration that cannot be used, or that does not train.
+    Raises: UserError if the configuration is invalid or does not train.
     """
     parser = argparse.ArgumentParser(prog="accel-restore verify-resume", description=__doc__)
     add_configuration(parser)
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="started by torchrun; default: 1")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)")
     options = parser.parse_intermixed_args(arguments)
     if options.processes < 1:
         raise UserError("verify-resume: --processes must be above 0")
@@ -43,32 +41,32 @@ def main(arguments: list[str]) -> int:
     config = assume_batch_size(load_config(options.config, options.overrides), console.log)
     with tempfile.TemporaryDirectory(prefix="accel-restore-verify-") as folder:
         launcher = _Launcher(Path(folder), short(config, options.processes), options.cpu, options.processes)
-        console.log("a short run as it is: 2 epochs of a few steps, on the first images")
+        console.log("a short uninterrupted run: 2 epochs of a few steps, on the first images")
         launcher.train("whole")
         points = interruptions(launcher.folder / "whole")
-        console.log(f"the same, ended after step {', '.join(map(str, points))} and continued each time")
+        console.log(f"the same run, stopped after step {', '.join(map(str, points))} and continued each time")
         for point in points:
             launcher.train("interrupted", "--stop-after", str(point))
         launcher.train("interrupted")
         rows = compare(launcher.folder / "whole", launcher.folder / "interrupted")
     console.table(
-        "continued, against not interrupted",
+        "the continued run compared with the uninterrupted one",
         [(what, difference or "equal") for what, difference in rows],
         ("what", "result"),
     )
     if any(difference for _, difference in rows):
         console.log(
-            "resuming this configuration is not exact: on CUDA set train.deterministic=true; a model with dropout, or "
-            "with batch statistics of its own, cannot be resumed exactly"
+            "resuming this configuration is not exact: on CUDA set train.deterministic=true; a model with dropout or "
+            "batch statistics cannot be resumed exactly"
         )
         return 1
     plural = "es" * (options.processes > 1)
-    console.log(f"resuming is exact, to the bit, with {options.processes} process{plural}, on this machine")
+    console.log(f"resuming is bit-identical with {options.processes} process{plural} on this machine")
     return 0
 
 
 def short(config: Config, processes: int) -> dict[str, Any]:
-    """The configuration of a run of two short epochs that keeps what matters of `config`."""
+    """Return the configuration of two short epochs, otherwise as in `config`."""
     tree = config.model_dump(mode="json")
     train, data = tree["train"], tree["data"]
     global_batch = train["global_batch_size"] or (
@@ -78,62 +76,55 @@ def short(config: Config, processes: int) -> dict[str, Any]:
     data["crops_per_image"] = min(data["crops_per_image"], -(-samples // _IMAGES))
     images = -(-samples // data["crops_per_image"])
     data["max_images"] = max(2, int(images / (1 - data["val_fraction"])) + 1 if data["val"] is None else images)
-    data["stages"] = [{**stage, "until_epoch": 1} for stage in data["stages"][:1]]  # the change of stages is tested too
+    data["stages"] = [{**stage, "until_epoch": 1} for stage in data["stages"][:1]]  # a change of stages is tested too
     train["epochs"], train["max_steps"] = 2, None
     tree["validation"]["num_samples"], tree["validation"]["every_epochs"] = 0, 1
     tree["checkpoint"] = {"every_epochs": 1, "every_steps": None, "keep": 2}
-    tree["tracking"] = {"wandb": "disabled", "project": "verify", "log_every_steps": 3}  # a line spans a commit
+    tree["tracking"] = {
+        "wandb": "disabled",
+        "project": "verify",
+        "log_every_steps": 3,
+    }  # a line covers steps before and after a commit
     return tree
 
 
 class _Launcher:
-    """Trains in processes of their own, below a temporary folder."""
+    """Trains in separate processes, in a temporary folder."""
 
     def __init__(self, folder: Path, tree: dict[str, Any], cpu: bool, processes: int):
         self.folder = folder
         tree["data"]["cache_dir"] = str(folder / "cache")
-        self.tree, self.arguments = tree, ["--cpu"] if cpu else []
-        self.command = [sys.executable, "-m"]
-        if processes > 1:
-            torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-            self.command += torchrun
+        self.tree, self.arguments, self.processes = tree, ["--cpu"] if cpu else [], processes
 
     def train(self, name: str, *arguments: str) -> None:
-        """Train until the end, or until what the arguments say."""
+        """Train to the end, or as far as the arguments say."""
         file = self.folder / f"{name}.yaml"
         self.tree["run"] = {**self.tree["run"], "name": name, "dir": str(self.folder), "resume": "auto"}
         file.write_text(yaml.safe_dump(self.tree))
-        command = [*self.command, "accel_restore.train", "--config", str(file), *self.arguments, *arguments]
-        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
+        given = ["--config", str(file), *self.arguments, *arguments]
+        done = run_module("accel_restore.train", given, self.processes)
         status = self.folder / name / "status.json"
         state = json.loads(status.read_bytes())["state"] if status.exists() else "failed"
         if state != ("preempted" if arguments else "finished"):
-            messages = [line for line in done.stderr.splitlines() if line.startswith(("accel-restore:", "  - "))]
-            raise UserError("\n".join(["verify-resume: the short run failed", *(messages or [done.stderr[-2000:]])]))
+            raise UserError(f"verify-resume: the short run failed\n{error_of(done)}")
 
 
 def interruptions(folder: Path) -> list[int]:
-    """Steps to interrupt a run of two epochs after: the first, in mid-epoch, at an epoch's end, in the second."""
+    """Return the steps after which to interrupt: the first, in mid-epoch, at the end of an epoch, in the second."""
     epochs = [line for line in read_lines(folder / "metrics.jsonl") if line["event"] == "epoch"]
     per_epoch, last = epochs[0]["optimizer_steps"], epochs[-1]["step"]
     return sorted({1, max(1, per_epoch // 2), per_epoch, min(per_epoch + 1, last - 1)} - {0})
 
 
 def compare(whole: Path, other: Path) -> list[tuple[str, str]]:
-    """For each thing that a run leaves: how it differs in the two runs, empty where it does not."""
+    """Return rows of (file or value, how it differs between the two runs; empty if it does not)."""
     commits = [find_commits(folder / "checkpoints")[-1] for folder in (whole, other)]
     files = [read_commit(commit) for commit in commits]
     rows = [("last step", "" if commits[0].name == commits[1].name else f"{commits[0].name}, {commits[1].name}")]
     tensors = [name for name in sorted(files[0]) if name.endswith(".safetensors")]
     rows += [(name, _tensors_differ(files[0][name], files[1].get(name, b""))) for name in tensors]
     states = [json.loads(those["state.json"]) for those in files]
-    changed = [key for key in states[0] if key not in _OWN and states[0][key] != states[1].get(key)]
+    changed = [key for key in states[0] if key not in _MAY_DIFFER and states[0][key] != states[1].get(key)]
     rows.append(("counters, best value, sums", ", ".join(changed)))
     bests = [(folder / "best.safetensors") for folder in (whole, other)]
     contents = [best.read_bytes() if best.exists() else b"" for best in bests]
@@ -143,7 +134,7 @@ def compare(whole: Path, other: Path) -> list[tuple[str, str]]:
         for f in (whole, other)
     ]
     wrong = sum(a != b for a, b in zip(*lines, strict=False)) + abs(len(lines[0]) - len(lines[1]))
-    rows.append(("metrics.jsonl, but for times", f"{wrong} lines differ" if wrong else ""))
+    rows.append(("metrics.jsonl, except times", f"{wrong} lines differ" if wrong else ""))
     return rows
 
 
@@ -151,9 +142,9 @@ def _tensors_differ(first: bytes, second: bytes) -> str:
     if first == second:
         return ""
     if not first or not second:
-        return "is missing in one"
+        return "missing in one run"
     one, two = (safetensors.torch.load(data) for data in (first, second))
     if one.keys() != two.keys():
-        return "holds other tensors"
+        return "other tensors"
     largest = max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
     return f"differs by up to {largest:.2g}" if largest else "equal values, other metadata"

@@ -1,4 +1,4 @@
-"""The Accelerator of a run, the precision it computes in, and checks that the launch is what it seems."""
+"""The Accelerator of a run, its precision, and checks that the launch gives what it promises."""
 
 import ctypes
 import os
@@ -16,12 +16,11 @@ from accel_restore.errors import UserError
 
 
 def create_accelerator(config: Config, cpu: bool) -> Accelerator:
-    """The Accelerator of this process.
+    """Return the Accelerator of this process.
 
-    The scheduler steps when the engine says so (not with the optimizer), batches are dealt out (not multiplied), and
-    accumulation is the engine's.
+    The engine steps the scheduler and accumulates gradients; Accelerate splits each batch among the ranks.
 
-    Raises: UserError where the launch does not give what it promises, or the precision cannot be had.
+    Raises: UserError if the launch does not give what it promises, or the precision is not available.
     """
     cpu = cpu or torch.backends.mps.is_available()  # Apple's GPUs have no float64, which exact sums need
     if not cpu and not torch.accelerator.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -31,8 +30,8 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    join_anew(cpu, config.train.rank_timeout)
-    # Of a run before in this process (`fit`), which may have had another precision or, where it was alone, device.
+    rejoin(cpu, config.train.rank_timeout)
+    # `fit` may have run before in this process, with another precision or (as a single process) on another device.
     AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
     GradientState._reset_state()
     try:
@@ -48,11 +47,18 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"the launch does not fit this machine: {error}") from error
+    _check_launch(accelerator, config)
+    use_float32_weights(accelerator)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    return accelerator
+
+
+def _check_launch(accelerator: Accelerator, config: Config) -> None:
     promised = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != promised:
         raise UserError(
-            f"the launcher started {promised} processes, but Accelerate sees {accelerator.num_processes}; each would "
-            "train alone. On CPUs add --cpu; on GPUs start with 'accelerate launch --multi_gpu' or torchrun"
+            f"the launcher started {promised} processes, but Accelerate sees {accelerator.num_processes}, so each "
+            "would train alone. On CPUs add --cpu; on GPUs start with 'accelerate launch --multi_gpu' or torchrun"
         )
     kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     kinds += (DistributedType.FSDP,) if accelerator.is_fsdp2 else ()
@@ -67,17 +73,17 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             "launch/*.yaml with --config_file"
         )
     if accelerator.is_fsdp2 and config.optimizer.name == "muon":
-        raise UserError("optimizer.name: muon needs whole weights, of which FSDP2 holds parts; use adamw, or no FSDP2")
-    use_float32_weights(accelerator)
-    torch.backends.cudnn.benchmark = not config.train.deterministic
-    return accelerator
+        raise UserError(
+            "optimizer.name: muon needs full weights, but FSDP2 shards them; use adamw, or train without FSDP2"
+        )
 
 
-def join_anew(cpu: bool, timeout: float) -> None:
-    """Join the process group of a restarted attempt under keys of its own; else, do nothing: Accelerate joins it.
+def rejoin(cpu: bool, timeout: float) -> None:
+    """Join the process group of an attempt that torchrun has restarted. At the first attempt Accelerate joins it.
 
-    torchrun keeps one store for all attempts, where a rank would find the addresses of the one that has died (with
-    gloo and 2 ranks, more often than not). On several hosts the attempts are not counted alike, see launch/.
+    torchrun keeps one key-value store for all attempts. Without keys of its own, a restarted rank would find the
+    addresses of dead ranks there (with gloo and 2 ranks, more often than not). On several hosts the attempts are not
+    counted alike, so this covers one host only; see launch/.
     """
     env = os.environ
     attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -96,24 +102,24 @@ def join_anew(cpu: bool, timeout: float) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep freed memory rather than hand it back to the system; elsewhere, do nothing.
+    """Set glibc's malloc to keep freed memory instead of returning it to the system; elsewhere, do nothing.
 
-    Tensors of a training step are freed and allocated anew, of the same sizes: touching fresh pages each time costs a
-    CPU step 15 to 20 % (measured).
+    Each training step frees and allocates tensors of the same sizes. Fresh pages make a CPU step 15 to 20 % slower
+    (measured).
     """
-    trim_threshold, mmap_threshold = -1, -3  # mallopt's names of parameters
+    trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt, as malloc.h numbers them
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    if mallopt(mmap_threshold, 2**30):  # where it is refused, the default adapts itself and must be left alone
+    if mallopt(mmap_threshold, 2**30):  # if refused, keep the default, which adapts itself
         mallopt(trim_threshold, 2**31 - 1)
 
 
 def precision(wanted: str, cpu: bool) -> str:
-    """The mixed precision to use for what the configuration wants; `auto` is bf16 where the hardware is faster in it.
+    """Return the mixed precision for `train.mixed_precision`; `auto` is bf16 on hardware that is faster in it.
 
-    Raises: UserError for fp16 without a GPU: it would compute in float32 without a word.
+    Raises: UserError for fp16 without a GPU, which would silently compute in float32.
     """
     on_cpu = cpu or not torch.accelerator.is_available()
     if wanted == "fp16" and on_cpu:

@@ -1,21 +1,28 @@
-"""FSDP2, which Accelerate's configuration turns on: each rank holds a part of the weights, averages and moments.
+"""FSDP2, turned on in Accelerate's configuration: each rank holds a part of the weights, averages and moments.
 
-The engine trains parts as it trains whole weights. What needs them whole asks here: validation, commits, the audit.
+The engine trains parts exactly as it trains full weights. Validation, commits and the audit need full weights and get
+them here.
 """
+
+import copy
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_restore.models.compile import repeated_blocks
 
+if TYPE_CHECKING:
+    from accel_restore.optim.ema import Ema
+
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor, gathered from the ranks that hold its parts; every rank calls it."""
+    """Return the tensor, gathered from all ranks if they hold parts of it. Every rank calls it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor] | None:
-    """The model's state by name, tensors whole and on the CPU; None but on the main process. Every rank calls it."""
+    """Return the model's state with full tensors on the CPU; None except on the main process. Every rank calls it."""
     state = {}
     for name, tensor in model.state_dict().items():
         tensor = full_tensor(tensor.detach())
@@ -24,25 +31,50 @@ def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Ten
     return state or None
 
 
-def copy_full_state(copy: nn.Module, model: nn.Module) -> nn.Module:
-    """The `copy`, a plain one, with the state of the sharded `model`; every rank calls it."""
-    targets = copy.state_dict()
-    for name, tensor in model.state_dict().items():  # one at a time is whole twice
-        targets[name].copy_(full_tensor(tensor.detach()))
-    return copy
+def full_copy(model: nn.Module, accelerator: Accelerator) -> nn.Module | None:
+    """Return an ordinary copy of a model that is not compiled or sharded yet; None without FSDP2.
+
+    Ranks validate images of different sizes, so they cannot gather weights within a forward. They validate this copy,
+    which `copy_full_state` fills.
+    """
+    return copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
 
 
-def gather_by_block(model: nn.Module, accelerator: Accelerator) -> None:
-    """Have the weights of one block at a time gathered, where Accelerate's policy is left to name the blocks."""
+def copy_full_state(target: nn.Module, model: nn.Module) -> nn.Module:
+    """Copy the state of the sharded `model` into `target`, an ordinary model, and return it. Every rank calls it."""
+    own = target.state_dict()
+    for name, tensor in model.state_dict().items():  # one at a time, so that only one full tensor exists twice
+        own[name].copy_(full_tensor(tensor.detach()))
+    return target
+
+
+def prepare(
+    model: nn.Module, optimizer: Any, scheduler: Any, ema: "Ema | None", accelerator: Accelerator
+) -> tuple[Any, Any, Any]:
+    """Return model, optimizer and scheduler, prepared by Accelerate; with FSDP2 the averaged model is sharded too."""
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(model, optimizer, scheduler)
+    _gather_by_block(model, accelerator)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    _autocast_forward(model, accelerator)
+    if ema is not None:
+        from accelerate.utils import fsdp2_prepare_model
+
+        ema.module = fsdp2_prepare_model(accelerator, ema.module)
+    return model, optimizer, scheduler
+
+
+def _gather_by_block(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gather the weights of one repeated block at a time, unless Accelerate's policy names the blocks."""
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in repeated_blocks(model)})
 
 
 def use_float32_weights(accelerator: Accelerator) -> None:
-    """Have parts gathered and added up in float32 where mixed precision is on, as without FSDP2.
+    """Gather weights and sum gradients in float32, in mixed precision too, as without FSDP2.
 
-    Accelerate's own policy rounds weights, gradients and what a model adds up to half precision.
+    Accelerate's default policy rounds weights, gradients and the model's own sums to half precision.
     """
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -50,19 +82,12 @@ def use_float32_weights(accelerator: Accelerator) -> None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
-def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
-    """Have the model's forward run in mixed precision, as `accelerator.prepare` does for other models than sharded."""
+def _autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
+    """Run the model's forward in mixed precision, as `accelerator.prepare` does for models that are not sharded."""
     forward = model.forward
 
-    def in_mixed_precision(*arguments, **named):
+    def in_mixed_precision(*arguments: Any, **named: Any) -> Any:
         with accelerator.autocast():
             return forward(*arguments, **named)
 
     model.forward = in_mixed_precision
-
-
-def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """A second model (averaged weights) in the same parts as the trained one."""
-    from accelerate.utils import fsdp2_prepare_model
-
-    return fsdp2_prepare_model(accelerator, model)

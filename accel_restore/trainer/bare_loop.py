@@ -1,4 +1,4 @@
-"""A bare loop in plain PyTorch: what the trainer is measured beside, and how a batch size is tried."""
+"""A bare training loop in plain PyTorch: the trainer's speed is compared with it, and it tries batch sizes."""
 
 from contextlib import nullcontext
 
@@ -18,10 +18,11 @@ from accel_restore.optim.ema import Ema
 
 
 class BareLoop:
-    """Optimizer steps of the same model, loss, optimizer, clipping and EMA, in the same precision and number of
-    micro-batches, on one batch that stays the same; `DistributedDataParallel` where there are several ranks.
+    """Optimizer steps as the trainer makes them, without everything around them.
 
-    It loads no data, logs nothing, checks nothing, and trains without Accelerate.
+    Model, loss, optimizer, clipping, EMA, precision and number of micro-batches are those of the configuration. The
+    batch is always the same. Several ranks use `DistributedDataParallel`. There is no data loading, no logging, no
+    check and no Accelerate.
     """
 
     def __init__(
@@ -29,11 +30,14 @@ class BareLoop:
         config: Config,
         accelerator: Accelerator,
         loss_fn: Loss,
-        batch: dict,
+        batch: dict[str, Tensor],
         accumulation: int = 1,
         exchanging: bool = True,
     ):
-        """`batch` has `input` and `gt`, (B, C, H, W) on the device; without `exchanging` each rank trains alone."""
+        """Build the model and its optimizer. Without `exchanging`, each rank trains alone.
+
+        Shapes: `input` and `gt` of `batch` are (B, C, H, W), on the device.
+        """
         self.device, self.loss_fn, self.accumulation = accelerator.device, loss_fn, accumulation
         self.input, self.gt = batch["input"], batch["gt"]
         self.max_grad_norm, self.dtype = config.train.max_grad_norm, PRECISIONS[accelerator.mixed_precision]
@@ -41,8 +45,9 @@ class BareLoop:
             torch.manual_seed(config.run.seed)
             model = build_or_load_model(config.model, config.data.channels, config.data.scale)
         freeze(model, config.train.freeze)
-        layout = torch.channels_last if config.train.channels_last else torch.preserve_format
-        model = model.to(self.device, memory_format=layout).train()
+        model = model.to(self.device).train()
+        if config.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         self.ema = None
         if config.train.ema_decay is not None:
             self.ema = Ema(model, config.train.ema_decay, config.train.ema_warmup)
@@ -51,18 +56,18 @@ class BareLoop:
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16
         self.optimizer = get_optimizer(model, config.optimizer, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        self.module = self.model = model
+        self.module, self.ddp = model, None
         if exchanging and accelerator.num_processes > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+            self.ddp = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def __call__(self, steps: int) -> None:
-        """Make so many optimizer steps."""
+        """Make `steps` optimizer steps."""
         for _ in range(steps):
             self.optimizer.zero_grad()
             for micro_step in range(self.accumulation):
                 is_last = micro_step == self.accumulation - 1
-                with nullcontext() if is_last or self.model is self.module else self.model.no_sync():
+                with nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
                     self.scaler.scale(self.loss() / self.accumulation).backward()
             if self.max_grad_norm is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -73,7 +78,7 @@ class BareLoop:
                 self.ema.update(self.module)
 
     def loss(self) -> Tensor:
-        """The mean loss of the batch."""
+        """Return the mean loss of the batch."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            output = self.model(self.input)
+            output = (self.ddp or self.module)(self.input)
         return self.loss_fn(output, self.gt).mean()

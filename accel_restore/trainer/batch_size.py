@@ -1,7 +1,7 @@
-"""`data.batch_size: auto`: the largest power of two that fits the device, found before the plan is made.
+"""`data.batch_size: auto`: the largest power of two that fits into the device's memory.
 
-It depends on the machine, so the number that was found stands in config.yaml and in every commit, and a run that
-continues takes it from there.
+It depends on the machine. It is therefore found before the plan is made and recorded in config.yaml and in every
+commit, and a resumed run takes it from there.
 """
 
 import gc
@@ -20,44 +20,44 @@ from accel_restore.trainer.bare_loop import BareLoop
 from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
 
 _ASSUMED = 8
-_MOST_ON_CPU = 64  # pairs: a CPU computes them one after the other, so more of them only make steps longer
-_SHARE_ON_CPU = 0.5  # of the free memory: kernels have scratch memory that is not counted
+_MOST_ON_CPU = 64  # pairs: a CPU computes them one after the other, so more only make steps longer
+_SHARE_ON_CPU = 0.5  # of the free memory: the scratch memory of kernels is not counted
 _SHARE_ON_GPU = 0.9  # of the GPU's memory: validation and other processes need some
-_STEPS = 2  # in the second one the optimizer's state is there
+_STEPS = 2  # the optimizer's state exists in the second one only
 
 
 def resolve_batch_size(
     config: Config, accelerator: Accelerator, loss_fn: Loss, num_samples: int, start: Start, log: Callable[[str], None]
 ) -> Config:
-    """The configuration with a number in place of `data.batch_size: auto`, the same on every rank; all call it.
+    """Return the configuration with a number in place of `data.batch_size: auto`, equal on all ranks. All call it.
 
-    Raises: UserError where not even one pair fits.
+    Raises: UserError if not even one pair fits.
     """
     if config.data.batch_size != "auto":
         return config
     if accelerator.is_fsdp2:
-        raise UserError("data.batch_size: auto tries whole weights, of which FSDP2 holds parts; set a number")
-    if start.counters is not None:
+        raise UserError("data.batch_size: auto needs full weights, but FSDP2 shards them; set a number")
+    if start.commit is not None and start.counters is not None:
         size, why = start.counters["config"]["data"]["batch_size"], f"as in {start.commit.name}"
     else:
         sizes = possible_sizes(config, num_samples, accelerator.num_processes)
         find = largest_on_gpu if accelerator.device.type == "cuda" else largest_on_cpu
         size = min(gather_object([find(config, accelerator, loss_fn, sizes)]))
-        why = f"the largest of {sizes[0]} to {sizes[-1]} that fits into memory"
+        why = f"the largest from {sizes[0]} to {sizes[-1]} that fits into memory"
         if size == 0:
             raise UserError(
-                f"data.batch_size: auto finds that not even one pair with a patch_size of {_largest_patch(config)} "
-                f"fits into the memory of {accelerator.device}; lower data.patch_size, or take a smaller model"
+                f"data.batch_size: not even one pair of data.patch_size {_largest_patch(config)} fits into the memory "
+                f"of {accelerator.device}; lower data.patch_size, or use a smaller model"
             )
-    log(f"data.batch_size: auto is {size} here, {why}")
+    log(f"data.batch_size: auto is {size}, {why}")
     return _with_batch_size(config, size)
 
 
 def assume_batch_size(config: Config, log: Callable[[str], None]) -> Config:
-    """The configuration for a command that tries no batch sizes: with the default in place of `auto`."""
+    """Return the configuration with the default in place of `auto`, for commands that try no batch sizes."""
     if config.data.batch_size != "auto":
         return config
-    log(f"data.batch_size: auto is found when training begins; {_ASSUMED} is taken here")
+    log(f"data.batch_size: auto is resolved when training starts; this command uses {_ASSUMED}")
     return _with_batch_size(config, _ASSUMED)
 
 
@@ -66,7 +66,7 @@ def _with_batch_size(config: Config, size: int) -> Config:
 
 
 def possible_sizes(config: Config, num_samples: int, world_size: int) -> list[int]:
-    """Powers of two, ascending, with which a step takes no more than an epoch and a global batch is met; 1 at least."""
+    """Return the powers of two, ascending, that divide the global batch and fit into an epoch; at least 1."""
     train, stages = config.train, [stage for stage in config.data.stages if stage.batch_size is None]
     wanted = {stage.global_batch_size or train.global_batch_size for stage in stages} | {train.global_batch_size}
     at_once = world_size * (train.gradient_accumulation_steps or 1)
@@ -80,7 +80,7 @@ def possible_sizes(config: Config, num_samples: int, world_size: int) -> list[in
 
 
 def largest_on_gpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
-    """The largest of ascending `sizes` whose training steps fit into the GPU's memory; 0 where none does."""
+    """Return the largest of ascending `sizes` whose training steps fit into the GPU's memory; 0 if none does."""
     largest = 0
     torch.cuda.set_per_process_memory_fraction(_SHARE_ON_GPU)
     try:
@@ -90,7 +90,7 @@ def largest_on_gpu(config: Config, accelerator: Accelerator, loss_fn: Loss, size
             largest = size
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-        torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
+        torch.cuda.reset_peak_memory_stats()  # the run reports its own peak
     return largest
 
 
@@ -108,9 +108,9 @@ def _fits(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) ->
 
 
 def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
-    """The largest of ascending `sizes` whose tensors take up to half of the free memory, at most 64; 0 for none.
+    """Return the largest of ascending `sizes`, at most 64, whose tensors take half of the free memory; 0 if none does.
 
-    The tensors of steps of one pair are counted, and what a second pair leaves for the backward.
+    Measured are the tensors of a step with one pair, and what a second pair adds to the forward.
     """
     free = _SHARE_ON_CPU * memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     with LiveBytes() as whole:
@@ -121,14 +121,14 @@ def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, size
 
 
 def _forward_bytes(bare: BareLoop) -> int:
-    """The tensors that a forward makes; in a whole step those of the optimizer could hide what a pair adds."""
+    """Return the bytes of a forward's tensors. In a full step, the optimizer's could hide what a pair adds."""
     with LiveBytes() as live:
         bare.loss()
     return live.most
 
 
 def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> BareLoop:
-    """Training steps of `size` pairs, on this rank alone, of a model that is thrown away."""
+    """Return training steps of `size` pairs on this rank alone; their model is thrown away."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
     side, scale = _largest_patch(config), config.data.scale
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -142,6 +142,6 @@ def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -
 
 
 def _largest_patch(config: Config) -> int:
-    """The side of the largest crop that comes in batches of this size, pixels of gt."""
+    """Return the side of the largest crop that is batched with this size, in pixels of gt."""
     stages = [stage.patch_size for stage in config.data.stages if stage.batch_size is None and stage.patch_size]
     return max([*stages, config.data.patch_size])

@@ -1,4 +1,4 @@
-"""A user's own model is tried before a run begins: what it cannot do is told while nothing is written yet."""
+"""Try a user's own model before the run writes anything, and report what it cannot do."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,25 +17,25 @@ from accel_restore.models.spandrel_models import fits, probe_image
 from accel_restore.utils.imports import describe_error
 from accel_restore.utils.memory import is_out_of_memory
 
-_SIZES = 8  # of validation images that are tried, the smallest
+_SIZES = 8  # the number of validation image sizes that are tried, smallest first
 
 
 class Trial:
-    """Tries a model on this rank's device, in the run's precision; the model is not to be used afterwards.
+    """Tries a model on this rank's device, in the run's precision. The model must not be used afterwards.
 
-    Where memory does not suffice for a trial, nothing is told: training may take less.
+    A trial that runs out of memory reports nothing, as training may need less.
     """
 
     def __init__(self, model: nn.Module, name: str, config: Config, accelerator: Accelerator):
         self.model, self.name, self.config, self.accelerator = model, name, config, accelerator
 
     def train(self) -> None:
-        """A forward and a backward for each size of crops.
+        """Run forward and backward for each crop size.
 
-        Raises: UserError where the model makes no images of the right shape, or cannot be trained by them.
+        Raises: UserError if the output has a wrong shape, or the model cannot be trained on such crops.
         """
         if any(isinstance(parameter, nn.UninitializedParameter) for parameter in self.model.parameters()):
-            raise UserError(f"model: '{self.name}' has lazy layers, without weights as yet; give them their sizes")
+            raise UserError(f"model: '{self.name}' has lazy layers without weights; give them their sizes")
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model: '{self.name}' has no parameters to train")
         with _memory_permitting():
@@ -46,28 +46,31 @@ class Trial:
         data, layout = self.config.data, torch.contiguous_format
         if self.config.train.channels_last and not self.accelerator.is_fsdp2:
             layout = torch.channels_last
-        with self._telling("be trained with train.channels_last"):
-            self.model.to(self.accelerator.device, memory_format=layout).train()
+        with self._reporting("be trained with train.channels_last"):
+            self.model.to(self.accelerator.device).to(memory_format=layout).train()
         batch = 1 if 1 in (data.batch_size, *(stage.batch_size for stage in data.stages)) else 2
         for size in sorted(set(data.patch_sizes.values())):
             side = size // data.scale
-            with self._telling(f"be trained on crops of {side}x{side}"):
+            with self._reporting(f"be trained on crops of {side}x{side}"):
                 image = probe_image(data.channels, batch, side, side).to(memory_format=layout)
                 output = self._output(self.model, image)
                 output.float().sum().backward()
+        self._check_unused()
+
+    def _check_unused(self) -> None:
         unused = [name for name, own in self.model.named_parameters() if own.requires_grad and own.grad is None]
         if unused and self.accelerator.num_processes > 1 and not self.accelerator.is_fsdp2:
             raise UserError(
-                f"model: its output does not depend on {', '.join(unused[:3])}{', ...' * (len(unused) > 3)}, which DDP "
-                f"cannot train on several processes; leave such parameters out of '{self.name}', or name them in "
-                "train.freeze"
+                f"model: the output of '{self.name}' does not depend on {', '.join(unused[:3])}"
+                f"{', ...' * (len(unused) > 3)}; DDP cannot train such parameters on several processes: remove them, "
+                "or name them in train.freeze"
             )
 
     @torch.no_grad()
     def restore(self, images: ValidationDataset, protocol: Protocol) -> None:
-        """What validation does, for images as large as its smallest; the ranks share the sizes.
+        """Run what validation does, on the smallest sizes of its images; the ranks share the sizes.
 
-        Raises: UserError where the model makes no images of the right shape of them.
+        Raises: UserError if the output has a wrong shape.
         """
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         sizes = {tuple(int(side) // images.scale for side in images.gt.sizes[image]) for image in images.images}
@@ -75,8 +78,8 @@ class Trial:
         with _memory_permitting():
             self.model.to(self.accelerator.device).eval()
             for height, width in sorted(sizes, key=math.prod)[:_SIZES][rank::ranks]:
-                remedy = "; if it is the size, pad images in its forward"
-                with self._telling(f"restore images of {width}x{height}, as validation has them", remedy):
+                remedy = "; if the size is the cause, pad images in the model's forward"
+                with self._reporting(f"restore validation images of {width}x{height}", remedy):
                     self._output(restore, probe_image(self.config.data.channels, 1, height, width))
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
@@ -90,16 +93,16 @@ class Trial:
             given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             wanted = (*image.shape[:2], *(side * scale for side in image.shape[2:]))
             raise UserError(
-                f"model: '{self.name}' gives {given} for images of shape {tuple(image.shape)}; its forward must give "
-                f"images of shape {wanted} (data.channels={image.shape[1]}, data.scale={scale})"
+                f"model: '{self.name}' returns {given} for images of shape {tuple(image.shape)}; its forward must "
+                f"return images of shape {wanted} (data.channels={image.shape[1]}, data.scale={scale})"
             )
         if image._version != version:
-            raise UserError(f"model: '{self.name}' changes its input in place; let its forward leave it as it is")
+            raise UserError(f"model: '{self.name}' changes its input in place; its forward must leave it unchanged")
         return output
 
     @contextmanager
-    def _telling(self, what: str, remedy: str = "") -> Iterator[None]:
-        """Within it, whatever the model raises becomes a `UserError`, but for want of memory."""
+    def _reporting(self, what: str, remedy: str = "") -> Iterator[None]:
+        """Convert whatever the model raises to a `UserError`, except out-of-memory errors."""
         try:
             yield
         except UserError:
@@ -112,7 +115,7 @@ class Trial:
 
 @contextmanager
 def _memory_permitting() -> Iterator[None]:
-    """What it holds ends where memory does not suffice."""
+    """Suppress out-of-memory errors."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

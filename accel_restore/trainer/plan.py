@@ -1,4 +1,4 @@
-"""The plan of a run, which is printed before step 1: what it will do, on what, and where it leaves it."""
+"""The plan of a run, printed before step 1: what it will do, on which devices and data, and where it is written."""
 
 import platform
 from importlib.metadata import version
@@ -30,12 +30,12 @@ def plan_rows(
     folder: Path,
     start: Start,
 ) -> list[tuple[str, str]]:
-    """The resolved plan, as (what, value)."""
+    """Return the resolved plan as rows of (what, value)."""
     plan = stages.plans[-1]
     at = sorted({0, epochs // 2, epochs - 1})
     rates = preview_learning_rates(config.scheduler, config.optimizer.lr, epochs, at)
     if rates is None:
-        rate = f"{config.optimizer.lr:.3g}, then as validation goes (plateau)"
+        rate = f"{config.optimizer.lr:.3g}, then lowered on plateaus of validation"
     else:
         rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
     crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
@@ -72,14 +72,14 @@ def plan_rows(
         warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs}, the epochs of the run are {epochs}"
         rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr"))
     if plan.batch_size != config.data.batch_size:
-        rows.append(("note", f"data.batch_size is {config.data.batch_size}; fewer per device keep the global batch"))
+        rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
     if (data.train.input is None) != (data.val.input is None):
-        rows.append(("note", "validation inputs are made by degradation, training's are given, or the reverse"))
+        rows.append(("note", "only one of training and validation has its inputs made by degradation"))
     if start.commit is not None:
         rows.append(("continues", f"{start.commit.name}: {state.epoch} epochs, {state.step} steps are done"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(isinstance(module, kinds) for module in state.model.modules()):
-        rows.append(("note", "batch statistics or dropout: other devices or a resumed run give another result"))
+        rows.append(("note", "batch statistics or dropout: a resumed run, or other devices, give another result"))
     return rows
 
 

@@ -18,7 +18,7 @@ def automatic(tmp_path, **train) -> dict:
 
 
 def _with_memory_for(config_file: str, sizes: dict[str, int]) -> int:
-    """A rank of training on a machine where a rank has memory for so many pairs."""
+    """Run a rank of training on a machine where each rank has memory for the given number of pairs."""
     batch_size.largest_on_cpu = lambda config, accelerator, loss_fn, possible: max(
         size for size in possible if size <= sizes[os.environ["RANK"]]
     )
@@ -30,11 +30,11 @@ def test_a_run_that_continues_on_other_ranks_keeps_the_size_that_was_found(tmp_p
     printed = succeed(launch(config)).stdout
     resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
     assert resolved["data"]["batch_size"] == 8  # of 12 samples an epoch
-    assert "data.batch_size: auto is 8 here, the largest of 1 to 8 that fits" in printed
+    assert "data.batch_size: auto is 8, the largest from 1 to 8 that fits" in printed
     plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
     assert plan["global batch"].startswith("8 = 8 per device")
     printed = succeed(launch(config, "train.epochs=2", ranks=2)).stdout
-    assert "data.batch_size: auto is 8 here, as in step-" in printed
+    assert "data.batch_size: auto is 8, as in step-" in printed
     plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
     assert plan["global batch"].startswith("8 = 4 per device × 1 accumulated × 2 ranks")
 
@@ -45,7 +45,7 @@ def test_all_ranks_use_the_size_that_fits_the_rank_with_the_least_memory(tmp_pat
     file.write_text(yaml.safe_dump(config))
     assert codes(start_ranks(_with_memory_for, 2, log, str(file), {"0": 4, "1": 2})) == [0, 0], log.read_text()
     resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
-    assert resolved["data"]["batch_size"] == 2 and log.read_text().count("auto is 2 here") == 1
+    assert resolved["data"]["batch_size"] == 2 and log.read_text().count("auto is 2, the largest") == 1
 
 
 def test_where_no_size_fits_an_error_is_reported_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -55,5 +55,5 @@ def test_where_no_size_fits_an_error_is_reported_and_nothing_is_written(tmp_path
     monkeypatch.setattr(batch_size, "memory_bytes", lambda: 1000)
     assert main(["--config", str(file), "--cpu"]) == 2
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert "data.batch_size: auto finds that not even one pair with a patch_size of 16 fits" in capsys.readouterr().err
+    assert "data.batch_size: not even one pair of data.patch_size 16 fits" in capsys.readouterr().err
     assert not run_folder(config).exists()

@@ -1,4 +1,4 @@
-"""`bench train`: the phase that takes long is named; the bare loop does the same work; nothing is left behind."""
+"""`bench train` names the slow phase, its bare loop does the same work as the trainer, and nothing is left behind."""
 
 import json
 import os
@@ -47,7 +47,7 @@ from accel_restore.trainer.bare_loop import BareLoop
 
 
 class Clock:
-    """A clock that stands still but for what is made to take time."""
+    """A clock that only advances within functions that are made slow."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -102,7 +102,7 @@ def quick(monkeypatch, one_thread):
 
 
 def tiny(tmp_path: Path, **sections: dict) -> dict:
-    """A configuration of two steps an epoch, each of 2 x 2 samples."""
+    """Return a configuration of two steps per epoch, each of 2 x 2 samples."""
     photos = make_photos(tmp_path / "photos", 8)
     return small_config(
         photos, photos, tmp_path / "out",
@@ -118,7 +118,7 @@ def saved(tmp_path: Path, config: dict) -> str:
     return str(file)
 
 
-def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
+def test_each_phase_gets_its_own_time(tmp_path, monkeypatch):
     for module in (bench_split, loader, pace):
         monkeypatch.setattr(module, "time", CLOCK)
     slow = [
@@ -149,11 +149,11 @@ def test_every_phase_gets_the_time_that_it_takes(tmp_path, monkeypatch):
         WAIT: 2 * 1, BATCH: 2 * 2, FORWARD: 2 * 4, BACKWARD: 2 * 8, EXCHANGE: 0,
         OPTIMIZER: 16 + 32 + 64 + 128, HOOKS: 2 * 256 + 512 + 1024,
     }  # fmt: skip
-    assert list(split.hooks_per_step().items())[:2] == [("Checkpointer", 1024), ("MetricsLogger", 512)]
+    assert list(split.callbacks_per_step().items())[:2] == [("Checkpointer", 1024), ("MetricsLogger", 512)]
     assert dict(split.seconds) == before
 
 
-def test_the_bare_loop_does_what_the_trainer_does(tmp_path):
+def test_bare_loop_trains_like_the_trainer(tmp_path):
     config = config_from(tiny(tmp_path))
     accelerator = create_accelerator(config, cpu=True)
     with bench_train._started(config, accelerator) as (run, _):
@@ -171,7 +171,7 @@ def test_the_bare_loop_does_what_the_trainer_does(tmp_path):
     assert any((own - first).abs().max() > 1e-3 for own, first in zip(bare.module.parameters(), started, strict=True))
 
 
-def test_a_slow_data_set_is_named_and_nothing_is_left(tmp_path, monkeypatch, capsys):
+def test_slow_data_is_the_bottleneck_and_nothing_is_left_behind(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, data={"num_threads": 1}, train={"gradient_accumulation_steps": 1})
     record = tmp_path / "bench.json"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -199,7 +199,7 @@ def test_a_slow_data_set_is_named_and_nothing_is_left(tmp_path, monkeypatch, cap
 
 
 def rank_record(**changed: float) -> dict:
-    """What a rank has measured: 1 ms in each phase but where it is said otherwise."""
+    """Return the record of a rank: 1 ms in each phase except those given."""
     config = config_from({"data": {"train": {"gt": "x"}}}).model_dump(mode="json")
     one = {"trainer_seconds": 2.0, "trainer_cpu_seconds": 1.0, "bare_seconds": 1.0, "bare_cpu_seconds": 0.9}
     return {
@@ -222,7 +222,7 @@ REMEDIES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_longest_phase_is_the_bottleneck_and_a_key_moves_it(phase):
+def test_longest_phase_is_the_bottleneck_and_advice_names_a_key(phase):
     record = reported([rank_record(**{phase: 0.05})])
     assert record["bottleneck"] == phase and record["bottleneck_share"] == pytest.approx(50 / 56)
     assert len(record["advice"]) == 1 and REMEDIES[phase] in record["advice"][0]
@@ -230,7 +230,7 @@ def test_the_longest_phase_is_the_bottleneck_and_a_key_moves_it(phase):
     assert record["samples_per_second"] == 15 and record["bare_samples_per_second"] == 32
 
 
-def test_waiting_for_a_slow_rank_is_not_taken_for_the_exchange():
+def test_waiting_for_a_slow_rank_does_not_count_as_exchange():
     fast, slow = rank_record(**{EXCHANGE: 0.05}), rank_record(**{OPTIMIZER: 0.05})
     record = reported([fast, slow])
     assert record["bottleneck"] == OPTIMIZER and "rank 1 is slow" in record["advice"][-1]
@@ -239,12 +239,12 @@ def test_waiting_for_a_slow_rank_is_not_taken_for_the_exchange():
 
 
 def _bench(arguments: list[str], slow: str) -> int:
-    """A rank of `bench train`, in a process of its own, in which something is slow."""
+    """Run a rank of `bench train`, in its own process, in which something is slow."""
     vars(bench_train).update(FEW)
     setup = preparation.setup_model_and_optimizer
 
     def slow_exchange(_, bucket):
-        time.sleep(SLEEP * bucket.is_last())  # after the last gradient; what comes before would be hidden
+        time.sleep(SLEEP * bucket.is_last())  # after the last gradient: before it, the backward would hide it
         done = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
         return done.then(lambda future: future.value()[0])
 
@@ -281,7 +281,7 @@ def test_the_bottleneck_of_two_ranks_is_found(slow, phase, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_slow_forward_of_a_gpu_is_not_taken_for_what_waits_for_it(tmp_path, monkeypatch):
+def test_slow_forward_on_a_gpu_counts_as_forward(tmp_path, monkeypatch):
     config, record = saved(tmp_path, tiny(tmp_path)), tmp_path / "bench.json"
     given = ["bench", "train", "--config", config, "--seconds", "0.5", "--json", str(record)]
     assert main(given) == 0
@@ -301,7 +301,7 @@ def test_non_finite_losses_end_the_measurement_with_one_error(tmp_path, capsys):
     assert "accel-restore: epoch" in err and "training has diverged" in err
 
 
-def test_a_measurement_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_stopped_measurement_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     seen = []
@@ -317,7 +317,7 @@ def test_a_measurement_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, cap
     assert seen and not list((tmp_path / "temporary").iterdir())
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, capsys):
+def test_invalid_options_are_refused(tmp_path, monkeypatch, capsys):
     config, file = saved(tmp_path, tiny(tmp_path)), tmp_path / "file"
     file.write_text("")
     missing = saved(tmp_path / "photos", tiny(tmp_path / "more", data={"train": {"gt": str(tmp_path / "none")}}))
@@ -326,7 +326,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, capsys):
     for arguments, words in (
         (["--seconds", "0"], "--seconds must be above 0"),
         (["--json", str(tmp_path / "no" / "x.json")], "no does not exist"),
-        (["--profile", str(file)], f"--profile: {file} cannot be made"),
+        (["--profile", str(file)], f"--profile: cannot create {file}"),
         (["--scaling", "0"], "--scaling: must be 1 to"),
         (["--scaling", "100000"], "--scaling: must be 1 to"),
         (["data.batch=3"], "data.batch: unknown key"),
@@ -337,7 +337,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_scaling_compares_with_one_process(monkeypatch, capsys):
+def test_scaling_is_relative_to_one_process(monkeypatch, capsys):
     monkeypatch.setattr(bench_scaling, "_cores", lambda: 3)
     speeds = {1: 10.0, 2: 15.0, 3: 20.0}
     asked = []

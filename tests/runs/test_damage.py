@@ -50,9 +50,9 @@ def become_folder(path):
 DAMAGES = {
     flip: "is damaged (sha256 differs)",
     truncate: "is damaged (",
-    empty: "is damaged (0 bytes, not ",
+    empty: "is damaged (0 bytes in place of ",
     remove: "is missing",
-    become_folder: "is no file",
+    become_folder: "is not a file",
 }
 
 
@@ -155,7 +155,7 @@ def test_several_damaged_commits_and_best_weights_cost_steps_and_nothing_else(wh
     for commit, (_, name) in zip(damaged, kinds, strict=True):
         assert f"{commit.name}/{name}:is" in said
     assert "goingbacktostep-00000006" in said
-    assert "best.safetensors:isdamaged,orlaterthanthecommit;itiswrittenagainfromstep-00000006" in said
+    assert "best.safetensors:isdamaged,ornewerthanthecommit;restoredfromstep-00000006" in said
     assert_equal(whole, config)
 
 
@@ -201,7 +201,7 @@ def test_without_a_sound_commit_all_are_listed_and_nothing_is_touched(whole, tmp
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, remove])
-def test_damaged_best_weights_are_written_again(whole, tmp_path, damage):
+def test_damaged_best_weights_are_restored(whole, tmp_path, damage):
     config = copy_of(whole, tmp_path, 8)
     best = run_folder(config) / "best.safetensors"
     sound = (find_commits(checkpoints(config))[-1] / "best.safetensors").read_bytes()
@@ -209,7 +209,7 @@ def test_damaged_best_weights_are_written_again(whole, tmp_path, damage):
     damage(best)
     said = []
     assert rewind_best(run_folder(config), start_of(config)[0], said.append) == best.read_bytes() == sound
-    assert said[0].startswith(f"{best}: is ") and "written again from step-00000008" in said[0]
+    assert said[0].startswith(f"{best}: is ") and "restored from step-00000008" in said[0]
     assert rewind_best(run_folder(config), start_of(config)[0], said.append) == sound and len(said) == 1
 
 
@@ -221,7 +221,7 @@ def test_a_folder_in_place_of_the_best_weights_is_left_to_the_user(whole, tmp_pa
         rewind_best(run_folder(config), start_of(config)[0], print)
 
 
-def test_the_best_weights_of_a_finished_run_are_written_again_too(whole, tmp_path):
+def test_best_weights_of_a_finished_run_are_restored_too(whole, tmp_path):
     config = copy_of(whole, tmp_path)
     flip(run_folder(config) / "best.safetensors")
     assert forked.run(config) == [0]

@@ -1,4 +1,4 @@
-"""A run that is interrupted after every step ends as one that never was, to the bit; on other ranks, to rounding."""
+"""A run interrupted after every step ends bit-identical to an uninterrupted one; on other ranks, equal to rounding."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from accel_restore.commands.verify_resume import compare, short
 from accel_restore.config.load import config_from
 
 PHOTOS = 29, 3  # training, validation
-STEPS = 8  # of two epochs of four, the last of an epoch ragged
+STEPS = 8  # in two epochs of four steps; the last of each is ragged
 STAGES = [{"until_epoch": 1, "patch_size": 8, "batch_size": 4}]
 STAGED_STEPS = 2 + 4
 
@@ -28,13 +28,13 @@ def configuration(photos, out, name, **sections):
         data={"batch_size": 4, **sections.pop("data", {})},
         checkpoint={"every_steps": 3},
         train={"epochs": 2, "gradient_accumulation_steps": 2, "ema_decay": 0.9, **sections.pop("train", {})},
-        tracking={"wandb": "disabled", "log_every_steps": 3},  # a line spans several interruptions
+        tracking={"wandb": "disabled", "log_every_steps": 3},  # a line covers several interruptions
         **sections,
     )
 
 
 def differences(first, second):
-    """What differs in two runs, in words."""
+    """Return what differs between two runs, in words."""
     return {what: how for what, how in compare(run_folder(first), run_folder(second)) if how}
 
 
@@ -57,7 +57,7 @@ def differences(first, second):
     ],
     ids=["1 rank, plateau, bf16", "2 ranks, cosine", "2 ranks, stages, mixup"],
 )
-def test_interrupted_after_every_step_it_ends_bit_identical(photos, tmp_path, ranks, sections):
+def test_run_interrupted_after_every_step_ends_bit_identical(photos, tmp_path, ranks, sections):
     whole = configuration(photos, tmp_path, "whole", **json.loads(json.dumps(sections)))
     broken = configuration(photos, tmp_path, "broken", **json.loads(json.dumps(sections)))
     assert forked.run(whole, "--audit", ranks=ranks) == [0] * ranks
@@ -75,7 +75,7 @@ def test_interrupted_after_every_step_it_ends_bit_identical(photos, tmp_path, ra
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer", "ema", "sums", "scheduler", "place"])
-def test_control_a_resumption_that_forgets_a_part_ends_otherwise(photos, tmp_path, forgotten):
+def test_control_resuming_without_a_part_of_the_state_ends_differently(photos, tmp_path, forgotten):
     sections = {"scheduler": {"name": "plateau", "patience": 0, "factor": 0.1}, "optimizer": {"lr": 0.05}}
     whole, broken = (configuration(photos, tmp_path, name, **sections) for name in ("whole", "broken"))
     assert forked.run(whole) == [0]
@@ -87,7 +87,7 @@ def test_control_a_resumption_that_forgets_a_part_ends_otherwise(photos, tmp_pat
 @pytest.mark.parametrize(
     ("precision", "bound"), [("float64", 1e-9), pytest.param("float32", 1e-3, marks=pytest.mark.sweep)]
 )
-def test_a_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, precision, bound):
+def test_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, precision, bound):
     mode = "float64" if precision == "float64" else ""
     data = {"batch_size": 6, "stages": [{"until_epoch": 1, "patch_size": 8, "batch_size": 12}], "mixup": {}}
     runs = {}
@@ -122,7 +122,7 @@ def test_ranks_that_cannot_keep_the_global_batch_are_rejected_with_numbers_that_
 
 
 @pytest.mark.sweep  # a minute and more
-def test_verify_resume_proves_it_for_a_configuration(photos, tmp_path):
+def test_verify_resume_proves_bit_identical_resuming(photos, tmp_path):
     config = configuration(photos, tmp_path, "mine")
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -133,11 +133,11 @@ def test_verify_resume_proves_it_for_a_configuration(photos, tmp_path):
         env=clean_environment(),
     )
     succeed(process)
-    assert "resuming is exact, to the bit" in process.stdout and "differ" not in process.stdout
+    assert "resuming is bit-identical with" in process.stdout and "differ" not in process.stdout
     assert not run_folder(config).exists()
 
 
-def test_verify_resume_keeps_what_matters_and_shortens_the_rest(photos, tmp_path):
+def test_verify_resume_shortens_the_run_only(photos, tmp_path):
     config = config_from(configuration(photos, tmp_path, "mine", scheduler={"name": "step", "step_size": 7}))
     tree = short(config, processes=2)
     assert tree["train"]["epochs"] == 2 and tree["data"]["max_images"] * tree["data"]["crops_per_image"] >= 3.5 * 16
@@ -158,5 +158,5 @@ def test_compare_names_what_differs(photos, tmp_path):
     (run_folder(second) / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     assert differences(first, second) == {
         "best.safetensors of the run": "differs by up to 0.5",
-        "metrics.jsonl, but for times": "1 lines differ",
+        "metrics.jsonl, except times": "1 lines differ",
     }

@@ -1,4 +1,4 @@
-"""FSDP2, over gloo: the same run as with whole weights on every rank, and the same commits."""
+"""FSDP2, over gloo: the same run and the same commits as with full weights on every rank."""
 
 import pytest
 import safetensors.torch
@@ -30,7 +30,7 @@ def configuration(photos, out, ranks, **sections):
 
 @pytest.fixture(scope="module")
 def plain(photos, tmp_path_factory):
-    """Whole weights on one rank, float64."""
+    """A run with full weights on one rank, in float64."""
     config = configuration(photos, tmp_path_factory.mktemp("plain"), 1)
     succeed(launch(config, "--audit", mode="float64"))
     return config
@@ -38,7 +38,7 @@ def plain(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(photos, tmp_path_factory):
-    """The same with FSDP2 on 2 ranks, where one step's gradients are summed up in the same order as those of a DDP."""
+    """The same run with FSDP2 on 2 ranks, where gradients are summed in the same order as with DDP."""
     config = configuration(photos, tmp_path_factory.mktemp("parts"), 2)
     succeed(launch(config, "--audit", ranks=2, mode="float64,fsdp2"))
     return config
@@ -105,8 +105,8 @@ def test_all_shards_skip_a_step_with_a_non_finite_loss(photos, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer={name: muon}", "optimizer.name: muon needs whole weights"),
-        ("data.batch_size=auto", "data.batch_size: auto tries whole weights"),
+        ("optimizer={name: muon}", "optimizer.name: muon needs full weights"),
+        ("data.batch_size=auto", "data.batch_size: auto needs full weights"),
     ],
 )
 def test_features_that_need_whole_weights_are_rejected(photos, tmp_path, override, said):
@@ -122,8 +122,8 @@ def test_fsdp1_is_rejected(photos, tmp_path):
 @pytest.mark.parametrize(
     ("model", "block"), [("unet", "Block"), ("nafnet", "NAFBlock"), ("restormer", "TransformerBlock")]
 )
-def test_blocks_that_repeat_are_found(model, block):
+def test_repeated_blocks_are_found(model, block):
     assert {type(found).__name__ for found in repeated_blocks(build_model(model, {}, 3, 1))} == {block}
     assert repeated_blocks(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))) == []
     norms = nn.Sequential(ChannelNorm(3), nn.Conv2d(3, 3, 3), ChannelNorm(3), nn.Conv2d(3, 3, 3))
-    assert repeated_blocks(norms) == [], "they are a small part of it"
+    assert repeated_blocks(norms) == [], "they hold few of its parameters"

@@ -118,7 +118,7 @@ def test_control_a_resumption_that_forgets_the_window_logs_other_terms(photos, t
     assert forked.run(whole) == [0]
     assert forked.run(broken, "--stop-after", "2") == [143]
     assert forked.run(broken, mode="forget=window") == [0]
-    assert set(differences(whole, broken)) == {"metrics.jsonl, but for times"}
+    assert set(differences(whole, broken)) == {"metrics.jsonl, except times"}
     first, other = (lines_of(config, "train")[0] for config in (whole, broken))
     assert first["step"] == other["step"] == 5 and first["terms"] != other["terms"]
 

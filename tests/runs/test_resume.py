@@ -1,4 +1,4 @@
-"""A killed run continues exactly where its last commit stands; other configurations are refused with a diff."""
+"""A killed run continues exactly from its last commit; another configuration is refused with a diff."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def newest(config):
     ],
     ids=["1 rank, in the first epoch", "2 ranks", "3 ranks"],
 )
-def test_killed_in_mid_epoch_ends_bit_identical(
+def test_run_killed_in_mid_epoch_ends_bit_identical(
     photos, tmp_path, ranks, optimizer, scheduler, precision, killed_after, commit
 ):
     whole, killed = (configuration(photos, tmp_path, name, mixed_precision=precision) for name in ("whole", "killed"))
@@ -58,14 +58,14 @@ def test_killed_in_mid_epoch_ends_bit_identical(
         config["data"]["batch_size"] = {1: 4, 2: 2, 3: 2}[ranks]
         config["optimizer"], config["scheduler"] = {"name": optimizer}, {"name": scheduler}
         config["validation"]["monitor"] = "psnr"
-        config["tracking"]["log_every_steps"] = 5  # a logged line spans the commit
+        config["tracking"]["log_every_steps"] = 5  # one logged line covers steps before and after the commit
     succeed(launch(whole, "--audit", ranks=ranks))
     first = launch(killed, "--audit", ranks=ranks, mode=f"kill:{killed_after}")
     assert first.returncode != 0
     assert newest(killed).name == f"step-{commit:08d}"
-    assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # within an epoch
+    assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # in mid-epoch
     assert json.loads((run_folder(killed) / "status.json").read_text())["state"] == "running"
-    (run_folder(killed) / ".best.safetensors.1234.tmp").write_bytes(b"half")  # as a kill in mid-write leaves it
+    (run_folder(killed) / ".best.safetensors.1234.tmp").write_bytes(b"half")  # a kill during a write leaves this
     second = succeed(launch(killed, "--audit", ranks=ranks))
     assert not list(run_folder(killed).rglob(".*"))
     assert "continues" in second.stdout and f"{commit} steps are done" in second.stdout
@@ -92,26 +92,26 @@ def test_a_run_may_start_from_a_commit_of_another(photos, tmp_path):
     assert (run_folder(second) / "best.safetensors").exists()
     assert "is finished" in succeed(launch(second, origin, "train.epochs=2")).stdout
     missing = launch(second, "run.resume=nowhere", "run.name=third")
-    assert missing.returncode == 2 and "nowhere is no checkpoint" in missing.stderr
+    assert missing.returncode == 2 and "nowhere is not a checkpoint" in missing.stderr
 
 
-def test_a_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
+def test_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
     config = configuration(photos, tmp_path)
     succeed(launch(config))
     back = f"run.resume={run_folder(config) / 'checkpoints' / 'step-00000009'}"
     stopped = launch(config, back, "checkpoint.keep=1", "--stop-after", "13")
-    assert stopped.returncode == 143 and newest(config).name == "step-00000013", "the later ones are gone"
+    assert stopped.returncode == 143 and newest(config).name == "step-00000013", "later commits are removed"
     shutil.copytree(newest(config), newest(config).with_name("step-00000014"))
     (newest(config) / "model.safetensors").write_bytes(b"damaged")
-    again = succeed(launch(config, back, "checkpoint.keep=1"))  # as a scheduler repeats it; step 9 is no more
+    again = succeed(launch(config, back, "checkpoint.keep=1"))  # a scheduler repeats the command; step 9 is gone
     assert "13 steps are done" in again.stdout and newest(config).name == "step-00000016"
 
 
 def test_the_resume_hint_never_recommends_to_overwrite_progress(photos, tmp_path):
     config = configuration(photos, tmp_path)
-    for given, step, told in ((["--overwrite"], "4", " without --overwrite"), ([], "9", "")):
+    for given, step, hint in ((["--overwrite"], "4", " without --overwrite"), ([], "9", "")):
         stopped = launch(config, *given, "--stop-after", step)
-        assert stopped.returncode == 143 and f"; the same command{told} continues from there" in stopped.stdout
+        assert stopped.returncode == 143 and f"; the same command{hint} continues from there" in stopped.stdout
     assert newest(config).name == "step-00000009"
 
 
@@ -148,7 +148,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos, tmp
         prepare_folder(run, *arguments)
 
     monkeypatch.setattr(preparation, "_prepare_folder", late)
-    with pytest.raises(UserError, match="another process has begun this run meanwhile"):
+    with pytest.raises(UserError, match="another process has just started this run"):
         fit(config, cpu=True)
     assert newest(config).name == "step-00000016"
 
@@ -161,7 +161,7 @@ def test_a_finished_run_is_reported_and_overwrite_starts_again(photos, tmp_path)
     again = succeed(launch(config))
     assert "finished" in again.stdout and best.stat().st_mtime_ns == written
 
-    # torchrun and Slurm repeat the whole command, to go on
+    # torchrun and Slurm repeat the whole command to continue
     repeated = succeed(runs.launch(config, "--overwrite", env={"TORCHELASTIC_RESTART_COUNT": "1"}))
     assert "finished" in repeated.stdout and best.stat().st_mtime_ns == written
 
@@ -183,11 +183,11 @@ def test_settings_that_change_the_result_are_fixed_and_others_may_change(photos,
     never = launch(config, "run.resume=never")
     assert never.returncode == 2 and "holds a run" in never.stderr
 
-    longer = launch(config)  # the file says 2 epochs: a cosine depends on them
+    longer = launch(config)  # the file sets 2 epochs, on which a cosine depends
     assert longer.returncode == 2 and "train.epochs: 1 in the commit, 2 now" in longer.stderr
-    assert "to train longer, write train.epochs=2 on the command line" in longer.stderr
+    assert "to train longer, give train.epochs=2 on the command line" in longer.stderr
 
-    # by an explicit override it is allowed; so is another batch size at an equal global batch
+    # an explicit override is allowed; so is another batch size with an equal global batch
     overrides = ["train.epochs=2", "data.batch_size=2", "tracking.log_every_steps=4", "checkpoint.keep=1"]
     extended = succeed(launch(config, *overrides))
     assert "4 = 2 per device × 2 accumulated" in extended.stdout
@@ -213,7 +213,7 @@ def test_a_run_started_before_a_key_existed_continues_where_the_key_is_null(phot
     assert start("train.epochs=1").finished
     with pytest.raises(UserError, match=r"train\.max_grad_norm: unset in the commit, 1\.0 now"):
         start("train.epochs=1", "train.max_grad_norm=1")
-    with pytest.raises(UserError, match=r"model\.blocks: unset in the commit, None now"):  # its default is another
+    with pytest.raises(UserError, match=r"model\.blocks: unset in the commit, None now"):  # its default is not null
         start("train.epochs=1", "model.blocks=null")
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_commit_is_skipped_for_the_one_before(photos, tmp_path):
     assert (newest(config) / "model.safetensors").read_bytes() == expected
 
 
-def test_a_folder_that_is_no_run_is_left_alone(photos, tmp_path):
+def test_folder_that_is_not_a_run_is_left_alone(photos, tmp_path):
     config = configuration(photos, tmp_path)
     mine = run_folder(config) / "samples" / "mine.png"
     mine.parent.mkdir(parents=True)

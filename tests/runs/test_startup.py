@@ -81,7 +81,7 @@ def test_nothing_is_written_for_a_model_that_cannot_be_used(tmp_path):
     config = small_config(photos, val, tmp_path / "out")
     config["model"] = {"name": "test_startup:Own", "multiple": 64}
     process = forked.launch(config)
-    assert process.returncode == 2 and "cannot restore images of" in process.stdout + process.stderr
+    assert process.returncode == 2 and "cannot restore validation images of" in process.stdout + process.stderr
     assert not run_folder(config).exists()
     config["model"]["multiple"] = 1
     assert forked.launch(config).returncode == 0

@@ -1,4 +1,4 @@
-"""`accel-restore bench`: where the time goes on this machine; `data` reads pairs alone, `train` makes whole steps."""
+"""`accel-restore bench`: measure where the time goes. `data` only reads pairs, `train` makes training steps."""
 
 import argparse
 
@@ -9,12 +9,14 @@ KINDS = {"data": bench_data.main, "train": bench_train.main}
 
 
 def main(arguments: list[str]) -> int:
-    """Measure what the first word says; the exit code.
+    """Run the measurement named by the first argument and return its exit code.
 
-    Raises: UserError for a configuration or data that cannot be used.
+    Raises: UserError if the configuration or data cannot be used.
     """
     parser = argparse.ArgumentParser(
-        prog="accel-restore bench", description=__doc__, epilog="accel-restore bench data --help (or train) tells more"
+        prog="accel-restore bench",
+        description=__doc__,
+        epilog="for the options, see accel-restore bench data --help and accel-restore bench train --help",
     )
     parser.add_argument("what", choices=KINDS)
     return KINDS[parser.parse_args(arguments[:1]).what](arguments[1:])

@@ -1,4 +1,4 @@
-"""`accel-restore bench data`: how fast this machine reads the pairs of a configuration, how many GPUs that feeds."""
+"""`accel-restore bench data`: measure how fast this machine reads training pairs, and how many GPUs that feeds."""
 
 import argparse
 import ctypes
@@ -33,15 +33,15 @@ DECODING, COPYING, TRAINING = "decode the files of each crop", "copy limit (as m
 
 
 def main(arguments: list[str]) -> int:
-    """Measure and print a table; the exit code.
+    """Measure, print a table and return the exit code.
 
-    Raises: UserError for a configuration or data that cannot be used.
+    Raises: UserError if the configuration or data cannot be used.
     """
     parser = argparse.ArgumentParser(prog="accel-restore bench data", description=__doc__)
     add_configuration(parser)
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement (default: %(default)s)")
-    parser.add_argument("--pairs-per-second", type=float, default=100, help="what one GPU takes (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per measurement (default: %(default)s)")
+    parser.add_argument("--pairs-per-second", type=float, default=100, help="speed of one GPU (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_intermixed_args(arguments)
     if not (options.seconds > 0 and options.pairs_per_second > 0):
         raise UserError("bench data: --seconds and --pairs-per-second must be above 0")
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         ("", "pairs/s", "× decoding", "× copy limit"),
     )
     fed = rates[TRAINING] / options.pairs_per_second
-    path = "from memory" if data.fits_in_memory else "from the disk, ahead of time"
+    path = "from memory" if data.fits_in_memory else "from disk, ahead of time"
     console.log(f"{data.nbytes / 1e9:.2f} GB decoded, read {path}")
     threads = f"{config.data.num_threads} loading thread" + "s" * (config.data.num_threads != 1)
     console.log(f"{threads} can feed {fed:.1f} GPUs that take {options.pairs_per_second:g} pairs/s each")
@@ -73,9 +73,9 @@ def main(arguments: list[str]) -> int:
 
 
 def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[str, float], DataSets]:
-    """Pairs per second of each stage by its name, each measured for so many seconds; and the data sets.
+    """Return pairs per second of each stage by its name, and the data sets; each stage is measured for `seconds`.
 
-    Raises: UserError for data that cannot be used.
+    Raises: UserError if the data cannot be used.
     """
     found = find_data(config.data, 1, console.track)
     raise_found(found)
@@ -96,31 +96,29 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
         chosen = [store.read_ahead for store in stores]
         for store in stores:
             store.read_ahead = read_ahead
-        rate = measure(train.__getitems__, lambda: [_forget(store) for store in stores])
+        rate = measure(train.__getitems__, forget)
         for store, former in zip(stores, chosen, strict=True):
             store.read_ahead = former
         return rate
 
-    def flip(samples: list[Sample]) -> None:
-        batch = train.__getitems__(samples)
-        for name in {"gt", "input"} & set(batch):
-            for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
-                turned(crop, code).contiguous()
+    def forget() -> None:
+        for store in stores:
+            _drop_from_memory(store)
 
     rates = {DECODING: measure(lambda samples: _decode(found, sets, data.max_image_pixels, samples))}
     if hasattr(os, "posix_fadvise"):
         rates["store, not in memory: one page after the other"] = cold(False)
         rates["store, not in memory: a crop at once"] = cold(True)
-    measure(train.__getitems__)  # brings it back
+    measure(train.__getitems__)  # reads the files into memory again
     rates["store, in memory"] = measure(train.__getitems__)
-    rates["store, flips"] = measure(flip)
+    rates["store, flips"] = measure(lambda samples: _flip(train.__getitems__(samples)))
     rates["store, flips, degradation, float"] = measure(
         lambda samples: finish_batch(train.__getitems__(samples), sets.degrade, channels_last=True)
     )
     rates[TRAINING] = loading_rate(sets, config, seconds)
     rates[COPYING] = measure(
         lambda samples: [
-            _copy(store, len(samples), data.patch_size // scale)
+            _copied(store, len(samples), data.patch_size // scale)
             for store, scale in zip(stores, (1, data.scale), strict=False)
         ]
     )
@@ -129,7 +127,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
 
 
 def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
-    """Pairs per second that training gets on a CPU when it does nothing else."""
+    """Return the pairs per second that training on a CPU gets when it does nothing else."""
     plan = BatchPlan(len(sets.train), config.data.batch_size, 1, 1, config.run.seed, config.data.patch_size)
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     loader = TrainLoader(sets.train, BatchSchedule((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
@@ -142,7 +140,7 @@ def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
 def _rate(
     action: Callable, batches: Iterator, batch_size: int, seconds: float, before: Callable | None = None
 ) -> float:
-    """Pairs per second of an action on batches; the time of what comes before each does not count."""
+    """Return the pairs per second of an action on batches; the time that `before` takes is not counted."""
     if before is None:
         action(next(batches))
     spent, done, began = 0.0, 0, time.perf_counter()
@@ -158,25 +156,34 @@ def _rate(
 
 
 def _decode(found: ScannedData, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
-    """Decode the files of each sample, as is done where nothing is stored."""
+    """Decode the files of each sample, as a loader without a store does."""
     train = sets.train
+    assert found.train is not None  # else `raise_found` has raised
     for sample in samples:
         pair = found.train.pairs[train.images[sample.id // train.crops_per_image]]
         for image, store in ((pair.gt, train.gt), (pair.input, train.input)):
-            if image is not None:
+            if image is not None and store is not None:
                 read_image(image, store.channels, 8 * store.dtype.itemsize, max_pixels)
 
 
-def _copy(store: Store, number: int, size: int) -> None:
+def _flip(batch: dict) -> None:
+    for name in {"gt", "input"} & set(batch):
+        for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
+            turned(crop, code).contiguous()
+
+
+def _copied(store: Store, number: int, size: int) -> np.ndarray:
+    """Return bytes of random places of the store, as many as `number` crops have, each copied in one piece."""
     crops = np.empty((number, size * size * store.channels * store.dtype.itemsize), np.uint8)
     for crop in crops:
         chunk = store.chunks[random.randrange(len(store.chunks))]
         start = random.randrange(max(1, len(chunk) - len(crop)))
         crop[: len(chunk)] = chunk[start : start + len(crop)]
+    return crops
 
 
-def _forget(store: Store) -> None:
-    """Drop a store's file from the memory that holds cached files; Linux does so for what no process maps."""
+def _drop_from_memory(store: Store) -> None:
+    """Drop a store's file from the page cache; Linux does so for pages that no process maps."""
     libc = ctypes.CDLL(None)
     for chunk in store.chunks:
         start = -(-chunk.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE

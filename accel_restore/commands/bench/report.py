@@ -1,4 +1,4 @@
-"""What `bench train` says of its measurements: the table of phases, the bottleneck, and which key would move it."""
+"""The report of `bench train`: the table of phases, the bottleneck, and the key that would change it."""
 
 from statistics import median
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from accel_restore.commands.bench.phases import BACKWARD, BATCH, EXCHANGE, FORWARD, OPTIMIZER, PHASES, WAIT
 from accel_restore.tracking.console import Console
 
-_LARGE = 0.1  # share of a step from which a phase that is not the network's is worth a word
-_SLOW = 1.25  # times the others' median: a rank that they wait for
-_KEYS = {  # what a hook's work depends on
+_LARGE = 0.1  # share of a step from which a phase other than the network's gets advice
+_SLOW = 1.25  # a rank that takes this many times the others' median is reported as slow
+_KEYS = {  # how often a callback does its work
     "MetricsLogger": ("tracking", "log_every_steps"),
     "Checkpointer": ("checkpoint", "every_steps"),
     "ReplicaCheck": ("train", "check_ranks_every_steps"),
@@ -16,10 +16,12 @@ _KEYS = {  # what a hook's work depends on
 
 
 def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of all ranks as one record. Units: seconds, bytes, samples per second.
+    """Return the figures of all ranks as one record.
 
-    `bottleneck` is the longest phase of the rank whose own part of a step is the longest, for which the others wait:
-    its exchange is one of gradients, theirs is waiting.
+    `bottleneck` is the longest phase of the slowest rank: the one with the longest step without gradient exchange. The
+    other ranks wait for it within their exchange.
+
+    Units: seconds, bytes, samples per second.
     """
     main = ranks[0]
     rounds = list(zip(*(rank["rounds"] for rank in ranks), strict=True))
@@ -31,7 +33,7 @@ def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     own = [_own(rank) for rank in ranks]
     slowest = own.index(max(own))
     critical = ranks[slowest]
-    bottleneck = max(PHASES, key=critical["phases"].get)
+    bottleneck = max(PHASES, key=lambda phase: critical["phases"][phase])
     return {
         "processes": len(ranks),
         "device": main["device"],
@@ -59,7 +61,7 @@ def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _slowest(those: tuple[dict[str, Any], ...], kind: str) -> float:
-    """Seconds a micro-batch of the slowest rank in a round."""
+    """Return the slowest rank's seconds per micro-batch in a round."""
     count = "micro_batches" if kind == "trainer" else "bare_micro_batches"
     return max(one[f"{kind}_seconds"] / one[count] for one in those)
 
@@ -70,12 +72,12 @@ def _cpu(those: tuple[dict[str, Any], ...], kind: str) -> float:
 
 
 def _own(rank: dict[str, Any]) -> float:
-    """Seconds of a step in which a rank does not wait for others."""
+    """Return the seconds of a step in which a rank does not wait for others."""
     return sum(rank["phases"].values()) - rank["phases"][EXCHANGE]
 
 
 def _advice(rank: dict[str, Any], bottleneck: str, slowest: int, own: list[float]) -> list[str]:
-    """A sentence for the bottleneck, for each other phase that is large though not the network's, for a slow rank."""
+    """Return advice for the bottleneck, for other phases that are large, and for a slow rank."""
     step = sum(rank["phases"].values())
     large = [
         phase
@@ -86,8 +88,8 @@ def _advice(rank: dict[str, Any], bottleneck: str, slowest: int, own: list[float
     others = median(seconds for place, seconds in enumerate(own) if place != slowest) if len(own) > 1 else None
     if others is not None and own[slowest] > _SLOW * others:
         lines.append(
-            f"rank {slowest} is slow: its own part of a step takes {1000 * own[slowest]:.1f} ms, the others' "
-            f"{1000 * others:.1f} ms, and they wait for it; look at its device and its disk"
+            f"rank {slowest} is slow: a step takes {1000 * own[slowest]:.1f} ms without gradient exchange, against "
+            f"{1000 * others:.1f} ms on the others, which wait for it; check its device and its disk"
         )
     return lines
 
@@ -100,7 +102,7 @@ def _remedy(phase: str, rank: dict[str, Any]) -> str:
             remedies.append("move data.cache_dir to a faster disk")
         remedies.append(
             f"raise data.crops_per_image ({data['crops_per_image']}) if epochs are short "
-            f"({rank['steps_per_epoch']} steps); 'bench data' tells more"
+            f"({rank['steps_per_epoch']} steps); run 'bench data' for details"
         )
     elif phase == BATCH:
         remedies = ["use fewer or cheaper steps in data.degradation and data.augment"]
@@ -109,13 +111,13 @@ def _remedy(phase: str, rank: dict[str, Any]) -> str:
     elif phase == EXCHANGE:
         remedies = [
             f"raise data.batch_size ({rank['batch_size']}) or train.gradient_accumulation_steps "
-            f"({rank['accumulation']}): fewer exchanges a sample",
+            f"({rank['accumulation']}) for fewer exchanges per sample",
             "use a faster network between the processes",
         ]
     elif phase == OPTIMIZER:
         remedies = [
             f"raise data.batch_size ({rank['batch_size']}) or train.gradient_accumulation_steps "
-            f"({rank['accumulation']}): fewer steps a sample"
+            f"({rank['accumulation']}) for fewer steps per sample"
         ]
         remedies += ["train without train.ema_decay"] * (train["ema_decay"] is not None)
     else:
@@ -130,7 +132,7 @@ def _faster_network(train: dict[str, Any]) -> list[str]:
         ("train.channels_last=true", not train["channels_last"]),
     ]
     keys = [key for key, is_off in untried if is_off]
-    return [f"try {', '.join(keys)}"] if keys else ["a smaller model, smaller crops or more devices"]
+    return [f"try {', '.join(keys)}"] if keys else ["use a smaller model, smaller crops or more devices"]
 
 
 def _rarer_hook(rank: dict[str, Any]) -> str:
@@ -142,7 +144,7 @@ def _rarer_hook(rank: dict[str, Any]) -> str:
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """Print the record of `reported`."""
+    """Print a record made by `reported`."""
     ranks, step = record["ranks"], sum(record["phases"].values())
     several = len(ranks) > 1
     rows = []
@@ -155,14 +157,14 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"{len(ranks)} × {record['device']}, precision {record['precision']}, crops of {size}x{size}, "
         f"{record['batch_size']} per device × {record['accumulation']} accumulated × {len(ranks)} ranks"
     )
-    console.table("where the time of a step goes", rows, ("phase", "ms", *(("of ranks",) if several else ()), "share"))
+    console.table("where the time of a step goes", rows, ("phase", "ms", *(("by rank",) if several else ()), "share"))
     each = f" ({', '.join(format(r['samples_per_second'], '.1f') for r in ranks)} by rank)" if several else ""
     memory = max(r["peak_memory"] for r in ranks) / 1e9
-    kind = "tensors on the GPU" if record["device"] == "cuda" else "the process"
+    kind = "GPU tensors" if record["device"] == "cuda" else "the process"
     console.log(f"{record['samples_per_second']:.1f} samples/s{each}; peak memory of {kind} {memory:.2f} GB")
     ratio = record["ratio"]
     console.log(
-        f"a bare loop on one constant batch: {record['bare_samples_per_second']:.1f} samples/s; trainer/bare "
+        f"bare loop on one constant batch: {record['bare_samples_per_second']:.1f} samples/s; trainer/bare "
         f"{ratio['median']:.3f} (median of {ratio['pairs']} alternating pairs, {ratio['lowest']:.2f} to "
         f"{ratio['highest']:.2f}), by CPU time {record['cpu_ratio']:.3f}"
     )

@@ -1,7 +1,7 @@
-"""Rounds of the trainer and of the bare loop, in turn and in one process: what disturbs the machine meets both."""
+"""Alternating rounds of the trainer and the bare loop in one process, so that other load on the machine meets both."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 
 import numpy as np
@@ -16,22 +16,24 @@ from accel_restore.trainer.setup import RunContext
 
 
 class Trainer:
-    """The engine's loop on epoch after epoch, so many steps at a time, without validation between them."""
+    """The engine's loop, a given number of steps at a time, over epoch after epoch without validation."""
 
     def __init__(self, run: RunContext, callbacks: list[Callback]):
         self.run, self.callbacks = run, callbacks
         self.plan = run.loader.stages.plan(0)
-        self.samples = self.micro_batches = 0  # of this rank so far, without padding, and with it
+        self.samples = self.micro_batches = 0  # of this rank so far; samples without padding
         self.endless = self._steps()
 
-    def __call__(self, steps: int, split: PhaseTimer | None = None) -> None:
-        """Make so many optimizer steps, observed by `split`."""
-        run, taken, callbacks = self.run, islice(self.endless, steps), self.callbacks
-        if split is not None:
-            taken, callbacks = split.steps_of(taken), split.hooks_of(callbacks)
-        train_epoch(run.state, taken, run.loss_fn, run.accelerator, callbacks, run.config.train.max_grad_norm)
+    def __call__(self, steps: int, timer: PhaseTimer | None = None) -> None:
+        """Make `steps` optimizer steps, observed by `timer`."""
+        run, callbacks, accelerator = self.run, self.callbacks, self.run.accelerator
+        taken: Iterator[Iterator[dict]] = islice(self.endless, steps)
+        if timer is not None:
+            taken, callbacks = timer.steps_of(taken), timer.callbacks_of(callbacks)
+            accelerator = timer.timed_accelerator()
+        train_epoch(run.state, taken, run.loss_fn, accelerator, callbacks, run.config.train.max_grad_norm)
 
-    def _steps(self) -> Iterator[Iterator[dict]]:
+    def _steps(self) -> Generator[Iterator[dict]]:
         state = self.run.state
         while True:
             for micro_batches in self.run.loader.steps(state.epoch):
@@ -53,7 +55,7 @@ class Trainer:
 def compared(
     trainer: Trainer, bare: BareLoop, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
 ) -> dict[str, float | int]:
-    """So many steps of both, one after the other, each after a few that are skipped over."""
+    """Time `steps` steps of both, one after the other; each first makes `skipped` steps that are not timed."""
     figures: dict[str, float | int] = {"bare_micro_batches": steps * bare.accumulation}
     order: list[tuple[str, Callable[[int], None]]] = [("trainer", trainer), ("bare", bare)]
     for name, loop in order if trainer_first else order[::-1]:
@@ -66,7 +68,7 @@ def compared(
 
 
 def timed(loop: Callable[[int], None], steps: int, accelerator: Accelerator) -> tuple[float, float]:
-    """Seconds that steps take, and those of this process's threads on the CPU."""
+    """Return the seconds that the steps take, and the CPU seconds of this process's threads."""
     wait = torch.cuda.synchronize if accelerator.device.type == "cuda" else lambda: None
     wait()
     began, cpu_began = time.perf_counter(), time.process_time()

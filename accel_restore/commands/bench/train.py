@@ -1,4 +1,4 @@
-"""`accel-restore bench train`: where the time of training steps goes on this machine, beside a bare loop."""
+"""`accel-restore bench train`: measure where the time of training steps goes, and compare with a bare loop."""
 
 import argparse
 import shutil
@@ -37,55 +37,57 @@ from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
 _FIRST_STEPS = 4  # not measured: allocation, compilation
-_QUEUED = 4  # steps that the trainer may make from batches that were read ahead while the bare loop ran
-_WAITING = 0.02  # share of a step from which reading is too slow for those to be a fair measure
-_PAIRS = (8, 32)  # at least and at most so many rounds of the trainer, each beside one of the bare loop
+_QUEUED = 4  # steps from batches that were read ahead while the bare loop ran: not measured where reading is slow
+_WAITING = 0.02  # share of a step spent waiting for data from which reading counts as slow
+_PAIRS = (8, 32)  # least and most pairs of rounds, one of the trainer and one of the bare loop
 _PROFILED_STEPS = 5
 
 
 def main(arguments: list[str]) -> int:
-    """Measure and print where the time goes; the exit code. Under a launcher every process calls it.
+    """Measure, print where the time goes and return the exit code. Under a launcher, every process calls it.
 
-    Raises: UserError for a configuration or data that cannot be used.
+    Raises: UserError if the configuration or data cannot be used.
     """
     parser = argparse.ArgumentParser(prog="accel-restore bench train", description=__doc__)
     add_configuration(parser)
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU, one process per launch slot")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time for each of trainer, bare loop and split")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="write torch.profiler's trace of a few steps there")
-    parser.add_argument("--scaling", type=int, metavar="N", help="measure 1, 2, 4 ... N processes, started by torchrun")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="seconds for the trainer, the bare loop and the phases each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile", type=Path, metavar="DIR", help="write a trace of a few steps by torch.profiler to DIR"
+    )
+    parser.add_argument("--scaling", type=int, metavar="N", help="measure 1, 2, 4 ... N processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_intermixed_args(arguments)
     if not options.seconds > 0:
         raise UserError("bench train: --seconds must be above 0")
     check_writable(options.json)
     config = load_config(options.config, options.overrides)
-    if options.scaling is not None:
-        record = show_scaling(options)
-    else:
-        _make_folder(options.profile)
-        with listening() as stop:
-            try:
-                record = _shown(config, options)
-            except PreemptedError:
-                print(f"accel-restore: {stop}", file=sys.stderr)
-                return EXIT_CODE
-        if record is None:
-            return 0
-    if options.json is not None:
+    _make_folder(options.profile)
+    with listening() as stop:
+        try:
+            record = show_scaling(options) if options.scaling is not None else _shown(config, options)
+        except PreemptedError:
+            print(f"accel-restore: {stop}", file=sys.stderr)
+            return EXIT_CODE
+    if options.json is not None and record is not None:
         write_report(options.json, record)
     return 0
 
 
 def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None:
-    """The record of all ranks, printed, on the main process.
+    """Measure, print and return the record of all ranks; None except on the main process.
 
     Raises: UserError; PreemptedError when stopped by a signal.
     """
     accelerator = create_accelerator(config, options.cpu)
     try:
         if accelerator.is_fsdp2:
-            raise UserError("bench train: compares with a loop of whole weights; start it without FSDP2")
+            raise UserError("bench train: the bare loop needs full weights; start it without FSDP2")
         record = reported(measure(config, accelerator, options.seconds, options.profile))
     except (UserError, DivergedError) as error:  # of all ranks
         accelerator.state.destroy_process_group()
@@ -103,16 +105,16 @@ def _make_folder(folder: Path | None) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--profile: {folder} cannot be made ({error.strerror}); name another folder") from error
+        raise UserError(f"--profile: cannot create {folder} ({error.strerror}); choose another folder") from error
 
 
 def measure(config: Config, accelerator: Accelerator, seconds: float, profile: Path | None) -> list[dict[str, Any]]:
-    """What each rank has measured, in `seconds` for each of trainer, bare loop and split; every rank calls it.
+    """Return what each rank measured, with `seconds` each for the trainer, the bare loop and the phases.
 
-    The run is real, its folder is a temporary one. What is not in it: W&B, TensorBoard and the bar on the terminal,
-    which have threads or processes of their own, validation, and what is done once an epoch.
+    The run is a real one in a temporary folder, without W&B, TensorBoard and the progress bar, which have their own
+    threads or processes, and without validation and other work that is done once per epoch. Every rank calls it.
 
-    Raises: UserError for what training would refuse.
+    Raises: UserError if training would refuse the configuration.
     """
     if not accelerator.is_main_process:
         warnings.simplefilter("ignore")
@@ -127,16 +129,16 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
         peak = _peak_memory(accelerator)
         bare = BareLoop(run.config, accelerator, run.loss_fn, next(run.loader.again(0, 0)), trainer.plan.accumulation)
         bare(1)
-        # All ranks make the same steps: the main process says how many there is time for.
+        # All ranks make the same number of steps, which the main process decides.
         steps = gather_object([max(1, round(seconds * _FIRST_STEPS / took))])[0]
         skipped = _QUEUED if any(gather_object([waits])) else 1
         pairs = min(max(_PAIRS[0], steps), _PAIRS[1])
         count = max(1, round(steps / pairs))
         rounds = [compared(trainer, bare, count, skipped, accelerator, n % 2 == 0) for n in range(pairs)]
         del bare
-        split = PhaseTimer(run.state, run.loader, accelerator)
-        with split.observing():
-            trainer(count * pairs, split)
+        timer = PhaseTimer(run.state, run.loader, accelerator)
+        with timer.observing():
+            trainer(count * pairs, timer)
         if profile is not None:
             _profile(trainer, profile / f"rank{accelerator.process_index}.json", accelerator)
         trainer.close()
@@ -150,8 +152,8 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
             "steps_per_epoch": trainer.plan.steps_per_epoch,
             "accumulation": trainer.plan.accumulation,
             "batch_size": trainer.plan.batch_size,
-            "phases": split.per_step(),
-            "hooks": split.hooks_per_step(),
+            "phases": timer.per_step(),
+            "hooks": timer.callbacks_per_step(),
             "rounds": rounds,
             "peak_memory": peak,
         }
@@ -159,7 +161,7 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
 
 
 def _peak_memory(accelerator: Accelerator) -> int:
-    """Bytes: on CUDA the most that tensors of this rank have taken, else the most that the process has."""
+    """Return the peak in bytes: of this rank's tensors on CUDA, otherwise of the process."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
     try:
@@ -179,21 +181,22 @@ def _profile(trainer: Trainer, file: Path, accelerator: Accelerator) -> None:
     try:
         profiler.export_chrome_trace(str(file))
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{file}: cannot be written ({error}); name another folder") from error
+        raise UserError(f"{file}: cannot be written ({error}); choose another folder") from error
 
 
 @contextmanager
 def _started(config: Config, accelerator: Accelerator) -> Iterator[tuple[RunContext, list[Callback]]]:
-    """A run in a temporary folder, ready to train, and its hooks."""
+    """Yield a run in a temporary folder, ready to train, and its callbacks."""
     made = tempfile.mkdtemp(prefix="accel-restore-bench-") if accelerator.is_main_process else None
     folder = gather_object([made])[0]
     config = _without_traces(config, folder)
     lock = RunLock(run_folder(config))
     watch = RankMonitor(accelerator, config.train.rank_timeout, lambda verdict: print(f"accel-restore: {verdict.text}"))
-    run, callbacks = None, []
+    run: RunContext | None = None
     try:
         watch.start()
         run = prepare(config, accelerator, Console(False), lock, False, False, [])
+        assert run is not None  # it has just been created, so it is not finished
         callbacks = make_callbacks(run, watch, StopRequest())
         yield run, callbacks
         for callback in callbacks:
@@ -209,7 +212,7 @@ def _started(config: Config, accelerator: Accelerator) -> Iterator[tuple[RunCont
 
 
 def _without_traces(config: Config, folder: str) -> Config:
-    """The configuration of a run that leaves nothing outside of `folder`, of one stage, the last."""
+    """Return the configuration of a run that writes only to `folder`, with the last stage alone."""
     run = {"name": "bench", "dir": folder, "resume": "auto"}
     tracking = {"wandb": "disabled", "tensorboard": False}
     return config.model_copy(

@@ -1,4 +1,4 @@
-"""Commits are whole or absent whenever the process or the machine dies, after whatever operation."""
+"""Commits are complete or absent after a crash of the process or the machine at any operation."""
 
 import os
 import re
@@ -32,15 +32,16 @@ def content(step, version=0):
 
 
 def saver(folder, keep=2):
-    """What a run saves with, without the run."""
-    tracker = SimpleNamespace(sync=lambda: None, console=SimpleNamespace(log=print))
-    needless = dict.fromkeys(("accelerator", "replica_check", "extra", "metadata"))
-    schedule = Checkpoint(keep=keep)
-    return saving.Checkpointer(folder, schedule=schedule, epochs=1, stages=None, tracker=tracker, best=None, **needless)
+    """Return a run's checkpointer without the run."""
+    logger = SimpleNamespace(log=SimpleNamespace(folder=folder, sync=lambda: None), console=SimpleNamespace(log=print))
+    source = SimpleNamespace(best=None)
+    return saving.Checkpointer(
+        Checkpoint(keep=keep), None, source, epochs=1, stages=None, logger=logger, replica_check=None
+    )
 
 
 def save(recorder, versions, keep=2):
-    """Save (step, version) after (step, version), each with best weights of its own, as a run does."""
+    """Save each (step, version) in turn with its own best weights, as a run does."""
     callback = saver(recorder.root, keep)
     for step, version in versions:
         callback.best, callback.best_is_written = f"best of {step}, {version}".encode(), False
@@ -50,24 +51,24 @@ def save(recorder, versions, keep=2):
 
 
 def losses(recorder, folder):
-    """What each crash would lose, in words."""
+    """Yield what each possible crash would lose, in words."""
     seen = set()
-    for where, told, disk in recorder.crashes():
-        if (key := (max(told, default=None), contents(disk))) not in seen:
+    for where, acknowledged, disk in recorder.crashes():
+        if (key := (max(acknowledged, default=None), contents(disk))) not in seen:
             seen.add(key)
             shutil.rmtree(folder, ignore_errors=True)
             build(disk, folder)
-            for loss in lost(folder, told):
+            for loss in lost(folder, acknowledged):
                 yield f"{where}: {loss}"
 
 
-def lost(folder, told):
-    """What is lost of what was acknowledged, after the start of the next run has tidied the folder up."""
-    newest, version = max(told, default=(0, 0))
+def lost(folder, acknowledged):
+    """Yield what was acknowledged and lost, after the next run has cleaned the folder up."""
+    newest, version = max(acknowledged, default=(0, 0))
     checkpoints = folder / "checkpoints"
-    put_back(checkpoints)  # before the next run looks for its start
+    put_back(checkpoints)  # as the next run does before it looks for commits
     steps = {}
-    for commit in find_commits(checkpoints):  # even those that nobody needs any more are whole
+    for commit in find_commits(checkpoints):  # even those that are no longer needed are complete
         try:
             steps[step_of(commit)] = read_commit(commit)
         except UserError as error:
@@ -77,8 +78,8 @@ def lost(folder, told):
     elif newest in steps and not any(same(steps[newest], newest, v) for v in (version, version + 1)):
         yield f"step {newest} is not what was acknowledged"
     best = folder / "best.safetensors"
-    if told and not (best.exists() and re.fullmatch(rb"best of \d+, \d", best.read_bytes())):
-        yield "best.safetensors is no whole file"
+    if acknowledged and not (best.exists() and re.fullmatch(rb"best of \d+, \d", best.read_bytes())):
+        yield "best.safetensors is incomplete"
     remove_leftovers(checkpoints)
     files.remove_temporaries(folder)
     if checkpoints.is_dir() and {path.name for path in checkpoints.iterdir()} != {f"step-{s:08d}" for s in steps}:
@@ -97,10 +98,10 @@ def recorder(tmp_path):
     return Recorder(root)
 
 
-VERSIONS = [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0)]  # step 4 is replaced, as at the end of an epoch
+VERSIONS = [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0)]  # step 4 is replaced
 
 
-def test_the_order_of_a_commit(recorder):
+def test_commit_writes_in_a_safe_order(recorder):
     with recorder.recording():
         save(recorder, [(1, 0), (2, 0)], keep=1)
     new = "checkpoints/.staging-step-00000002"
@@ -129,8 +130,8 @@ def test_no_crash_loses_a_commit(recorder, tmp_path):
     assert len(CRASHES) * (len(recorder.operations) + 1) > 400
 
 
-def test_no_crash_of_a_removal_leaves_half_a_commit(recorder, tmp_path):
-    """The commits after the one that a run continues from are removed."""
+def test_no_crash_during_a_removal_leaves_half_a_commit(recorder, tmp_path):
+    """A run removes the commits after the one that it continues from."""
     with recorder.recording():
         save(recorder, [(1, 0), (2, 0), (3, 0)], keep=3)
         recorder.operations = [each for each in recorder.operations if each[0] != "acknowledge"]
@@ -140,8 +141,8 @@ def test_no_crash_of_a_removal_leaves_half_a_commit(recorder, tmp_path):
     assert list(losses(recorder, tmp_path / "crashed")) == []
 
 
-def test_no_crash_of_the_tidying_loses_a_commit(recorder, tmp_path):
-    """The next run dies, too, while it tidies up."""
+def test_no_crash_during_the_cleanup_loses_a_commit(recorder, tmp_path):
+    """The next run also dies, while it cleans up."""
     with recorder.recording():
         save(recorder, [(1, 0), (2, 0)])
         aside = recorder.root / "checkpoints" / ".replaced-step-00000002"
@@ -224,15 +225,15 @@ def overwrite_best(monkeypatch):
         overwrite_best,
     ],
 )
-def test_control_each_mistake_is_a_loss_after_some_crash(recorder, tmp_path, monkeypatch, mistake):
+def test_control_each_mistake_loses_something_after_some_crash(recorder, tmp_path, monkeypatch, mistake):
     mistake(monkeypatch)
     with recorder.recording():
         save(recorder, VERSIONS)
     assert next(losses(recorder, tmp_path / "crashed"), None) is not None
 
 
-def test_a_commit_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch):
-    """An error at each of the writes, folder fsyncs and renames: the folder is as it was, or holds the new commit."""
+def test_commit_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch):
+    """After an error at any write, fsync or rename, the folder is unchanged or holds the new commit."""
     for name in ("write_durably", "sync_folder"):
         for fail_at in range(1, 8):
             folder = tmp_path / f"{name}{fail_at}"
@@ -262,7 +263,7 @@ def test_a_commit_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch
             assert len(list(folder.iterdir())) == 2
 
 
-def test_a_rename_that_fails_puts_the_replaced_commit_back(tmp_path, monkeypatch):
+def test_failed_rename_restores_the_replaced_commit(tmp_path, monkeypatch):
     write_commit(tmp_path, 1, 0, content(1))
     rename = os.rename
 
@@ -278,7 +279,7 @@ def test_a_rename_that_fails_puts_the_replaced_commit_back(tmp_path, monkeypatch
     assert same(read_commit(tmp_path / "step-00000001"), 1, 0)
 
 
-def test_older_commits_that_cannot_be_removed_do_not_fail_a_save(recorder, monkeypatch, capsys):
+def test_save_succeeds_if_older_commits_cannot_be_removed(recorder, monkeypatch, capsys):
     rename = os.rename
 
     def failing(path, target):
@@ -296,7 +297,7 @@ def test_older_commits_that_cannot_be_removed_do_not_fail_a_save(recorder, monke
     assert [step_of(commit) for commit in find_commits(folder)] == [4]
 
 
-def test_replace_file_leaves_the_old_file_where_the_new_cannot_be_written(tmp_path, monkeypatch):
+def test_replace_file_keeps_the_old_file_if_the_new_cannot_be_written(tmp_path, monkeypatch):
     path = tmp_path / "best.safetensors"
     replace_file(path, b"old")
 

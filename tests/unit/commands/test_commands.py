@@ -79,7 +79,7 @@ def test_bench_data_measures_every_stage(kind, tmp_path, capsys):
     json_file = tmp_path / "bench.json"
     given = ["bench", "data", "--config", config, "--seconds", "0.02", "--json", str(json_file)]
     assert main([*given, "data.batch_size=auto"]) == 0
-    assert "auto is found when training begins; 8 is taken here" in capsys.readouterr().out
+    assert "auto is resolved when training starts; this command uses 8" in capsys.readouterr().out
     assert main(given) == 0
     record, out = json.loads(json_file.read_text()), capsys.readouterr().out
     rates = record["pairs_per_second"]

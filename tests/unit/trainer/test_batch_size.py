@@ -24,7 +24,7 @@ def accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_the_configuration_takes_a_number_or_auto():
+def test_batch_size_is_a_number_or_auto():
     assert config_from(LEAST).data.batch_size == "auto"
     for wrong in ("automatic", 0, -1, 2.5, True, None, [8]):
         with pytest.raises(UserError) as refused:
@@ -45,14 +45,14 @@ def test_the_configuration_takes_a_number_or_auto():
         (["data.stages=[{until_epoch: 1, global_batch_size: 4}, {until_epoch: 2, batch_size: 3}]"], 400, 1, [1, 2, 4]),
     ],
 )
-def test_an_epoch_and_the_global_batch_bound_it(overrides, samples, ranks, sizes):
+def test_batch_size_is_bounded_by_epoch_and_global_batch(overrides, samples, ranks, sizes):
     assert possible_sizes(config_from(LEAST, overrides), samples, ranks) == sizes
 
 
 @pytest.mark.parametrize(
     "overrides", [[], ["model.width=32", "optimizer.name=sgd"], ["data.patch_size=32", "train.ema_decay=0.9"]]
 )
-def test_memory_is_counted_as_batches_of_any_size_take_it(overrides, accelerator, monkeypatch, one_thread):
+def test_largest_batch_on_cpu_fits_into_the_counted_memory(overrides, accelerator, monkeypatch, one_thread):
     config, loss = config_from(LEAST, overrides), build_loss({"l1": 1.0})
     counted = {}
     for size in (1, 8, 32):
@@ -69,8 +69,8 @@ def test_memory_is_counted_as_batches_of_any_size_take_it(overrides, accelerator
     assert found(0.6 * counted[32]) <= 16 and found(0.99 * counted[1]) == 0 and found(1e12) == 64
 
 
-def test_a_gpu_is_filled_until_it_has_no_memory_left(accelerator, monkeypatch):
-    """The search itself, where a CPU stands in for the GPU; another error is no want of memory."""
+def test_batch_size_grows_until_the_gpu_is_out_of_memory(accelerator, monkeypatch):
+    """The search, with a CPU in place of the GPU; other errors are raised."""
     shares, tried, limits = [], [], {}
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     for name in ("empty_cache", "reset_peak_memory_stats"):

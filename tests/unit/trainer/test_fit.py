@@ -1,4 +1,4 @@
-"""Training from Python: the caller's process is left as it was."""
+"""Training from Python leaves the caller's process unchanged."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from accel_restore.tracking.console import Console
 from accel_restore.trainer import run as session
 
 
-def test_standard_output_and_filters_of_warnings_stay_the_callers(monkeypatch):
+def test_stdout_and_warning_filters_are_restored(monkeypatch):
     seen = []
 
     def train(*_: object, **__: object) -> None:

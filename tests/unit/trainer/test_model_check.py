@@ -1,4 +1,4 @@
-"""Code of the user's own: what it cannot do is told before a run begins, in one sentence that names its line."""
+"""A user's own code is tried before a run starts; an error is one sentence that names its line."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -18,7 +18,7 @@ from accel_restore.trainer.model_check import Trial
 
 
 class Own(nn.Module):
-    """A convolution, and what a test makes of it: `change` is a line in which `x` is the input and `y` the output."""
+    """A convolution with a change: a line of code in which `x` is the input and `y` the output."""
 
     def __init__(self, change: str = "", channels: int = 3):
         super().__init__()
@@ -40,23 +40,23 @@ def trial(model: nn.Module, ranks: int = 1, **data) -> Trial:
     return Trial(model, "own:Net", config, accelerator)
 
 
-def whole_images(*sizes: tuple[int, int]) -> ValidationDataset:
-    gt = SimpleNamespace(sizes=sizes)  # all that is asked of the store
+def validation_images(*sizes: tuple[int, int]) -> ValidationDataset:
+    gt = SimpleNamespace(sizes=sizes)  # the only attribute that is used
     return ValidationDataset([], gt, None, list(range(len(sizes))), None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("y = y[:, :1]", r"gives shape \(2, 1, 16, 16\) .* must give images of shape \(2, 3, 16, 16\)"),
-        ("y = y[..., 1:]", r"gives shape \(2, 3, 16, 15\)"),
-        ("y = [y]", "gives a list"),
+        ("y = y[:, :1]", r"returns shape \(2, 1, 16, 16\) .* must return images of shape \(2, 3, 16, 16\)"),
+        ("y = y[..., 1:]", r"returns shape \(2, 3, 16, 15\)"),
+        ("y = [y]", "returns a list"),
         ("x.clamp_(0, 1)", "changes its input in place"),
         ("assert x.shape[-1] % 9 == 0, 'no ninths'", r"crops of 16x16: AssertionError: no ninths \("),
         ("y = y.detach()", "cannot be trained on crops of 16x16: .* does not require grad"),
     ],
 )
-def test_what_cannot_be_trained_is_told(change, words):
+def test_model_that_cannot_be_trained_is_refused(change, words):
     with pytest.raises(UserError, match=f"^model: 'own:Net' .*{words}"):
         trial(Own(change)).train()
     trial(Own()).train()  # the control
@@ -70,8 +70,8 @@ def test_crops_of_every_stage_are_tried():
     trial(model()).train()
 
 
-def test_parameters_without_use_are_told_where_several_processes_would_fail():
-    with pytest.raises(UserError, match=r"does not depend on spare\.weight, spare\.bias, which DDP cannot train"):
+def test_unused_parameters_are_refused_with_several_processes():
+    with pytest.raises(UserError, match=r"does not depend on spare\.weight, spare\.bias; DDP cannot train"):
         trial(Own(), ranks=2).train()
     trial(Own()).train()
     sharded = trial(Own(), ranks=2)
@@ -82,28 +82,28 @@ def test_parameters_without_use_are_told_where_several_processes_would_fail():
     trial(frozen, ranks=2).train()
 
 
-def test_a_model_without_parameters_or_with_lazy_ones_is_told():
+def test_model_without_parameters_or_with_lazy_ones_is_refused():
     with pytest.raises(UserError, match="no parameters to train"):
         trial(nn.Identity()).train()
     with pytest.raises(UserError, match="lazy layers"):
         trial(nn.LazyConv2d(3, 3, padding=1)).train()
 
 
-def test_sizes_of_validation_are_tried_as_validation_takes_them():
+def test_validation_sizes_are_tried_as_validation_uses_them():
     needs_eights = trial(Own("assert x.shape[-1] % 8 == 0, 'no eighths'"))
     needs_eights.train()
-    needs_eights.restore(whole_images((16, 24), (30, 40)), Protocol())
-    with pytest.raises(UserError, match=r"cannot restore images of 17x32, as validation has them.*no eighths"):
-        needs_eights.restore(whole_images((16, 24), (32, 17)), Protocol())
-    needs_eights.restore(whole_images((40, 48)), Protocol(tile=32, tile_overlap=16))
-    with pytest.raises(UserError, match="gives shape"):
-        trial(Own("y = y if self.training else y[..., 1:]")).restore(whole_images((16, 16)), Protocol())
+    needs_eights.restore(validation_images((16, 24), (30, 40)), Protocol())
+    with pytest.raises(UserError, match=r"cannot restore validation images of 17x32.*no eighths"):
+        needs_eights.restore(validation_images((16, 24), (32, 17)), Protocol())
+    needs_eights.restore(validation_images((40, 48)), Protocol(tile=32, tile_overlap=16))
+    with pytest.raises(UserError, match="returns shape"):
+        trial(Own("y = y if self.training else y[..., 1:]")).restore(validation_images((16, 16)), Protocol())
 
 
-def test_a_trial_that_lacks_memory_is_left_out():
+def test_trial_that_runs_out_of_memory_is_skipped():
     greedy = trial(Own("raise MemoryError('9 GiB')"), ranks=2)
     greedy.train()
-    greedy.restore(whole_images((16, 16)), Protocol())
+    greedy.restore(validation_images((16, 16)), Protocol())
 
 
 @pytest.mark.parametrize(
