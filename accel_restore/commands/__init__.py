@@ -1,1 +1,1 @@
-"""The commands of `accel-restore` beside training, one module each."""
+"""The commands of `accel-restore` other than training, one module each."""

@@ -11,16 +11,17 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=4")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments for the device and the precision of a network."""
+def add_device(parser: argparse.ArgumentParser, precision: str | None = "no") -> None:
+    """Add the arguments for the device and the precision of a network; the default None is that of `--run`."""
+    default = "no, which is float32" if precision else "with --run that of the run, else no, which is float32"
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--device", help="such as cuda:1 (default: a GPU if available, one per process)")
     group.add_argument("--cpu", action="store_const", const="cpu", dest="device", help="the same as --device cpu")
     parser.add_argument(
         "--precision",
         choices=["no", "bf16", "fp16", "auto"],
-        default="no",
-        help="precision of the network (default: no, which is float32; with --run, the precision of the run)",
+        default=precision,
+        help=f"precision of the network (default: {default})",
     )
 
 

@@ -29,8 +29,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the images with the worst scores to DIR")
     parser.add_argument("--worst", type=int, metavar="N", help=f"number of pictures (default: {WORST})")
     add_max_pixels(parser)
-    add_device(parser)
-    parser.set_defaults(precision=None)  # with --run, the precision of the run
+    add_device(parser, precision=None)
     options = parser.parse_intermixed_args(arguments)
     if len(options.weights) > 2:
         raise UserError("evaluate: give one or two files of weights, before --gt and --input")
@@ -49,7 +48,9 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--degrade", metavar="SPEC", help="make the input: 'gaussian_noise(sigma=25)', or as in data.degradation"
     )
-    parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="a run's own validation: its images and scores")
+    parser.add_argument(
+        "--run", type=Path, metavar="RUN_DIR", help="repeat the validation of a run, with its images and protocol"
+    )
     parser.add_argument("--recursive", action="store_true", help="include subfolders")
     parser.add_argument("--seed", type=int, help="other draws of --degrade (default: those of validation)")
 

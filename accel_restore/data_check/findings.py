@@ -12,7 +12,7 @@ from accel_restore.data_check.near_duplicates import near_duplicates
 
 _LEVEL = 1 / 255
 _CONSTANT = 0.05 * _LEVEL  # largest standard deviation of a constant image; dark 16-bit photographs have little more
-_MIN_TRAITS = np.array([1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2])  # smaller medians do not tell input from gt
+_MIN_TRAITS = np.array([1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2])  # smaller medians do not distinguish input from gt
 _MAX_COMPARED = 5000  # images searched for near duplicates: the time grows with their square
 
 

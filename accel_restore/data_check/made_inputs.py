@@ -52,7 +52,7 @@ def find_one_sided(found: ScannedData) -> list[Finding]:
 
 
 def find_unscaled_noise(data: Data) -> list[Finding]:
-    """Return a finding for each noise step, nested ones included, whose sigma seems to be meant for [0, 1]."""
+    """Return a finding for each noise step, nested ones included, with a sigma that suits images in [0, 1]."""
     return _unscaled([step.model_dump() for step in data.degradation])
 
 

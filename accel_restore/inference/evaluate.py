@@ -60,7 +60,8 @@ def whole_images(
     inputs = Decoded(sources, channels, max_pixels) if sources else None
     gts = Decoded([pair.gt for pair in pairs], channels, max_pixels)
     names = [pair.name for pair in pairs]
-    images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)
+    # Of a Store, only `batches` needs more than the items, and scores are taken of one image at a time.
+    images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)  # type: ignore[arg-type]
     if seed is not None:
         digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
         images.seeds = [int.from_bytes(digest[:8], "big") for digest in digests]

@@ -16,7 +16,7 @@ from accel_restore.models.load_weights import load_module
 from accel_restore.models.weights_file import find_weights
 from accel_restore.registry import MODELS
 
-_MAX_FLOAT = 10.0  # larger values are not meant for [0, 1]; noise exceeds it, but not so far
+_MAX_FLOAT = 10.0  # noise may take floats out of [0, 1], but not beyond this value
 
 
 class Restorer:

@@ -1,4 +1,4 @@
-"""The commands beside training: what they print, what they leave, and how they refuse."""
+"""Commands other than training: what they print and write, and what they refuse."""
 
 import json
 import os

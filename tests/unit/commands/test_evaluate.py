@@ -89,8 +89,8 @@ def test_two_files_of_weights_are_compared(weights, pairs, tmp_path, capsys):
     assert sorted(path.name for path in pictures.iterdir()) == [
         f"{place:02d}_{image['name']}.png" for place, image in enumerate(ranked[:2], 1)
     ]
-    said = capsys.readouterr().out
-    assert "psnr difference" in said and f"{both['mean']['psnr_difference']:+.2f} dB" in said
+    message = capsys.readouterr().out
+    assert "psnr difference" in message and f"{both['mean']['psnr_difference']:+.2f} dB" in message
     worst = json.loads(Image.open(pictures / f"01_{ranked[0]['name']}.png").text["accel_restore"])
     captions = [tile["caption"] for tile in worst[0]]
     assert captions[1] == f"output {ranked[0]['psnr']:.2f} dB PSNR" and captions[-1] == "gt"
@@ -168,8 +168,8 @@ def test_a_damaged_image_is_reported_and_no_mean_is_printed(weights, pairs, caps
     whole = (input / "photo001.png").read_bytes()
     (input / "photo001.png").write_bytes(whole[: len(whole) // 2])
     evaluate(weights[0], "--input", input, "--gt", gt, code=2)
-    said = capsys.readouterr()
-    assert "photo001.png: is damaged" in said.err and "1 of 3" in said.err and "mean" not in said.out
+    message = capsys.readouterr()
+    assert "photo001.png: is damaged" in message.err and "1 of 3" in message.err and "mean" not in message.out
 
 
 def test_a_stored_protocol_is_not_trusted(pairs, tmp_path, capsys):
@@ -179,9 +179,9 @@ def test_a_stored_protocol_is_not_trusted(pairs, tmp_path, capsys):
         metrics = json.dumps({"psnr": 1.0, "protocol": {**described, **change}})
         file = write(tmp_path / f"{number}.safetensors", build(3), metrics=metrics)
         report = evaluate(file, "--input", pairs[0], "--gt", pairs[1], code=code)
-        said = capsys.readouterr()
+        message = capsys.readouterr()
         if code == 0:
-            assert report["protocol"]["tile"] == 96 and "lpips is not measured" in said.out
+            assert report["protocol"]["tile"] == 96 and "lpips is not measured" in message.out
             assert list(report["mean"]) == ["input_psnr", "psnr"]
         else:
-            assert next(iter(change)) in said.err
+            assert next(iter(change)) in message.err

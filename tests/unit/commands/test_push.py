@@ -74,11 +74,11 @@ def test_the_folder_of_a_dry_run_holds_what_the_hub_shows(run, capsys):
     assert {"image-restoration", "denoising", "unet"} <= set(data["tags"])
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["psnr"].metric_value == 30.5123 and results["psnr"].dataset_name == "Set12, Set5"
-    for told in ("20.20 dB", "**30.51 dB**", "4 pixels at each side are ignored", "gaussian_noise (sigma 5 to 50)",
+    for text in ("20.20 dB", "**30.51 dB**", "4 pixels at each side are ignored", "gaussian_noise (sigma 5 to 50)",
                  "`photos`",
                  'accel_restore.load("me/denoiser")', "samples.png", "sha256",
                  "epoch 4, optimizer step"):  # fmt: skip
-        assert told in card.text, told
+        assert text in card.text, text
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (
         f"    pip install '.'\n\nin the source folder of {package['name']} {package['version']} or later" in card.text

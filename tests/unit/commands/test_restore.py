@@ -150,8 +150,10 @@ def test_transparent_and_damaged_files_are_reported_and_the_others_restored(weig
     Image.fromarray(np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])).save(photos / "opaque.png")
     (photos / "damaged.png").write_bytes((photos / "b.png").read_bytes()[:500])
     assert restore(weights[3], photos, "-o", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert "clear.png: has transparent pixels" in said and "damaged.png: is damaged" in said and "2 of 5" in said
+    message = capsys.readouterr().err
+    assert (
+        "clear.png: has transparent pixels" in message and "damaged.png: is damaged" in message and "2 of 5" in message
+    )
     assert files_in(tmp_path / "out") == ["a.jpg", "b.png", "opaque.png"]
     opaque = np.asarray(Image.open(tmp_path / "out" / "opaque.png"))
     assert np.array_equal(opaque, np.asarray(Image.open(tmp_path / "out" / "b.png")))
@@ -205,9 +207,9 @@ def test_an_input_is_never_overwritten(weights, photos, tmp_path, capsys):
                   [photos / "*.png", "-o", photos], [photos / "b.png", "-o", tmp_path / "link.png"],
                   [photos / "b.png", "-o", tmp_path / "hard.png"]):  # fmt: skip
         assert restore(weights[3], *given, "--overwrite") == 2, given
-        said = capsys.readouterr().err
-        assert "never overwritten" in said
-        assert ("name another file" in said) == (Path(given[-1]).suffix == ".png"), given
+        message = capsys.readouterr().err
+        assert "never overwritten" in message
+        assert ("name another file" in message) == (Path(given[-1]).suffix == ".png"), given
     assert {name: (photos / name).read_bytes() for name in files_in(photos)} == before
 
 
@@ -233,8 +235,8 @@ def test_invalid_arguments_are_refused_with_their_name(
     (tmp_path / "twins").mkdir()
     for name in ("x.png", "x.jpg"):
         Image.fromarray(PHOTO).save(tmp_path / "twins" / name)
-    code, said = restore(weights[3], *arguments), capsys.readouterr().err
-    assert (code, "Traceback" in said) == (2 if words else code, False) and (words or "") in said
+    code, message = restore(weights[3], *arguments), capsys.readouterr().err
+    assert (code, "Traceback" in message) == (2 if words else code, False) and (words or "") in message
     assert not words or not files_in(tmp_path / "out" if (tmp_path / "out").exists() else tmp_path / "twins")[2:]
 
 

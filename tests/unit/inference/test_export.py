@@ -71,8 +71,8 @@ def test_onnx_restores_any_size_and_holds_the_metadata(name, scale, tmp_path, ca
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     file, net = weights(tmp_path, name, scale)
     assert main(["export", str(file), "-o", str(tmp_path / "model.onnx")]) == 0
-    said = capsys.readouterr().out
-    assert said.count("differs by at most") == 3 and "1 x 37 x 50" in said
+    message = capsys.readouterr().out
+    assert message.count("differs by at most") == 3 and "1 x 37 x 50" in message
     check(exported.open_onnx(tmp_path / "model.onnx"), net)
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model)
@@ -123,10 +123,10 @@ def test_an_exported_model_pads_like_the_trained_one(monkeypatch):
 def test_a_file_that_differs_from_the_model_is_discarded(tmp_path, capsys, monkeypatch):
     file, _ = weights(tmp_path, "dncnn")
     opened = exported.open_pt2
-    for change, said in ((2e-4, "differs from the weights by"), (float("nan"), "differs from the weights by nan")):
+    for change, message in ((2e-4, "differs from the weights by"), (float("nan"), "differs from the weights by nan")):
         monkeypatch.setattr(exported, "open_pt2", lambda path, c=change: lambda images: opened(path)(images) + c)
         assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 1
-        assert said in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [file.name]
+        assert message in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [file.name]
     monkeypatch.setattr(exported, "open_pt2", lambda path: lambda images: opened(path)(images) + 5e-5)
     assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 0  # the control
 
@@ -134,7 +134,7 @@ def test_a_file_that_differs_from_the_model_is_discarded(tmp_path, capsys, monke
 def test_a_model_that_depends_on_the_size_is_exported_for_one_size(tmp_path, capsys):
     file, net = weights(tmp_path, "test_export:Branches")
     assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 2
-    assert "cannot be exported" in (said := capsys.readouterr().err) and "--size 256x256" in said
+    assert "cannot be exported" in (message := capsys.readouterr().err) and "--size 256x256" in message
     assert len(list(tmp_path.iterdir())) == 1
     file, net = weights(tmp_path, "test_export:Halves")
     assert main(["export", str(file), "-o", str(tmp_path / "m.pt2"), "--size", "24x32"]) == 0
@@ -143,7 +143,7 @@ def test_a_model_that_depends_on_the_size_is_exported_for_one_size(tmp_path, cap
 
 def test_invalid_options_are_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
     onnx = str(tmp_path / "model.onnx")
-    for options, said in (
+    for options, message in (
         (["-o", str(tmp_path / "model.txt")], "name it .onnx or .pt2"),
         (["-o", str(tmp_path / "no" / "model.pt2")], "no does not exist"),
         (["-o", str(tmp_path / "model.pt2"), "--opset", "18"], "--opset: is for .onnx"),
@@ -151,7 +151,7 @@ def test_invalid_options_are_refused_before_anything_is_loaded(tmp_path, capsys,
     ):
         assert main(["export", str(tmp_path / "missing.safetensors"), *options]) == 2
         err = capsys.readouterr().err
-        assert said in err or "does not exist" in err
+        assert message in err or "does not exist" in err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["export", "best.safetensors", "-o", onnx]) == 2
     assert "pip install 'accel-restore[onnx]'" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def expected(model: torch.nn.Module, photo: np.ndarray) -> np.ndarray:
     return (output.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def near(one: np.ndarray, other: np.ndarray) -> bool:  # equal but for values that lie between two levels
+def near(one: np.ndarray, other: np.ndarray) -> bool:  # equal except for values between two levels
     difference = one.astype(int) - other
     return one.shape == other.shape and np.abs(difference).max() <= 1 and abs(difference.mean()) < 0.1
 
@@ -116,7 +116,7 @@ def test_a_rotated_photograph_is_returned_upright(colour, tmp_path):
     exif[0x0112] = 6
     Image.fromarray(PHOTO).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as image:
-        assert image.size == (PHOTO.shape[1], PHOTO.shape[0])  # the control: it lies on its side in the file
+        assert image.size == (PHOTO.shape[1], PHOTO.shape[0])  # the control: the file is rotated
         upright = np.asarray(ImageOps.exif_transpose(image))
         result = colour[1](image)
     assert near(np.asarray(result), expected(colour[0], upright))
