@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# Threads of several processes that wait for each other on few cores cost twice the time of one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def one_thread():
