@@ -137,7 +137,7 @@ class Restormer(nn.Module):
         by bicubic interpolation.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the configuration keys
         self,
         *,
         channels: int = 3,
