@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
+class Images(Protocol):
+    """Images by index, as (H, W, C) arrays of uint8 or uint16; a `Store` is one."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return an image."""
+
+
 class ValidationDataset:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
@@ -26,8 +34,8 @@ class ValidationDataset:
     def __init__(
         self,
         names: list[str],
-        gt: Store,
-        input: Store | None,
+        gt: Images,
+        input: Images | None,
         images: list[int],
         degrade: Callable[[Tensor, np.ndarray], Tensor],
         device: torch.device,
@@ -37,12 +45,16 @@ class ValidationDataset:
         self.degrade, self.device, self.scale = degrade, device, scale
         self.seeds = [seed_of(name) for name in names]
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the height and width of each gt, in pixels."""
+        assert isinstance(self.gt, Store)  # other kinds do not know the sizes of their images
+        return [(int(height), int(width)) for height, width in self.gt.sizes[self.images]]
+
     def batches(self, batch_size: int) -> list[list[int]]:
         """Return all indices in groups of at most `batch_size` images of one size, ordered by their first images."""
         groups: list[list[int]] = []
         open_groups: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(self.images):
-            size = tuple(self.gt.sizes[image])
+        for index, size in enumerate(self.sizes()):
             group = open_groups.get(size)
             if group is None or len(group) == batch_size:
                 groups.append(group := [])

@@ -73,7 +73,7 @@ class Trial:
         Raises: UserError if the output has a wrong shape.
         """
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        sizes = {tuple(int(side) // images.scale for side in images.gt.sizes[image]) for image in images.images}
+        sizes = {(height // images.scale, width // images.scale) for height, width in images.sizes()}
         restore = partial(protocol.output, self.model, scale=images.scale)
         with _memory_permitting():
             self.model.to(self.accelerator.device).eval()
