@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -47,8 +47,8 @@ class ValidationDataset:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the height and width of each gt, in pixels."""
-        assert isinstance(self.gt, Store)  # other kinds do not know the sizes of their images
-        return [(int(height), int(width)) for height, width in self.gt.sizes[self.images]]
+        store = cast(Store, self.gt)  # only a store knows the sizes without decoding
+        return [(int(height), int(width)) for height, width in (store.sizes[image] for image in self.images)]
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Return all indices in groups of at most `batch_size` images of one size, ordered by their first images."""
