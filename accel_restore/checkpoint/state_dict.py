@@ -141,8 +141,10 @@ def _counters_in(commit: Path, files: dict[str, bytes]) -> dict[str, Any]:
     return counters
 
 
-def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> None:
-    """Load a commit into a new `state`; the schedule is advanced to its epoch.
+def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> Tensor:
+    """Load a commit into a new `state`, and return this rank's sums in the logger's window.
+
+    The schedule is advanced to the commit's epoch.
 
     Raises: UserError if the commit does not fit the model or the optimizer.
     """
@@ -154,7 +156,7 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> No
             for name, data in files.items()
             if name.endswith(".safetensors") and name != WEIGHTS
         }
-        _put(counters, tensors, state, accelerator)
+        return _put(counters, tensors, state, accelerator)
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -164,7 +166,7 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> No
 
 def _put(
     counters: dict[str, Any], tensors: dict[str, dict[str, Tensor]], state: TrainState, accelerator: Accelerator
-) -> None:
+) -> Tensor:
     _run_schedule_to(counters, state)
     rates = [group["lr"] for group in state.optimizer.param_groups]
     model = accelerator.unwrap_model(state.model)
@@ -182,7 +184,9 @@ def _put(
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
     state.skipped_in_row = counters.get("skipped_in_row", 0)
     state.best_val_loss, state.best = counters["best_val_loss"], counters["best"]
-    state.epoch_sums.copy_(sums_of_rank(counters, accelerator)[0])
+    epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
+    state.epoch_sums.copy_(epoch_sums)
+    return torch.zeros_like(state.epoch_sums).copy_(window_sums)
 
 
 def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -245,7 +249,7 @@ def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
         inner.step()
 
 
-def sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
+def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
     """Return this rank's sums from a commit's counters: (2, sums), of the epoch and of the logger's window."""
     sums = torch.tensor(counters["sums"], dtype=torch.float64)  # (ranks, 2, sums)
     if len(sums) == accelerator.num_processes:

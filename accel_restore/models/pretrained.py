@@ -4,7 +4,6 @@ Files are untrusted: they are read as tensors, and nothing in them is executed.
 """
 
 import copy
-import pickle
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +199,7 @@ def _read_torch(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # torch's own message advises to execute the file
-        if isinstance(error, pickle.UnpicklingError):
+        if type(error).__name__ == "UnpicklingError":
             reason = "it holds objects other than tensors, which are not unpickled"
         else:
             reason = f"{type(error).__name__}; it is damaged, or was not written by torch.save"

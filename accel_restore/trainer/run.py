@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 
 from accel_restore.callbacks.audit import Audit
@@ -23,7 +22,6 @@ from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.checkpoint.resume import identity_digest
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
-from accel_restore.checkpoint.state_dict import sums_of_rank
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
 from accel_restore.distributed.accelerator import create_accelerator
@@ -196,9 +194,6 @@ def make_callbacks(
     run.trackers = _open_trackers(run, resolved)
     if accelerator.is_main_process:
         run.report = Report(run.folder, run.console.log)
-    window_sums = torch.zeros_like(state.epoch_sums)
-    if run.start.counters is not None:
-        window_sums = sums_of_rank(run.start.counters, accelerator)[1]
     samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
     logger = MetricsLogger(
         log,
@@ -208,7 +203,7 @@ def make_callbacks(
         run.trackers,
         epochs=epochs,
         every_steps=config.tracking.log_every_steps,
-        window_sums=window_sums,
+        window_sums=run.window_sums,
     )
     limit = config.train.max_skipped_steps
     nan_monitor = NaNMonitor(accelerator, loader, run.loss_fn, run.data.train_files, limit, log.write, run.console.log)

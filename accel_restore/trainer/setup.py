@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from accel_restore.callbacks.metrics_logger import RunLog, Trackers
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
@@ -60,6 +62,7 @@ class RunContext(TrainingRun):
     start: Start
     data: DataSets
     plan: list[tuple[str, str]]  # the rows of the printed plan
+    window_sums: Tensor  # of this rank, since the last logged line: see MetricsLogger
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
@@ -106,12 +109,13 @@ def prepare(
     loader = TrainLoader(
         data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
     )
+    window_sums = torch.zeros_like(state.epoch_sums)
     if start.commit is not None:
-        _load_commit(start, state, accelerator, epochs, lock.folder)
+        window_sums = _load_commit(start, state, accelerator, epochs, lock.folder)
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
     loop = config, accelerator, state, loader, data.val, loss_fn, protocol, epochs
-    run = RunContext(*loop, console, lock.folder, start, data, plan)
+    run = RunContext(*loop, console, lock.folder, start, data, plan, window_sums)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
     on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     console.table("plan", plan)
@@ -152,24 +156,25 @@ def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protoc
     return loss_fn, protocol, trial
 
 
-def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> None:
-    """Put the state of the commit into `state`."""
+def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> Tensor:
+    """Put the state of the commit into `state`, and return the logger's sums."""
     commit, counters = start.commit, start.counters
     assert commit is not None and counters is not None
     if epochs < counters["epoch"]:
         raise UserError(f"train.epochs: {epochs}, but {commit} has completed {counters['epoch']}; raise it")
 
-    def load() -> None:
+    def load() -> Tensor:
         if not commit.exists():  # the main process has found it
             raise UserError(
                 f"{commit}: not found on {socket.gethostname()} (rank {accelerator.process_index}); set run.dir to a "
                 "folder that all machines share"
             )
-        load_commit(commit, state, accelerator)
+        return load_commit(commit, state, accelerator)
 
-    on_all_ranks(accelerator, load)
+    window_sums = on_all_ranks(accelerator, load)
     if not start.is_in(folder):
         state.best_val_loss, state.best = math.inf, None  # the best weights are in the other run's folder
+    return window_sums
 
 
 def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> BatchSchedule:

@@ -171,7 +171,7 @@ def test_a_full_disk_costs_only_the_saves_while_it_is_full(photos, whole, small_
     assert training.exit_codes() == [0], training.log.read_text()
     said = training.said()
     assert "checkpointofstep7(thelastoneisstep-00000006):cannotbewritten(Nospaceleftondevice" in said
-    assert "traininggoeson,andtriesagainlater" in said
+    assert "trainingcontinuesandtriesagainlater" in said
     assert "metrics.jsonl:cannotbewritten(Nospaceleftondevice);itslinesarekeptinmemory" in said
     assert_complete(whole, config)
 
@@ -186,7 +186,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_it_continues_once_there_is_room
         assert_intact(config, ["step-00000028", "step-00000029"])
         said = training.said()
         assert "thelastcheckpointcannotbewritten(Nospaceleftondevice:" in said and "Traceback" not in said
-        assert "makeroom,andcontinuefromtheonebefore" in said
+        assert "freesomespace,andcontinuefromthecheckpointbefore" in said
         assert forked.run(config, log=tmp_path / "again") == [2]  # it cannot begin either
         said = "".join((tmp_path / "again").read_text().split())
         assert "cannotbewritten(Nospaceleftondevice)" in said and "Traceback" not in said

@@ -261,7 +261,7 @@ def commit(tmp_path_factory):
         "wandb_id": None,
         "data": {"train": {"images": 4, "names": "a"}, "val": {"images": 4, "names": "b"}},
     }  # fmt: skip
-    return config, state, accelerator, collect(state, accelerator, extra)
+    return config, state, accelerator, collect(state, state.epoch_sums, accelerator, extra)
 
 
 def resume(commit, folder, files):

@@ -194,7 +194,7 @@ HOSTILE_STATES = {
     "long schedule": ({"epoch": 10**9, "epochs": 10**10}, "train.epochs: 2, but .* has completed 1000000000"),
     "finished": ({"epoch": 2}, "has completed all its epochs; raise train.epochs"),
     "huge batch": ({"global_batches": [10**12]}, "global_batches"),
-    "stages": ({"global_batches": [4, 4]}, "does not fit this run .its number of stages"),
+    "stages": ({"global_batches": [4, 4]}, "another number of stages"),
     "place of W&B's run": ({"wandb_id": "../../../evil"}, "wandb_id"),
     "no numbers": ({"step": "1"}, "step"),
     "sums": ({"sums": [[[1.0]]]}, "does not fit this run"),

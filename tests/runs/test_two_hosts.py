@@ -88,7 +88,7 @@ def test_hosts_that_share_no_folder_train_but_cannot_continue(photos, hosts, tmp
     assert forked.run(config, ranks=2, mode=mode) == [2, 2]
     commit = run_folder(config) / "checkpoints" / "step-00000006"
     assert said(config)[-1] == (
-        f"accel-restore: {commit}: is not there on {hosts.names[1]} (rank 1); set run.dir to a folder that all "
+        f"accel-restore: {commit}: not found on {hosts.names[1]} (rank 1); set run.dir to a folder that all "
         "machines share"
     )
     assert "Traceback" not in forked.printed(config)

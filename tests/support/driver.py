@@ -260,7 +260,7 @@ def forget(part: str) -> None:
     def load_and_forget(commit, state, accelerator):
         if part == "scheduler":
             schedule = state.scheduler.scheduler.state_dict()
-        load(commit, state, accelerator)
+        window_sums = load(commit, state, accelerator)
         if part == "optimizer":
             state.optimizer.optimizer.state.clear()
         elif part == "ema":
@@ -268,11 +268,12 @@ def forget(part: str) -> None:
         elif part == "sums":
             state.epoch_sums.zero_()
         elif part == "window":
-            session.sums_of_rank = lambda *_: torch.zeros(2, len(state.epoch_sums), dtype=torch.float64)
+            window_sums.zero_()
         elif part == "scheduler":
             state.scheduler.scheduler.load_state_dict(schedule)
         elif part == "place":  # which samples come next
             state.epoch_step -= 1
+        return window_sums
 
     preparation.load_commit = load_and_forget
 

@@ -9,10 +9,10 @@ from photographs import photograph
 from safetensors.torch import save_file
 from torch import nn
 
-from accel_restore.engine import monitored_value
 from accel_restore.errors import UserError
-from accel_restore.metrics import get_metric
+from accel_restore.metrics import get_metric, monitored_value
 from accel_restore.metrics.protocol import Protocol
+from accel_restore.state import Scores
 
 NETWORKS = {"lpips": "alexnet", "dists": "vgg16"}
 
@@ -93,8 +93,9 @@ def test_images_of_the_smallest_side_can_be_scored(name, files):
 
 
 def test_distances_are_monitored_as_lower_is_better_and_psnr_as_higher():
-    assert monitored_value({"loss": 1.0, "lpips": 0.2}, "lpips") < monitored_value({"loss": 0.5, "lpips": 0.3}, "lpips")
-    assert monitored_value({"loss": 1.0, "psnr": 30.0}, "psnr") < monitored_value({"loss": 0.5, "psnr": 29.0}, "psnr")
+    for name, better, worse in (("lpips", 0.2, 0.3), ("psnr", 30.0, 29.0)):
+        first, second = (Scores(loss, {name: value}, {}, {}) for loss, value in ((1.0, better), (0.5, worse)))
+        assert monitored_value(first, name) < monitored_value(second, name)
 
 
 @pytest.mark.parametrize(
