@@ -67,7 +67,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
         ema.module.to(accelerator.device)
     if config.train.compile:
         compile_blocks(model)
-    # With fp16 a fused step would unscale the gradients itself, after they were clipped and their norm was logged.
+    # With fp16, a fused step unscales the gradients itself: after the norm and clipping, which is too late.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
@@ -126,8 +126,9 @@ def train_epoch(
     """Make one optimizer step for each element of `steps`; return the mean loss over the epoch's samples of all ranks.
 
     The gradient of a step is that of the mean loss over its real samples, on any number of ranks and for any
-    accumulation: a sample's weight is ranks / real samples (padding: 0), and gradients are averaged over the ranks.
-    All ranks skip a step whose gradient is not finite. Losses that are not finite are left out of the mean.
+    accumulation. Each sample's loss is weighted by ranks / real samples (padding: 0), because gradients are averaged
+    over the ranks. All ranks skip a step whose gradient is not finite. Losses that are not finite are left out of the
+    mean.
     """
     state.model.train()
     for micro_batches in steps:  # one optimizer step each
@@ -143,10 +144,10 @@ def train_epoch(
                 accelerator.backward(propagate_nan(loss))
             state.count(losses, terms, batch)
         state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
-        is_finite = state.grad_norm.isfinite()  # equal on all ranks, as gradients are; still on the device
+        is_finite = state.grad_norm.isfinite()  # same on all ranks, as the gradients are; not yet copied to the host
         if arm_skip_if_nan(state.optimizer, accelerator, is_finite) or is_finite:
             state.optimizer.step()  # the only place where weights change
-        was_made = bool(is_finite)  # waits for the device, which has the optimizer's step in its queue
+        was_made = bool(is_finite)  # the host waits here; the device already has the optimizer's step queued
         state.skipped_in_row = 0 if was_made else state.skipped_in_row + 1
         if state.ema is not None and was_made:
             state.ema.update(accelerator.unwrap_model(state.model))
@@ -159,12 +160,12 @@ def train_epoch(
 
 
 def propagate_nan(loss: Tensor) -> Tensor:
-    """The loss, made so that a non-finite loss has only NaN gradients: once exchanged, they are NaN on every rank."""
+    """Return the loss. If it is not finite, its gradients are all NaN, so after the exchange every rank sees NaN."""
     return loss * (1 + 0 * loss.detach())
 
 
 def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
-    """The L2 norm of all gradients together, which are then clipped to `max_norm`."""
+    """Return the L2 norm of all gradients together (unscaled, with fp16); then clip them to `max_norm` if it is set."""
     if max_norm is not None:
         return fsdp.full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_norm))
     accelerator.unscale_gradients()
@@ -215,7 +216,7 @@ def validate(
             table[index] = score_image(image, loss_fn, terms, metrics)
             for callback in callbacks:
                 callback.on_validation_image(state, index, *image)
-    means = accelerator.reduce(table, "sum").mean(0)  # each row is one rank's
+    means = accelerator.reduce(table, "sum").mean(0)  # each image's row was filled by one rank; the others hold zeros
     loss, *values, scored = means.tolist()
     if scored < 1:
         raise PreemptedError("stopped during validation")

@@ -1,6 +1,6 @@
 """Names that a configuration can use. Each maps to an import path, so that names are checked without heavy imports.
 
-To add a loss, a model or a degradation, define it and add a line here.
+To add a loss, a metric, a model or a degradation, define it and add a line here.
 """
 
 LOSSES = {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """The mean scores of one validation. The metrics of the input tell how much the network has gained."""
+    """Mean scores of one validation. The network's gain is `metrics` compared with `input_metrics`."""
 
     loss: float
     metrics: dict[str, float]
@@ -33,7 +33,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What an epoch came to, for the callbacks."""
+    """The results of one epoch."""
 
     epoch: int  # counted from 0
     step: int
@@ -45,10 +45,14 @@ class EpochRecord:
 
 
 class Callback:
-    """Observes the loop. Every method is called on every rank, in the order of the list of callbacks."""
+    """Observes the loop.
+
+    Methods are called on every rank, in the order of the list in `trainer/run.py: make_callbacks`;
+    `on_validation_image` only on the rank that scores the image.
+    """
 
     def on_step(self, state: "TrainState") -> None:
-        """Run after an optimizer step, also a skipped one. The gradients are still available."""
+        """Run after an optimizer step, also a skipped one. The gradients are still there, already clipped."""
 
     def on_validation_image(self, state: "TrainState", index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
         """Run for each validation image that this rank scores.
@@ -75,12 +79,12 @@ class MicroBatchLosses:
 
     ids: Any  # of the samples, on the host; -1 for padding
     losses: Tensor  # (B,)
-    sums: Tensor  # float64, over the real samples: loss, number of samples, each of `TrainState.terms`
+    sums: Tensor  # float64, over real samples with a finite loss: loss, number of samples, each of `TrainState.terms`
 
 
 @dataclass
 class TrainState:
-    """All that changes during training."""
+    """What the loop changes: weights, optimizer, schedule, counters."""
 
     model: nn.Module
     optimizer: Any  # Accelerate's wrapper around a torch optimizer

@@ -1,9 +1,9 @@
 """`--audit`: the flow of weights, observed on a real run.
 
 Every rank records each operation with a hash of all parameters after it. Weights may change only in `optimizer.step`,
-the learning rate only in `scheduler.step`, once per epoch, and all ranks must hold the same weights. torch's Adam and
-AdamW skip a step themselves, so a skipped step is a call that changes nothing; for others it is no call. A run
-without `--audit` executes none of this.
+the learning rate only in `scheduler.step`, once per epoch, and all ranks must hold the same weights. A skipped step is
+a call that changes nothing (fused Adam and AdamW; any optimizer with fp16), or no call at all. A run without `--audit`
+executes none of this.
 """
 
 import hashlib

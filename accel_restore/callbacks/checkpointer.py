@@ -31,8 +31,8 @@ class CommitSource:
 class Checkpointer(Callback):
     """Commits at the end of epochs and, if configured, every N steps; runs after the MetricsLogger.
 
-    Training continues if a commit cannot be written (a full disk): this is logged, and the next one that is due makes
-    up for it. The last commit must succeed.
+    If a commit cannot be written (full disk), this is logged and training continues; the next due commit replaces it.
+    The last one must succeed.
     """
 
     def __init__(

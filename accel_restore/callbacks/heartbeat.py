@@ -1,4 +1,4 @@
-"""The callback that tells the rank monitor where this rank is in the loop."""
+"""The callback that informs the rank monitor where this rank is in the loop."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from accel_restore.state import Callback, EpochRecord, TrainState
 
 
 class Heartbeat(Callback, LoaderObserver):
-    """Sets `monitor.place`: the steps completed, and the phase of the next one."""
+    """Sets `monitor.place` to (steps completed, what this rank is doing now)."""
 
     def __init__(self, monitor: RankMonitor, loader: TrainLoader, state: TrainState):
         self.monitor, self.state = monitor, state

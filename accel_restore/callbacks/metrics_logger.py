@@ -1,4 +1,4 @@
-"""The callback that records a run: metrics.jsonl, W&B and TensorBoard from values of all ranks, and progress."""
+"""The callback that writes metrics.jsonl from the values of all ranks, and updates W&B, TensorBoard and the bar."""
 
 import time
 from collections.abc import Iterator
@@ -47,9 +47,9 @@ class Trackers:
 
 
 class RunLog:
-    """The lines of metrics.jsonl and memory.jsonl; written by the main process, nothing on other ranks.
+    """Writes metrics.jsonl and memory.jsonl on the main process; does nothing on others.
 
-    Memory has a file of its own: a run that resumes repeats the lines of metrics.jsonl bit-identically.
+    Memory has its own file because it differs between runs; metrics.jsonl is repeated exactly, times aside.
     """
 
     def __init__(self, folder: Path, state: TrainState, is_main: bool, console: Console):

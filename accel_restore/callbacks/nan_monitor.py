@@ -20,9 +20,10 @@ _FILES = 8  # files of one step that are named
 
 
 class NaNMonitor(Callback):
-    """Reports what made a gradient non-finite; ends the run after `limit` consecutive such steps.
+    """Reports what made a gradient non-finite. The engine skips such steps.
 
-    The engine skips these steps.
+    Ends the run after `limit` of them in a row, or when the last step was skipped and validation is not finite. fp16's
+    search for its scale is not reported.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class NaNMonitor(Callback):
 
     @torch.no_grad()
     def _terms(self, state: TrainState) -> list[str]:
-        """The names of the loss's terms that are not finite when this step is computed again: weights are equal.
+        """Compute the step again and return the terms that are not finite.
 
+        The step was skipped, so the weights are the same.
         A model's own buffers (batch statistics) and torch's random state stay as they are.
         """
         if self.accelerator.is_fsdp2:

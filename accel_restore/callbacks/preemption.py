@@ -12,11 +12,10 @@ from accel_restore.utils.signals import StopRequest
 
 
 class PreemptionCallback(Callback):
-    """Raises `PreemptedError` on all ranks after the same step, when one of them was asked to stop.
+    """If one rank is asked to stop, all raise `PreemptedError` after the same step.
 
-    The ranks exchange their answers while the next step is computed, so a request takes effect one step later and
-    nobody waits. A single process stops after the step in which the request came. The exchange goes over the CPUs
-    (gloo), so that no GPU is waited for.
+    Each step begins an all-reduce (gloo, so no GPU waits) and reads that of the step before: a request takes effect one
+    step later. At the end of an epoch the answer is awaited. A single process stops at once.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The callback that compares the weights of all ranks, and ends the run where they differ."""
+"""The callback that compares the weights of all ranks, and ends the run if they differ."""
 
 import torch
 from accelerate import Accelerator
@@ -39,8 +39,8 @@ class ReplicaCheck(Callback):
         first = next(name for name, a, b in zip(names, rows[bad[0]], usual, strict=True) if a != b)
         majority = f"; rank {', '.join(map(str, bad))} differs from the majority" if rows.count(usual) > 1 else ""
         raise RunAbortedError(
-            f"step {state.step}: ranks {good} and {bad[0]} hold different weights (first in {first}){majority}. "
-            "Memory or a device is faulty: continue from the last commit, if necessary without that device"
+            f"step {state.step}: rank {bad[0]}'s weights differ from those of rank {good} (first in {first})"
+            f"{majority}. Memory or a device is faulty: continue from the last commit, if necessary without that device"
         )
 
 

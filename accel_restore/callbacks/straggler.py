@@ -26,11 +26,11 @@ def moment(on_cuda: bool) -> Any:
 
 
 class StragglerDetector(Callback):
-    """Compares the time that each rank needs for its own part of a step: until its last gradient is ready.
+    """Compares each rank's own time for a step: from the end of the last step until its last gradient is ready.
 
-    Then follows the exchange, in which the others wait, so whole steps take equally long on all ranks. On a GPU it is
-    the device's time, without augmentation and degradation, which run before the step begins. It is the first in the
-    list of callbacks, so that the time of the others counts.
+    In the exchange that follows, the fast ranks wait for the slow one, so whole steps take equally long. First in the
+    list, so that the other callbacks' time counts as this rank's own. On a GPU it is device time; augmentation is left
+    out if the next batch was ready.
     """
 
     def __init__(self, accelerator: Accelerator, loader: TrainLoader, state: TrainState, warn: Callable[[str], None]):

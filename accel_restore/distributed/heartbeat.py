@@ -1,6 +1,6 @@
-"""Heartbeats of the ranks, exchanged through the process group's store, name a rank that dies, hangs or is cut off.
+"""Names a rank that dies, hangs in training or is cut off, and ends the job within `train.rank_timeout`.
 
-The job then ends within `train.rank_timeout` and does not wait for that rank for ever.
+Ranks publish heartbeats in the process group's store. A hang in validation is left to torch's timeout.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from accel_restore.errors import AuditError, DivergedError, RunAbortedError, Use
 _SHARE = 0.9  # of the timeout, after which a rank is given up; torch's own collectives fail at the full timeout
 _EVIDENCE_SECONDS = 5.0  # how long to look for the rank that caused an error here
 _LEAVE_SECONDS = 15.0  # for the main thread to notice that another rank has failed
-# Usually raised by all ranks together, so that no rank needs to be informed.
+# All ranks usually raise these together, so rank 0 publishes nothing.
 _OF_ALL_RANKS = (UserError, DivergedError, RunAbortedError, AuditError)
 _TIMEOUT = ("Timed out", "Application timeout")  # gloo's words
 
@@ -94,7 +94,7 @@ class RankMonitor:
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float, give_up: Callable[[Verdict], None]):
-        """`give_up` is called with the verdict on every rank before its process ends."""
+        """`give_up` is called with the verdict just before the monitor's thread ends this process."""
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.interval, self.give_up = min(1.0, timeout / 20), give_up
         self.limit = min(_SHARE * timeout, timeout - 6 * self.interval)  # time to hear, to judge, to inform others
@@ -138,7 +138,7 @@ class RankMonitor:
     # In the threads --------------------------------------------------------------------------------------------------
 
     def _exchange_heartbeats(self) -> None:
-        """Exchange heartbeats with the store; this may hang with the host that holds it."""
+        """Exchange heartbeats. May block if the store's host hangs; `_watch` notices that."""
         with suppress(distributed.DistError, RuntimeError):  # the store is gone for good, and is judged by its silence
             for beat in itertools.count():
                 self.wake.wait(self.interval)
@@ -204,10 +204,10 @@ class RankMonitor:
         return Verdict((last,), "stuck", f"rank {last} has made no progress for {seconds:.0f} s: {doing}, {where}")
 
     def _end(self, verdict: Verdict) -> None:
-        """End this process from the thread: the main thread waits for a rank that will not come."""
+        """End this process. The main thread cannot: it is waiting for the lost rank."""
         self.verdict = verdict
         for rank, peer in self.peers.items():
-            # A stopped process would not receive the launcher's SIGTERM, and would delay the end by half a minute.
+            # A suspended (SIGSTOP) process ignores SIGTERM; the launcher would wait 30 s for it.
             if rank in verdict.ranks and peer.machine == _machine():
                 with suppress(OSError):
                     os.kill(peer.pid, signal.SIGKILL)
@@ -219,7 +219,7 @@ class RankMonitor:
             os._exit(1)
 
     def _publish(self, verdict: Verdict) -> None:
-        """Inform the other ranks why this one ends; returns also if the store does not answer."""
+        """Tell the other ranks why this one ends. Returns even if the store does not answer."""
         self.verdict = verdict
         self.wake.set()
         self.is_published.wait(2 * self.interval)
@@ -236,7 +236,7 @@ class RankMonitor:
             self._publish(Verdict((self.rank,), "failed", text))
 
     def find_cause(self, error: BaseException) -> Verdict | None:
-        """What happened on another rank, if that is why `error` was raised on this one."""
+        """Return the verdict if `error` came from another rank or a lost connection; None if it is this rank's own."""
         if self.store is None or not is_communication(error):
             return None
         while self.verdict is not None:  # the thread knows, and ends this process
@@ -261,7 +261,10 @@ class RankMonitor:
 
 
 def _machine() -> str:
-    """An identity that two processes share only if one can signal the other; host names may repeat in containers."""
+    """Identify the machine and PID namespace: equal only for processes that can signal each other.
+
+    Host names may repeat in containers.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:

@@ -27,6 +27,7 @@ def psnr(output: Tensor, gt: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB of each image (B, C, H, W) in [0, 1]; shape (B,).
 
     It is at most 100 dB. For equal images it would be infinite, and so would the mean over all images.
+    metrics/README.md gives the reasons for not using torchmetrics.
     """
     error = (output.double() - gt.double()).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp_min(1e-10))

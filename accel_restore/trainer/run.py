@@ -114,14 +114,14 @@ def run_training(
 
 
 class _Ending:
-    """Records why a run ends, on the rank that reports it."""
+    """Decides what a run reports when it ends, and writes it to status.json."""
 
     def __init__(self, rank: int, overwrite: bool):
         self.rank, self.overwrite = rank, overwrite
         self.run: RunContext | None = None  # once it is prepared
 
     def record(self, reason: str, reporter: int = 0, state: str = "failed") -> bool:
-        """Whether this rank is the reporter; if so, status.json gets the reason."""
+        """Write the reason to status.json if this rank is the reporter; return whether it is."""
         if self.rank == reporter and self.run is not None:
             with suppress(OSError):
                 self.run.write_status(state, error=reason)
@@ -133,7 +133,10 @@ class _Ending:
             print(f"accel-restore: {self._with_hint(verdict)}", file=sys.stderr, flush=True)
 
     def explain(self, error: Exception, monitor: RankMonitor) -> Exception:
-        """The error to raise: another rank's fault, too little memory, or `error` itself. It is recorded."""
+        """Return the error to raise: another rank's fault, too little memory, or `error` itself.
+
+        It is written to status.json, and the other ranks are informed if the fault is this rank's own.
+        """
         if (verdict := monitor.find_cause(error)) is not None:
             is_reporter = self.record(verdict.text, verdict.reporter)
             return RunAbortedError(self._with_hint(verdict), is_reporter)
@@ -220,13 +223,15 @@ def make_callbacks(
     return [
         StragglerDetector(accelerator, loader, state, run.console.log),  # first: measures from step to step
         Heartbeat(monitor, loader, state),
-        ValidationPictures(log, samples, accelerator, epochs),  # W&B reads the picture after the logger's line
+        # Before the logger: its line makes W&B look for the picture.
+        ValidationPictures(log, samples, accelerator, epochs),
         logger,
         Curves(log, run.report, epochs),
-        nan_monitor,
+        nan_monitor,  # these two before the checkpointer: a diverged or damaged state is not committed
         replica_check,
-        checkpointer,  # after the logger: a commit is never newer than the lines before it
-        PreemptionCallback(accelerator, stop, epochs, stop_after, config.train.rank_timeout),  # raises after a commit
+        checkpointer,  # after the logger: the lines of a step are on disk before its commit
+        # After the checkpointer; it raises, and `Checkpointer.on_exit` then commits.
+        PreemptionCallback(accelerator, stop, epochs, stop_after, config.train.rank_timeout),
         *([Audit(run.folder, state, loader, accelerator, run.console.table)] if audit else []),
     ]
 
