@@ -15,7 +15,7 @@ class PreemptionCallback(Callback):
     """If one rank is asked to stop, all raise `PreemptedError` after the same step.
 
     Each step begins an all-reduce (gloo, so no GPU waits) and reads that of the step before: a request takes effect one
-    step later. At the end of an epoch the answer is awaited. A single process stops at once.
+    step later. At the end of an epoch the answer is awaited. A single process stops after the current step.
     """
 
     def __init__(
