@@ -1,4 +1,4 @@
-"""What only a GPU shows: each precision, bits after a stop, launchers with NCCL, waiting, compiled parts, memory."""
+"""Tests that need a GPU: precisions, bit-identical resuming, NCCL launchers, device waits, compile, memory."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ LAUNCH = ROOT / "launch"
 
 
 def config_of(folder: Path, name: str = "small", **sections: dict) -> dict:
-    """8 steps in 2 epochs, with all the habits that keep state on the device."""
+    """Return a configuration of 8 steps in 2 epochs, with all features that keep state on the device."""
     photos, val = folder / "train", folder / "val"
     if not photos.exists():
         make_photos(photos, 29), make_photos(val, 3, seed=1)
@@ -50,7 +50,7 @@ def config_of(folder: Path, name: str = "small", **sections: dict) -> dict:
 
 
 def train_here(config: dict, *arguments: str, launcher: tuple = (), mode: str = "") -> subprocess.CompletedProcess:
-    """Train on the GPU in a process of its own, or in one that a launcher (a module and its options) starts."""
+    """Train on the GPU in a new process, which `launcher` (a module and its options) starts if given."""
     file = Path(config["run"]["dir"]) / f"{config['run']['name']}.yaml"
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, *launcher, str(DRIVER), "--config", str(file), *arguments]
@@ -63,7 +63,7 @@ FSDP2 = ("-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "fsdp
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_each_precision_learns_as_the_cpu_does(tmp_path, precision):
+def test_each_precision_learns_like_the_cpu(tmp_path, precision):
     given = {"train": {"mixed_precision": precision, "epochs": 6}, "optimizer": {"name": "muon", "lr": 0.003}}
     config = config_of(tmp_path, **given)
     succeed(train_here(config))
@@ -78,7 +78,7 @@ def test_each_precision_learns_as_the_cpu_does(tmp_path, precision):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_a_non_finite_loss_changes_nothing(tmp_path, optimizer):
+def test_a_step_with_a_non_finite_loss_is_skipped(tmp_path, optimizer):
     config = config_of(tmp_path, optimizer={"name": optimizer}, data={"batch_size": 4})
     config["train"]["max_grad_norm"] = None
     succeed(train_here(config, mode="nan@0:3"))
@@ -109,7 +109,7 @@ def test_a_stopped_run_continues_bit_identically(tmp_path, precision, name):
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, FSDP2], ids=["nccl", "fsdp2"])
-def test_a_launchers_process_trains_to_the_same_scores(tmp_path, launcher):
+def test_training_under_a_launcher_gives_the_same_scores(tmp_path, launcher):
     given = {"train": {"channels_last": False, "mixed_precision": "bf16"}}
     config, control = config_of(tmp_path, **given), config_of(tmp_path, "control", **given)
     process = succeed(train_here(config, launcher=launcher, mode="backend"))
@@ -130,14 +130,14 @@ def test_a_run_started_sharded_continues_unsharded(tmp_path):
 
 @pytest.mark.parametrize(("every", "due"), [(4, {4, 8, 12, 16}), (20, set())])
 def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
-    """As torch itself counts: once to know whether the gradient is a number, once more where a log line is due."""
+    """torch counts the waits: one to check that the gradient is finite, one more if a log line is due."""
     config = config_of(tmp_path, tracking={"log_every_steps": every}, data={"batch_size": 4})
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(config))
     waits, before_step, original = {}, [], engine.train_epoch
 
     class Note(Callback):
-        """The last hook."""
+        """Runs last, and records the waits of the step."""
 
         def on_step(self, state):
             waits[state.step] = [f"{Path(each.filename).name}:{each.lineno}" for each in caught]
@@ -160,12 +160,12 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
         warnings.filterwarnings("always", message=".*synchronizing CUDA operation.*")
         assert train.main(["--config", str(file)]) == 0
     assert not [each for each in before_step if "engine.py" in each.filename]
-    waits.pop(1)  # whatever is made once
+    waits.pop(1)  # includes one-time setup
     assert len(waits) == 15 and all(len(those) == (2 if step in due else 1) for step, those in waits.items()), waits
 
 
-def test_fused_kernels_are_those_of_adamw(tmp_path):
-    """Those of the engine's optimizer on the GPU take the steps of plain AdamW on the CPU."""
+def test_the_fused_optimizer_takes_the_steps_of_adamw(tmp_path):
+    """The engine's optimizer on the GPU takes the same steps as plain AdamW on the CPU."""
     config = accel_restore.config.schema.Config.model_validate({"data": {"train": {"gt": "x"}}})
     models = [build_model("unet", {"width": 8}, 3, 1) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -184,7 +184,7 @@ def test_fused_kernels_are_those_of_adamw(tmp_path):
         torch.testing.assert_close(one, other.cpu(), rtol=1e-5, atol=1e-6)
 
 
-def test_muon_takes_the_steps_of_the_cpu():
+def test_muon_takes_the_same_steps_as_on_the_cpu():
     weights = torch.randn(3, 32, 24, 3, 3, generator=torch.Generator().manual_seed(0))
     both = [[torch.nn.Parameter(w.clone().to(device)) for w in weights] for device in ("cpu", "cuda")]
     for parameters in both:
@@ -210,7 +210,7 @@ def test_compiled_blocks_train_to_the_same_loss(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_half_precision_restores_as_float32_does(name):
+def test_half_precision_restores_like_float32(name):
     torch.manual_seed(0)
     model = build_model(name, {}, 3, 1).eval()
     images = torch.rand(1, 3, 96, 80)
@@ -224,7 +224,7 @@ def test_half_precision_restores_as_float32_does(name):
         assert (on_gpu(images, precision=precision).cpu() - expected).norm() < 2e-2 * max(change, 1)
 
 
-def test_tiles_are_made_smaller_where_the_gpus_memory_does_not_suffice(tmp_path):
+def test_tiles_get_smaller_if_gpu_memory_is_too_small(tmp_path):
     config = config_of(tmp_path)
     succeed(train_here(config))
     best = run_folder(config) / "best.safetensors"
@@ -243,7 +243,7 @@ def test_tiles_are_made_smaller_where_the_gpus_memory_does_not_suffice(tmp_path)
     assert np.abs(output - expected).mean() < 0.5
 
 
-def test_restore_and_evaluate_take_the_gpu_by_themselves(tmp_path):
+def test_restore_and_evaluate_use_the_gpu_by_default(tmp_path):
     config = config_of(tmp_path)
     succeed(train_here(config))
     best, val = str(run_folder(config) / "best.safetensors"), config["data"]["val"]["gt"]

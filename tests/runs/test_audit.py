@@ -1,4 +1,4 @@
-"""`--audit` on real runs: the table of a sound one, and deliberate violations that must make it fail."""
+"""`--audit` on real runs: the table of a correct run, and deliberate violations that must fail."""
 
 import json
 
@@ -9,7 +9,7 @@ from runs import audit_events, run_folder, small_config, succeed
 PHOTOS = 20, 3  # training, validation
 
 
-def test_table_of_two_ranks_with_accumulation(photos, tmp_path):
+def test_audit_table_of_two_ranks_with_accumulation_is_correct(photos, tmp_path):
     config = small_config(
         *photos, tmp_path, data={"batch_size": 2}, train={"epochs": 2, "gradient_accumulation_steps": 2}
     )
@@ -20,7 +20,7 @@ def test_table_of_two_ranks_with_accumulation(photos, tmp_path):
         row["operation"]: (row["calls"], row["calls_per_epoch"], row["weights_changed"], row["lr_changed"])
         for row in audit["table"]
     }
-    # 20 samples: steps of 8, 8 and 4 a epoch; the last needs one micro-batch, so 5 backwards, 3 steps, 2 epochs
+    # 20 samples: steps of 8, 8 and 4 per epoch. The last takes one micro-batch: 5 backwards, 3 steps, 2 epochs.
     assert counts == {
         "zero_grad": (6, 3, 0, 0),
         "accelerator.backward": (10, 5, 0, 0),

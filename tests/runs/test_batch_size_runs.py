@@ -1,4 +1,4 @@
-"""Runs with `data.batch_size: auto`: all ranks take the same size, and a run that continues keeps it."""
+"""Runs with `data.batch_size: auto`: all ranks use the same size, and a continued run keeps it."""
 
 import json
 import os
@@ -18,18 +18,18 @@ def automatic(tmp_path, **train) -> dict:
 
 
 def _with_memory_for(config_file: str, sizes: dict[str, int]) -> int:
-    """Run a rank of training on a machine where each rank has memory for the given number of pairs."""
+    """Run one rank of training, where each rank has memory for the given number of pairs."""
     batch_size.largest_on_cpu = lambda config, accelerator, loss_fn, possible: max(
         size for size in possible if size <= sizes[os.environ["RANK"]]
     )
     return main(["--config", config_file, "--cpu"])
 
 
-def test_a_run_that_continues_on_other_ranks_keeps_the_size_that_was_found(tmp_path):
+def test_a_run_continued_on_another_world_size_keeps_its_global_batch_size(tmp_path):
     config = automatic(tmp_path)
     printed = succeed(launch(config)).stdout
     resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
-    assert resolved["data"]["batch_size"] == 8  # of 12 samples an epoch
+    assert resolved["data"]["batch_size"] == 8  # of 12 samples per epoch
     assert "data.batch_size: auto is 8, the largest from 1 to 8 that fits" in printed
     plan = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])
     assert plan["global batch"].startswith("8 = 8 per device")
@@ -39,7 +39,7 @@ def test_a_run_that_continues_on_other_ranks_keeps_the_size_that_was_found(tmp_p
     assert plan["global batch"].startswith("8 = 4 per device × 1 accumulated × 2 ranks")
 
 
-def test_all_ranks_use_the_size_that_fits_the_rank_with_the_least_memory(tmp_path):
+def test_all_ranks_use_the_size_that_fits_the_smallest_memory(tmp_path):
     config = automatic(tmp_path)
     file, log = tmp_path / "config.yaml", tmp_path / "log"
     file.write_text(yaml.safe_dump(config))
@@ -48,7 +48,7 @@ def test_all_ranks_use_the_size_that_fits_the_rank_with_the_least_memory(tmp_pat
     assert resolved["data"]["batch_size"] == 2 and log.read_text().count("auto is 2, the largest") == 1
 
 
-def test_where_no_size_fits_an_error_is_reported_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_if_no_size_fits_an_error_is_reported_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     config = automatic(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))

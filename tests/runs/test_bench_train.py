@@ -1,4 +1,4 @@
-"""`bench train` names the slow phase, its bare loop does the same work as the trainer, and nothing is left behind."""
+"""`bench train` names the slow phase, its bare loop does the same work as the trainer, and it leaves no files."""
 
 import json
 import os
@@ -47,7 +47,7 @@ from accel_restore.trainer.bare_loop import BareLoop
 
 
 class Clock:
-    """A clock that only advances within functions that are made slow."""
+    """A clock that advances only inside the functions made slow."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -67,7 +67,7 @@ CLOCK = Clock()
 
 
 class Slow(torch.nn.Module):
-    """A user's model that takes 4 seconds forward and 8 backward."""
+    """A user's model whose forward takes 4 seconds and whose backward takes 8."""
 
     def __init__(self, channels: int = 3):
         super().__init__()
@@ -90,7 +90,7 @@ class _SlowBackward(torch.autograd.Function):
 
 
 FEW = {"_PAIRS": (2, 2), "_FIRST_STEPS": 1, "_QUEUED": 1}
-SLEEP = 0.4  # seconds; tiny steps take some milliseconds, on a busy machine more
+SLEEP = 0.4  # seconds; tiny steps take a few milliseconds, more on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -141,9 +141,9 @@ def test_each_phase_gets_its_own_time(tmp_path, monkeypatch):
         trainer = bench_train.Trainer(run, callbacks)
         split = PhaseTimer(run.state, run.loader, run.accelerator)
         with split.observing():
-            trainer(4, split)  # over the end of an epoch
+            trainer(4, split)  # crosses the end of an epoch
         before = dict(split.seconds)
-        trainer(1)  # not observed any more
+        trainer(1)  # no longer observed
         trainer.close()
     assert split.per_step() == {
         WAIT: 2 * 1, BATCH: 2 * 2, FORWARD: 2 * 4, BACKWARD: 2 * 8, EXCHANGE: 0,
@@ -171,7 +171,7 @@ def test_bare_loop_trains_like_the_trainer(tmp_path):
     assert any((own - first).abs().max() > 1e-3 for own, first in zip(bare.module.parameters(), started, strict=True))
 
 
-def test_slow_data_is_the_bottleneck_and_nothing_is_left_behind(tmp_path, monkeypatch, capsys):
+def test_slow_data_is_the_bottleneck_and_no_file_is_left(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, data={"num_threads": 1}, train={"gradient_accumulation_steps": 1})
     record = tmp_path / "bench.json"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -199,7 +199,7 @@ def test_slow_data_is_the_bottleneck_and_nothing_is_left_behind(tmp_path, monkey
 
 
 def rank_record(**changed: float) -> dict:
-    """Return the record of a rank: 1 ms in each phase except those given."""
+    """Return the record of a rank: 1 ms in each phase that is not given."""
     config = config_from({"data": {"train": {"gt": "x"}}}).model_dump(mode="json")
     one = {"trainer_seconds": 2.0, "trainer_cpu_seconds": 1.0, "bare_seconds": 1.0, "bare_cpu_seconds": 0.9}
     return {
@@ -239,12 +239,12 @@ def test_waiting_for_a_slow_rank_does_not_count_as_exchange():
 
 
 def _bench(arguments: list[str], slow: str) -> int:
-    """Run a rank of `bench train`, in its own process, in which something is slow."""
+    """Run one rank of `bench train` in its own process, with one part made slow."""
     vars(bench_train).update(FEW)
     setup = preparation.setup_model_and_optimizer
 
     def slow_exchange(_, bucket):
-        time.sleep(SLEEP * bucket.is_last())  # after the last gradient: before it, the backward would hide it
+        time.sleep(SLEEP * bucket.is_last())  # after the last gradient; earlier, the backward would hide the delay
         done = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
         return done.then(lambda future: future.value()[0])
 
@@ -276,7 +276,7 @@ def test_the_bottleneck_of_two_ranks_is_found(slow, phase, tmp_path):
     if slow != "exchange":
         assert (
             "rank 1 is slow" in out and figures["ranks"][0]["phases"][EXCHANGE] > SLEEP / 2
-        )  # which is not taken for one
+        )  # the wait is not the bottleneck
 
 
 @pytest.mark.gpu
@@ -301,7 +301,7 @@ def test_non_finite_losses_end_the_measurement_with_one_error(tmp_path, capsys):
     assert "accel-restore: epoch" in err and "training has diverged" in err
 
 
-def test_stopped_measurement_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+def test_stopped_measurement_leaves_no_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     seen = []

@@ -1,4 +1,4 @@
-"""`evaluate` and `restore` on the weights of a run, and divided among processes."""
+"""`evaluate` and `restore` on the weights of a run, in one process and in several."""
 
 import json
 import re
@@ -26,7 +26,7 @@ SPEC = "gaussian_noise(sigma=[5, 50])"
 
 
 def evaluate(*arguments, code: int = 0) -> dict | None:
-    """The report of the command, which must end with `code`."""
+    """Return the report of the command, whose exit code must be `code`."""
     file = Path(arguments[0]).parent / "report.json"
     file.unlink(missing_ok=True)
     assert main(["evaluate", *map(str, arguments), "--cpu", "--json", str(file)]) == code
@@ -36,7 +36,7 @@ def evaluate(*arguments, code: int = 0) -> dict | None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict:
-    """The configuration of a run of one epoch, scored in a way that is not the default."""
+    """Return the configuration of a run of one epoch with a non-default scoring protocol."""
     folder = tmp_path_factory.mktemp("run")
     photos, val = make_photos(folder / "photos", 6), make_photos(folder / "val", 5, seed=1)
     validation = {"metrics": ["psnr", "ssim"], "crop_border": 2, "quantize": True, "self_ensemble": True}
@@ -45,7 +45,7 @@ def trained(tmp_path_factory) -> dict:
     return config
 
 
-def test_the_scores_are_those_of_the_validation(trained, capsys):
+def test_evaluate_gives_the_scores_of_the_validation(trained, capsys):
     best, val = run_folder(trained) / "best.safetensors", trained["data"]["val"]["gt"]
     report, [epoch] = evaluate(best, "--gt", val, "--degrade", SPEC), epochs_of(trained)
     for name in ("psnr", "ssim"):
@@ -59,7 +59,7 @@ def test_the_scores_are_those_of_the_validation(trained, capsys):
     assert report["mean"]["psnr"] == pytest.approx(fmean(image["psnr"] for image in report["images"]))
     said = capsys.readouterr().out
     assert "photo003" in said and "mean" in said and "crop_border: 2" in said
-    # The control: other draws of the noise give other scores, and another protocol does.
+    # Control: other noise gives other scores, and so does another protocol.
     assert evaluate(best, "--gt", val, "--degrade", SPEC, "--seed", "1")["mean"]["psnr"] != report["mean"]["psnr"]
     other = evaluate(best, "--gt", val, "--degrade", SPEC, "--no-quantize", "--crop-border", "0", "--metrics", "psnr")
     assert other["mean"]["psnr"] != report["mean"]["psnr"] and "ssim" not in other["mean"]
@@ -75,7 +75,7 @@ def test_two_processes_score_each_image_once_with_the_same_result(trained):
     assert json.loads(file.read_text()) == alone
 
 
-def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
+def test_evaluate_with_run_uses_the_protocol_of_the_run(trained, capsys):
     folder, [epoch] = run_folder(trained), epochs_of(trained)
     best = folder / "best.safetensors"
     report = evaluate(best, "--run", folder)
@@ -85,7 +85,7 @@ def test_a_runs_own_validation_is_scored_as_the_run_scored_it(trained, capsys):
     assert evaluate(best, "--run", folder, "--crop-border", "0")["protocol"]["crop_border"] == 0, "options go first"
     plan = (folder / "plan.json").read_text()
     assert json.loads(plan)["precision"] == "no"
-    for computed, scored in (("bf16", "bf16"), ("fp16", "no"), (None, "no")):  # a CPU has no fp16; older runs no field
+    for computed, scored in (("bf16", "bf16"), ("fp16", "no"), (None, "no")):  # no fp16 on a CPU; None: an older run
         (folder / "plan.json").write_text(json.dumps({**json.loads(plan), "precision": computed}))
         assert evaluate(best, "--run", folder)["protocol"]["precision"] == scored
     (folder / "plan.json").write_text(plan)
@@ -119,14 +119,14 @@ def test_held_out_images_are_recorded_and_scored_again(tmp_path, capsys):
     assert main(["check", "--config", str(tmp_path / "small.yaml"), "--json", str(tmp_path / "check.json")]) == 0
     assert json.loads((tmp_path / "check.json").read_text())["validation_images"] == names
 
-    for number in range(20):  # of more images, others would be taken and held out
+    for number in range(20):  # with more images, others would be held out
         shutil.copy(photos / "photo000.png", photos / f"more{number}.png")
     report = evaluate(best, "--run", folder)
     assert [image["name"] for image in report["images"]] == names
     assert report["mean"]["psnr"] == pytest.approx(epoch["val_psnr"], abs=1e-6)
     plan = (folder / "plan.json").read_text()
     (folder / "plan.json").unlink()
-    others = evaluate(best, "--run", folder)  # of a run that has not written down their names, they are worked out
+    others = evaluate(best, "--run", folder)  # without recorded names, the held-out images are computed
     assert [image["name"] for image in others["images"]] != names, "the control"
     for file in photos.glob("more*"):
         file.unlink()
@@ -141,13 +141,13 @@ def test_held_out_images_are_recorded_and_scored_again(tmp_path, capsys):
     assert "has 3 channels and scale 1, but the weights have 1" in capsys.readouterr().err
 
 
-def test_a_report_in_the_folder_of_the_run_may_be_written_again(trained):
+def test_a_report_in_the_run_folder_may_be_overwritten(trained):
     for _ in range(2):
         best = run_folder(trained) / "best.safetensors"
         assert main(["evaluate", str(best), "--run", str(best.parent), "--cpu", "--csv", f"{best.parent}/s.csv"]) == 0
 
 
-def test_a_report_is_never_written_over_a_file_of_the_run(trained, capsys):
+def test_a_report_never_overwrites_a_file_of_the_run(trained, capsys):
     plan = run_folder(trained) / "plan.json"
     content = plan.read_bytes()
     command = ["evaluate", str(plan.with_name("best.safetensors")), "--run", str(plan.parent), "--cpu"]
@@ -155,8 +155,8 @@ def test_a_report_is_never_written_over_a_file_of_the_run(trained, capsys):
     assert "name another file" in capsys.readouterr().err and plan.read_bytes() == content
 
 
-@pytest.mark.sweep  # starts a launcher; above, two processes share the images of `evaluate`
-def test_two_processes_restore_each_file_once_and_agree_on_the_exit_code(tmp_path):
+@pytest.mark.sweep  # starts a launcher; the fast tests cover `evaluate` in two processes
+def test_two_processes_restore_each_file_once_with_the_same_exit_code(tmp_path):
     weights, photos = write(tmp_path / "weights.safetensors", build(3)), tmp_path / "photos"
     photos.mkdir()
     for name in ("a.png", "b.png", "more0.png", "more1.png", "more2.png"):

@@ -1,4 +1,4 @@
-"""Console output on a terminal, in a log and in CI; each case in its own process."""
+"""Console output on a terminal, in a log and in CI; each case runs in its own process."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ from runs import ROOT, clean_environment, make_photos, small_config
 from accel_restore.trainer.summary import report_result
 
 STEPS = 100
-# A training of 100 steps, one per second. After the validation in the middle, the code in place of END runs.
+# A training of 100 steps, one per second. The code in place of END runs after the validation in the middle.
 PLAY = """
 import itertools, os, signal, sys
 from accel_restore.tracking import console
@@ -57,7 +57,7 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def in_terminal(code: str, exit_code: int = 0, **more: str) -> tuple[bytes, pyte.Screen]:
-    """Return what a process prints on a terminal of 80 columns, and the final content of the terminal."""
+    """Return what a process prints on a terminal of 80 columns, and what the terminal shows at the end."""
     ours, theirs = pty.openpty()
     screen = pyte.Screen(80, 40)
     process = subprocess.Popen(
@@ -72,7 +72,7 @@ def in_terminal(code: str, exit_code: int = 0, **more: str) -> tuple[bytes, pyte
     while True:
         try:
             data = os.read(ours, 65536)
-        except OSError:  # the process has closed its end
+        except OSError:  # the process has closed its side
             data = b""
         if not data:
             break
@@ -94,13 +94,13 @@ def _with_end(action: str = "pass") -> str:
 
 
 def _is_plain(output: str) -> bool:
-    """Return whether there are no control characters, and progress lines every 30 seconds only."""
+    """Return whether there are no control characters, and one progress line every 30 seconds."""
     lines = [line.strip() for line in output.splitlines()]
     steps = [int(re.search(r"step (\d+)/100", line)[1]) for line in lines if "samples/s" in line]
     return "\x1b" not in output and steps == [30, 60, 90] and lines.count("epoch 1 · val loss 0.01 ← best") == 1
 
 
-def test_a_terminal_of_80_columns_shows_a_bar_in_one_line():
+def test_a_terminal_of_80_columns_shows_a_progress_bar_on_one_line():
     output, screen = in_terminal(_with_end())
     shown = [line.rstrip() for line in screen.display if line.strip()]
     assert shown[-1].startswith("2/2 epochs ━") and shown[-1].endswith(
@@ -125,7 +125,7 @@ def test_no_color_disables_colours():
     assert not colour.search(in_terminal(_with_end(), NO_COLOR="1")[0])
 
 
-def test_pipes_dumb_terminals_and_ci_get_plain_lines():
+def test_output_is_plain_lines_on_pipes_dumb_terminals_and_ci():
     assert _is_plain(in_pipe(_with_end()))
     log = in_pipe(_with_end())
     assert "epoch 1/2 · step 30/100" in log and "epoch 2/2 · step 60/100" in log, "epochs are counted as by the bar"

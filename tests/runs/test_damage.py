@@ -1,4 +1,4 @@
-"""Damaged files of a run: named, passed over for the newest commit that is sound, and the run ends as if unharmed."""
+"""Damaged files are reported. The run continues from the newest sound commit and ends with the same result."""
 
 import json
 import random
@@ -57,7 +57,7 @@ DAMAGES = {
 
 
 def configuration(photos, out, name):
-    """4 steps an epoch, a commit after each; the validation of the first makes best weights."""
+    """Return a configuration with 4 steps per epoch, a commit after each step, and best weights after epoch 1."""
     return small_config(
         *photos,
         out,
@@ -71,14 +71,14 @@ def configuration(photos, out, name):
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """A run that nothing happens to."""
+    """An undamaged, uninterrupted run."""
     config = configuration(photos, tmp_path_factory.mktemp("whole"), "whole")
     assert forked.run(config) == [0]
     return config
 
 
 def copy_of(whole, out, last_step=12):
-    """The same run in a folder of its own, cut off after a step."""
+    """Copy the run to its own folder, without the commits after `last_step`."""
     config = json.loads(json.dumps(whole))
     config["run"] = {**config["run"], "name": "copy", "dir": str(out)}
     shutil.copytree(run_folder(whole), run_folder(config))
@@ -92,7 +92,7 @@ def checkpoints(config):
 
 
 def start_of(config):
-    """Where the run would continue, and what is said about that."""
+    """Return where the run would continue, and the messages about it."""
     said = []
     start = find_resume_point(run_folder(config), config_from(config), False, [], "no", said.append)
     return start, "\n".join(said)
@@ -109,20 +109,20 @@ def assert_equal(whole, config):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named_and_the_commit_before_it_used(whole, tmp_path, name, damage):
+def test_a_damaged_file_is_reported_and_the_previous_commit_used(whole, tmp_path, name, damage):
     config = copy_of(whole, tmp_path, 8)
     newest = find_commits(checkpoints(config))[-1]
     damage(newest / name)
     start, said = start_of(config)
     assert start.commit.name == "step-00000007" and "going back to step-00000007" in said
-    if name == "COMMIT.json" and damage is flip:  # of the list: it may be another file that no longer fits it
+    if name == "COMMIT.json" and damage is flip:  # a flipped bit in the list may make another file mismatch
         assert str(newest) in said and "is damaged" in said
     else:
         words = "is damaged (it does not list" if "damaged" in DAMAGES[damage] and name == FILES[0] else DAMAGES[damage]
         assert f"{newest / name}: {words}" in said
 
 
-def test_each_flipped_bit_of_a_commit_is_noticed_or_harmless(tmp_path):
+def test_each_flipped_bit_of_a_commit_is_detected_or_harmless(tmp_path):
     files = {"model.safetensors": bytes(range(40)), "state.json": b'{"step": 1, "lr": 0.001}'}
     commit = write_commit(tmp_path, 1, 0, files)
     noticed = harmless = 0
@@ -139,10 +139,10 @@ def test_each_flipped_bit_of_a_commit_is_noticed_or_harmless(tmp_path):
             except UserError:
                 noticed += 1
         path.write_bytes(sound)
-    assert 0 < harmless < 40 < noticed  # those of the step and epoch in COMMIT.json, which nothing relies on
+    assert 0 < harmless < 40 < noticed  # harmless: step and epoch in COMMIT.json, which nothing uses
 
 
-def test_several_damaged_commits_and_best_weights_cost_steps_and_nothing_else(whole, tmp_path):
+def test_several_damaged_commits_and_best_weights_cost_only_steps(whole, tmp_path):
     config = copy_of(whole, tmp_path, 11)
     kinds = [(flip, "model.safetensors"), (truncate, "optimizer.safetensors"), (empty, "state.json"),
              (remove, "COMMIT.json"), (become_folder, "ema.safetensors")]  # fmt: skip
@@ -159,18 +159,18 @@ def test_several_damaged_commits_and_best_weights_cost_steps_and_nothing_else(wh
     assert_equal(whole, config)
 
 
-def test_a_run_killed_while_it_replaced_a_commit_continues_from_the_replaced_one(whole, tmp_path):
-    """Between the two renames that replace a commit of the same step."""
+def test_a_run_killed_while_replacing_a_commit_continues_from_the_old_one(whole, tmp_path):
+    """The kill falls between the two renames that replace a commit of the same step."""
     config = copy_of(whole, tmp_path, 8)
     newest = find_commits(checkpoints(config))[-1]
     newest.rename(newest.with_name(f".replaced-{newest.name}"))
-    assert start_of(config)[0].commit.name == "step-00000007"  # the control: what is found without putting it back
+    assert start_of(config)[0].commit.name == "step-00000007"  # control: if the old one is not put back
     assert forked.run(config) == [0]
     assert "step-00000008: 2 epochs, 8 steps are done" in " ".join(forked.printed(config).split())
     assert_equal(whole, config)
 
 
-def test_control_without_the_sha256_a_flipped_bit_goes_into_the_result(whole, tmp_path, monkeypatch):
+def test_control_without_sha256_a_flipped_bit_changes_the_result(whole, tmp_path, monkeypatch):
     config = copy_of(whole, tmp_path, 8)
     newest = find_commits(checkpoints(config))[-1]
     flip(newest / "model.safetensors")
@@ -183,7 +183,7 @@ def test_control_without_the_sha256_a_flipped_bit_goes_into_the_result(whole, tm
     assert differences["model.safetensors"].startswith("differs by up to")
 
 
-def test_without_a_sound_commit_all_are_listed_and_nothing_is_touched(whole, tmp_path):
+def test_without_a_sound_commit_all_are_listed_and_no_file_changes(whole, tmp_path):
     config = copy_of(whole, tmp_path, 3)
     damaged = [(flip, "model.safetensors"), (remove, "state.json"), (empty, "COMMIT.json")]
     for commit, (damage, name) in zip(find_commits(checkpoints(config)), damaged, strict=True):
@@ -213,7 +213,7 @@ def test_damaged_best_weights_are_restored(whole, tmp_path, damage):
     assert rewind_best(run_folder(config), start_of(config)[0], said.append) == sound and len(said) == 1
 
 
-def test_a_folder_in_place_of_the_best_weights_is_left_to_the_user(whole, tmp_path):
+def test_a_folder_in_place_of_the_best_weights_is_not_removed(whole, tmp_path):
     config = copy_of(whole, tmp_path, 8)
     best = run_folder(config) / "best.safetensors"
     become_folder(best)
@@ -241,7 +241,7 @@ def test_damaged_best_weights_are_not_loaded(whole, tmp_path, damage):
     assert damage is not flip or "is damaged (sha256 of the weights differs)" in str(refused.value)
 
 
-def test_flipped_bits_of_best_weights_are_noticed_wherever_they_change_what_is_restored(whole, tmp_path):
+def test_flipped_bits_of_best_weights_that_change_an_output_are_detected(whole, tmp_path):
     path, image = tmp_path / "best.safetensors", torch.full((1, 3, 16, 16), 0.5)
     sound = (run_folder(whole) / "best.safetensors").read_bytes()
     path.write_bytes(sound)
@@ -261,7 +261,7 @@ def test_flipped_bits_of_best_weights_are_noticed_wherever_they_change_what_is_r
         assert torch.equal(found, expected), f"bit {bit} of the header"
 
 
-def test_control_without_the_digest_a_flipped_bit_restores_something_else(whole, tmp_path, monkeypatch):
+def test_control_without_the_digest_a_flipped_bit_changes_an_output(whole, tmp_path, monkeypatch):
     path = tmp_path / "best.safetensors"
     shutil.copy(run_folder(whole) / "best.safetensors", path)
     sound = safetensors.torch.load(path.read_bytes())

@@ -1,4 +1,4 @@
-"""W&B end to end with the real client, for 1, 2 and 3 ranks: offline, synced and online; and the saved view."""
+"""W&B end to end with the real client on 1, 2 and 3 ranks (offline, synced, online), and the saved view."""
 
 import json
 import re
@@ -37,7 +37,7 @@ assert logger.unsynced is None
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[int, dict]:
-    """World size → the configuration of an audited run that was logged offline."""
+    """World size → configuration of an audited run that was logged offline."""
     root = tmp_path_factory.mktemp("ranks")
     photos = make_photos(root / "train", 7), make_photos(root / "val", 2, seed=1)
     tracking = {"wandb": "offline", "project": "mine"}
@@ -71,7 +71,7 @@ def _expected(config: dict, ranks: int) -> list[dict]:
 
 
 def _numbers(rows: list[dict], like: list[dict]) -> list[dict]:
-    """Return the rows without pictures and without the keys that the client adds."""
+    """Return the rows without images and without the keys that the client adds."""
     known = {key for row in like for key in row}
     found = [{key: value for key, value in row.items() if key in known} for row in rows]
     return [row for row in found if set(row) - {"epoch"}]
@@ -134,7 +134,7 @@ def test_each_rank_can_log_its_own_run_in_one_group(trained, tmp_path):
                 assert row.get(f"train/{name}") == (None if line[name] is None else pytest.approx(line[name])), name
 
 
-def test_the_end_of_a_run_prints_the_two_commands_once(trained):
+def test_a_finished_run_prints_the_two_commands_once(trained):
     for config in trained.values():
         last = forked.printed(config).splitlines()[-2:]
         folder = run_folder(config) / "wandb"
@@ -142,7 +142,7 @@ def test_the_end_of_a_run_prints_the_two_commands_once(trained):
         assert forked.printed(config).count("wandb leet") == forked.printed(config).count("wandb sync") == 1
 
 
-def test_a_server_receives_the_same_rows_by_sync_and_online(trained, tmp_path):
+def test_a_server_receives_the_same_rows_from_sync_and_online_runs(trained, tmp_path):
     def send(ranks: int, online: bool) -> list[dict]:
         config, home = trained[ranks], tmp_path / f"{ranks}-{online}"
         with stub_server(home) as server:
@@ -166,7 +166,7 @@ def test_a_server_receives_the_same_rows_by_sync_and_online(trained, tmp_path):
 
 
 def test_the_view_has_one_panel_for_each_logged_quantity(trained, tmp_path):
-    """A quantity added to the rows must be added to the view."""
+    """A quantity added to the rows must also be added to the view."""
     view = tmp_path / "view.json"
     assert cli.main(["dashboard", str(run_folder(trained[3])), "--json", str(view)]) == 0
     saved = json.loads(view.read_bytes())
@@ -176,7 +176,7 @@ def test_the_view_has_one_panel_for_each_logged_quantity(trained, tmp_path):
     patterns = [y if isinstance(y, str) else "|".join(map(re.escape, y)) for y in panels]
     for ranks, config in trained.items():
         for key in {key for row in _expected(config, ranks) for key in row} - {"epoch", "train/step"}:
-            mean = key in ("train/lr", "train/grad_norm")  # equal to the value of each rank
+            mean = key in ("train/lr", "train/grad_norm")  # each rank has the same value
             assert mean or sum(bool(re.fullmatch(pattern, key)) for pattern in patterns) == 1, key
 
 
@@ -189,7 +189,7 @@ def test_the_view_is_saved_to_the_server(trained, tmp_path, capsys):
     assert [section["name"] for section in sections][:3] == ["Training, per rank", "Validation", "Pictures"]
 
 
-def test_without_an_account_or_a_server_the_error_comes_soon(tmp_path, monkeypatch, capsys):
+def test_without_an_account_or_a_server_the_error_comes_quickly(tmp_path, monkeypatch, capsys):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

@@ -1,4 +1,4 @@
-"""The data part on several ranks: pairs of super-resolution with 16 bits, and data that cannot be used."""
+"""Data on several ranks: 16-bit super-resolution pairs, and unusable data."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from accel_restore.data.cache import list_stores
 
 
 def enlarged_pairs(base: Path) -> dict[str, str]:
-    """Inputs of 16 x 16 and more, gt twice as large; one gt has 16 bits."""
+    """Inputs of at least 16 x 16, gt twice as large; one gt has 16 bits."""
     small = make_photos(base / "small", 7, least=16)
     (base / "large").mkdir()
     for number, path in enumerate(sorted(small.iterdir())):
@@ -42,7 +42,7 @@ def test_super_resolution_pairs_give_the_same_run_on_two_ranks(tmp_path):
     assert runs[1][0] == runs[2][0] and len(runs[1][0]) == 10
     for name, tensor in runs[1][1].items():
         torch.testing.assert_close(tensor, runs[2][1][name], rtol=0, atol=1e-9)
-    # Two train stores: the held-out images lie in the same ones.
+    # Two train stores, which also contain the held-out images.
     assert sorted(store.description["bits"] for store in list_stores(tmp_path / "out" / "cache")) == [8, 16]
 
 

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or limited by a quota: it is said, nothing saved is lost, and training goes on."""
+"""Full, read-only or quota-limited disks: the failure is reported, saved files are kept, training continues."""
 
 import contextlib
 import json
@@ -20,14 +20,14 @@ from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands.verify_resume import compare
 
 PHOTOS = 15, 2  # training, validation
-GENEROUS = 90.0  # seconds, a guard against hanging
+GENEROUS = 90.0  # seconds; a guard against hanging
 STEPS, PER_EPOCH = 32, 4
-QUOTA = 200_000  # bytes a file: less than any weights, more than metrics.jsonl
+QUOTA = 200_000  # bytes per file: less than any weights, more than metrics.jsonl
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are set on Linux only")
 
 
 def configuration(photos, out, work, name="run"):
-    """The run is written to `out`, all else to `work`; a commit after each step."""
+    """Return a configuration with a commit after each step; the run is written to `out`, all else to `work`."""
     config = small_config(
         *photos,
         out,
@@ -42,7 +42,7 @@ def configuration(photos, out, work, name="run"):
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """A run that has all the room it needs."""
+    """A run with enough disk space."""
     out = tmp_path_factory.mktemp("whole")
     config = configuration(photos, out, out)
     assert forked.run(config) == [0]
@@ -51,7 +51,7 @@ def whole(photos, tmp_path_factory):
 
 @contextlib.contextmanager
 def mounted(*arguments):
-    """A mount, for as long as it is asked for."""
+    """Mount within the context."""
     *options, place = arguments
     done = subprocess.run(["mount", *options, place], capture_output=True, text=True)
     if done.returncode != 0:
@@ -71,7 +71,7 @@ def read_only(folder):
 
 @contextlib.contextmanager
 def full(folder):
-    """Not a byte is left on the disk of a folder."""
+    """Leave no free byte on the disk of a folder within the context."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for size in (2**20, 2**12):
@@ -86,7 +86,7 @@ def full(folder):
 
 @contextlib.contextmanager
 def limited(process):
-    """No file of the process may grow beyond a quota."""
+    """Limit the size of each file of the process within the context."""
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (QUOTA, before[1]))
     try:
@@ -97,7 +97,7 @@ def limited(process):
 
 
 class Held:
-    """A training that waits for the test after some of its steps."""
+    """A training that waits for the test after the given steps."""
 
     def __init__(self, config, work, *steps, ranks=1, mode=""):
         self.config, self.gate, self.log = config, work / "gate", work / "log"
@@ -121,7 +121,7 @@ class Held:
         return [process.exitcode for process in self.processes]
 
     def said(self):
-        """What was printed, without spaces: lines are broken anywhere."""
+        """Return what was printed, without spaces because lines break anywhere."""
         return "".join(self.log.read_text().split())
 
 
@@ -130,7 +130,7 @@ def commits_of(config):
 
 
 def assert_intact(config, commits):
-    """These commits can be read, so can the best weights, and nothing else lies there."""
+    """Assert that these commits and the best weights are readable, and that no other files are there."""
     folder = run_folder(config)
     assert commits_of(config) == commits
     for commit in find_commits(folder / "checkpoints"):
@@ -155,7 +155,7 @@ def small_disk(tmp_path):
         yield place
 
 
-def test_a_full_disk_costs_only_the_saves_while_it_is_full(photos, whole, small_disk, tmp_path):
+def test_a_full_disk_skips_saves_only_while_it_is_full(photos, whole, small_disk, tmp_path):
     config = configuration(photos, small_disk, tmp_path)
     training = Held(config, tmp_path, 6, 30)
     training.reach(6)
@@ -165,7 +165,7 @@ def test_a_full_disk_costs_only_the_saves_while_it_is_full(photos, whole, small_
         training.reach(30)
         assert_intact(config, ["step-00000005", "step-00000006"])
         written = (run_folder(config) / "metrics.jsonl").read_text()
-        assert written.startswith(before) and written.endswith("\n")  # no half a line
+        assert written.startswith(before) and written.endswith("\n")  # no partial line
         assert json_lines(run_folder(config) / "metrics.jsonl")[-1]["step"] < 30
     training.go_on(30)
     assert training.exit_codes() == [0], training.log.read_text()
@@ -176,7 +176,7 @@ def test_a_full_disk_costs_only_the_saves_while_it_is_full(photos, whole, small_
     assert_complete(whole, config)
 
 
-def test_a_disk_that_stays_full_ends_the_run_and_it_continues_once_there_is_room(photos, whole, small_disk, tmp_path):
+def test_a_disk_that_stays_full_ends_the_run_which_continues_once_there_is_space(photos, whole, small_disk, tmp_path):
     config = configuration(photos, small_disk, tmp_path)
     training = Held(config, tmp_path, 29)
     training.reach(29)
@@ -187,7 +187,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_it_continues_once_there_is_room
         said = training.said()
         assert "thelastcheckpointcannotbewritten(Nospaceleftondevice:" in said and "Traceback" not in said
         assert "freesomespace,andcontinuefromthecheckpointbefore" in said
-        assert forked.run(config, log=tmp_path / "again") == [2]  # it cannot begin either
+        assert forked.run(config, log=tmp_path / "again") == [2]  # it cannot start either
         said = "".join((tmp_path / "again").read_text().split())
         assert "cannotbewritten(Nospaceleftondevice)" in said and "Traceback" not in said
         assert_intact(config, ["step-00000028", "step-00000029"])
@@ -196,14 +196,14 @@ def test_a_disk_that_stays_full_ends_the_run_and_it_continues_once_there_is_room
 
 
 @linux_only
-def test_a_quota_that_is_hit_in_the_midst_of_a_file(photos, whole, tmp_path):
+def test_a_quota_reached_while_writing_a_file_leaves_no_partial_file(photos, whole, tmp_path):
     config = configuration(photos, tmp_path, tmp_path)
     training = Held(config, tmp_path, 3, 10)
     training.reach(3)
     with limited(training.processes[0]):
         training.go_on(3)
         training.reach(10)
-        assert commits_of(config) == ["step-00000002", "step-00000003"]  # the first best weights are among what is lost
+        assert commits_of(config) == ["step-00000002", "step-00000003"]  # the first best weights were not saved
         assert list(run_folder(config).rglob(".*")) == [] and not (run_folder(config) / "best.safetensors").exists()
     training.go_on(10)
     assert training.exit_codes() == [0], training.log.read_text()
@@ -214,7 +214,7 @@ def test_a_quota_that_is_hit_in_the_midst_of_a_file(photos, whole, tmp_path):
 
 
 @linux_only
-def test_both_ranks_report_a_failed_last_save(photos, tmp_path):
+def test_both_ranks_end_as_failed_when_the_last_save_fails(photos, tmp_path):
     config = configuration(photos, tmp_path, tmp_path)
     config["data"]["batch_size"], config["train"]["epochs"] = 2, 2
     training = Held(config, tmp_path, 6, ranks=2)
@@ -231,7 +231,7 @@ def test_both_ranks_report_a_failed_last_save(photos, tmp_path):
 
 
 @linux_only
-def test_control_without_the_tolerance_a_run_dies_of_a_single_save(photos, tmp_path):
+def test_control_without_tolerance_one_failed_save_ends_the_run(photos, tmp_path):
     config = configuration(photos, tmp_path, tmp_path)
     training = Held(config, tmp_path, 3, 10, mode="without=tolerance,")
     training.reach(3)
@@ -241,7 +241,7 @@ def test_control_without_the_tolerance_a_run_dies_of_a_single_save(photos, tmp_p
     assert not (training.gate / "at-5").exists()
 
 
-def test_a_folder_that_becomes_read_only_in_mid_run(photos, whole, tmp_path):
+def test_a_run_continues_while_its_checkpoint_folder_is_read_only(photos, whole, tmp_path):
     config = configuration(photos, tmp_path, tmp_path)
     training = Held(config, tmp_path, 6, 14)
     training.reach(6)
@@ -274,7 +274,7 @@ def test_a_run_in_a_read_only_folder_does_not_start(photos, tmp_path, begun):
 
 
 def start_from(file, config, log):
-    """A training whose configuration lies elsewhere than its run."""
+    """Start a training whose configuration file is outside its run folder."""
     file.write_text(yaml.safe_dump(config))
     (process,) = forked.start_ranks(forked._train, 1, log, ["--config", str(file), "--cpu"], "")
     return process
@@ -285,7 +285,7 @@ def snapshot(folder: Path):
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_kernel_sees_files_synced_before_they_are_renamed(tmp_path):
+def test_files_are_synced_before_they_are_renamed(tmp_path):
     code = f"""
 from pathlib import Path
 from accel_restore.checkpoint.commits import prune, write_commit

@@ -15,7 +15,7 @@ from accel_restore.commands.verify_resume import compare, short
 from accel_restore.config.load import config_from
 
 PHOTOS = 29, 3  # training, validation
-STEPS = 8  # in two epochs of four steps; the last of each is ragged
+STEPS = 8  # two epochs of four steps; the last step of each has fewer samples
 STAGES = [{"until_epoch": 1, "patch_size": 8, "batch_size": 4}]
 STAGED_STEPS = 2 + 4
 
@@ -28,13 +28,13 @@ def configuration(photos, out, name, **sections):
         data={"batch_size": 4, **sections.pop("data", {})},
         checkpoint={"every_steps": 3},
         train={"epochs": 2, "gradient_accumulation_steps": 2, "ema_decay": 0.9, **sections.pop("train", {})},
-        tracking={"wandb": "disabled", "log_every_steps": 3},  # a line covers several interruptions
+        tracking={"wandb": "disabled", "log_every_steps": 3},  # one log line covers several interruptions
         **sections,
     )
 
 
 def differences(first, second):
-    """Return what differs between two runs, in words."""
+    """Return descriptions of the differences between two runs."""
     return {what: how for what, how in compare(run_folder(first), run_folder(second)) if how}
 
 
@@ -63,7 +63,7 @@ def test_run_interrupted_after_every_step_ends_bit_identical(photos, tmp_path, r
     assert forked.run(whole, "--audit", ranks=ranks) == [0] * ranks
     steps = json_lines(run_folder(whole) / "metrics.jsonl")[-1]["step"]
     assert steps == (STAGED_STEPS if "stages" in sections.get("data", {}) else STEPS)
-    for step in range(1, steps + 1):  # the last step of an epoch: before its validation
+    for step in range(1, steps + 1):  # at the last step of an epoch, the interruption precedes its validation
         assert forked.run(broken, "--audit", "--stop-after", str(step), ranks=ranks) == [143] * ranks
         status = json.loads((run_folder(broken) / "status.json").read_text())
         assert (status["state"], status["step"]) == ("preempted", step)
@@ -75,7 +75,7 @@ def test_run_interrupted_after_every_step_ends_bit_identical(photos, tmp_path, r
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer", "ema", "sums", "scheduler", "place"])
-def test_control_resuming_without_a_part_of_the_state_ends_differently(photos, tmp_path, forgotten):
+def test_control_resuming_without_part_of_the_state_gives_another_result(photos, tmp_path, forgotten):
     sections = {"scheduler": {"name": "plateau", "patience": 0, "factor": 0.1}, "optimizer": {"lr": 0.05}}
     whole, broken = (configuration(photos, tmp_path, name, **sections) for name in ("whole", "broken"))
     assert forked.run(whole) == [0]
@@ -113,7 +113,7 @@ def test_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, pre
                 assert (value - expected[key]).norm() <= bound * expected[key].norm(), (name, key)
 
 
-def test_ranks_that_cannot_keep_the_global_batch_are_rejected_with_numbers_that_can(photos, tmp_path):
+def test_a_world_size_that_cannot_keep_the_global_batch_is_rejected(photos, tmp_path):
     config = configuration(photos, tmp_path, "odd", data={"batch_size": 2})
     assert forked.run(config, "--stop-after", "2", ranks=2) == [143, 143]
     assert forked.run(config, ranks=3) == [2, 2, 2]
@@ -121,7 +121,7 @@ def test_ranks_that_cannot_keep_the_global_batch_are_rejected_with_numbers_that_
     assert said in " ".join(forked.printed(config).split())
 
 
-@pytest.mark.sweep  # a minute and more
+@pytest.mark.sweep  # takes more than a minute
 def test_verify_resume_proves_bit_identical_resuming(photos, tmp_path):
     config = configuration(photos, tmp_path, "mine")
     file = tmp_path / "mine.yaml"
@@ -137,7 +137,7 @@ def test_verify_resume_proves_bit_identical_resuming(photos, tmp_path):
     assert not run_folder(config).exists()
 
 
-def test_verify_resume_shortens_the_run_only(photos, tmp_path):
+def test_verify_resume_changes_only_the_length_of_the_run(photos, tmp_path):
     config = config_from(configuration(photos, tmp_path, "mine", scheduler={"name": "step", "step_size": 7}))
     tree = short(config, processes=2)
     assert tree["train"]["epochs"] == 2 and tree["data"]["max_images"] * tree["data"]["crops_per_image"] >= 3.5 * 16
@@ -145,7 +145,7 @@ def test_verify_resume_shortens_the_run_only(photos, tmp_path):
     assert {key: tree[key] for key in same} == {key: config.model_dump(mode="json")[key] for key in same}
 
 
-def test_compare_names_what_differs(photos, tmp_path):
+def test_compare_reports_each_difference(photos, tmp_path):
     first, second = (configuration(photos, tmp_path, name) for name in ("first", "second"))
     for config in (first, second):
         assert forked.run(config, "train.epochs=1") == [0]

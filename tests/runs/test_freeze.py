@@ -1,4 +1,4 @@
-"""Frozen parameters keep their values in every way of training, and the others are trained as without them."""
+"""Frozen parameters keep their values in every mode of training, and only the others are trained."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from accel_restore.models.parameters import freeze
 from accel_restore.optim import get_optimizer
 
 PHOTOS = 13, 1  # training, validation
-FROZEN = ["body.0.*", "body.[23].*"]  # the first convolution, and the second with its batch normalisation
+FROZEN = ["body.0.*", "body.[23].*"]  # the first convolution, and the second with its batch norm
 
 
 def dncnn() -> nn.Module:
@@ -29,7 +29,7 @@ def trainable(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def test_patterns_choose_parameters_by_name():
+def test_patterns_select_parameters_by_name():
     net = dncnn()
     freeze(net, [])
     assert len(trainable(net)) == 10
@@ -49,7 +49,7 @@ def test_patterns_choose_parameters_by_name():
         (["*.weight", "*.bias"], r"freeze all parameters"),
     ],
 )
-def test_what_cannot_be_frozen_is_refused(patterns, said):
+def test_invalid_patterns_are_rejected(patterns, said):
     with pytest.raises(UserError, match=rf"^train\.freeze: [^\n]*{said}"):
         freeze(dncnn(), patterns)
 
@@ -60,7 +60,7 @@ def test_a_pattern_must_be_a_string():
             config_from({"data": {"train": {"gt": "a"}}, "train": {"freeze": value}})
 
 
-def test_a_frozen_norm_keeps_its_statistics_also_in_copies():
+def test_a_frozen_norm_and_its_copies_keep_their_statistics():
     net = dncnn()
     freeze(net, ["body.3.*", "body.6.weight"])
     image = torch.rand(4, 3, 9, 9)
@@ -71,12 +71,12 @@ def test_a_frozen_norm_keeps_its_statistics_also_in_copies():
         model(image)
         changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
         assert changed == {f"body.6.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
-        assert not model.eval().body[6].training  # the control: half of its parameters are trained
+        assert not model.eval().body[6].training  # control: half of its parameters are trained
     assert net.body[3] is not copy.deepcopy(net).body[3]
 
 
 def configuration(photos, out, name: str, ranks: int, norm: str = "none", patterns: list[str] = FROZEN) -> dict:
-    """4 steps an epoch, commits at steps 3, 4, 6 and 8."""
+    """Return a configuration with 4 steps per epoch and commits at steps 3, 4, 6 and 8."""
     return small_config(
         *photos,
         out,
@@ -98,7 +98,7 @@ def configuration(photos, out, name: str, ranks: int, norm: str = "none", patter
 @pytest.mark.parametrize(
     ("ranks", "norm"), [(1, "batch"), (2, "none"), pytest.param(3, "none", marks=pytest.mark.sweep)]
 )
-def test_a_run_trains_only_the_other_parameters_and_continues_bit_identically(photos, tmp_path, ranks, norm):
+def test_a_run_trains_only_unfrozen_parameters_and_continues_bit_identically(photos, tmp_path, ranks, norm):
     patterns = FROZEN if norm == "batch" else ["body.0.*", "body.2.*"]
     whole, killed = (configuration(photos, tmp_path, name, ranks, norm, patterns) for name in ("whole", "killed"))
     shown = succeed(launch(whole, "--audit", ranks=ranks)).stdout
@@ -124,7 +124,7 @@ def test_a_run_trains_only_the_other_parameters_and_continues_bit_identically(ph
     assert {name.split("|")[0] for name in last_weights(whole, "optimizer.safetensors")} == learns
 
 
-def test_a_wrong_pattern_ends_the_run_before_anything_is_written(photos, tmp_path):
+def test_an_invalid_pattern_ends_the_run_before_anything_is_written(photos, tmp_path):
     config = configuration(photos, tmp_path, "wrong", 1, patterns=["bdy.*"])
     process = launch(config)
     assert process.returncode == 2 and "Traceback" not in process.stderr
@@ -132,7 +132,7 @@ def test_a_wrong_pattern_ends_the_run_before_anything_is_written(photos, tmp_pat
     assert not run_folder(config).exists()
 
 
-def test_what_is_frozen_is_part_of_a_runs_identity(photos, tmp_path):
+def test_frozen_parameters_are_part_of_the_identity_of_a_run(photos, tmp_path):
     config = configuration(photos, tmp_path, "whole", 1, patterns=["body.0.*"])
     succeed(launch(config, "train.epochs=1"))
     refused = launch(config, "train.epochs=2", "train.freeze=[]")

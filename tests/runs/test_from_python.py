@@ -7,7 +7,7 @@ from runs import make_photos, small_config
 from accel_restore import fit
 
 
-def test_runs_of_one_process_may_differ_in_precision(tmp_path):
+def test_runs_in_one_process_may_use_different_precisions(tmp_path):
     photos, val = make_photos(tmp_path / "photos", 4), make_photos(tmp_path / "val", 2, seed=1)
     for precision in ("no", "bf16"):
         config = small_config(photos, val, tmp_path, run={"name": precision}, train={"epochs": 1})

@@ -1,4 +1,4 @@
-"""FSDP2, over gloo: the same run and the same commits as with full weights on every rank."""
+"""FSDP2 over gloo gives the same run and the same commits as full weights on every rank."""
 
 import pytest
 import safetensors.torch
@@ -13,7 +13,7 @@ from accel_restore.models.compile import repeated_blocks
 
 PHOTOS = 29, 3  # training, validation
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
-STOP_STEP = 6  # in the second epoch of four steps each
+STOP_STEP = 6  # in the second epoch; an epoch has four steps
 
 
 def configuration(photos, out, ranks, **sections):
@@ -30,7 +30,7 @@ def configuration(photos, out, ranks, **sections):
 
 @pytest.fixture(scope="module")
 def plain(photos, tmp_path_factory):
-    """A run with full weights on one rank, in float64."""
+    """A float64 run with full weights on one rank."""
     config = configuration(photos, tmp_path_factory.mktemp("plain"), 1)
     succeed(launch(config, "--audit", mode="float64"))
     return config
@@ -38,7 +38,7 @@ def plain(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(photos, tmp_path_factory):
-    """The same run with FSDP2 on 2 ranks, where gradients are summed in the same order as with DDP."""
+    """The same run with FSDP2 on 2 ranks, which sum gradients in the same order as DDP."""
     config = configuration(photos, tmp_path_factory.mktemp("parts"), 2)
     succeed(launch(config, "--audit", ranks=2, mode="float64,fsdp2"))
     return config
@@ -57,7 +57,7 @@ def assert_same_run(config, reference):
     torch.testing.assert_close(*best, rtol=1e-6, atol=1e-9)
 
 
-def test_sharded_weights_train_as_whole_ones(parts, plain):
+def test_sharded_weights_train_like_full_weights(parts, plain):
     assert_same_run(parts, plain)
     assert [len(events) for events in audit_events(parts)] == [len(audit_events(plain)[0])] * 2
 
@@ -81,7 +81,7 @@ def test_a_run_sharded_over_four_ranks_continues_unsharded_on_two(photos, plain,
     assert_same_run(config, plain)
 
 
-def test_mixed_precision_keeps_weights_and_sums_in_float32(photos, tmp_path):
+def test_mixed_precision_keeps_weights_and_gradient_sums_in_float32(photos, tmp_path):
     def losses(name, mode):
         config = configuration(photos, tmp_path, 2, run={"name": name})
         succeed(launch(config, "train.epochs=1", "train.mixed_precision=bf16", ranks=2, mode=mode))
@@ -90,7 +90,7 @@ def test_mixed_precision_keeps_weights_and_sums_in_float32(photos, tmp_path):
 
     whole, in_parts, rounded = losses("ddp", ""), losses("fsdp2", "fsdp2"), losses("own", "fsdp2,without=float32_parts")
     assert (in_parts - whole).abs().max() < 1e-5
-    assert (rounded - whole).abs().max() > 1e-4  # control: Accelerate's own policy
+    assert (rounded - whole).abs().max() > 1e-4  # control: Accelerate's default policy
 
 
 def test_all_shards_skip_a_step_with_a_non_finite_loss(photos, tmp_path):
@@ -109,7 +109,7 @@ def test_all_shards_skip_a_step_with_a_non_finite_loss(photos, tmp_path):
         ("data.batch_size=auto", "data.batch_size: auto needs full weights"),
     ],
 )
-def test_features_that_need_whole_weights_are_rejected(photos, tmp_path, override, said):
+def test_features_that_need_full_weights_are_rejected(photos, tmp_path, override, said):
     refused = launch(configuration(photos, tmp_path, 2), override, ranks=2, mode="fsdp2")
     assert refused.returncode == 2 and said in refused.stdout
 

@@ -1,6 +1,6 @@
-"""Any configuration, weights file or commit is accepted, or refused with a `UserError`.
+"""Any configuration, weights file or commit is either accepted or rejected with a `UserError`.
 
-`pytest -m sweep tests/runs/test_fuzz.py` tries fifty times as many examples.
+`pytest -m sweep tests/runs/test_fuzz.py` tries 50 times as many examples.
 """
 
 import copy
@@ -52,9 +52,9 @@ def no_hanging(monkeypatch):
 
 
 def attempt(strategy, examples, action):
-    """Return how many examples `action` accepted (True) and refused with a UserError (False).
+    """Return the number of examples that `action` accepts (True) and rejects with a UserError (False).
 
-    Any other exception fails the test, and so does taking more than 700 MB of memory.
+    Any other exception fails the test, and so does using more than 700 MB of memory.
     """
     count = {True: 0, False: 0}
 
@@ -101,7 +101,7 @@ trees = st.recursive(
 
 
 def places(tree, path=()):
-    """The paths of all parts of a tree."""
+    """Yield the paths of all nodes of a tree."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         yield (*path, key)
@@ -109,7 +109,7 @@ def places(tree, path=()):
 
 
 def leaves_of(tree):
-    """The dotted keys and the values of all leaves."""
+    """Yield the dotted key and the value of each leaf."""
     for path in places(tree):
         value = tree
         for key in path:
@@ -120,7 +120,7 @@ def leaves_of(tree):
 
 @st.composite
 def changed(draw, tree, most=3):
-    """`tree` with parts replaced, removed, renamed or added."""
+    """Draw a copy of `tree` with nodes replaced, removed, renamed or added."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, most))):
         *above, last = draw(st.sampled_from(list(places(tree)) or [("x",)]))
@@ -141,10 +141,10 @@ def changed(draw, tree, most=3):
 
 @st.composite
 def damaged(draw, data, most=4):
-    """`data` with bytes changed, removed, added or repeated."""
+    """Draw a copy of `data` with bytes changed, removed, added or repeated."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, most))):
-        # Half of them near the beginning, where headers are.
+        # Half of the changes are near the start, where headers are.
         place = draw(st.integers(0, min(400, len(data))) | st.integers(0, len(data)))
         how = draw(st.sampled_from(["change", "remove", "add", "cut", "repeat"]))
         if how == "change" and place < len(data):
@@ -161,26 +161,26 @@ def damaged(draw, data, most=4):
 
 
 def use(config):
-    """What is written of a configuration reads back to the same."""
+    """Assert that a configuration that is written and read back is unchanged."""
     text = to_yaml(config)
     if HIDDEN not in text:
         assert to_yaml(config_from(parse_yaml(text, "written"))) == text
 
 
 @TIMES
-def test_random_trees_as_a_configuration(times):
+def test_random_trees_as_a_configuration_are_accepted_or_rejected(times):
     sections = st.dictionaries(keys, trees, max_size=4)
     attempt(sections, 150 * times, lambda tree: use(config_from(tree)))
 
 
 @TIMES
-def test_a_configuration_that_is_changed_in_places(times):
+def test_a_randomly_changed_configuration_is_accepted_or_rejected(times):
     count = attempt(changed(read_mapping(DEMO)), 200 * times, lambda tree: use(config_from(tree)))
     assert min(count.values()) > 10 * times
 
 
 @TIMES
-def test_random_overrides(times):
+def test_random_overrides_are_accepted_or_rejected(times):
     valid = dict(leaves_of(config_from(read_mapping(DEMO)).model_dump(mode="json")))
     key = st.sampled_from(list(valid)) | st.lists(keys, min_size=1, max_size=3).map(".".join)
     flow = trees.map(lambda tree: yaml.safe_dump(tree, default_flow_style=True))
@@ -193,7 +193,7 @@ def test_random_overrides(times):
 
 
 @TIMES
-def test_bytes_as_a_configuration(times, tmp_path):
+def test_random_bytes_as_a_configuration_are_accepted_or_rejected(times, tmp_path):
     file = tmp_path / "fuzz.yaml"
 
     def load(data):
@@ -211,7 +211,7 @@ def test_bytes_as_a_configuration(times, tmp_path):
 
 
 @TIMES
-def test_bytes_as_weights(times, tmp_path):
+def test_random_bytes_as_weights_are_accepted_or_rejected(times, tmp_path):
     arguments = {"depth": 3, "width": 8}
     model = build_model("dncnn", arguments, 3)
     described = json.dumps({"name": "dncnn", "arguments": arguments})
@@ -245,7 +245,7 @@ def test_bytes_as_weights(times, tmp_path):
 
 @pytest.fixture(scope="module")
 def commit(tmp_path_factory):
-    """The configuration of a tiny run, its state, and the files of a commit of it."""
+    """Configuration, state and accelerator of a tiny run, and the files of one of its commits."""
     root = tmp_path_factory.mktemp("commit")
     photos = make_photos(root / "photos", 4)
     tree = small_config(photos, photos, root, train={"epochs": 2, "ema_decay": 0.9})
@@ -265,17 +265,17 @@ def commit(tmp_path_factory):
 
 
 def resume(commit, folder, files):
-    """Continue from a commit of these files, which is sound by its own account."""
+    """Continue from a commit of these files whose sha256 sums are correct."""
     config, state, accelerator, _ = commit
     write_commit(folder / "checkpoints", 1, 0, files)
     (folder / "status.json").write_text("{}")
     start = find_resume_point(folder, config, False, [], "no", lambda _: None)
-    if start.counters["epoch"] <= config.train.epochs:  # as preparation asks
+    if start.counters["epoch"] <= config.train.epochs:  # the condition under which training loads the commit
         load_commit(start.commit, state, accelerator)
 
 
 @TIMES
-def test_states_of_a_commit_that_is_signed(times, commit, tmp_path):
+def test_changed_states_with_correct_sums_are_accepted_or_rejected(times, commit, tmp_path):
     files = commit[3]
     resume(commit, tmp_path, files)
 
@@ -295,7 +295,7 @@ def test_states_of_a_commit_that_is_signed(times, commit, tmp_path):
 
 
 @TIMES
-def test_commits_that_are_damaged(times, commit, tmp_path):
+def test_damaged_commits_are_accepted_or_rejected(times, commit, tmp_path):
     files = commit[3]
     resume(commit, tmp_path, files)
     folder = tmp_path / "checkpoints" / "step-00000001"
@@ -317,7 +317,7 @@ def test_commits_that_are_damaged(times, commit, tmp_path):
         load(sound)
 
 
-def test_control_the_libraries_alone_and_unchecked_states_raise_other_errors(commit, tmp_path, monkeypatch):
+def test_control_libraries_alone_and_unchecked_states_raise_other_errors(commit, tmp_path, monkeypatch):
     with pytest.raises(yaml.YAMLError):
         attempt(damaged(DEMO.read_bytes()), 100, yaml.safe_load)
     with pytest.raises(SafetensorError):

@@ -1,4 +1,4 @@
-"""Small files that claim much: images that are bombs, headers of weights that lie, models that none can build."""
+"""Hostile files: decompression bombs, weights with false headers, models too large to build."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def chunk(kind, data):
 
 
 def png(width, height, pixels, *more):
-    """A PNG of 8-bit gray whose header says that size, and whose pixels decompress to these bytes."""
+    """Return an 8-bit gray PNG whose header has this size and whose pixels decompress to these bytes."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
     packed = zlib.compressobj(1)
     data = packed.compress(pixels) + packed.flush()
@@ -53,14 +53,14 @@ def hostile_image(kind):
     tifffile.imwrite(file, np.zeros((16, 16, 3), np.uint16), photometric="rgb", tile=(16, 16))
     data = bytearray(file.getvalue())
     for tag, claimed in {"tile": {322: 2**20, 323: 2**20}, "size": {256: 2**15, 257: 2**15}}[kind].items():
-        place = data.index(entry := tag.to_bytes(2, "little") + b"\4\0\1\0\0\0")  # one number of 32 bits
+        place = data.index(entry := tag.to_bytes(2, "little") + b"\4\0\1\0\0\0")  # one 32-bit number
         data[place : place + 12] = entry + claimed.to_bytes(4, "little")
     return bytes(data)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["bomb", "huge header", "taller than it is", "text", "profile", "tile", "size"])
-def test_a_small_file_takes_little_memory(kind, tmp_path):
+def test_a_small_hostile_image_takes_little_memory(kind, tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(hostile_image(kind))
     assert path.stat().st_size < 2**20
@@ -68,10 +68,10 @@ def test_a_small_file_takes_little_memory(kind, tmp_path):
         read_image(path, 3, 16)
 
 
-def test_control_pillow_makes_hundred_times_as_much_of_a_bomb(tmp_path, monkeypatch):
+def test_control_pillow_takes_100_times_the_size_of_a_bomb(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     path.write_bytes(hostile_image("bomb"))
-    assert read_header(path, max_pixels=10**9).width == 10_000  # where the user trusts it
+    assert read_header(path, max_pixels=10**9).width == 10_000  # the user may raise the limit
     with pytest.raises(AssertionError, match="< 70"), memory(70):
         read_image(path, 1, max_pixels=10**9)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -144,14 +144,14 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("kind", ABSURD)
-def test_weights_of_an_absurd_model_are_rejected_without_taking_memory(kind, tmp_path):
+def test_weights_of_an_oversized_model_are_rejected_without_taking_memory(kind, tmp_path):
     name, arguments = ABSURD[kind]
     path = write(tmp_path / "weights.safetensors", build(3), model=json.dumps({"name": name, "arguments": arguments}))
     with memory(300), pytest.raises(UserError, match=rf"^{path}: "):
         restorer.load(path)
 
 
-def test_an_absurd_model_is_refused_before_it_takes_memory(tmp_path, monkeypatch):
+def test_an_oversized_model_is_rejected_before_it_takes_memory(tmp_path, monkeypatch):
     info = json.dumps({"name": "dncnn", "arguments": {"width": 60000}})
     path = write(tmp_path / "weights.safetensors", build(3), model=info)
     built = []
@@ -162,10 +162,10 @@ def test_an_absurd_model_is_refused_before_it_takes_memory(tmp_path, monkeypatch
     assert [device.type for device in built] == ["meta"]
 
 
-def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path):
+def test_a_huge_sparse_file_is_rejected_before_it_is_read(tmp_path):
     path = write(tmp_path / "weights.safetensors", build(3))
     header, body = unpack(path.read_bytes())
-    size = 2**36  # bytes; a file without blocks takes no room
+    size = 2**36  # bytes; a sparse file takes no disk space
     more = {"dtype": "F32", "shape": [size // 4], "data_offsets": [len(body), len(body) + size]}
     header = {**header, "more": more}
     path.write_bytes(pack(header, body))
@@ -174,7 +174,7 @@ def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path):
         restorer.load(path)
 
 
-def test_control_without_the_limit_an_absurd_model_is_built(tmp_path, monkeypatch):
+def test_control_without_the_limit_an_oversized_model_is_built(tmp_path, monkeypatch):
     info = json.dumps({"name": "dncnn", "arguments": {"depth": 3000}})
     path, parts = write(tmp_path / "weights.safetensors", build(3), model=info), []
     register = torch.nn.modules.module.register_module_module_registration_hook
@@ -210,7 +210,7 @@ HOSTILE_TENSORS = {
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """The configuration of a run that was stopped after a step."""
+    """The configuration of a run that was stopped after one step."""
     root = tmp_path_factory.mktemp("stopped")
     photos = make_photos(root / "photos", 8)
     config = small_config(photos, photos, root, data={"batch_size": 4}, validation={"num_samples": 0})
@@ -220,7 +220,7 @@ def stopped(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", [*HOSTILE_STATES, *HOSTILE_TENSORS])
 def test_a_hostile_commit_is_rejected(stopped, kind, tmp_path):
-    """A run may begin with any commit; sha256 tells damage, not who has written it."""
+    """A run may start from any commit. The sha256 sums detect damage, not forgery."""
     (sound,) = find_commits(run_folder(stopped) / "checkpoints")
     files = read_commit(sound)
     if kind in HOSTILE_STATES:
@@ -238,7 +238,7 @@ def test_a_hostile_commit_is_rejected(stopped, kind, tmp_path):
     assert not (run_folder(config) / "status.json").exists()  # nothing is written
 
 
-def test_control_a_sound_commit_is_taken(stopped, tmp_path):
+def test_control_a_sound_commit_is_accepted(stopped, tmp_path):
     (sound,) = find_commits(run_folder(stopped) / "checkpoints")
     config = {**stopped, "run": {**stopped["run"], "name": "mine", "dir": str(tmp_path), "resume": str(sound)}}
     assert forked.run(config) == [0]

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, again and again: the newest commit is whole, and none is lost."""
+"""Runs killed repeatedly at random moments: the newest commit is readable, and no commit is lost."""
 
 import os
 import random
@@ -17,12 +17,12 @@ from accel_restore.commands.verify_resume import compare
 from accel_restore.errors import UserError
 
 PHOTOS = 15, 2  # training, validation
-GENEROUS = 90.0  # seconds, a guard against hanging
+GENEROUS = 90.0  # seconds; a guard against hanging
 LEFTOVERS = {".staging-": "saving", ".removing-": "pruning", ".replaced-": "replacing", ".best": "writing best"}
 
 
 def configuration(photos, out, name, ranks, epochs):
-    """4 steps an epoch, and a commit after each."""
+    """Return a configuration with 4 steps per epoch and a commit after each step."""
     return small_config(
         *photos,
         out,
@@ -36,14 +36,14 @@ def configuration(photos, out, name, ranks, epochs):
 
 @dataclass
 class Sweep:
-    """Kills of one run after the other, and what came of them."""
+    """Kills of successive runs, and their results."""
 
     photos: tuple
     out: object
     ranks: int
     epochs: int
-    hits: Counter = field(default_factory=Counter)  # what was going on, as far as a kill leaves traces of it
-    found: list[str] = field(default_factory=list)  # what was lost
+    hits: Counter = field(default_factory=Counter)  # kind of kill and interrupted work → number of kills
+    found: list[str] = field(default_factory=list)  # lost or unreadable commits
     runs: int = 0
 
     def start(self):
@@ -55,7 +55,7 @@ class Sweep:
         return [int(step) for step in self.told.read_text().split()] if self.told.exists() else []
 
     def kill(self, draw):
-        """Start the run, or let it go on, and kill it at a random moment; False where it ended before."""
+        """Start or continue the run and kill it at a random moment; return False if it ended first."""
         before = len(self.acknowledged())
         processes = forked.start(self.config, ranks=self.ranks, mode=f"acknowledge={self.told}")
         in_training = draw.random() < 0.75
@@ -64,7 +64,7 @@ class Sweep:
             assert time.monotonic() < deadline, forked.printed(self.config)
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.2 if in_training else 1.5))
-        if asked := draw.random() < 0.25:  # a host that goes down: asked first, killed while it saves
+        if asked := draw.random() < 0.25:  # a host shutdown: SIGTERM, then a kill during the save
             for process in processes:
                 signal_if_alive(process, signal.SIGTERM)
             time.sleep(draw.uniform(0, 0.1))
@@ -82,12 +82,12 @@ class Sweep:
         return True
 
     def look(self):
-        """What the kill has left."""
+        """Record the files left by the kill, and any lost or unreadable commit."""
         folder = run_folder(self.config) / "checkpoints"
         steps = {step_of(commit): commit for commit in find_commits(folder)}
         for path in [*folder.glob(".*"), *folder.parent.glob(".*")]:
             self.hits.update(what for prefix, what in LEFTOVERS.items() if path.name.startswith(prefix))
-            if path.name.startswith(".replaced-"):  # steps back when the run goes on
+            if path.name.startswith(".replaced-"):  # put back when the run continues
                 steps.setdefault(int(path.name.rpartition("-")[2]), path)
         last = max(self.acknowledged(), default=0)
         if max(steps, default=0) < last:
@@ -99,7 +99,7 @@ class Sweep:
                 self.found.append(f"unreadable: {error}")
 
     def finish(self, whole):
-        """Let the run end, and compare it with one that was never killed."""
+        """Let the run finish, and compare it with one that was never killed."""
         assert forked.run(self.config, ranks=self.ranks) == [0] * self.ranks, forked.printed(self.config)
         differences = [row for row in compare(run_folder(whole), run_folder(self.config)) if row[1]]
         assert differences == []
@@ -131,17 +131,17 @@ def killed_so_often(photos, out, ranks, kills, epochs, seed):
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 3), pytest.param(2, 3, marks=pytest.mark.sweep)])
-def test_a_run_that_is_killed_a_few_times(photos, tmp_path, ranks, kills):
+def test_a_run_killed_a_few_times_loses_no_commit(photos, tmp_path, ranks, kills):
     killed_so_often(photos, tmp_path, ranks, kills, epochs=10, seed=ranks)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 80), (2, 40)])
-def test_a_run_that_is_killed_very_often(photos, tmp_path, ranks, kills):
+def test_a_run_killed_many_times_loses_no_commit(photos, tmp_path, ranks, kills):
     killed_so_often(photos, tmp_path, ranks, kills, epochs=40, seed=10 + ranks)
 
 
-def test_control_a_kill_while_a_commit_is_written_in_place_leaves_it_unreadable(photos, tmp_path):
+def test_control_a_kill_while_writing_a_commit_in_place_makes_it_unreadable(photos, tmp_path):
     sweep = Sweep(photos, tmp_path, 1, 40)
     sweep.start()
     (process,) = forked.start(sweep.config, ranks=1, mode="without=staging")

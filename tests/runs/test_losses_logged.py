@@ -1,4 +1,4 @@
-"""Each term of a loss is logged by name, and what metrics.jsonl says of it is what the losses, recomputed, say."""
+"""Each loss term is logged by name, and its value in metrics.jsonl equals the recomputed loss."""
 
 import json
 
@@ -18,7 +18,7 @@ WEIGHTS = {"fft": 0.1, "l1": 1.0, "psnr": 0.01, "ssim": 0.25}
 
 
 def configuration(photos, out, name, loss, every=1, **sections):
-    """8 steps an epoch, the last one of a single sample, which is rank 0's."""
+    """Return a configuration with 8 steps per epoch; the last step has one sample, on rank 0."""
     sections = {"data": {"batch_size": 2}, "checkpoint": {"every_steps": 3}, **sections}
     config = small_config(*photos, out, run={"name": name}, **sections)
     config["tracking"]["log_every_steps"], config["loss"] = every, loss
@@ -30,13 +30,13 @@ def lines_of(config, event):
 
 
 def terms_of(seen):
-    """name → the weighted term of each image, computed by other implementations."""
+    """Return name → weighted term of each image, from independent implementations."""
     pairs = [(o.double().numpy(), g.double().numpy()) for those in seen for o, g in zip(*those, strict=True)]
     return {name: [weight * REFERENCES[name](*pair) for pair in pairs] for name, weight in WEIGHTS.items()}
 
 
 @pytest.mark.parametrize(("ranks", "every", "accumulation"), [(1, 3, 2), (2, 1, 1)])
-def test_the_terms_of_a_line_are_the_means_of_the_losses_over_its_samples(photos, tmp_path, ranks, every, accumulation):
+def test_logged_terms_are_the_mean_losses_over_the_samples_of_the_line(photos, tmp_path, ranks, every, accumulation):
     config = configuration(photos, tmp_path, "run", WEIGHTS, every, train={"gradient_accumulation_steps": accumulation})
     kept = tmp_path / "outputs"
     kept.mkdir()
@@ -70,7 +70,7 @@ def test_the_terms_of_a_line_are_the_means_of_the_losses_over_its_samples(photos
 
 
 def check_rows(config, ranks):
-    """W&B gets the mean of each term over the samples of all ranks."""
+    """Assert that W&B gets the mean of each term over the samples of all ranks."""
     rows = list(Rows(run_folder(config), ranks).read(flush=True))
     steps = {row["train/step"]: row for row in rows if "train/step" in row}
     for step, row in steps.items():
@@ -84,12 +84,12 @@ def check_rows(config, ranks):
         assert {name: row[f"val/terms/{name}"] for name in WEIGHTS} == line["val_terms"] and "val/terms" not in row
 
 
-def test_a_single_term_is_the_loss_and_adds_nothing(photos, tmp_path):
+def test_a_single_term_is_logged_only_as_the_loss(photos, tmp_path):
     config = configuration(photos, tmp_path, "single", {"psnr": 1.0}, train={"epochs": 3})
     assert forked.run(config) == [0], forked.printed(config)
     assert not any("terms" in line or "val_terms" in line for line in lines_of(config, "train") + epochs_of(config))
     assert not any("terms" in key for row in Rows(run_folder(config), 1).read(flush=True) for key in row)
-    # The loss is below zero, and the best is the lowest.
+    # The losses are negative, and the best is the lowest.
     losses = [line["val_loss"] for line in epochs_of(config)]
     best = json.loads((run_folder(config) / "status.json").read_text())["best"]
     assert max(losses) < 0 and best["loss"] == min(losses)
@@ -103,17 +103,17 @@ def differences(first, second):
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.sweep), 2])
-def test_a_run_that_is_interrupted_in_a_window_logs_the_same_terms(photos, tmp_path, ranks):
+def test_a_run_interrupted_between_two_log_lines_logs_the_same_terms(photos, tmp_path, ranks):
     whole, broken = (configuration(photos, tmp_path, name, WEIGHTS, every=5) for name in ("whole", "broken"))
     assert forked.run(whole, ranks=ranks) == [0] * ranks
-    for step in (2, 8, 11):  # the middle of an epoch, its end, the next one
+    for step in (2, 8, 11):  # mid-epoch, its end, the next epoch
         assert forked.run(broken, "--stop-after", str(step), ranks=ranks) == [143] * ranks
     assert forked.run(broken, ranks=ranks) == [0] * ranks
     assert differences(whole, broken) == {}
     assert len(lines_of(whole, "train")[0]["terms"]) == len(WEIGHTS)
 
 
-def test_control_a_resumption_that_forgets_the_window_logs_other_terms(photos, tmp_path):
+def test_control_without_the_window_sums_a_resumed_run_logs_other_terms(photos, tmp_path):
     whole, broken = (configuration(photos, tmp_path, name, WEIGHTS, every=5) for name in ("whole", "broken"))
     assert forked.run(whole) == [0]
     assert forked.run(broken, "--stop-after", "2") == [143]
@@ -123,7 +123,7 @@ def test_control_a_resumption_that_forgets_the_window_logs_other_terms(photos, t
     assert first["step"] == other["step"] == 5 and first["terms"] != other["terms"]
 
 
-def test_the_network_of_a_perceptual_loss_is_in_no_checkpoint(photos, tmp_path):
+def test_checkpoints_do_not_contain_the_network_of_a_perceptual_loss(photos, tmp_path):
     setting = {"weight": 0.1, "weights": write_weights(tmp_path, "vgg19"), "layers": {"relu2_1": 1.0}}
     loss = {"l1": 1.0, "perceptual": setting}
     config = configuration(photos, tmp_path, "with", loss, train={"mixed_precision": "bf16", "ema_decay": 0.9})
@@ -138,7 +138,7 @@ def test_the_network_of_a_perceptual_loss_is_in_no_checkpoint(photos, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["", "unseen@1"])
-def test_a_file_of_weights_that_is_missing_ends_all_ranks_before_anything_is_written(photos, tmp_path, mode):
+def test_a_missing_weights_file_ends_all_ranks_before_anything_is_written(photos, tmp_path, mode):
     path = write_weights(tmp_path, "vgg19") if mode else str(tmp_path / "none.pth")
     config = configuration(photos, tmp_path, "run", {"perceptual": {"weights": path}})
     assert forked.run(config, ranks=2, mode=mode) == [2, 2]
@@ -147,7 +147,7 @@ def test_a_file_of_weights_that_is_missing_ends_all_ranks_before_anything_is_wri
     assert not run_folder(config).exists()
 
 
-def test_images_too_small_for_a_loss_are_refused_before_anything_is_written(photos, tmp_path):
+def test_images_too_small_for_a_loss_are_rejected_before_anything_is_written(photos, tmp_path):
     config = configuration(photos, tmp_path, "run", {"l1": 1.0, "ms_ssim": 1.0})
     assert forked.run(config) == [2]
     said = "loss.ms_ssim: needs images of at least 176 pixels a side, but data.patch_size is 16; raise it"
