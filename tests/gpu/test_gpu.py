@@ -160,7 +160,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch, every, due):
         warnings.filterwarnings("always", message=".*synchronizing CUDA operation.*")
         assert train.main(["--config", str(file)]) == 0
     assert not [each for each in before_step if "engine.py" in each.filename]
-    waits.pop(1)  # includes one-time setup
+    waits.pop(1)  # the first step includes one-time setup
     assert len(waits) == 15 and all(len(those) == (2 if step in due else 1) for step, those in waits.items()), waits
 
 

@@ -20,7 +20,7 @@ def test_audit_table_of_two_ranks_with_accumulation_is_correct(photos, tmp_path)
         row["operation"]: (row["calls"], row["calls_per_epoch"], row["weights_changed"], row["lr_changed"])
         for row in audit["table"]
     }
-    # 20 samples: steps of 8, 8 and 4 per epoch. The last takes one micro-batch: 5 backwards, 3 steps, 2 epochs.
+    # Each epoch has steps of 8, 8 and 4 samples. The last takes one micro-batch, so 3 steps need 5 backwards.
     assert counts == {
         "zero_grad": (6, 3, 0, 0),
         "accelerator.backward": (10, 5, 0, 0),

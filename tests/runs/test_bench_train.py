@@ -1,4 +1,4 @@
-"""`bench train` names the slow phase, its bare loop does the same work as the trainer, and it leaves no files."""
+"""`bench train` names the slow phase, its bare loop does the same work as the trainer, and it cleans up."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def saved(tmp_path: Path, config: dict) -> str:
     return str(file)
 
 
-def test_each_phase_gets_its_own_time(tmp_path, monkeypatch):
+def test_time_is_attributed_to_the_phase_that_spends_it(tmp_path, monkeypatch):
     for module in (bench_split, loader, pace):
         monkeypatch.setattr(module, "time", CLOCK)
     slow = [
@@ -171,7 +171,7 @@ def test_bare_loop_trains_like_the_trainer(tmp_path):
     assert any((own - first).abs().max() > 1e-3 for own, first in zip(bare.module.parameters(), started, strict=True))
 
 
-def test_slow_data_is_the_bottleneck_and_no_file_is_left(tmp_path, monkeypatch, capsys):
+def test_slow_data_is_the_bottleneck_and_no_temporary_file_is_left(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, data={"num_threads": 1}, train={"gradient_accumulation_steps": 1})
     record = tmp_path / "bench.json"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -301,7 +301,7 @@ def test_non_finite_losses_end_the_measurement_with_one_error(tmp_path, capsys):
     assert "accel-restore: epoch" in err and "training has diverged" in err
 
 
-def test_stopped_measurement_leaves_no_files(tmp_path, monkeypatch, capsys):
+def test_stopped_measurement_leaves_no_temporary_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     seen = []
@@ -317,7 +317,7 @@ def test_stopped_measurement_leaves_no_files(tmp_path, monkeypatch, capsys):
     assert seen and not list((tmp_path / "temporary").iterdir())
 
 
-def test_invalid_options_are_refused(tmp_path, monkeypatch, capsys):
+def test_invalid_options_are_rejected(tmp_path, monkeypatch, capsys):
     config, file = saved(tmp_path, tiny(tmp_path)), tmp_path / "file"
     file.write_text("")
     missing = saved(tmp_path / "photos", tiny(tmp_path / "more", data={"train": {"gt": str(tmp_path / "none")}}))
@@ -358,7 +358,7 @@ def test_scaling_is_relative_to_one_process(monkeypatch, capsys):
 
 
 @pytest.mark.sweep
-def test_scaling_in_real_processes(tmp_path, capsys):
+def test_scaling_runs_one_measurement_per_number_of_processes(tmp_path, capsys):
     record = tmp_path / "scaling.json"
     config = saved(tmp_path, tiny(tmp_path))
     given = ["bench", "train", "--cpu", "--config", config, "--seconds", "0.01", "--json", str(record)]

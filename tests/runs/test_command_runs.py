@@ -107,7 +107,7 @@ def test_evaluate_with_run_uses_the_protocol_of_the_run(trained, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_held_out_images_are_recorded_and_scored_again(tmp_path, capsys):
+def test_held_out_images_are_recorded_and_reused_by_evaluate(tmp_path, capsys):
     photos = make_photos(tmp_path / "photos", 9)
     data = {"val": None, "val_fraction": 0.3, "max_images": 9}
     config = small_config(photos, photos, tmp_path, train={"epochs": 1}, data=data)

@@ -42,7 +42,7 @@ def test_super_resolution_pairs_give_the_same_run_on_two_ranks(tmp_path):
     assert runs[1][0] == runs[2][0] and len(runs[1][0]) == 10
     for name, tensor in runs[1][1].items():
         torch.testing.assert_close(tensor, runs[2][1][name], rtol=0, atol=1e-9)
-    # Two train stores, which also contain the held-out images.
+    # Two train stores; the held-out images are in the same stores.
     assert sorted(store.description["bits"] for store in list_stores(tmp_path / "out" / "cache")) == [8, 16]
 
 

@@ -71,7 +71,7 @@ def test_a_frozen_norm_and_its_copies_keep_their_statistics():
         model(image)
         changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
         assert changed == {f"body.6.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
-        assert not model.eval().body[6].training  # control: half of its parameters are trained
+        assert not model.eval().body[6].training  # control: only its weight is frozen
     assert net.body[3] is not copy.deepcopy(net).body[3]
 
 

@@ -106,7 +106,7 @@ def differences(first, second):
 def test_a_run_interrupted_between_two_log_lines_logs_the_same_terms(photos, tmp_path, ranks):
     whole, broken = (configuration(photos, tmp_path, name, WEIGHTS, every=5) for name in ("whole", "broken"))
     assert forked.run(whole, ranks=ranks) == [0] * ranks
-    for step in (2, 8, 11):  # mid-epoch, its end, the next epoch
+    for step in (2, 8, 11):  # in mid-epoch, at its end, in the next epoch
         assert forked.run(broken, "--stop-after", str(step), ranks=ranks) == [143] * ranks
     assert forked.run(broken, ranks=ranks) == [0] * ranks
     assert differences(whole, broken) == {}
