@@ -1,5 +1,5 @@
-"""Losses and gradients that are no numbers, on one rank: all skip the step, and a run that is lost ends before its good
-weights are. Ranks whose weights drift apart are found."""
+"""NaN and inf in losses and gradients on one rank: all ranks skip the step, and a diverging run ends before it replaces
+good weights. Ranks whose weights differ are reported."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from accel_restore.metrics import monitored_value
 from accel_restore.state import Scores
 
 PHOTOS = 32, 3  # training, validation
-RANKS, STEPS = 2, 4  # of an epoch; there are two
+RANKS, STEPS = 2, 4  # per epoch; there are two epochs
 
 
 def configuration(photos, out, name="small", **train):
@@ -24,7 +24,7 @@ def configuration(photos, out, name="small", **train):
 
 
 def train(photos, out, mode, *arguments, **settings):
-    """Exit codes and configuration of a training of two ranks."""
+    """Return the exit codes and the configuration of a training on two ranks."""
     config = configuration(photos, out, **settings)
     return forked.run(config, *arguments, ranks=RANKS, mode=mode), config
 
@@ -54,7 +54,7 @@ def test_all_ranks_skip_a_step_that_is_non_finite_on_one(photos, tmp_path):
         assert [(line["step"], line["in_row"]) for line in lines(config, "skip")] == [(3, 1)]
         assert all(math.isfinite(line["train_loss"]) for line in lines(config, "epoch"))
         assert "epoch 1, step 3: NaN or inf in" in forked.printed(config)
-    # Whatever spoils it, and where: the same step is not made.
+    # The cause and its place do not matter: the same step is skipped.
     assert is_finite(ends["nan@1:3"])
     assert are_equal(ends["nan@1:3"], ends["inf@0:3"]) and are_equal(ends["nan@1:3"], ends["gradient@1:3"])
     codes, config = train(photos, tmp_path, "", name="whole")
@@ -79,7 +79,7 @@ def test_control_without_the_guard_the_step_is_taken(photos, tmp_path, guard):
     codes, config = train(photos, tmp_path, f"nan@1:3,without={guard}")
     assert not lines(config, "skip")
     if guard == "gradient":
-        assert codes == [3, 3]  # when the weights are to be committed, a step later
+        assert codes == [3, 3]  # at the commit, one step later
         assert "some weights are NaN or inf" in forked.printed(config)
     else:
         assert codes == [0, 0]
@@ -93,13 +93,13 @@ def test_n_consecutive_non_finite_steps_end_the_run_and_keep_the_last_good_commi
     assert "Traceback" not in printed and printed.count("training has diverged") == 1
     assert "3 consecutive steps were skipped" in printed and "photo" in printed
 
-    # The last good one, and those since, which hold the same weights.
+    # The last good commit, and later ones with the same weights.
     commits = {int(path.name[5:]): read_commit(path) for path in find_commits(run_folder(config) / "checkpoints")}
     assert 5 in commits and max(commits) == 7
     assert len({commits[step]["model.safetensors"] for step in (5, 6, 7)}) == 1
     assert is_finite(last_weights(config)) and is_finite(last_weights(config, "best.safetensors"))
 
-    # Without what spoilt it, the same command goes on.
+    # Once the cause is removed, the same command continues.
     assert forked.run(config, ranks=RANKS) == [0, 0]
     assert status(config)["state"] == "finished" and status(config)["step"] == 2 * STEPS
 

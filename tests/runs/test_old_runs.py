@@ -1,4 +1,4 @@
-"""A run that was stopped before the package was divided into rooms is still read, and continues to the same weights."""
+"""A run of an older version of the package can still be read and continues to the same weights."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from accel_restore import load
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_before_rooms"
-ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # other processors add up in another order
+ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # other processors add in another order
 
 
 def test_best_weights_of_an_old_run_are_read():
@@ -25,7 +25,7 @@ def test_best_weights_of_an_old_run_are_read():
 
 @pytest.fixture(scope="module")
 def continued(tmp_path_factory):
-    """The old run, stopped after step 6 of 12, continued by today's code with the command that had started it."""
+    """Continue the old run, stopped after step 6 of 12, with the current code and the original command."""
     folder = tmp_path_factory.mktemp("old") / "work"
     shutil.copytree(OLD, folder)
     command = [sys.executable, str(TRAIN), "--config", "old.yaml", "--cpu"]
@@ -41,6 +41,6 @@ def test_an_old_run_continues_to_the_weights_of_an_uninterrupted_one(continued):
         torch.testing.assert_close(load_file(found), load_file(expected), **ROUNDING)
 
 
-def test_the_lines_of_an_old_run_are_kept(continued):
+def test_the_metrics_of_an_old_run_are_kept(continued):
     before, after = json_lines(OLD / "runs/old/metrics.jsonl"), json_lines(continued / "metrics.jsonl")
     assert after[: len(before)] == before and [line["step"] for line in after if line["event"] == "epoch"] == [4, 8, 12]

@@ -1,4 +1,4 @@
-"""Learning rates, parameter groups and the average of weights in real runs, on any number of ranks."""
+"""Learning rates, parameter groups and weight averages in real runs, on any number of ranks."""
 
 import json
 
@@ -27,7 +27,7 @@ def torch_rates(name: str) -> list[float]:
 
 
 @pytest.mark.parametrize(("name", "ranks", "accumulation"), CASES)
-def test_learning_rates_are_those_of_torch_on_every_rank(photos, tmp_path, name, ranks, accumulation):
+def test_learning_rates_equal_those_of_torch_on_every_rank(photos, tmp_path, name, ranks, accumulation):
     config = small_config(
         *photos,
         tmp_path,
@@ -48,7 +48,7 @@ def test_learning_rates_are_those_of_torch_on_every_rank(photos, tmp_path, name,
 
 
 @pytest.mark.parametrize("warm_up", [1, 2])
-def test_the_plan_says_where_warm_up_outlasts_the_run(photos, tmp_path, warm_up):
+def test_the_plan_warns_if_warm_up_outlasts_the_run(photos, tmp_path, warm_up):
     sections = {"optimizer": {"lr": 0.001}, "scheduler": {"warmup_epochs": warm_up}, "train": {"epochs": 2}}
     config = small_config(*photos, tmp_path, **sections)
     succeed(launch(config))
@@ -84,7 +84,7 @@ def test_parameter_groups_and_ema_warmup_continue_bit_identically(tmp_path, rank
     for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (last_weights(config, file) for config in (whole, killed))
         assert list(one) == list(other) and all(one[name].equal(other[name]) for name in one), file
-    succeed(launch(cold, ranks=ranks))  # the control
+    succeed(launch(cold, ranks=ranks))  # control
     assert not last_weights(cold, "ema.safetensors")["body.0.weight"].equal(
         last_weights(whole, "ema.safetensors")["body.0.weight"]
     )

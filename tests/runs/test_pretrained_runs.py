@@ -1,4 +1,4 @@
-"""Runs that start from the weights of a file; what they leave restores without that file."""
+"""Runs that start from a weight file. Their own weights restore images without that file."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ PHOTOS = 13, 2  # training, validation
 
 
 def finetuning(photos, out, name, model, **sections):
-    """4 steps an epoch of 4 pairs, commits at steps 3, 4, 6 and 8."""
+    """Return the configuration of a run with 4 steps of 4 pairs per epoch and commits at steps 3, 4, 6 and 8."""
     sections = {"optimizer": {"lr": 1e-4}, "checkpoint": {"every_steps": 3, "keep": 100}, **sections}
     config = small_config(*photos, out, run={"name": name}, data={"batch_size": 4}, **sections)
     config["model"] = model
     return config
 
 
-def test_a_run_starts_with_the_weights_of_another_and_leaves_a_file_that_needs_none(photos, tmp_path):
+def test_a_run_starts_with_the_weights_of_another_and_restores_without_them(photos, tmp_path):
     first = finetuning(photos, tmp_path, "first", {"name": "unet", "width": 8})
     succeed(launch(first))
     best = run_folder(first) / "best.safetensors"
@@ -36,7 +36,7 @@ def test_a_run_starts_with_the_weights_of_another_and_leaves_a_file_that_needs_n
 
 
 def swinir() -> torch.nn.Module:
-    """A tiny SwinIR for scale 2, as spandrel builds it, with weights of its own."""
+    """Return a tiny SwinIR for scale 2 with random weights, as spandrel builds it."""
     pytest.importorskip("spandrel", reason="the optional library spandrel is not installed")
     from spandrel.architectures.SwinIR import SwinIR
 
@@ -61,10 +61,10 @@ def test_a_foreign_model_is_fine_tuned_and_continues_bit_identically(photos, tmp
     succeed(launch(killed, ranks=ranks))
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         assert same(last_weights(killed, name), last_weights(whole, name)), name
-    assert not same(last_weights(whole), net.state_dict())  # it has learnt something
+    assert not same(last_weights(whole), net.state_dict())  # the weights have changed
 
     file.unlink()
-    refused = launch(killed, "train.epochs=3", ranks=ranks)  # to go on, the architecture must be known
+    refused = launch(killed, "train.epochs=3", ranks=ranks)  # the architecture must be known to continue
     assert refused.returncode == 2 and f"model.checkpoint: {file}: does not exist" in refused.stderr
     restorer = accel_restore.load(run_folder(whole) / "best.safetensors")
     assert restorer.metadata["model"] == {"name": "spandrel", "arguments": {}} and restorer.scale == 2
@@ -72,7 +72,7 @@ def test_a_foreign_model_is_fine_tuned_and_continues_bit_identically(photos, tmp
     assert restorer(torch.rand(3, 7, 9)).shape == (3, 14, 18)
 
 
-def test_a_wrong_checkpoint_ends_the_run_before_anything_is_written(photos, tmp_path):
+def test_a_wrong_weight_file_is_rejected_before_anything_is_written(photos, tmp_path):
     config = finetuning(photos, tmp_path, "wrong", {"checkpoint": str(tmp_path / "missing.pth")})
     process = launch(config)
     assert process.returncode == 2 and "Traceback" not in process.stderr

@@ -1,4 +1,5 @@
-"""A rank that fails, dies, hangs or is slow is named and ends the job in time; what comes after is as if it had not."""
+"""A rank that fails, dies, hangs or is slow is named, and the job ends in time. The run then continues as if nothing
+had happened."""
 
 import json
 import re
@@ -15,26 +16,26 @@ from watched import same
 from accel_restore.callbacks.straggler import StragglerDetector
 from accel_restore.distributed import heartbeat as ranks
 
-FAULT_STEP = 6  # of two epochs of eight
+FAULT_STEP = 6  # in a run of two epochs of eight steps
 TIMEOUT = 8.0  # seconds, train.rank_timeout
 
 
 def configuration(reference, out, rank_timeout=TIMEOUT, every_steps=2, **sections):
-    """The reference run on two ranks, whose weights do not depend on timeouts and commits."""
+    """Return the configuration of the reference run on two ranks; its weights do not depend on timeouts and commits."""
     train = {"rank_timeout": rank_timeout, **sections.pop("train", {})}
     checkpoint = {"every_steps": every_steps}
     return reference_configuration(reference.photos, out, 2, train=train, checkpoint=checkpoint, **sections)
 
 
 def assert_continues(config, reference):
-    """The run goes on, with time for a busy machine, and ends with the weights of one in which nothing happened."""
+    """Assert that the run continues, on a busy machine too, and ends with the weights of an uninterrupted run."""
     config = {**config, "train": {**config["train"], "rank_timeout": 10 * TIMEOUT}}
     assert forked.run(config, ranks=2) == [0, 0], forked.printed(config)
     assert same(last_weights(config), reference.weights(2))
 
 
 def said(config):
-    """What was printed for the user, without the traceback of the rank that failed."""
+    """Return what was printed for the user, without the traceback of the failed rank."""
     return [line for line in forked.printed(config).splitlines() if line.startswith("accel-restore: ")]
 
 
@@ -51,12 +52,12 @@ FAULTS = {
 @pytest.mark.parametrize(("mode", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_lost_rank_ends_the_job_and_is_named(reference, tmp_path, mode, message):
     fault, rank = mode[:-2], int(mode[-1])
-    # One that hangs is found by its silence alone. The others are found at once; with a short timeout a busy machine
-    # may tell of a silence in place of the cause.
+    # A hanging rank is found only by its missing heartbeat, the others at once. With a short timeout on a busy
+    # machine, a missing heartbeat may be reported in place of the cause.
     config = configuration(reference, tmp_path, rank_timeout=TIMEOUT if fault == "hang" else 5 * TIMEOUT)
     codes = forked.run(config, ranks=2, mode=f"{mode}:{FAULT_STEP}")
     assert codes[1 - rank] == 1, forked.printed(config)
-    assert codes[rank] == (1 if fault == "raise" else -9)  # one that hangs is killed by the other
+    assert codes[rank] == (1 if fault == "raise" else -9)  # the other rank kills the one that hangs
     (line,) = said(config)
     assert message in line and f"rank {rank}" in line
     assert line.endswith("the same command continues from the last commit")
@@ -77,7 +78,7 @@ def test_a_rank_that_makes_no_progress_is_named_with_its_phase(reference, tmp_pa
 
 
 def test_control_without_the_monitor_the_job_hangs(reference, tmp_path):
-    config = configuration(reference, tmp_path, rank_timeout=1800.0)  # torch's own, which is for a collective, too
+    config = configuration(reference, tmp_path, rank_timeout=1800.0)  # torch's default; it limits collectives too
     processes = forked.start(config, ranks=2, mode=f"hang@1:{FAULT_STEP},without=watch")
     deadline = time.monotonic() + 60
     while not (run_folder(config) / "checkpoints" / f"step-{FAULT_STEP:08d}").exists():
@@ -92,13 +93,13 @@ def test_control_without_the_monitor_the_job_hangs(reference, tmp_path):
 
 def test_a_slow_rank_is_named_with_its_times(reference, tmp_path):
     data = {"batch_size": 1, "crops_per_image": 4}
-    # no checkpoints: on a busy disk they make the main process the slow one
+    # no commits: on a busy disk they make the main process the slow one
     config = configuration(
         reference, tmp_path, data=data, train={"global_batch_size": None}, every_steps=1000, rank_timeout=60.0
     )
     assert forked.run(config, "train.epochs=2", ranks=2, mode="slow@1:0") == [0, 0]
     (line,) = (line for line in forked.printed(config).splitlines() if "is slow" in line)
-    # after three windows of 20 steps, or later where the machine itself held up the other rank in one of them
+    # after three windows of 20 steps, or later if the machine delayed the other rank in one of them
     own = (
         r"step (60|80|100|120): rank 1 is slow, and the others wait for it: its own part of a step takes \d+\.\d{3} s "
     )
@@ -113,7 +114,7 @@ def test_the_monitor_ends_the_process_even_if_its_report_fails(monkeypatch):
     monkeypatch.setattr(ranks.os, "_exit", ended.append)
     watch = ranks.RankMonitor(SimpleNamespace(process_index=1, num_processes=2), 10.0, say)
     watch.is_published.set()
-    with pytest.raises(BrokenPipeError):  # the control: not caught, so that what follows it must be in `finally`
+    with pytest.raises(BrokenPipeError):  # control: the error is not caught, so the code after it must be in `finally`
         watch._end(ranks.Verdict((0,), "silent", "no heartbeat from rank 0"))
     assert ended == [1]
 
@@ -123,7 +124,7 @@ def test_only_a_rank_that_stays_slow_is_reported_and_only_once():
     alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     pace = StragglerDetector(alone, SimpleNamespace(observers=[]), None, said.append)
 
-    def compare(windows):  # of (own part of a step, of that waiting), seconds, of three ranks
+    def compare(windows):  # windows of (own time, waiting time) of a step in seconds, for three ranks
         for step, window in enumerate(windows):
             pace._compare(window, step)
 
@@ -139,7 +140,7 @@ def test_only_a_rank_that_stays_slow_is_reported_and_only_once():
     )
 
 
-@pytest.mark.sweep  # a minute each
+@pytest.mark.sweep  # one minute each
 @pytest.mark.parametrize("fault", ["kill@1", "raise@0"])
 def test_a_job_that_torchrun_restarts_ends_with_the_same_weights(reference, tmp_path, fault):
     config = configuration(reference, tmp_path, rank_timeout=60.0)
@@ -148,4 +149,4 @@ def test_a_job_that_torchrun_restarts_ends_with_the_same_weights(reference, tmp_
     succeed(launch(config, ranks=2, script=DRIVER, env=env, launcher_options=options))
     assert same(last_weights(config), reference.weights(2))
     without = launch(config, "--overwrite", ranks=2, script=DRIVER, env=env)
-    assert without.returncode != 0  # control: the fault did happen
+    assert without.returncode != 0  # control: the fault occurred

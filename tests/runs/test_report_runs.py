@@ -9,7 +9,7 @@ from runs import make_photos, run_folder, small_config
 
 
 def content_of(file):
-    """Return the page's data, and its sections by title."""
+    """Return the page's data and its sections by title."""
     content = json.loads(re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1])
     return content, {section["title"]: section for section in content["sections"]}
 
@@ -19,7 +19,7 @@ def cells(section):
 
 
 def test_the_page_is_written_during_training_and_at_its_end(tmp_path):
-    """During training, at the end of an epoch. The last page has the final state and the audit."""
+    """The page is written at the end of each epoch. The last page has the final state and the audit."""
     photos, val = make_photos(tmp_path / "photos", 8), make_photos(tmp_path / "val", 2, seed=1)
     config = small_config(photos, val, tmp_path, data={"batch_size": 4})
     file, gate = run_folder(config) / "report.html", tmp_path / "gate"

@@ -1,4 +1,4 @@
-"""A killed run continues exactly from its last commit; another configuration is refused with a diff."""
+"""A killed run continues exactly from its last commit. A changed configuration is refused with a diff."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TIMES = ("seconds", "step_s", "wait_s")
 
 
 def configuration(photos, out, name="whole", **train):
-    """8 steps an epoch, the last one ragged; commits at steps 3, 6, 8 (the epoch's end), 9, 12, 15, 16."""
+    """Return a configuration with 8 steps per epoch, the last one partial. Commits at steps 3, 6, 8, 9, 12, 15, 16."""
     return small_config(
         *photos,
         out,
@@ -63,9 +63,9 @@ def test_run_killed_in_mid_epoch_ends_bit_identical(
     first = launch(killed, "--audit", ranks=ranks, mode=f"kill:{killed_after}")
     assert first.returncode != 0
     assert newest(killed).name == f"step-{commit:08d}"
-    assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # in mid-epoch
+    assert json.loads((newest(killed) / "state.json").read_text())["epoch_step"] > 0  # in the middle of an epoch
     assert json.loads((run_folder(killed) / "status.json").read_text())["state"] == "running"
-    (run_folder(killed) / ".best.safetensors.1234.tmp").write_bytes(b"half")  # a kill during a write leaves this
+    (run_folder(killed) / ".best.safetensors.1234.tmp").write_bytes(b"half")  # a kill during a write leaves such a file
     second = succeed(launch(killed, "--audit", ranks=ranks))
     assert not list(run_folder(killed).rglob(".*"))
     assert "continues" in second.stdout and f"{commit} steps are done" in second.stdout
@@ -95,7 +95,7 @@ def test_a_run_may_start_from_a_commit_of_another(photos, tmp_path):
     assert missing.returncode == 2 and "nowhere is not a checkpoint" in missing.stderr
 
 
-def test_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
+def test_a_run_goes_back_to_its_own_earlier_commit_only_once(photos, tmp_path):
     config = configuration(photos, tmp_path)
     succeed(launch(config))
     back = f"run.resume={run_folder(config) / 'checkpoints' / 'step-00000009'}"
@@ -103,11 +103,11 @@ def test_run_goes_back_to_a_commit_of_its_own_once(photos, tmp_path):
     assert stopped.returncode == 143 and newest(config).name == "step-00000013", "later commits are removed"
     shutil.copytree(newest(config), newest(config).with_name("step-00000014"))
     (newest(config) / "model.safetensors").write_bytes(b"damaged")
-    again = succeed(launch(config, back, "checkpoint.keep=1"))  # a scheduler repeats the command; step 9 is gone
+    again = succeed(launch(config, back, "checkpoint.keep=1"))  # as a scheduler repeats it; step 9 is gone
     assert "13 steps are done" in again.stdout and newest(config).name == "step-00000016"
 
 
-def test_the_resume_hint_never_recommends_to_overwrite_progress(photos, tmp_path):
+def test_the_resume_hint_never_recommends_overwriting_progress(photos, tmp_path):
     config = configuration(photos, tmp_path)
     for given, step, hint in ((["--overwrite"], "4", " without --overwrite"), ([], "9", "")):
         stopped = launch(config, *given, "--stop-after", step)
@@ -128,7 +128,7 @@ def test_models_with_unused_or_shared_parameters_continue_bit_identically(photos
 
 
 class Odd(nn.Module):
-    """A layer that `forward` leaves out, and one that has two names."""
+    """A model with a layer that `forward` does not use and a layer with two names."""
 
     def __init__(self, *, channels: int = 3, scale: int = 1):
         super().__init__()
@@ -183,11 +183,11 @@ def test_settings_that_change_the_result_are_fixed_and_others_may_change(photos,
     never = launch(config, "run.resume=never")
     assert never.returncode == 2 and "holds a run" in never.stderr
 
-    longer = launch(config)  # the file sets 2 epochs, on which a cosine depends
+    longer = launch(config)  # the file sets 2 epochs, and the cosine schedule depends on them
     assert longer.returncode == 2 and "train.epochs: 1 in the commit, 2 now" in longer.stderr
     assert "to train longer, give train.epochs=2 on the command line" in longer.stderr
 
-    # an explicit override is allowed; so is another batch size with an equal global batch
+    # An explicit override is allowed, and so is another batch size with the same global batch.
     overrides = ["train.epochs=2", "data.batch_size=2", "tracking.log_every_steps=4", "checkpoint.keep=1"]
     extended = succeed(launch(config, *overrides))
     assert "4 = 2 per device × 2 accumulated" in extended.stdout

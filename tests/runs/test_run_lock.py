@@ -1,4 +1,4 @@
-"""One training at a time in a run's folder: a second is refused; one that was killed does not block the folder."""
+"""Only one training at a time uses a run's folder. A second one is refused; a killed one does not block the folder."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ import pytest
 from runs import run_folder, small_config
 
 PHOTOS = 15, 2  # training, validation
-GENEROUS = 90.0  # seconds, a guard against hanging
+GENEROUS = 90.0  # seconds, a limit for a test that hangs
 
 
 def configuration(photos, out, ranks=1):
@@ -41,7 +41,7 @@ def held_after(step, config, ranks=1, mode=""):
 
 
 def snapshot(config):
-    """Return the files of a run, except the lock, which is touched as a heartbeat."""
+    """Return the files of a run, except the lock: its heartbeat changes it."""
     files = (path for path in run_folder(config).rglob("*") if path.is_file() and path.name != "run.lock")
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
@@ -64,7 +64,7 @@ def test_second_training_is_refused_and_the_first_continues(photos, tmp_path, ra
         assert [process.exitcode for process in first] == [0] * ranks
 
 
-def test_control_both_write_without_the_lock(photos, tmp_path):
+def test_control_without_the_lock_both_trainings_write(photos, tmp_path):
     config = configuration(photos, tmp_path)
     with held_after(3, config, mode="without=lock,"):
         before = snapshot(config)

@@ -1,4 +1,4 @@
-"""The same run on any number of processes: a run is a pure function of configuration, data and step."""
+"""The same run on any number of processes: its result depends only on configuration, data and step."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ LAYOUTS = {  # ranks, batch per rank, accumulation: a global batch of 8
     "2x2x2": (2, 2, 2),
     "4x2": (4, 2, 1),
 }
-FLOAT32_LAYOUTS = ("1x8", "2x2x2", "4x2")  # which adds rounding: the reference, all mixed, most ranks
+FLOAT32_LAYOUTS = ("1x8", "2x2x2", "4x2")  # float32 adds rounding: the reference, all combined, most ranks
 PHOTOS = SAMPLES, 5  # training, validation
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
 def runs(request, photos, tmp_path_factory):
-    """The same configuration, run in every layout and audited."""
+    """Return the audited runs of one configuration in every layout."""
     out = tmp_path_factory.mktemp(request.param)
     configs = {}
     for name in LAYOUTS if request.param == "float64" else FLOAT32_LAYOUTS:
@@ -45,7 +45,7 @@ def test_every_step_consumes_the_same_samples(runs):
     assert all(value == steps["1x8"] for value in steps.values())
 
 
-def test_every_sample_exactly_once_per_epoch_in_another_order(runs):
+def test_every_epoch_uses_every_sample_once_in_another_order(runs):
     for config in runs[1].values():
         steps = samples_per_step(config)
         for epoch in (0, 1):
@@ -82,7 +82,7 @@ def test_validation_scores_are_equal(runs):
                 assert line[key] == pytest.approx(expected[key], rel=tolerance)
 
 
-def test_the_audit_saw_the_same_weights_on_all_ranks(runs):
+def test_the_audit_recorded_the_same_weights_on_all_ranks(runs):
     for config in runs[1].values():
         assert (run_folder(config) / "audit.json").exists()
         ranks = audit_events(config)

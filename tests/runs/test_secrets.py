@@ -1,4 +1,4 @@
-"""No secret of the environment, of an override or of a URL is in any file that a run leaves, however it ends."""
+"""No secret from the environment, an override or a URL is in any file of a run, whichever way the run ends."""
 
 import json
 import os
@@ -41,7 +41,7 @@ OVERRIDES = [
 
 
 class Net(nn.Module):
-    """A model whose configuration is full of secrets; fails, and says them, in the forward pass of that number."""
+    """A model with secrets in its configuration. It fails in a given forward pass with the secrets in its message."""
 
     def __init__(self, url: str, token: str, api_key: str, notes: list[str], fails: int | None = None):
         super().__init__()
@@ -58,12 +58,12 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def secret_photos(photos):
-    """The photographs, in a folder whose name is a secret."""
+    """Return the photographs in a folder whose name is a secret."""
     return photos[0].rename(photos[0].with_name(SECRETS["MY_SERVICE_TOKEN"])), photos[1]
 
 
 def run(secret_photos, out, *overrides, name="run", mode=""):
-    """The configuration and the exit code of a training with W&B, in the environment above."""
+    """Return the configuration and exit code of a training with W&B in the environment above."""
     config = small_config(
         *secret_photos,
         out,
@@ -94,7 +94,7 @@ def _train(arguments, mode, log):
 
 
 def found(config):
-    """The secrets in the bytes and names of what a run has left, and in the cache: file → secrets."""
+    """Return the secrets found in the names and bytes of a run's files and of the cache: file → secrets."""
     cache = run_folder(config).parent / "cache"
     files = [path for folder in (run_folder(config), cache) for path in folder.rglob("*") if path.is_file()]
     assert files
@@ -124,14 +124,14 @@ def test_no_file_of_a_run_holds_a_secret(secret_photos, tmp_path, state):
     assert found(config) == {}
 
 
-def test_control_without_redaction_they_are_everywhere(secret_photos, tmp_path):
+def test_control_without_redaction_secrets_are_everywhere(secret_photos, tmp_path):
     config, code = run(secret_photos, tmp_path, "model.fails=3", mode="unredacted")
     assert code == 1
     leaks = found(config)
     assert {"config.yaml", "state.json", "best.safetensors", "status.json"} <= leaks.keys()
     assert set(SECRETS) == set(leaks["config.yaml"]) == set(leaks["state.json"]) == set(leaks["best.safetensors"])
     assert any(name.endswith(".wandb") for name in leaks)
-    assert any(name.endswith(".json") and len(name) == 37 for name in leaks)  # beside a store of the cache
+    assert any(name.endswith(".json") and len(name) == 37 for name in leaks)  # next to a store of the cache
 
 
 def test_a_run_continues_where_the_environment_has_changed(secret_photos, tmp_path):
@@ -139,7 +139,7 @@ def test_a_run_continues_where_the_environment_has_changed(secret_photos, tmp_pa
     assert code == 143
     config["model"]["notes"] = list(ENVIRONMENT.values())
     plain = [*OVERRIDES, "tracking.wandb=disabled"]
-    assert forked.run(config, *plain) == [0], forked.printed(config)  # of an environment without secrets
+    assert forked.run(config, *plain) == [0], forked.printed(config)  # in an environment without secrets
     assert forked.run(config, *plain, "optimizer.lr=0.5", "run.name=other", f"run.resume={run_folder(config)}") == [2]
     assert "optimizer.lr: 0.001 in the commit, 0.5 now" in forked.printed(config)
 
@@ -155,7 +155,7 @@ def test_a_run_continues_where_the_environment_has_changed(secret_photos, tmp_pa
         ("AKIAIOSFODNN7EXAMPLE", "***"),
         ({"token": "0123456789abcdef"}, {"token": "***"}),
         ({"a": [{"password": "long enough"}]}, {"a": [{"password": "***"}]}),
-        # what only looks like one
+        # values that only look like secrets
         ({"token": "cls"}, {"token": "cls"}),
         ({"token": "learned_embedding"}, {"token": "learned_embedding"}),
         ({"key": "projection", "keys": 8, "tokens": 77}, {"key": "projection", "keys": 8, "tokens": 77}),
@@ -166,11 +166,11 @@ def test_a_run_continues_where_the_environment_has_changed(secret_photos, tmp_pa
     ],
     ids=str,
 )
-def test_what_is_taken_for_a_secret(given, left):
+def test_which_values_count_as_secrets(given, left):
     assert redacted(given) == left
 
 
-def test_secrets_of_the_environment_are_hidden_whole_and_short_words_are_not(monkeypatch):
+def test_whole_secrets_of_the_environment_are_redacted_but_short_words_are_not(monkeypatch):
     monkeypatch.setenv("ONE_TOKEN", "abcdefgh")
     monkeypatch.setenv("LONGER_TOKEN", "abcdefghij")
     monkeypatch.setenv("SORT_KEY", "name")
@@ -178,9 +178,9 @@ def test_secrets_of_the_environment_are_hidden_whole_and_short_words_are_not(mon
     assert redacted(["abcdefghij", "xabcdefghx", "name", "KEYBOARD"]) == ["***", "x***x", "name", "KEYBOARD"]
 
 
-def test_the_configuration_that_is_printed_hides_them_and_the_one_that_is_used_does_not(secret_photos):
+def test_secrets_are_redacted_in_the_printed_configuration_but_not_in_the_one_used(secret_photos):
     tree = {"data": {"train": {"gt": "x"}}, "model": {"name": "test_secrets:Net", "notes": []}}
     config = config_from(tree, OVERRIDES)
     assert not any(secret in to_yaml(config) for secret in OF_OVERRIDES.values())
     assert config.model.arguments["token"] == SECRETS["token"]
-    assert short(config, 1)["model"]["token"] == SECRETS["token"]  # of verify-resume, whose files are removed
+    assert short(config, 1)["model"]["token"] == SECRETS["token"]  # for verify-resume, whose files are removed

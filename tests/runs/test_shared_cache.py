@@ -1,4 +1,4 @@
-"""Several processes that open, build or load the same decoded images and rows at once."""
+"""Several processes open, build or load the same decoded images and rows at the same time."""
 
 import re
 import signal
@@ -43,7 +43,7 @@ print(opened.store[0].size if opened.store else opened.problems)
 """
 
 
-def test_two_processes_that_open_at_once_build_once(tmp_path):
+def test_two_processes_that_open_at_once_build_the_store_once(tmp_path):
     built = {}
     for lock in ("locked", "unlocked"):
         save(tmp_path / lock / "a.png")
@@ -51,13 +51,13 @@ def test_two_processes_that_open_at_once_build_once(tmp_path):
         both = [subprocess.Popen([*command, *who], stdout=-1, text=True) for who in (("1", "2"), ("2", "1"))]
         said = [process.communicate(timeout=60)[0] for process in both]
         built[lock] = sum(text.count("built") for text in said)
-        if lock == "locked":  # without it, one may remove what the other is writing
+        if lock == "locked":  # without the lock, one process may remove what the other is writing
             assert [process.returncode for process in both] == [0, 0]
             assert sum(text.count("waiting for another process") for text in said) == 1
     assert built == {"locked": 1, "unlocked": 2}  # the second is the control
 
 
-def test_two_processes_that_meet_a_damaged_image_decode_once_and_say_the_same(tmp_path):
+def test_two_processes_decode_a_damaged_image_once_and_report_the_same(tmp_path):
     make_unusable("truncated", tmp_path / "bad.png")
     save(tmp_path / "good.png")
     command = [sys.executable, "-c", OPENER, str(tmp_path / "cache"), "locked"]
@@ -67,11 +67,11 @@ def test_two_processes_that_meet_a_damaged_image_decode_once_and_say_the_same(tm
     assert all("bad.png: is damaged" in text.splitlines()[-1] for text in said)
     again = open_one([tmp_path / "bad.png", tmp_path / "good.png"], cache=tmp_path / "cache")
     assert len(again.problems) == 1 and again.sizes == [(20, 30), (20, 30)]
-    save(tmp_path / "bad.png")  # mended
+    save(tmp_path / "bad.png")  # repaired
     assert open_one([tmp_path / "bad.png", tmp_path / "good.png"], cache=tmp_path / "cache").store is not None
 
 
-def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_store(tmp_path):
+def test_a_killed_builder_leaves_nothing_that_is_mistaken_for_a_store(tmp_path):
     files = [save(tmp_path / f"{name}.png") for name in "ab"]
     (tmp_path / "2").touch()
     code = OPENER.replace("time.sleep(1)", "time.sleep(given[0].stem == 'b' and 60)")
@@ -100,7 +100,7 @@ sys.stdin.readline()
 
 
 @LINUX
-def test_two_processes_share_one_copy(tmp_path):
+def test_two_processes_share_one_copy_in_memory(tmp_path):
     image = np.zeros((3000, 3000, 3), np.uint8)
     path, cache = save(tmp_path / "a.png", image), tmp_path / "cache"
     open_one([path], cache=cache)
@@ -111,7 +111,7 @@ def test_two_processes_share_one_copy(tmp_path):
     shares = [int(re.search(r"cache/\w+\.arrow\n(?:.*\n)*?Pss: +(\d+) kB", text)[1]) * 1024 for text in maps]
     for reader in readers:
         reader.communicate("\n", timeout=60)
-    assert 0.9 * image.nbytes < sum(shares) < 1.2 * image.nbytes  # one copy between them
+    assert 0.9 * image.nbytes < sum(shares) < 1.2 * image.nbytes  # one copy for both processes
 
 
 PROCESS = """

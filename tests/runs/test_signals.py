@@ -1,4 +1,4 @@
-"""A run that is asked to stop, at whatever moment, saves, says so, ends and can go on."""
+"""A run that receives a stop signal at any moment saves, reports it, ends and can continue."""
 
 import random
 import signal
@@ -18,11 +18,11 @@ from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.utils import signals as preemption
 from accel_restore.utils.signals import StopRequest
 
-COPIES_SECONDS = 2.0  # within which a second signal is taken for a copy of the first
+COPIES_SECONDS = 2.0  # a second signal within this time counts as a copy of the first
 
 
 def configuration(reference, out, ranks=1):
-    """The reference run, with commits at the ends of epochs alone."""
+    """Return the configuration of the reference run with commits only at the ends of epochs."""
     return reference_configuration(reference.photos, out, ranks, checkpoint={"every_steps": None})
 
 
@@ -32,8 +32,8 @@ def assert_continues(config, reference, ranks=1):
     assert same(last_weights(config), reference.weights(ranks))
 
 
-# Phase, how many-th time, and the step that is committed with one rank and with two (None: the run has not begun).
-# With two, a step's answers are heard after the next.
+# Phase, its occurrence, and the committed step with one rank and with two (None: the run has not started).
+# With two ranks, the answers for a step arrive one step later.
 PHASES = {
     "images are decoded": ("decode", 2, None, None),
     "the model is built": ("model", 1, None, None),
@@ -44,7 +44,7 @@ PHASES = {
     "in a save": ("commit", 1, STEPS, STEPS),
     "at the end of step 11": ("step", 11, 12, 13),
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Slurm sends to all processes
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the last one to all processes
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -53,7 +53,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_continues(reference, tmp_path, 
     phase, count, *steps = list(PHASES.values())[number]
     config, asked, step = configuration(reference, tmp_path, ranks), SIGNALS[number % 3], steps[ranks - 1]
     training = start_forked(config, f"await={phase}:{count}:{GENEROUS}", ranks=ranks)
-    reaching = range(ranks) if phase in ("micro", "step", "image") else [None]  # one rank alone decodes and saves
+    reaching = range(ranks) if phase in ("micro", "step", "image") else [None]  # only one rank decodes and saves
     for rank in reaching:
         training.wait_for(phase, rank=rank, count=count)
     best = run_folder(config) / "best.safetensors"
@@ -63,7 +63,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_continues(reference, tmp_path, 
 
     where = "before the first step" if step is None else f"after step {step}"
     assert said(config)[-1] == f"accel-restore: stopped by {asked.name} {where}; the same command continues from there"
-    assert len(said(config)) == (1 if step is None else 2)  # the other: that it is saving
+    assert len(said(config)) == (1 if step is None else 2)  # the other line reports that it is saving
     assert "Traceback" not in forked.printed(config)
     assert (status(config)["state"], status(config)["step"]) == ("preempted", step or 0)
     assert (commits(config) or [0])[-1] == (step or 0)
@@ -73,7 +73,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_continues(reference, tmp_path, 
     assert_continues(config, reference, ranks)
 
 
-def test_control_a_run_that_does_not_listen_loses_its_steps(reference, tmp_path):
+def test_control_a_run_that_ignores_the_signal_loses_its_steps(reference, tmp_path):
     config = configuration(reference, tmp_path)
     training = start_forked(config, "linger=step:3:1", "deaf")
     training.wait_for("step", "3")
@@ -88,13 +88,13 @@ def test_control_a_run_that_does_not_listen_loses_its_steps(reference, tmp_path)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_signal_ends_the_run_at_once(reference, tmp_path, ranks):
     config = configuration(reference, tmp_path, ranks)
-    training = start_forked(config, f"linger=step:11:{GENEROUS}", ranks=ranks)  # a step that takes for ever
+    training = start_forked(config, f"linger=step:11:{GENEROUS}", ranks=ranks)  # a step that does not end
     for rank in range(ranks):
         training.wait_for("step", "11", rank)
     training.signal(signal.SIGTERM)
     training.wait_until_said("SIGTERM: saving after this step; a second signal ends the run without saving")
     time.sleep(1.2 * COPIES_SECONDS)
-    assert all(process.is_alive() for process in training.processes)  # control: one signal does not
+    assert all(process.is_alive() for process in training.processes)  # control: one signal does not end them
     training.signal(signal.SIGINT)
     assert training.exit_codes() == [143] * ranks
     assert said(config)[-1] == "accel-restore: SIGINT: ended without saving; the last commit is kept"
@@ -104,7 +104,7 @@ def test_a_second_signal_ends_the_run_at_once(reference, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "control"])
-def test_a_copy_of_the_signal_is_not_a_second_one(reference, tmp_path, protected):
+def test_a_copy_of_a_signal_does_not_count_as_a_second_signal(reference, tmp_path, protected):
     config = configuration(reference, tmp_path)
     training = start_forked(config, "linger=step:11:1", *([] if protected else ["every_signal_counts"]))
     training.wait_for("step", "11")
@@ -124,16 +124,16 @@ def test_the_death_of_the_launcher_does_not_count_as_a_second_signal(monkeypatch
     stop.may_save = True
     stop._hear(signal.SIGTERM)
     stop._heard_first -= 10 * COPIES_SECONDS
-    monkeypatch.setattr(preemption.os, "getppid", lambda: 1)  # an orphan, whom the kernel sends SIGTERM
+    monkeypatch.setattr(preemption.os, "getppid", lambda: 1)  # an orphan, to which the kernel sends SIGTERM
     stop._hear(signal.SIGTERM)
     assert ended == []
-    stop._hear(signal.SIGTERM)  # control: it dies once
+    stop._hear(signal.SIGTERM)  # control: it ends once
     assert ended == [143]
 
 
 @pytest.mark.parametrize("may_save", [False, True])
-def test_what_a_launcher_sends_after_an_error_is_no_request(monkeypatch, may_save):
-    """torchrun ends the other ranks by SIGTERM when one has died, which is then the reason of the run's end."""
+def test_sigterm_from_a_launcher_after_an_error_is_not_a_stop_request(monkeypatch, may_save):
+    """When a rank dies, torchrun sends SIGTERM to the others; the run's end is then due to the error."""
     stop, ended = StopRequest(), []
     monkeypatch.setattr(preemption.os, "_exit", ended.append)
     stop.may_save, stop.is_over = may_save, True
@@ -143,7 +143,7 @@ def test_what_a_launcher_sends_after_an_error_is_no_request(monkeypatch, may_sav
     assert not stop and ended == []
     stop._heard_first -= 10 * COPIES_SECONDS
     stop._hear(signal.SIGTERM)
-    assert ended == [1]  # a process that hangs in its end can still be stopped
+    assert ended == [1]  # a process that hangs while it ends can still be stopped
 
 
 # Long -----------------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_what_a_launcher_sends_after_an_error_is_no_request(monkeypatch, may_sav
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sweep_of_signals_at_random_moments(reference, tmp_path, ranks):
     cases, draw, ends = 50, random.Random(ranks), Counter()
-    for name in ("first", "timed"):  # the first may have to wait for modules to be imported
+    for name in ("first", "timed"):  # the first run may have to wait for imports
         began = time.monotonic()
         assert (
             forked.run(configuration(reference, tmp_path / name, ranks), ranks=ranks, mode="no_curves") == [0] * ranks
@@ -168,13 +168,13 @@ def test_sweep_of_signals_at_random_moments(reference, tmp_path, ranks):
         training.signal(asked)
         codes = training.exit_codes()
         told = f"case {case}, {asked.name}: {codes}\n{forked.printed(config)}"
-        if not run_folder(config).exists():  # where it trains was not known yet
+        if not run_folder(config).exists():  # the run's folder was not known yet
             assert codes == [143] * ranks, told
             ends["stopped before"] += 1
             assert_continues(config, reference, ranks)
             continue
         finished = status(config)["state"] == "finished"
-        # A signal that comes when a process has finished, and listens no more, may still end it.
+        # A signal that arrives after a process has restored its handlers may still end it.
         assert all(code == 143 or (finished and code in (0, -asked)) for code in codes), told
         assert "Traceback" not in forked.printed(config), told
         for commit in find_commits(run_folder(config) / "checkpoints"):
@@ -208,8 +208,8 @@ with preemption.listening():
 
 
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
-def test_who_catches_the_interruption_of_a_start_lives_on(is_guarded):
-    """`fit` in a notebook, where Ctrl-C during its start must not end Python seconds later."""
+def test_python_keeps_running_if_an_interruption_of_the_start_is_caught(is_guarded):
+    """In a notebook, Ctrl-C during the start of `fit` must not end Python seconds later."""
     program = f"""
 import os, signal, time
 from accel_restore.utils import signals as preemption
@@ -229,7 +229,7 @@ except preemption.PreemptedError:
 
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
 def test_an_interruption_waits_for_the_end_of_imports(tmp_path, is_guarded):
-    """What torch's C++ imports it tries again where that fails: an exception amid of it would be lost."""
+    """torch's C++ code repeats failed imports, so an exception during one would be lost."""
     program = f"""
 import os, signal, sys, time
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""The promises of the README in five runs; the other files of this folder show each of them in every variety."""
+"""The promises of the README in five runs. The other files of this folder test each promise in every variant."""
 
 import json
 import signal

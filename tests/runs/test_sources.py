@@ -1,4 +1,4 @@
-"""The same run from every kind of data source."""
+"""Every kind of data source gives the same run."""
 
 import subprocess
 import sys
@@ -15,7 +15,8 @@ from runs import clean_environment, last_weights, launch, make_photos, run_folde
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory) -> dict[str, dict]:
-    """The same pairs as folders, as a parquet file, and as a folder of save_to_disk, its rows in another order."""
+    """Return the same pairs as folders, as a Parquet file, and as a `save_to_disk` folder with its rows in another
+    order."""
     base = tmp_path_factory.mktemp("kinds")
     gt, noisy = make_photos(base / "gt", 7), base / "noisy"
     noisy.mkdir()
@@ -50,7 +51,7 @@ print(folder, accel_restore.load(folder / "best.safetensors").channels)
 """
 
 
-def test_the_same_run_from_folders_parquet_saved_rows_and_an_object(kinds, tmp_path):
+def test_folders_parquet_saved_rows_and_an_object_give_the_same_run(kinds, tmp_path):
     def config_of(name: str, source: dict, seed: int = 7) -> dict:
         run, data = {"name": name, "seed": seed}, {"train": source, "val": None}
         return small_config(Path(), Path(), tmp_path / "runs", run=run, data=data)
@@ -58,7 +59,7 @@ def test_the_same_run_from_folders_parquet_saved_rows_and_an_object(kinds, tmp_p
     weights = {}
     for kind, source in kinds.items():
         config = config_of(kind, source)
-        if kind == "parquet":  # which is converted in a folder that `datasets` chooses when it is imported
+        if kind == "parquet":  # it is converted in a folder that `datasets` chooses at import
             succeed(launch(config, env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}))
         else:
             succeed(forked.launch(config))
@@ -72,7 +73,7 @@ def test_the_same_run_from_folders_parquet_saved_rows_and_an_object(kinds, tmp_p
     for kind, others in weights.items():
         assert all(tensor.equal(others[name]) for name, tensor in weights["folders"].items()), kind
     other = config_of("seed", kinds["folders"], 8)
-    succeed(forked.launch(other))  # the control
+    succeed(forked.launch(other))  # control
     assert not all(tensor.equal(last_weights(other)[name]) for name, tensor in weights["folders"].items())
     assert "<Dataset of 7 rows" in (tmp_path / "runs" / "object" / "config.yaml").read_text()
     best = safetensors.torch.load_file(run_folder(config) / "best.safetensors")

@@ -1,4 +1,4 @@
-"""What is not imported before it is needed: by `accel-restore config`, and by training before step 1."""
+"""`accel-restore config`, and training before step 1, import no library before it is needed."""
 
 import subprocess
 import sys
@@ -31,12 +31,12 @@ code = train.main(sys.argv[1:])
 print("MODULES", *sys.modules)
 sys.exit(code)
 """
-NEEDED_LATER = {"torch.distributed.checkpoint", "matplotlib"}  # by the first commit and the first curves
+NEEDED_LATER = {"torch.distributed.checkpoint", "matplotlib"}  # by the first commit and the first plot
 NOT_NEEDED = {"datasets", "pandas", "wandb", "skimage", "scipy", "torchvision", "imagecodecs", "tifffile"}
 
 
 def _modules(code: str, *arguments: str) -> list[set[str]]:
-    """The names of what a process had imported, at each of its marks."""
+    """Return the names of the modules that a process had imported, at each of its marks."""
     process = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -53,7 +53,7 @@ def test_the_configuration_is_printed_without_heavy_libraries():
     assert "pydantic" in modules and not modules & heavy
 
 
-def test_training_on_decoded_images_imports_nothing_before_step_1_that_it_does_not_need(tmp_path):
+def test_training_on_decoded_images_imports_only_what_it_needs_before_step_1(tmp_path):
     photos = make_photos(tmp_path / "train", 4), make_photos(tmp_path / "val", 1, seed=1)
     config = small_config(*photos, tmp_path, train={"epochs": 1})
     assert forked.run(config) == [0], forked.printed(config)  # decodes the images
@@ -65,7 +65,7 @@ def test_training_on_decoded_images_imports_nothing_before_step_1_that_it_does_n
 
 
 class Own(nn.Module):
-    """A convolution that takes, where it does not train, only widths that are a multiple of a number."""
+    """A convolution that, outside training, accepts only widths that are a multiple of a number."""
 
     def __init__(self, multiple: int, channels: int = 3):
         super().__init__()

@@ -1,4 +1,4 @@
-"""TensorBoard's files contain the values of metrics.jsonl under W&B's keys, once each, and no secret."""
+"""TensorBoard's files contain the values of metrics.jsonl under W&B's keys, each once, and no secret."""
 
 import forked
 import pytest
@@ -57,7 +57,7 @@ def test_a_resumed_run_has_every_point_once(photos, tmp_path):
 
 @pytest.fixture
 def written(tmp_path, one_thread):
-    """Return a function that logs a made run in this process and returns its folder and the messages."""
+    """Return a function that logs a prepared run in this process and returns its folder and the messages."""
     from accelerate import PartialState
 
     PartialState(cpu=True)

@@ -1,4 +1,4 @@
-"""A run over two hosts: the same weights as on one; a network that is cut ends it in time, and it goes on after."""
+"""A run on two hosts gives the same weights as on one. If the network is cut, the run ends in time and can continue."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from watched import commits, kill_all, said, same, start_forked, start_launcher,
 
 PHOTOS = 16, 3  # training, validation
 TIMEOUT = 6.0  # seconds, train.rank_timeout
-STEPS = 4  # of an epoch; there are two
+STEPS = 4  # per epoch; there are two epochs
 CUT_STEP = 6
 
 
@@ -29,7 +29,7 @@ def hosts():
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """The weights after a run of two ranks on one host."""
+    """Return the weights after a run of two ranks on one host."""
     config = configuration(photos, tmp_path_factory.mktemp("whole"), rank_timeout=60.0)
     assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]
     return last_weights(config)
@@ -45,7 +45,7 @@ def on_two(hosts):
 
 def assert_ended_by_the_cut(config, hosts):
     first, second = said(config)
-    if "rank 0" in first:  # each side tells of the other
+    if "rank 0" in first:  # each side reports the other
         first, second = second, first
     assert first.startswith(f"accel-restore: no heartbeat from rank 1 ({hosts.names[1]}) for ")
     reasons = ("rank 0, or the network to it, has been unreachable", f"no heartbeat from rank 0 ({hosts.names[0]})")
@@ -95,7 +95,7 @@ def test_hosts_that_share_no_folder_train_but_cannot_continue(photos, hosts, tmp
 
 
 def test_control_without_the_monitor_both_hosts_wait(photos, hosts, tmp_path):
-    config = configuration(photos, tmp_path, rank_timeout=1800.0)  # torch's own timeout is that of a collective, too
+    config = configuration(photos, tmp_path, rank_timeout=1800.0)  # torch's default; it limits collectives too
     training = start_forked(config, on_two(hosts), f"linger=step:{CUT_STEP}:1", "without=watch", ranks=2)
     try:
         for rank in (0, 1):
@@ -109,7 +109,7 @@ def test_control_without_the_monitor_both_hosts_wait(photos, hosts, tmp_path):
         training.exit_codes()
 
 
-def test_torchrun_on_each_host(photos, whole, hosts, tmp_path):
+def test_torchrun_on_each_host_ends_when_the_network_is_cut_and_the_run_continues(photos, whole, hosts, tmp_path):
     config, trainings = configuration(photos, tmp_path), []
     try:
         for host in (0, 1):
@@ -129,5 +129,5 @@ def test_torchrun_on_each_host(photos, whole, hosts, tmp_path):
         hosts.restore()
         kill_all(config)
     assert_ended_by_the_cut(config, hosts)
-    assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]  # elsewhere: on one host
+    assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]  # continued on one host
     assert same(last_weights(config), whole)

@@ -1,4 +1,4 @@
-"""Validation in real runs: images of odd sizes, every setting, and the same scores on any number of ranks."""
+"""Validation in real runs: images of odd sizes, every setting, and equal scores on any number of ranks."""
 
 import json
 
@@ -45,18 +45,18 @@ def test_scores_are_equal_on_one_and_two_ranks_and_carry_their_protocol(photos, 
             succeed(launch(config, ranks=ranks, mode="float64"))
             lines.append(epochs_of(config)[0])
         for key in ("val_loss", "val_psnr", "val_ssim", "val_input_psnr", "val_input_ssim"):
-            # As final weights do, which differ by the order of sums; rounding to 8 bits may turn over a pixel in ten
-            # thousand for that.
+            # The order of sums differs, as for the final weights. Rounding to 8 bits can then change one pixel
+            # in ten thousand.
             assert lines[1][key] == pytest.approx(lines[0][key], rel=1e-4 if settings.get("quantize") else 1e-9), key
         with safe_open(run_folder(config) / "best.safetensors", "pt") as file:
             stored = json.loads(file.metadata()["metrics"])
         assert stored["psnr"] == lines[1]["val_psnr"]
         assert {key: stored["protocol"][key] for key in settings} == settings
         seen.add(round(stored["psnr"], 6))
-    assert len(seen) == len(names)  # the settings matter
+    assert len(seen) == len(names)  # every setting changes the scores
 
 
-def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
+def test_a_continued_run_keeps_its_protocol(photos, tmp_path):
     config = configuration(photos, tmp_path, "kept", {})
     succeed(launch(config))
     changes = ["validation.quantize=true", "validation.self_ensemble=true", "validation.tile=96",
@@ -66,7 +66,7 @@ def test_a_run_that_is_continued_keeps_its_protocol(photos, tmp_path):
     for change in changes:
         key, _, value = change.partition("=")
         assert f"{key}: " in refused.stderr and f"{value.title()} now" in refused.stderr
-    assert "is finished" in succeed(launch(config, "validation.num_samples=1")).stdout  # the control
+    assert "is finished" in succeed(launch(config, "validation.num_samples=1")).stdout  # control
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_invalid_settings_are_rejected_before_anything_is_written(photos, tmp_pa
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory):
-    """Seven photographs of two sizes, mixed."""
+    """Return seven photographs of two sizes, in mixed order."""
     folder = make_photos(tmp_path_factory.mktemp("alike") / "val", 7, least=28, most=29)
     for number in (1, 4, 5):
         file = folder / f"photo{number:03d}.png"

@@ -1,4 +1,4 @@
-"""Failures of W&B: training does not wait, no data is lost, and `wandb sync` completes the run later.
+"""Failures of W&B: training does not wait, no data are lost, and `wandb sync` completes the run later.
 
 Each scenario is a process (wandb_scenarios.py) that logs a run as training does, with the real client and a stub
 server. Time limits are shortened there. The tests assert outcomes, never durations.
@@ -33,7 +33,7 @@ from accel_restore.tracking import wandb_logger
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 BIN = Path(sys.executable).parent
-BLOCKED_SECONDS = 6  # that controls wait; with the guard, the shortened limits end them earlier
+BLOCKED_SECONDS = 6  # how long the controls block; with the guard, the shortened limits end the wait earlier
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Scenario → outcome. All run in parallel, as they mostly wait."""
+    """Return the outcome of each scenario. All run in parallel, because they mostly wait."""
     root = tmp_path_factory.mktemp("scenarios")
     with ThreadPoolExecutor(7) as pool:
         controls = {name: pool.submit(_play_control, name, root / name) for name in CONTROLS}
@@ -178,7 +178,7 @@ def test_control_the_client_alone_blocks(outcomes, scenario):
 
 
 def test_control_sync_without_include_online_skips_the_run(outcomes):
-    outcome = outcomes["server_dies"]  # the command that W&B itself prints does nothing
+    outcome = outcomes["server_dies"]  # the command that W&B prints does nothing
     before = _content_of_server(outcome.folder)
     _sync(f"wandb sync {outcome.result['unsynced']}", outcome.folder)
     assert _content_of_server(outcome.folder) == before
@@ -211,7 +211,7 @@ def test_a_resumed_run_starts_with_the_earlier_rows(outcomes):
     path = Path(outcome.result["unsynced"])
     assert former.name.endswith(outcome.result["id"]) and path.name.endswith(outcome.result["id"])
     _assert_complete(outcome.rows, outcome.folder)
-    # control: the server keeps the rows of the last sync, so rows missing in the synced folder would be lost
+    # control: the server keeps only the rows of the last sync, so rows missing in the synced folder would be lost
     rows = _sync(f"wandb sync {former}", outcome.folder)
     assert max(row.get("train/step", 0) for row in rows) == FAULT_STEP
 
