@@ -1,16 +1,16 @@
-"""Fixtures that several files of tests use."""
+"""Fixtures shared by several test files."""
 
 import os
 
 import pytest
 
-# Threads of several processes that wait for each other on few cores cost twice the time of one thread each.
+# On few cores, processes that wait for each other take twice as long with several threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
 def one_thread():
-    """PyTorch computes in one thread: on a busy machine, waiting for a second one costs seconds."""
+    """Run PyTorch in one thread: on a busy machine, waiting for a second thread costs seconds."""
     import torch
 
     threads = torch.get_num_threads()
@@ -21,7 +21,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def photos(request, tmp_path_factory):
-    """The folders of training and validation photographs; `PHOTOS = 29, 3` in a module sets how many each holds."""
+    """Return the folders of training and validation photographs; the module's `PHOTOS = 29, 3` sets their numbers."""
     from runs import make_photos
 
     train, val = request.module.PHOTOS
@@ -31,7 +31,7 @@ def photos(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
-    """Finished runs that nothing interrupted, one for all workers: see `support/reference.py`."""
+    """Return finished, uninterrupted runs, shared by all workers: see `support/reference.py`."""
     from reference import Reference
 
     base = tmp_path_factory.getbasetemp()
@@ -40,10 +40,10 @@ def reference(tmp_path_factory):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Plain `pytest` runs in up to four processes; what is named on the command line runs in this one."""
+    """Return up to four workers for plain `pytest`, none if tests are named on the command line."""
     return min(4, os.cpu_count() or 1) if config.args_source == config.ArgsSource.TESTPATHS else 0
 
 
 def pytest_collection_modifyitems(items):
-    """Files that mostly wait come first: started last, they would keep all other workers waiting."""
+    """Put files that mostly wait first: started last, they would delay the end."""
     items.sort(key=lambda item: item.path.stem not in ("test_two_hosts", "test_wandb_down"))

@@ -1,6 +1,6 @@
-"""The command as a user meets it: exit codes, messages, launchers, what a run leaves, an installed wheel.
+"""The commands as a user runs them: exit codes, messages, launchers, the files of a run, an installed wheel.
 
-Forked, where the command line itself is not what is tested: standard output and errors are then one.
+Runs are forked where the command line itself is not tested. Standard output and error are then one stream.
 """
 
 import importlib.metadata
@@ -52,7 +52,7 @@ def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(phot
     assert not list((tmp_path / "runs" / "cache").glob("*.tmp"))
 
 
-def test_wrong_configuration_is_one_message_and_exit_2(photos, tmp_path):
+def test_a_wrong_configuration_gives_one_message_and_exit_code_2(photos, tmp_path):
     config = small_config(*photos, tmp_path, optimizer={"lrr": 1}, model={"name": "unett"})
     process = forked.launch(config)
     assert process.returncode == 2 and "Traceback" not in process.stderr
@@ -64,7 +64,7 @@ def test_wrong_configuration_is_one_message_and_exit_2(photos, tmp_path):
 
 
 @no_gpu
-def test_the_exit_code_remains_where_nobody_reads_the_message():
+def test_the_exit_code_is_kept_if_standard_error_is_closed():
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, str(TRAIN), "--config", "none.yaml"]
@@ -85,7 +85,7 @@ def test_settings_that_need_a_gpu_are_rejected_on_a_cpu(photos, tmp_path):
     assert not run_folder(config).exists()
 
 
-def test_a_diverging_run_exits_3_and_says_so(photos, tmp_path):
+def test_a_diverging_run_exits_with_code_3_and_a_message(photos, tmp_path):
     config = small_config(*photos, tmp_path)
     process = forked.launch(config, "optimizer={name: sgd, lr: 1.0e+30}", "data.batch_size=2")
     assert process.returncode == 3 and "training has diverged" in process.stderr and "Traceback" not in process.stderr
@@ -124,7 +124,7 @@ def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tm
     assert all(line["grad_norm"] > 0 and line["wait_s"] >= 0 for line in steps)
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert [(line["optimizer_steps"], line["scheduler_steps"]) for line in epochs] == [(3, 1), (3, 1)]
-    for epoch in epochs:  # the mean over all samples of all ranks
+    for epoch in epochs:  # the mean over the samples of all ranks
         mine = [line for line in steps if line["epoch"] == epoch["epoch"]]
         assert epoch["train_loss"] == pytest.approx(sum(line["loss"] * line["samples"] for line in mine) / 12)
 
@@ -132,7 +132,7 @@ def test_accelerate_starts_two_processes_and_the_run_leaves_its_files(photos, tm
 def test_an_unreachable_server_neither_stops_nor_blocks_training(photos, tmp_path):
     config = small_config(*photos, tmp_path, train={"epochs": 1}, tracking={"wandb": "auto"})
     nowhere = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    process = succeed(launch(config, env=nowhere, timeout=80))  # W&B alone would try for 100 seconds
+    process = succeed(launch(config, env=nowhere, timeout=80))  # W&B alone would retry for 100 seconds
     assert "W&B cannot be reached" in process.stdout and "finished: best epoch 1" in process.stdout
     assert list((run_folder(config) / "wandb").glob("offline-run-*"))
     for file in ("config.yaml", "metrics.jsonl", "status.json"):
@@ -160,7 +160,7 @@ def test_a_user_model_by_import_path_trains_and_loads(photos, tmp_path):
     assert all(0 < abs(value - 0.25) < 0.02 for value in json.loads(loaded.stdout))
 
 
-def test_a_lack_of_memory_is_reported_with_remedies(photos, tmp_path):
+def test_out_of_memory_is_reported_with_remedies(photos, tmp_path):
     for fails_in, key in (("training", "data.batch_size"), ("validation", "validation.tile")):
         config = small_config(*photos, tmp_path)
         config["model"] = {"name": "test_entry:Greedy", "fails_in": fails_in}
@@ -172,7 +172,7 @@ def test_a_lack_of_memory_is_reported_with_remedies(photos, tmp_path):
 
 
 class Greedy(torch.nn.Conv2d):
-    """A model for which the memory of a GPU does not suffice."""
+    """A model that needs more memory than the GPU has."""
 
     def __init__(self, *, channels: int = 3, scale: int = 1, fails_in: str = "training"):
         super().__init__(channels, channels, 1)
@@ -185,11 +185,11 @@ class Greedy(torch.nn.Conv2d):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.sweep)])  # each process compiles for itself
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.sweep)])  # each process compiles separately
 def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_path, ranks):
     config = small_config(*photos, tmp_path, data={"batch_size": 2}, train={"compile": True, "ema_decay": 0.9})
     config["model"] = {"name": "dncnn", "width": 4, "depth": 3}
-    for epochs in (1, 2):  # compiling takes long on a busy machine
+    for epochs in (1, 2):  # compiling is slow on a busy machine
         succeed(forked.launch(config, f"train.epochs={epochs}", ranks=ranks, timeout=300))
     names = set(safetensors.torch.load_file(run_folder(config) / "best.safetensors"))
     assert names == {f"body.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
@@ -197,7 +197,7 @@ def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_pa
 
 def test_no_module_shadows_another_when_train_is_run_as_a_script():
     ours = {path.stem for path in (ROOT / "accel_restore").iterdir() if not path.name.startswith("__")}
-    # the folder of the package itself, and what installs tests beside it, is no library
+    # the package's own folder, and what installs tests next to it, are not libraries
     installed = set(importlib.metadata.packages_distributions()) - {"accel_restore"}
     assert not ours & set(sys.stdlib_module_names)
     assert not ours & installed

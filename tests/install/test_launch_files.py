@@ -1,4 +1,4 @@
-"""The files of launch/: each is taken by the program that it is for, and started where this machine can."""
+"""The files of launch/: the program that each file is for accepts it, and starts with it where this machine can."""
 
 import os
 import re
@@ -24,16 +24,16 @@ ACCELERATE = sorted(LAUNCH.glob("*.yaml"))
 SCRIPT = LAUNCH / "torchrun.sh"
 TRAIN_JOB = LAUNCH / "kubernetes" / "trainjob.yaml"
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
-SECONDS = 300  # a guard against hanging
+SECONDS = 300  # a limit for a test that hangs
 
 
 def configuration(reference, out, **sections):
-    """The reference run on two ranks, with more commits."""
+    """Return the configuration of the reference run on two ranks, with more commits."""
     return reference_configuration(reference.photos, out, 2, checkpoint={"every_steps": 2}, **sections)
 
 
 def file_of(config):
-    """The configuration's file, by which `watched` finds the processes of a training."""
+    """Return the configuration's file, by which `watched` finds the processes of a training."""
     file = run_folder(config).parent / "small.yaml"
     file.write_text(yaml.safe_dump(config))
     return file
@@ -45,7 +45,7 @@ def test_the_table_names_every_file():
     assert set(re.findall(r"^\| [^|]+ \| \[([^\]]+)\]\(\1\) \|", table, re.MULTILINE)) == files
 
 
-def test_the_commands_of_the_table_are_understood():
+def test_the_commands_of_the_table_are_valid():
     table = (LAUNCH / "README.md").read_text().split("\n## ")[1]
     commands = re.findall(r"`accelerate launch ([^`]+)`", table)
     assert len(commands) == len(ACCELERATE)
@@ -59,12 +59,12 @@ def test_the_commands_of_the_table_are_understood():
 
 
 @pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
-def test_accelerate_loads_it_and_knows_its_keys(file):
+def test_accelerate_loads_the_file_and_knows_its_keys(file):
     loaded = load_config_from_file(str(file))
     assert loaded.num_processes == (1 if file.stem == "single_gpu" else 2)
     assert loaded.num_machines == (2 if file.stem == "multi_node" else 1)
     assert loaded.use_cpu is False and loaded.mixed_precision == "no"
-    # Accelerate takes any key of a section: those that `accelerate launch` has an option for have an effect.
+    # Accelerate accepts any key in a section. Only keys that are options of `accelerate launch` have an effect.
     assert set(loaded.fsdp_config) <= names_of(launch_command_parser())
     assert (loaded.fsdp_config.get("fsdp_version") == 2) == (file.stem == "fsdp2")
 
@@ -81,7 +81,7 @@ def test_control_accelerate_refuses_a_misspelt_key(tmp_path):
 
 
 @pytest.mark.sweep  # test_two_hosts.py starts torchrun on two hosts
-def test_multi_node_trains_on_two_launchers_as_on_one(reference, tmp_path):
+def test_multi_node_with_two_launchers_gives_the_reference_weights(reference, tmp_path):
     config, port = configuration(reference, tmp_path), str(free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "multi_node.yaml"]
     command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
@@ -104,7 +104,7 @@ def test_multi_node_trains_on_two_launchers_as_on_one(reference, tmp_path):
 
 
 @pytest.mark.sweep  # test_fsdp.py trains without a launcher
-def test_fsdp2_trains_in_parts(reference, tmp_path):
+def test_fsdp2_trains_to_the_reference_weights(reference, tmp_path):
     config = configuration(reference, tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / "fsdp2.yaml"]
     process = subprocess.run(
@@ -124,7 +124,7 @@ def test_fsdp2_trains_in_parts(reference, tmp_path):
 
 # torchrun ------------------------------------------------------------------------------------------------------------
 
-# The loss of rank 1 ends its process, as a lack of memory would, in the sixth step of the first attempt.
+# In the sixth step of the first attempt, the loss of rank 1 kills its process, as running out of memory would.
 DYING = """
 import os, signal
 from accel_restore.losses.pixel import l1 as exact
@@ -137,7 +137,7 @@ def l1(output, gt):
 """
 
 
-def test_torchrun_takes_the_arguments_of_the_script():
+def test_torchrun_accepts_the_arguments_of_the_script():
     subprocess.run(["bash", "-n", SCRIPT], check=True)
     assert SCRIPT.stat().st_mode & 0o111
     (command,) = re.findall(r"exec torchrun (.*)", SCRIPT.read_text(), re.DOTALL)
@@ -188,12 +188,12 @@ def test_torchrun_starts_again_when_a_rank_is_lost(reference, tmp_path, restarts
 
 
 def understood(document):
-    """What is left of a TrainJob in the types of Kubeflow Trainer's API, which drop what they do not know."""
+    """Return the parts of a TrainJob that the types of Kubeflow Trainer's API know; they drop all other keys."""
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api")
     return models.TrainerV1alpha1TrainJob.from_dict(document).to_dict()
 
 
-def test_the_train_job_is_understood_to_the_last_key():
+def test_kubeflow_knows_every_key_of_the_train_job():
     document = yaml.safe_load(TRAIN_JOB.read_text())
     assert (document["apiVersion"], document["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     assert document["spec"]["runtimeRef"]["name"] == "torch-distributed"
@@ -208,14 +208,14 @@ def test_the_train_job_is_understood_to_the_last_key():
         ("runtimePatches", "podTemplateOverrides"),
     ],
 )
-def test_control_a_train_job_with_a_misspelt_key_is_not(right, wrong):
+def test_control_kubeflow_drops_a_misspelt_key(right, wrong):
     text = TRAIN_JOB.read_text()
     assert text.count(f"{right}:") == 1
     document = yaml.safe_load(text.replace(f"{right}:", f"{wrong}:"))
     assert understood(document) != document
 
 
-def test_torchrun_takes_the_train_job(monkeypatch):
+def test_torchrun_accepts_the_environment_of_the_train_job(monkeypatch):
     trainer = yaml.safe_load(TRAIN_JOB.read_text())["spec"]["trainer"]
     assert trainer["command"] == ["torchrun"]
     for name, value in {"NNODES": trainer["numNodes"], "NPROC_PER_NODE": trainer["numProcPerNode"]}.items():
@@ -233,7 +233,7 @@ def test_torchrun_takes_the_train_job(monkeypatch):
 
 
 def test_the_workflow_runs_the_script_of_continuous_integration():
-    workflow = yaml.load(WORKFLOW.read_text(), yaml.BaseLoader)  # `on` is a key, not a truth value
+    workflow = yaml.load(WORKFLOW.read_text(), yaml.BaseLoader)  # keep `on` a string: YAML would read it as true
     assert set(workflow["on"]) == {"push", "pull_request"}
     (job,) = workflow["jobs"].values()
     (script,) = [step["run"] for step in job["steps"] if "run" in step]

@@ -1,4 +1,4 @@
-"""Real launchers that are stopped or killed: their workers save and end, and leave nothing behind."""
+"""Real launchers are stopped or killed: their workers save and end, and no process is left."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def torchrun(*options):
 
 
 def configuration(reference, out, ranks):
-    """The reference run, with commits at the ends of epochs alone."""
+    """Return the configuration of the reference run with commits only at the ends of epochs."""
     return reference_configuration(reference.photos, out, ranks, checkpoint={"every_steps": None})
 
 
@@ -31,11 +31,11 @@ def to_launcher(training, number):
 
 
 def to_group(training, number):
-    """To the launcher and all that it has started, as a terminal's Ctrl-C and Slurm do."""
+    """Signal the launcher and all its children, as Ctrl-C in a terminal and Slurm do."""
     os.killpg(training.processes[0].pid, number)
 
 
-# Launcher, ranks, the signal, whom it is sent to, and the one that the workers hear of.
+# Launcher, ranks, signal, its receiver, and the signal that the workers receive.
 CASES = {
     "accelerate, one process, TERM": (lambda: ONE, 1, signal.SIGTERM, to_launcher, "SIGTERM"),
     "accelerate, one process, Ctrl-C": (lambda: ONE, 1, signal.SIGINT, to_group, "SIGINT"),
@@ -54,7 +54,7 @@ CASES = {
 }
 
 
-# Seconds each, and as other cases.
+# These take seconds each and resemble other cases.
 LONG = ("torchrun, INT", "torchrun, TERM", "torchrun, killed", "accelerate, two processes, TERM")
 
 
@@ -75,7 +75,7 @@ def test_a_run_whose_launcher_is_stopped_saves_and_continues(reference, tmp_path
     finally:
         kill_all(config)
     assert training.codes() == ["143"] * ranks, forked.printed(config)
-    step = 3 + ranks  # with two, the answer to the question after step 3 is heard after the next
+    step = 3 + ranks  # with two ranks, the answers for step 3 arrive one step later
     assert commits(config) == [step]
     assert status(config)["state"] == "preempted" and status(config)["step"] == step
     stopped = f"stopped by {heard} after step {step}"

@@ -1,4 +1,4 @@
-"""The documentation: its commands, YAML, Python and links are valid, and what it names exists."""
+"""The documentation: its commands, YAML, Python and links are valid, and the names in it exist."""
 
 import argparse
 import re
@@ -41,7 +41,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The fragments that GitHub gives the headings of a page."""
+    """Return the fragments that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -61,7 +61,7 @@ def test_the_first_command_is_the_demo_and_the_second_the_tests():
     assert r'^ {4}\Kpip install -e "\.\[test\]" && pytest$' in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_picture_is_there_and_small():
+def test_the_picture_exists_and_is_small():
     (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
     with Image.open(ROOT / picture) as image:
         assert image.width <= 900 and (ROOT / picture).stat().st_size < 500_000
@@ -80,7 +80,7 @@ def test_the_demo_trains_in_a_checkout(tmp_path, command):
     )  # fmt: skip
     succeed(process)
     assert (tmp_path / "demo" / "best.safetensors").is_file()
-    if command[-1] == "train":  # the front page's first command
+    if command[-1] == "train":  # the first command of the front page
         assert not re.search(r"\bwarning\b|defaults used instead", process.stdout + process.stderr, re.IGNORECASE)
 
 
@@ -88,11 +88,11 @@ def test_the_demo_trains_in_a_checkout(tmp_path, command):
 
 
 class _Parsed(Exception):
-    """Ends a command once it has taken its arguments."""
+    """Ends a command after its arguments have been parsed."""
 
 
 def parse_only(monkeypatch, command: str, arguments: list[str]) -> argparse.Namespace:
-    """The arguments of `accel-restore COMMAND`, which is not run. Exits where it does not take them."""
+    """Return the arguments of `accel-restore COMMAND` without running it. Exits if they are invalid."""
 
     def stop_after(parse):
         def parse_and_stop(*given, **named):
@@ -101,7 +101,7 @@ def parse_only(monkeypatch, command: str, arguments: list[str]) -> argparse.Name
         return parse_and_stop
 
     main = resolve(COMMANDS[command][1], {}, command)
-    if command == "bench":  # its first word chooses a command of its own
+    if command == "bench":  # its first word selects a command of its own
         kind, *arguments = arguments
         main = main.__globals__["KINDS"][kind]
     for name in ("parse_args", "parse_intermixed_args"):
@@ -112,7 +112,7 @@ def parse_only(monkeypatch, command: str, arguments: list[str]) -> argparse.Name
 
 
 def accel_restore_arguments(words: list[str]) -> list[str] | None:
-    """What a command line gives to accel-restore, its command first; None where it starts another program."""
+    """Return the words of a command line from the accel-restore command on; None for another program."""
     for place, word in enumerate(words):
         if word in ("accel-restore", "accel_restore.cli"):
             return words[place + 1 :]
@@ -140,12 +140,12 @@ def test_files_and_arguments_of_every_command_exist(line, monkeypatch):
 def test_commands_of_every_kind_were_found():
     first = [accel_restore_arguments(shlex.split(line.split("&&")[-1])) for line in COMMAND_LINES]
     named = {arguments[0] for arguments in first if arguments}
-    assert named == set(COMMANDS) - {"cache"}  # which is named in a sentence
+    assert named == set(COMMANDS) - {"cache"}  # a sentence names this one
     assert {"torchrun", "accelerate", "python", "sbatch"} <= {line.split()[0] for line in COMMAND_LINES}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_a_recipe_opens_with_its_command_and_what_to_expect(file):
+def test_a_recipe_starts_with_its_command_and_the_expected_result(file):
     text = file.read_text()
     header = text.split("\nrun:")[0].splitlines()
     assert header[0].endswith(f" --config configs/{file.name}") and all(line.startswith("#") for line in header)
@@ -215,7 +215,7 @@ def test_every_configuration_key_is_documented():
     assert not missing
 
 
-def test_every_name_that_can_be_chosen_is_documented():
+def test_every_registered_name_is_documented():
     for name in (*LOSSES, *MODELS, *OPTIMIZER_SECTIONS, *SCHEDULE_SECTIONS):
         assert f"`{name}`" in CONFIGS, name
     assert all(f"`{name}`" in PAGES["accel_restore/data/README.md"] for name in DEGRADATIONS)
@@ -228,7 +228,7 @@ def test_every_room_is_on_the_map():
     assert rooms == set(re.findall(r"`(\w+)/`", table))
 
 
-def test_modules_that_are_named_exist():
+def test_named_modules_exist():
     for page, text in PAGES.items():
         folder = (ROOT / page).parent
         for name in re.findall(r"`([\w./-]+\.(?:py|sh|sbatch))`", text):
@@ -262,7 +262,7 @@ def test_the_hooks_before_a_commit_are_the_checks_of_continuous_integration():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_relative_link_leads_somewhere(page):
+def test_every_relative_link_has_a_target(page):
     text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:", target):

@@ -1,4 +1,4 @@
-"""The batch file for Slurm: what it does when told of the time limit; and on a real Slurm, limit, requeue, resume."""
+"""The Slurm batch file: its reaction to the time limit. On a real Slurm: time limit, requeue, resume."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from watched import commits, same, status
 
 FILE = ROOT / "launch" / "slurm.sbatch"
 TEXT = FILE.read_text()
-STEPS = 8  # of an epoch; there are two
+STEPS = 8  # per epoch; there are two epochs
 PHOTOS = 4 * STEPS, 4  # training, validation
 
 # The file alone ------------------------------------------------------------------------------------------------------
 
 
 def options_of(text):
-    """The options that a batch file gives to sbatch."""
+    """Return the options that a batch file gives to sbatch."""
     return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
 
 
@@ -34,20 +34,20 @@ def test_the_file_is_bash_and_leaves_time_to_commit():
     to, name, lead = re.fullmatch(r"(B):(USR1)@(\d+)", options["signal"]).groups()
     assert (to, name) == ("B", "USR1")
     patience = int(re.search(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", TEXT)[1])
-    assert 30 < patience < int(lead)  # 30 seconds is torchrun's own
+    assert 30 < patience < int(lead)  # 30 seconds is torchrun's own timeout
 
 
-def test_torchrun_takes_its_arguments():
+def test_torchrun_accepts_the_arguments_of_the_file():
     (command,) = re.findall(r"exec torchrun (.*?)' torchrun", TEXT, re.DOTALL)
     command = re.sub(r'"\$[A-Z_]+"', "1", command.replace("\\\n", " ")).replace('"$@"', "--config mine.yaml")
     parsed = get_args_parser().parse_args(command.split())
     assert (parsed.training_script, parsed.training_script_args) == ("accel_restore.train", ["--config", "mine.yaml"])
     assert parsed.module and parsed.max_restarts == 0 and "SIGUSR1" in parsed.signals_to_handle
-    with pytest.raises(SystemExit):  # control: it refuses what it does not know
+    with pytest.raises(SystemExit):  # control: unknown arguments are refused
         get_args_parser().parse_args(command.replace("--node-rank", "--node-rnk").split())
 
 
-# Stand-ins for Slurm's programs: a step that lasts until it is signalled, and what was asked of the others.
+# Replacements for Slurm's programs: a step that runs until a signal arrives, and a record of the other calls.
 STEP = """#!/bin/bash
 trap 'exit $STEP_CODE' USR1
 echo $$ > "$FOLDER/step"
@@ -89,7 +89,7 @@ def wait_until(is_so, seconds, tell=lambda: ""):
 
 # A real Slurm --------------------------------------------------------------------------------------------------------
 
-# A loss that waits in its sixth step until a file is there: the time limit comes when the test cannot miss it.
+# A loss that waits in its sixth step until a file exists, so that the time limit arrives during the wait.
 WAITING = """
 import os, time
 from accel_restore.losses.pixel import l1 as exact
@@ -116,14 +116,14 @@ def cluster():
 
 @pytest.fixture
 def env(tmp_path):
-    """The environment of a job: where our package and the waiting loss are found, and how that is let go on."""
+    """Return a job's environment: where to find the package and the waiting loss, and the file that ends the wait."""
     (tmp_path / "waiting.py").write_text(WAITING)
     return {"PYTHONPATH": f"{ROOT}:{tmp_path}", "GO": str(tmp_path / "go")}
 
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """The weights after a run of two ranks that nothing interrupts."""
+    """Return the weights after an uninterrupted run of two ranks."""
     config = {**configuration(photos, tmp_path_factory.mktemp("whole")), "loss": {"l1": 1.0}}
     assert forked.run(config, ranks=2, mode="no_curves") == [0, 0]
     return last_weights(config)
@@ -135,7 +135,7 @@ def configuration(photos, out, **checkpoint):
 
 
 def submit(cluster, config, env, *options):
-    """Two nodes, a process each on their pretended GPU; (the job's number, its log)."""
+    """Submit to two nodes with one process and one simulated GPU each; return the job's number and its log."""
     folder = run_folder(config).parent
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "small.yaml"
@@ -150,7 +150,7 @@ def text(log):
 
 
 @pytest.mark.sweep
-def test_a_job_that_meets_its_limit_is_queued_again_and_continues(cluster, photos, whole, env, tmp_path):
+def test_a_job_that_reaches_its_time_limit_is_queued_again_and_continues(cluster, photos, whole, env, tmp_path):
     config = configuration(photos, tmp_path / "job")
     number, log = submit(cluster, config, env, "--time=3", "--signal=B:USR1@100")
     wait_until(lambda: "the time limit is near" in text(log), 200, lambda: text(log))
@@ -189,7 +189,7 @@ def test_a_job_that_loses_a_node_is_queued_again_by_slurm_and_continues(cluster,
     print_job(cluster, number)
     print(shortened(log), cluster.completed(number), sep="\n")
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), text(log)
-    assert "is queued again" not in text(log)  # it was Slurm's doing, not the batch file's
+    assert "is queued again" not in text(log)  # Slurm queued it, not the batch file
     assert re.search(r"continues .* step-00000004: epoch 0, step 4", text(log)), text(log)
     assert same(last_weights(config), whole)
 
@@ -197,7 +197,7 @@ def test_a_job_that_loses_a_node_is_queued_again_by_slurm_and_continues(cluster,
 @pytest.mark.sweep
 def test_control_a_job_that_gets_no_signal_ends_at_its_limit(cluster, photos, env, tmp_path):
     config = configuration(photos, tmp_path / "job")
-    number, log = submit(cluster, config, env, "--time=1", "--signal=B:CONT@1")  # which changes nothing
+    number, log = submit(cluster, config, env, "--time=1", "--signal=B:CONT@1")  # a signal without effect
     job = cluster.wait_for_end(number, 300)
     assert (job["JobState"], job["Restarts"]) == ("TIMEOUT", "0"), text(log)
     assert "is queued again" not in text(log)
@@ -220,7 +220,7 @@ def test_failures_that_need_the_user_are_not_queued_again(cluster, photos, env, 
 
 
 def shortened(log):
-    """What a job has printed, without tracebacks."""
+    """Return what a job has printed, without tracebacks."""
     return re.sub(r"(?m)^(Traceback|  |torch\.).*\n", "", text(log))
 
 

@@ -1,8 +1,8 @@
-"""A pickle that would run code when it is read."""
+"""A pickle that runs code when it is read."""
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

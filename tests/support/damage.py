@@ -1,4 +1,4 @@
-"""Folders of paired photographs, sound or damaged in fifteen named ways."""
+"""Folders of paired photographs, intact or damaged in fifteen named ways."""
 
 import zlib
 from pathlib import Path
@@ -8,7 +8,7 @@ from image_files import save_deep_png
 from photographs import photograph
 from PIL import Image
 
-ERRORS = {  # name of the damaged file, words that must name what is wrong
+ERRORS = {  # name of the damage → the file and the words that the report must contain
     "truncated": "truncated.png: is damaged",
     "zero bytes": "zero.png: is empty",
     "text": "text.png: is not a readable image",
@@ -30,7 +30,7 @@ WARNINGS = {
 
 
 def photographs(count: int, size: int = 120) -> list[np.ndarray]:
-    """Cut-outs (size, size, 3) of photographs, which do not overlap."""
+    """Return non-overlapping crops of photographs, (size, size, 3)."""
     cut = [
         photo[top : top + size, left : left + size]
         for photo in (photograph("astronaut"), photograph("coffee"), photograph("chelsea"))
@@ -47,7 +47,7 @@ def noisy(clean: np.ndarray, seed: int, sigma: float = 25) -> np.ndarray:
 
 
 class Pairs:
-    """A folder with `input` and `gt` that is filled pair by pair."""
+    """A folder with `input` and `gt` to which pairs are added."""
 
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
@@ -55,7 +55,7 @@ class Pairs:
             (folder / side).mkdir(parents=True)
 
     def add(self, name: str, clean: np.ndarray, input: np.ndarray | None = None) -> tuple[Path, Path]:
-        """The files of input and gt."""
+        """Return the files of input and gt."""
         self.count += 1
         files = (self.folder / "input" / f"{name}.png", self.folder / "gt" / f"{name}.png")
         for file, pixels in zip(files, (noisy(clean, self.count) if input is None else input, clean), strict=True):
@@ -68,7 +68,7 @@ class Pairs:
 
 
 def sound(base: Path, count: int = 12) -> tuple[Pairs, Pairs]:
-    """Training and validation pairs with nothing wrong."""
+    """Return training and validation pairs without damage."""
     photos = photographs(count + 3)
     train, val = Pairs(base / "train"), Pairs(base / "val")
     for number, photo in enumerate(photos):
@@ -77,7 +77,7 @@ def sound(base: Path, count: int = 12) -> tuple[Pairs, Pairs]:
 
 
 def damaged(base: Path, errors: bool = True) -> tuple[Pairs, Pairs]:
-    """Pairs with each of `WARNINGS` and, if asked for, each of `ERRORS` among sound ones."""
+    """Return pairs among which are one with each of `WARNINGS` and, if `errors`, one with each of `ERRORS`."""
     train, val = sound(base, 8)
     photos = iter(photographs(24)[11:])
 
@@ -120,5 +120,5 @@ def _add_errors(train: Pairs, photos) -> None:
     gt.unlink()
     _, gt = train.add("bomb", alone.transpose(1, 0, 2))
     header = (30000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    data = gt.read_bytes()  # the file says that it is 30000x30000
+    data = gt.read_bytes()  # the header then declares 30000x30000 pixels
     gt.write_bytes(data[:16] + header + zlib.crc32(b"IHDR" + header).to_bytes(4, "big") + data[33:])

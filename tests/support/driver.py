@@ -1,12 +1,16 @@
-"""Starts training as train.py does, with what the environment variable RUN_TEST_MODE asks for added.
+"""Starts training as train.py does, modified by the modes in the environment variable RUN_TEST_MODE.
+
+The modes, separated by commas:
 
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
-the first image. backend: it is printed. patient: W&B has all the time it needs. outputs=FOLDER: what losses are given
-is kept there. acknowledge=FILE: the steps of commits that are made. report: its page is written after every epoch.
-gate=FOLDER: see `Gate`. without=PART: without a protection. fsdp2[@POLICY], as_gpus: see `sharded`. waits=FILE: see
-`waits`.
-FAULT@R:N, for the faults below: on rank R at step N, in the first of a launcher's attempts. The other modes violate the
-flow of weights on purpose, for the audit to notice. Several are divided by commas.
+the first image. backend: print the distributed backend. patient: W&B has unlimited time. outputs=FOLDER: save the
+inputs of the losses there. acknowledge=FILE: append the step of each commit. report: write report.html after every
+epoch. gate=FOLDER: see `Gate`. without=PART: disable a protection. fsdp2[@POLICY], as_gpus: see `sharded`. waits=FILE:
+see `waits`.
+
+FAULT@R:N: a fault below, on rank R at step N, in a launcher's first attempt only.
+
+The other modes change weights where they must not change, so that the audit reports it.
 """
 
 import hashlib
@@ -48,7 +52,7 @@ from accel_restore.trainer import setup as preparation
 
 
 class Culprit(Callback):
-    """Does what the mode says, from inside the loop."""
+    """Carries out a mode from inside the training loop."""
 
     def __init__(self, mode: str):
         self.mode = mode
@@ -61,7 +65,7 @@ class Culprit(Callback):
         elif self.mode == "weights_outside_step":
             perturb(state)
         elif self.mode == "perturbed_rank" and state.step == 1 and os.environ.get("RANK") == "1":
-            # inside optimizer.step, where weights may change: only a comparison of the ranks can tell
+            # inside optimizer.step, where weights may change: only comparing the ranks reveals this
             step = state.optimizer.optimizer.step
 
             def step_and_perturb(*arguments: object, **named: object) -> None:
@@ -74,14 +78,14 @@ class Culprit(Callback):
 
 
 class Fault(Callback):
-    """Something that happens to one rank, after one step; `slow` after each."""
+    """A fault on one rank after one step; `slow` acts after every step."""
 
     def __init__(self, name: str, step: int):
         self.name, self.step = name, step
         self.woke: float | None = None
 
     def on_step(self, state: TrainState) -> None:
-        if self.name == "slow":  # several times what a step takes, on whatever machine
+        if self.name == "slow":  # several times the duration of a step, on any machine
             took = 0.0 if self.woke is None else time.monotonic() - self.woke
             time.sleep(min(max(0.05, 3 * took), 2.0))
             self.woke = time.monotonic()
@@ -92,14 +96,14 @@ class Fault(Callback):
         if self.name == "flip":
             perturb(state)
         if self.name == "stall":
-            threading.Event().wait()  # its other threads live on
+            threading.Event().wait()  # its other threads continue
         number = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "term": signal.SIGTERM}.get(self.name)
         if number is not None:
             os.kill(os.getpid(), number)
 
 
 class Gate(Callback):
-    """The main process tells a step by the file at-STEP; all wait as long as there is a file hold-STEP."""
+    """The main process creates the file at-STEP after each step. All ranks wait while a file hold-STEP exists."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
@@ -126,7 +130,7 @@ def add_hook(callback: Callback) -> None:
 
 
 def spoil_losses(first: int, last: int, value: float) -> None:
-    """From step `first` to `last` the loss of the first sample of a batch is `value`, in training."""
+    """Set the loss of the first sample of a batch to `value` in training steps `first` to `last`."""
     state_of, call = {}, losses.Loss.terms
     original = engine.train_epoch
 
@@ -139,10 +143,10 @@ def spoil_losses(first: int, last: int, value: float) -> None:
 
     def terms(self, output, gt):
         values = call(self, output, gt)
-        # A step that is computed again, to find the reason, is counted already.
+        # A step that is computed again, to find the reason, is already counted.
         step = state_of["now"].step + torch.is_grad_enabled() if state_of else 0
         if first <= step <= last:
-            # Added, it leaves the gradient alone, which is a number without a guard.
+            # Adding it keeps the gradient finite, so that only the guard stops the step.
             spoilt = torch.zeros(len(output), device=output.device)
             spoilt[0] = value
             values = {name: each + spoilt for name, each in values.items()}
@@ -152,7 +156,7 @@ def spoil_losses(first: int, last: int, value: float) -> None:
 
 
 def spoil_gradients(step: int) -> None:
-    """In step `step` one gradient of this rank is infinite, though all losses are numbers."""
+    """Make one gradient of this rank infinite in step `step`, though all losses are finite."""
     backward = engine.Accelerator.backward
 
     count = {"steps": 0}
@@ -160,14 +164,14 @@ def spoil_gradients(step: int) -> None:
     def spoiled(self, loss, **named):
         count["steps"] += 1
         if count["steps"] == step:
-            loss = loss * torch.tensor(1e38, dtype=loss.dtype).square()  # its value is not looked at any more
+            loss = loss * torch.tensor(1e38, dtype=loss.dtype).square()  # the value is not checked after this
         backward(self, loss, **named)
 
     engine.Accelerator.backward = spoiled
 
 
 def keep_outputs(folder: Path) -> None:
-    """Save what the losses see of each micro-batch and each validation image, with the number of the step."""
+    """Save what the losses receive for each micro-batch and each validation image, with the step."""
     seen, terms, count = [], losses.Loss.terms, TrainState.count
     files = (folder / f"{os.environ.get('RANK', '0')}-{number:04d}.pt" for number in itertools.count())
 
@@ -186,13 +190,13 @@ def keep_outputs(folder: Path) -> None:
 
 
 def hide_weights() -> None:
-    """This rank's machine has no file of weights for a loss."""
+    """Make the weight file of a loss missing on this rank's machine."""
     read = perceptual.read_tensors
     perceptual.read_tensors = lambda path, *named: read(None, *named)
 
 
 def acknowledge(file: str) -> None:
-    """Append the step of each commit to `file`, once it is written."""
+    """Append the step of each commit to `file` after the commit is written."""
     write = commits.write_commit
 
     def write_and_tell(folder, step, *arguments):
@@ -205,10 +209,10 @@ def acknowledge(file: str) -> None:
 
 
 def remove_guard(part: str) -> None:
-    """Train without a protection."""
-    if part == "gradient":  # every step is taken
+    """Disable a protection."""
+    if part == "gradient":  # every step is applied
         engine.gradient_norm = lambda *_: torch.ones(())
-    elif part == "loss":  # gradients that are numbers hide a loss that is none
+    elif part == "loss":  # finite gradients hide a non-finite loss
         engine.propagate_nan = lambda loss: loss
     elif part == "weights":
         replica_check.ReplicaCheck.check = lambda *_: None
@@ -220,7 +224,7 @@ def remove_guard(part: str) -> None:
         run_lock.RunLock.acquire, run_lock.RunLock.is_held = lambda _: None, True
     elif part == "sha256":
         commits._read_listed = lambda commit, name, _: (commit / name).read_bytes()
-    elif part == "tolerance":  # of disks that are full
+    elif part == "tolerance":  # towards full disks
         saving.Checkpointer._report = lambda *_: reraise()
     elif part == "float32_parts":
         distributed.use_float32_weights = lambda _: None
@@ -235,14 +239,14 @@ def reraise() -> None:
 
 
 def write_in_place(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -> Path:
-    """A commit that is written where it is to lie."""
+    """Write a commit directly in its final place."""
     final = folder / f"step-{step:08d}"
     final.mkdir(parents=True, exist_ok=True)
     listed = {}
     for name, data in files.items():
         commits.write_durably(final / name, data)
         listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    time.sleep(60)  # to be killed here
+    time.sleep(60)  # the test kills the process here
     manifest = {"schema": 1, "step": step, "epoch": epoch, "files": listed}
     commits.write_durably(final / "COMMIT.json", json.dumps(manifest).encode())
     return final
@@ -271,7 +275,7 @@ def forget(part: str) -> None:
             window_sums.zero_()
         elif part == "scheduler":
             state.scheduler.scheduler.load_state_dict(schedule)
-        elif part == "place":  # which samples come next
+        elif part == "place":  # the position in the order of samples
             state.epoch_step -= 1
         return window_sums
 
@@ -279,7 +283,7 @@ def forget(part: str) -> None:
 
 
 def install(modes: str) -> None:
-    """Add what a comma-separated list of modes asks for."""
+    """Install each mode of a comma-separated list."""
     for mode in filter(None, modes.split(",")):
         fault, _, place = mode.partition("@")
         if mode == "float64":
@@ -338,8 +342,8 @@ def install(modes: str) -> None:
 
 
 if __name__ == "__main__":
-    # Else the first `optimizer.step` imports it, for seconds, after which a rank is taken for lost where a test has a
-    # short `train.rank_timeout`. (What is forked has it from `preload`.)
+    # Otherwise the first `optimizer.step` imports it for seconds, and with a short `train.rank_timeout` the rank
+    # counts as lost. Forked processes get it from `preload`.
     import torch._dynamo
 
     install(os.environ["RUN_TEST_MODE"])

@@ -1,7 +1,7 @@
-"""Training in real processes, forked from one that has imported all (`preload`): they start in a tenth of a second.
+"""Training in real processes, forked from one that has imported everything (`preload`), so that they start in 0.1 s.
 
-For tests that start many. A process is an ordinary one otherwise: its own rank, signals, memory and exit code. Its
-environment is that of the first start: what a test sets in its own later does not reach it.
+For tests that start many processes. Each has its own rank, signals, memory and exit code. Its environment is that of
+the first start: later changes in a test's environment have no effect.
 """
 
 import multiprocessing
@@ -20,13 +20,13 @@ import yaml
 
 from accel_restore import train
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come, as in `runs.launch`: else sums round otherwise
+os.environ["OMP_NUM_THREADS"] = "1"  # for forked processes, as in `runs.launch`: else sums round differently
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["preload"])
 
 
 def start(config: dict, *arguments: str, ranks: int = 1, mode: str = "", log: Path | None = None) -> list[BaseProcess]:
-    """The running processes, one a rank, of a training; what they print goes to `log`."""
+    """Start a training; return its running processes, one per rank. They print to `log`."""
     folder = Path(config["run"]["dir"])
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{config['run']['name']}.yaml"
@@ -36,12 +36,12 @@ def start(config: dict, *arguments: str, ranks: int = 1, mode: str = "", log: Pa
 
 
 def start_ranks(function: Callable[..., int], ranks: int, log: Path, *arguments: Any) -> list[BaseProcess]:
-    """The running processes, one a rank, each of which ends with what `function` returns; they print to `log`."""
+    """Start one process per rank, whose exit code is the return value of `function`. They print to `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
-    log.touch()  # to be read, whatever happens
+    log.touch()  # so that it can always be read
     for rank in range(ranks):
         env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         processes.append(start_process(_call, function, env if ranks > 1 else {}, str(log), arguments))
@@ -49,9 +49,9 @@ def start_ranks(function: Callable[..., int], ranks: int, log: Path, *arguments:
 
 
 def start_process(function: Callable[..., int], *arguments: Any) -> BaseProcess:
-    """The running process that calls `function`, of a module's top level, and ends with what it returns.
+    """Start a process whose exit code is the return value of `function`.
 
-    It prints where the tests do.
+    `function` is at the top level of a module. The process prints where the tests do.
     """
     _start_server()
     process = _CONTEXT.Process(target=_run, args=(function, arguments))
@@ -60,7 +60,7 @@ def start_process(function: Callable[..., int], *arguments: Any) -> BaseProcess:
 
 
 def codes(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
-    """The exit codes of processes that are waited for."""
+    """Wait for processes and return their exit codes."""
     for process in processes:
         process.join(timeout)
     alive = [process for process in processes if process.is_alive()]
@@ -71,14 +71,14 @@ def codes(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
 
 
 def run(config: dict, *arguments: str, timeout: float = 120, **options) -> list[int]:
-    """The exit codes of a training that is waited for."""
+    """Run a training to its end and return its exit codes."""
     return codes(start(config, *arguments, **options), timeout)
 
 
 def launch(config: dict, *arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
-    """As `runs.launch`, without a launcher; the output is both streams'.
+    """Train like `runs.launch`, but without a launcher; both output streams are one.
 
-    The exit code is that of the first rank that a signal has ended, or else the first that is not 0.
+    The exit code is that of the first rank ended by a signal, otherwise the first one that is not 0.
     """
     log = Path(config["run"]["dir"]) / f"{config['run']['name']}.launch.log"
     log.unlink(missing_ok=True)
@@ -88,12 +88,12 @@ def launch(config: dict, *arguments: str, timeout: float = 120, **options) -> su
 
 
 def printed(config: dict) -> str:
-    """What the last trainings of a configuration have printed."""
+    """Return what the last trainings of a configuration have printed."""
     return (Path(config["run"]["dir"]) / f"{config['run']['name']}.log").read_text()
 
 
 def _start_server() -> None:
-    """Start the process to fork from, unless it runs; it looks for `preload`, to import it, in PYTHONPATH alone."""
+    """Start the fork server unless it runs. It finds `preload` only through PYTHONPATH."""
     former = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([former] if former else [])])
     try:
@@ -105,7 +105,7 @@ def _start_server() -> None:
 
 
 def _run(function: Callable, arguments: tuple) -> None:
-    # Python passes over a preload that cannot be found or imported: then each process would import all for itself.
+    # Python ignores a preload that cannot be imported. Each process would then import everything itself.
     assert "preload" in sys.modules, "the process to fork from could not import tests/preload.py"
     sys.exit(function(*arguments))
 

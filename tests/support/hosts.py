@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with names of their own, joined by a cable that can be cut."""
+"""Two hosts on one machine: network namespaces with their own host names, joined by a cable that can be cut."""
 
 import ctypes
 import os
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from accel_restore.distributed import heartbeat as ranks
 
-DEVICE = "veth0"  # on either side
+DEVICE = "veth0"  # on both sides
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-# Of the kernel's headers: CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET; MS_REC | MS_PRIVATE.
+# From the kernel's headers: CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET; MS_REC | MS_PRIVATE.
 _NEW_MOUNTS, _NEW_UTS, _NEW_NET = 0x00020000, 0x04000000, 0x40000000
 _PRIVATE = 0x4000 | 0x40000
 
 
 class TwoHosts:
-    """The namespaces; needs root and iproute2. They share the file system.
+    """Two network namespaces with a shared file system. They need root and iproute2.
 
-    Raises: OSError, subprocess.CalledProcessError where they cannot be made.
+    Raises: OSError or subprocess.CalledProcessError if they cannot be created.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class TwoHosts:
             raise
 
     def cut(self) -> None:
-        """Pull the cable: what is sent is lost, and nobody is told."""
+        """Cut the cable: packets are lost, and neither side is informed."""
         _ip("-n", self.names[0], "link", "set", DEVICE, "down")
 
     def restore(self) -> None:
         _ip("-n", self.names[0], "link", "set", DEVICE, "up")
 
     def command(self, host: int) -> list[str]:
-        """What to put before a command to run it on a host."""
+        """Return the prefix that runs a command on a host."""
         name = self.names[host]
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
 
@@ -58,12 +58,12 @@ def _ip(*arguments: str) -> None:
 
 
 def part() -> None:
-    """Tell machines by their names, as these share one kernel: else a rank would take the other for a neighbour."""
+    """Tell machines apart by host name. They share one kernel, so ranks would otherwise count as neighbours."""
     ranks._machine = socket.gethostname
 
 
 def hide(folder: str) -> None:
-    """Give this process an empty folder in place of the others': hosts that share no file system."""
+    """Mount an empty folder over `folder` in this process, as on hosts without a shared file system."""
     libc = ctypes.CDLL(None, use_errno=True)
     private = libc.unshare(_NEW_MOUNTS) or libc.mount(None, b"/", None, _PRIVATE, None)
     if private or libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, None):
@@ -71,7 +71,7 @@ def hide(folder: str) -> None:
 
 
 def enter(names: list[str]) -> None:
-    """Move this process, which has one thread as yet, to the host of its rank; rank 0's is where they meet."""
+    """Move this process to the host of its rank; it must have only one thread. The ranks meet on rank 0's host."""
     name, libc = names[int(os.environ["RANK"])], ctypes.CDLL(None, use_errno=True)
     with Path(f"/run/netns/{name}").open() as namespace:
         failed = libc.setns(namespace.fileno(), _NEW_NET) or libc.unshare(_NEW_UTS)

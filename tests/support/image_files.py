@@ -1,4 +1,4 @@
-"""Image files of every kind, sound and unusable."""
+"""Image files of every kind, valid and unusable."""
 
 import struct
 import zlib
@@ -22,7 +22,7 @@ def save(path: Path, pixels: np.ndarray | None = None, **options) -> Path:
 
 
 def save_deep_png(path: Path, pixels: np.ndarray) -> Path:
-    """A 16-bit PNG of (H, W, 1 to 4): gray, gray and alpha, RGB, or RGB and alpha."""
+    """Write a 16-bit PNG of (H, W, 1 to 4): gray, gray and alpha, RGB, or RGB and alpha."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -37,7 +37,7 @@ def save_deep_png(path: Path, pixels: np.ndarray) -> Path:
 
 
 def twelve_bit_tiff(pixels: np.ndarray) -> bytes:
-    """A gray TIFF of packed values of 12 bits."""
+    """Return a gray TIFF of packed 12-bit values."""
     height, width = pixels.shape
     bits = (pixels[..., None] >> np.arange(11, -1, -1)) & 1
     data = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1).tobytes()
@@ -71,7 +71,7 @@ def make_unusable(kind: str, path: Path) -> Path:
         path.write_bytes(b"P6 30 20 65535\n" + photo(dtype="uint16").tobytes())
     elif kind == "12-bit TIFF":
         path.write_bytes(twelve_bit_tiff(photo(dtype="uint16")[..., 0] >> 4))
-    elif kind in ("deep JPEG 2000", "deep AVIF"):  # Pillow gives 8 bits of both
+    elif kind in ("deep JPEG 2000", "deep AVIF"):  # Pillow reads both as 8 bits
         deep, name = photo(64, 64, dtype="uint16"), kind.split(" ", 1)[1]
         encode = {"JPEG 2000": imagecodecs.jpeg2k_encode, "AVIF": imagecodecs.avif_encode}[name]
         path.write_bytes(encode(deep) if name == "JPEG 2000" else encode(deep >> 6, bitspersample=10))

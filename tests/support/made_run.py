@@ -15,7 +15,7 @@ SPIKE = 9.0
 
 
 def made_run(folder: Path, ranks: int = 2, steps: int = STEPS, evil: str = "") -> Path:
-    """Write a finished, audited run of 3 epochs: a line per step and rank, a skipped step and pictures."""
+    """Write a finished, audited run of 3 epochs, with a line per step and rank, a skipped step and pictures."""
     folder.mkdir(parents=True)
     per_epoch = steps // EPOCHS
     lines = []

@@ -1,4 +1,4 @@
-"""Where a training stands, told to a test through a file, and pauses there; modes of the driver, see `install`."""
+"""Modes of the driver that report a training's phases to a test through a file and pause in them; see `install`."""
 
 import functools
 import os
@@ -22,14 +22,14 @@ MODES = ("phases=", "pause=", "await=", "linger=", "deaf", "no_curves", "no_deat
 
 
 class Teller:
-    """Appends `rank phase value` to a file whenever a phase is reached; waits there where it is told to."""
+    """Appends `rank phase value` to a file when a phase is reached, and waits there if a pause is set."""
 
     def __init__(self) -> None:
         self.file: Path | None = None
-        # Phase and how many-th time (0: every time) → seconds, and whether a signal ends the pause.
+        # (phase, occurrence; 0 is every one) → seconds, and whether a signal ends the pause
         self.pauses: dict[tuple[str, int], tuple[float, bool]] = {}
         self.count = dict.fromkeys(NAMES, 0)
-        self.asked = False  # to stop
+        self.asked = False  # whether a stop signal has arrived
 
     def reach(self, phase: str, value: object = "") -> None:
         self.count[phase] += 1
@@ -59,11 +59,12 @@ TELLER = Teller()
 
 
 def install(mode: str) -> None:
-    """One of the modes below.
+    """Install one of the modes below.
 
-    phases=FILE: tell. pause=PHASE:SECONDS: wait in each such phase. await=PHASE:N:SECONDS: wait in the N-th until a
-    signal comes, or for so long; linger=PHASE:N:SECONDS: whatever comes. Without a protection: deaf (to signals),
-    no_death_signal, every_signal_counts. no_curves: do not draw them, which takes longer than the training.
+    phases=FILE: report the phases. pause=PHASE:SECONDS: wait in each such phase. await=PHASE:N:SECONDS: wait in its
+    N-th occurrence until a signal arrives, at most SECONDS. linger=PHASE:N:SECONDS: the same, but no signal ends it.
+    Without a protection: deaf (to signals), no_death_signal, every_signal_counts. no_curves: draw no plots, which take
+    longer than the training.
     """
     name, _, value = mode.partition("=")
     if name in ("pause", "linger", "await"):
@@ -79,7 +80,7 @@ def install(mode: str) -> None:
     elif name == "every_signal_counts":
         preemption.StopRequest._is_copy = lambda _: False
     else:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in the background
         TELLER.file = Path(value)
         _wrap_all()
 
@@ -90,7 +91,7 @@ def _wrap_all() -> None:
     cache.read_image = TELLER.before("decode", cache.read_image)
     preparation.setup_model_and_optimizer = TELLER.before("model", preparation.setup_model_and_optimizer)
     preparation.clear = TELLER.before("folder", preparation.clear)
-    train.load_config = TELLER.before("listens", train.load_config)  # the first that is done with handlers in place
+    train.load_config = TELLER.before("listens", train.load_config)  # the first call after the handlers are installed
     ValidationDataset.__getitem__ = TELLER.before("image", ValidationDataset.__getitem__)
     add_hook(Steps())
     backward, write, main, leave = engine.Accelerator.backward, commits.write_durably, train.main, os._exit

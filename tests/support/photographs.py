@@ -1,4 +1,4 @@
-"""Photographs that come with scikit-image; its own reader would import SciPy, which takes a second."""
+"""Photographs of scikit-image. Its own reader would import SciPy, which takes a second."""
 
 import functools
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def photograph(name: str) -> np.ndarray:
-    """A new array of a photograph, (H, W, 3) or (H, W) where it is gray, uint8."""
+    """Return a new uint8 array of a photograph, (H, W, 3), or (H, W) if it is gray."""
     return _decode(name).copy()
 
 

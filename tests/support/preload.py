@@ -1,6 +1,6 @@
-"""Imported once, by the process that trainings are forked from (`forked`): what they import late, which takes seconds.
+"""Slow imports, made once by the process from which trainings are forked.
 
-And `forked` itself, whose functions they are started with. The tests' own processes do not import this.
+It also imports `forked`, whose functions start the trainings. The tests' own processes do not import this module.
 """
 
 import datasets

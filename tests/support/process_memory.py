@@ -1,4 +1,4 @@
-"""The memory that a process takes, in MB."""
+"""The memory used by a process, in MB."""
 
 import ctypes
 import gc
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def memory(most):
-    """Assert that the code within takes less than `most` MB more at any moment."""
+    """Assert that the code within needs less than `most` MB of additional memory at any moment."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier tests have freed would be taken again, unseen
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by earlier tests would be reused unnoticed
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _peak()
     yield
     taken = _peak() - before

@@ -1,4 +1,4 @@
-"""A recording file layer: what a program does to a folder, and what any crash in the midst of it may leave."""
+"""A file layer that records what a program does to a folder, and derives what any crash may leave of it."""
 
 import contextlib
 import io
@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# How a disk may stand after a crash. Killed: a process alone has died, all that it did is there. Lazy: only what was
-# fsynced has reached the disk. Removals first: so, but for removals, which have all reached it. Names first: names have
-# all reached it, the contents of files only where they were fsynced.
+# States of a disk after a crash. Killed: only the process died, so all its operations are done. Lazy: only what was
+# fsynced is on the disk. Removals first: like lazy, but all removals are on the disk. Names first: all names are on
+# the disk, but the contents of files only if they were fsynced.
 CRASHES = ("killed", "lazy", "removals first", "names first")
 
 
 class Node:
-    """A file or a folder: as programs see it, and as it lies on the disk."""
+    """A file or folder, as programs see it and as it is on the disk."""
 
     def __init__(self, is_folder: bool):
         self.is_folder = is_folder
@@ -23,7 +23,7 @@ class Node:
 
 
 class Recorder:
-    """The operations on files below `root`, in order, as (operation, path below root, argument)."""
+    """Records the operations on files below `root`, in order, as (operation, path below root, argument)."""
 
     def __init__(self, root: Path):
         self.root, self.operations = root, []
@@ -36,16 +36,16 @@ class Recorder:
             self.operations.append((operation, str(path.relative_to(self.root)), argument))
 
     def acknowledge(self, value: object) -> None:
-        """Note that from here on `value` must not be lost."""
+        """Record that `value` must not be lost from here on."""
         self.operations.append(("acknowledge", "", value))
 
     def brief(self) -> list[str]:
-        """The operations in words, without writes."""
+        """Return the operations in words, without writes."""
         return [f"{what} {path}" for what, path, _ in self.operations if what not in ("write", "acknowledge")]
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["Recorder"]:
-        """Within it, operations are recorded and done."""
+        """Record the operations within the block; they are also carried out."""
         real = {name: getattr(os, name) for name in ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")}
         real_open = io.open
 
@@ -89,7 +89,7 @@ class Recorder:
             io.open = real_open
 
     def crashes(self) -> Iterator[tuple[str, list[object], Node]]:
-        """After every operation, for each of `CRASHES`: where that is, what is acknowledged, what the disk holds."""
+        """Yield, after every operation and for each of `CRASHES`: the place, the acknowledged values, the disk."""
         for count in range(len(self.operations) + 1):
             done = self.operations[:count]
             told = [argument for what, _, argument in done if what == "acknowledge"]
@@ -103,7 +103,7 @@ def _opened(descriptor: int) -> Path:
 
 
 class _Written:
-    """A file that tells what is written to it, in two halves: a crash may come between."""
+    """A file that reports its writes in two halves, because a crash may come between them."""
 
     def __init__(self, file, tell):
         self.file, self.tell = file, tell
@@ -128,7 +128,7 @@ class _Written:
 
 
 def _disk(operations: list[tuple], crash: str) -> Node:
-    """The folder after a crash that follows these operations."""
+    """Return the folder after a crash that follows these operations."""
     root = Node(True)
 
     def find(path: str) -> Node:
@@ -163,7 +163,7 @@ def _disk(operations: list[tuple], crash: str) -> Node:
 
 
 def _settle(node: Node, names: bool) -> None:
-    """Let a node be what lies on the disk."""
+    """Reduce a node to its state on the disk."""
     node.content = node.synced_content
     if not names:
         node.entries = node.synced
@@ -172,7 +172,7 @@ def _settle(node: Node, names: bool) -> None:
 
 
 def build(node: Node, folder: Path) -> None:
-    """Make the folder that a crash has left."""
+    """Create the folder that a crash has left."""
     folder.mkdir()
     for name, child in node.entries.items():
         if child.is_folder:
@@ -182,7 +182,7 @@ def build(node: Node, folder: Path) -> None:
 
 
 def contents(node: Node) -> object:
-    """The names and contents of a folder, to compare."""
+    """Return the names and contents of a folder, for comparison."""
     if not node.is_folder:
         return node.content
     return tuple(sorted((name, child.is_folder, contents(child)) for name, child in node.entries.items()))

@@ -1,4 +1,4 @@
-"""One run that nothing interrupts, shared by the tests of a session that stop, kill or move a run and continue it."""
+"""One uninterrupted run, shared by the tests of a session that stop, kill or move a run and continue it."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,11 @@ from runs import last_weights, make_photos, run_folder, small_config
 from torch import Tensor
 
 PHOTOS = 30, 4  # training, validation
-STEPS = 8  # of an epoch, the last one ragged; there are two epochs
+STEPS = 8  # per epoch, the last one partial; there are two epochs
 
 
 def configuration(photos: tuple[Path, Path], out: Path, ranks: int = 1, name: str = "small", **sections: dict) -> dict:
-    """Two micro-batches a step; commits at steps 3, 6, 8 (the end of an epoch), 9, 12, 15 and 16, and all are kept."""
+    """Return a configuration with two micro-batches per step that keeps all commits: steps 3, 6, 8, 9, 12, 15, 16."""
     train = {"global_batch_size": 4, "ema_decay": 0.9, **sections.pop("train", {})}
     checkpoint = {"every_steps": 3, "keep": 100, **sections.pop("checkpoint", {})}
     data = {"batch_size": 2 // ranks, **sections.pop("data", {})}
@@ -21,7 +21,7 @@ def configuration(photos: tuple[Path, Path], out: Path, ranks: int = 1, name: st
 
 
 class Reference:
-    """The photographs and the uninterrupted runs of `configuration`, made by the worker that needs them first."""
+    """The photographs and the uninterrupted runs of `configuration`, made by the first worker that needs them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -32,7 +32,7 @@ class Reference:
                     make_photos(side, count, seed)
 
     def run(self, ranks: int = 1) -> dict:
-        """The configuration of the finished run, whose folder must not be changed."""
+        """Return the configuration of the finished run. Its folder must not be changed."""
         config = configuration(self.photos, self.folder, ranks, name=f"ranks{ranks}")
         with FileLock(self.folder / f"ranks{ranks}.lock"):
             if not run_folder(config).exists():
@@ -40,11 +40,11 @@ class Reference:
         return config
 
     def weights(self, ranks: int = 1) -> dict[str, Tensor]:
-        """The weights at the end of the run."""
+        """Return the weights at the end of the run."""
         return last_weights(self.run(ranks))
 
     def copy(self, out: Path) -> dict:
-        """The configuration of a copy of the finished run of one rank, which a test may change."""
+        """Return the configuration of a copy of the finished one-rank run. A test may change the copy."""
         config = configuration(self.photos, out)
         shutil.copytree(run_folder(self.run()), run_folder(config))
         return config

@@ -1,4 +1,4 @@
-"""Losses written a second time, from their papers, and photographs to compare them on."""
+"""Independent implementations of losses, from their papers, and photographs for comparing them."""
 
 import numpy as np
 import scipy
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def photos(count: int, height: int, width: int, channels: int = 3, sigma: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Output and gt (B, C, H, W) in float64: cut-outs of photographs, the first one with noise."""
+    """Return output and gt (B, C, H, W) in float64: crops of photographs, the output with noise."""
     random = np.random.default_rng(0)
     sources = [photograph("astronaut"), photograph("coffee"), photograph("chelsea")]
     cuts = []
@@ -48,7 +48,7 @@ def reference_ssim(output, gt, **constants):
 
 def reference_ms_ssim(output, gt):
     product = 1.0
-    for exponent in (0.0448, 0.2856, 0.3001, 0.2363):  # with a K1 so large the luminance is 1 everywhere
+    for exponent in (0.0448, 0.2856, 0.3001, 0.2363):  # with such a large K1, the luminance is 1 everywhere
         product *= (1 - reference_ssim(output, gt, K1=1e8)) ** exponent
         even = (slice(None), *(slice(0, side - side % 2) for side in output.shape[1:]))
         output, gt = (skimage.transform.downscale_local_mean(image[even], (1, 2, 2)) for image in (output, gt))

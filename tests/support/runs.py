@@ -1,4 +1,4 @@
-"""What tests share: small real photographs, real launches in processes of their own, and the files a run leaves."""
+"""Shared helpers: small photographs, trainings in their own processes, and the files of a run."""
 
 import json
 import os
@@ -20,7 +20,7 @@ DRIVER = ROOT / "tests" / "support" / "driver.py"
 
 
 def make_photos(folder: Path, count: int, seed: int = 0, least: int = 20, most: int = 40) -> Path:
-    """A folder of `count` small cut-outs, of many sizes, from photographs that ship with scikit-image."""
+    """Create a folder of `count` small crops, of different sizes, from the photographs of scikit-image."""
     sources = [photograph("astronaut"), photograph("coffee"), photograph("chelsea")]
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -33,7 +33,7 @@ def make_photos(folder: Path, count: int, seed: int = 0, least: int = 20, most: 
 
 
 def small_config(photos: Path, val: Path, out: Path, **sections: dict) -> dict:
-    """A configuration that trains in seconds: 3 epochs of crops of 16 pixels, tiny UNet, nothing sent anywhere."""
+    """Return a configuration that trains in seconds: 3 epochs of crops of 16 pixels, tiny UNet, no network access."""
     config = {
         "run": {"name": "small", "dir": str(out), "seed": 7},
         "data": {
@@ -63,7 +63,7 @@ def launch(
     timeout: int = 300,
     launcher_options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess:
-    """Train in real processes, `ranks` of them under torchrun; the finished launcher."""
+    """Train in `ranks` real processes under torchrun and return the finished launcher."""
     file = Path(config["run"]["dir"]) / f"{config['run']['name']}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config))
@@ -92,14 +92,14 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without what a launcher or an account would add; one thread, which tiny tensors like best."""
+    """Return the environment without a launcher's or an account's variables; one thread is fastest for tiny tensors."""
     unwanted = ("WANDB_", "ACCELERATE_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def succeed(process: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    """The process, which must have ended well; otherwise the test fails with what it printed."""
+    """Return the process if it has succeeded; otherwise fail the test with its output."""
     assert process.returncode == 0, f"exit {process.returncode}\n{process.stdout[-3000:]}\n{process.stderr[-6000:]}"
     return process
 
@@ -117,13 +117,13 @@ def epochs_of(config: dict) -> list[dict]:
 
 
 def audit_events(config: dict) -> list[list[dict]]:
-    """The audit's events of each rank."""
+    """Return the audit's events of each rank."""
     files = sorted((run_folder(config) / "audit").glob("rank*.jsonl"))
     return [json_lines(file) for file in files]
 
 
 def samples_per_step(config: dict) -> dict[tuple[int, int], list[int]]:
-    """(epoch, step) → the sample ids of all ranks and micro-batches, sorted."""
+    """Return (epoch, step) → the sorted sample ids of all ranks and micro-batches."""
     steps: dict[tuple[int, int], list[int]] = {}
     for events in audit_events(config):
         for event in events:

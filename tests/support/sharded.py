@@ -1,4 +1,4 @@
-"""FSDP2 on CPU processes: Accelerate turns it on for GPUs alone, and here is made to take these for some."""
+"""FSDP2 on CPU processes. Accelerate enables it only on GPUs, so it is made to treat CPU processes as GPU processes."""
 
 import faulthandler
 import os
@@ -12,11 +12,11 @@ from accel_restore.trainer import setup as preparation
 
 
 def install(policy: str, version: str = "2") -> None:
-    """Set the environment up as `accelerate launch --config_file launch/fsdp2.yaml` does.
+    """Set the environment as `accelerate launch --config_file launch/fsdp2.yaml` does.
 
-    A process crashed here once, in malloc, in a thread of gloo, with torch 2.14 on a busy machine. Neither 30 runs
-    under load nor 24 of torch's `fully_shard` alone over gloo, half of them with glibc's checks of malloc, did so.
-    Where it returns, the test fails, and faulthandler prints where each thread was.
+    A process crashed once in malloc, in a thread of gloo, with torch 2.14 on a busy machine. Neither 30 runs under load
+    nor 24 runs of torch's `fully_shard` alone over gloo, half of them with glibc's malloc checks, repeated it. If it
+    happens again, the test fails and faulthandler prints the stack of each thread.
     """
     faulthandler.enable()
     os.environ.update(
@@ -29,7 +29,7 @@ def install(policy: str, version: str = "2") -> None:
 
 
 def take_for_gpus() -> None:
-    """Have Accelerate take CPU processes for such with GPUs, whose parts go over gloo."""
+    """Make Accelerate treat CPU processes as GPU processes; the shards are exchanged by gloo."""
 
     def backend(*_: object, **__: object) -> tuple[str, DistributedType]:
         if not distributed.is_initialized():
@@ -43,7 +43,7 @@ def take_for_gpus() -> None:
 
 
 def tell_backend() -> None:
-    """Have training print what its processes are joined by."""
+    """Make training print its distributed backend."""
     setup = preparation.setup_model_and_optimizer
 
     def telling(*arguments):

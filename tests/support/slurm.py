@@ -1,4 +1,4 @@
-"""A Slurm cluster of two hosts on this machine, for tests: a munged, slurmctld and two slurmd, on their own network."""
+"""A Slurm cluster of two hosts on this machine, for tests: munged, slurmctld and two slurmd, on their own network."""
 
 import os
 import re
@@ -12,10 +12,10 @@ from hosts import ADDRESSES, DEVICE, TwoHosts
 from runs import clean_environment
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "ip")
-GENEROUS = 60.0  # seconds, a guard against hanging
+GENEROUS = 60.0  # seconds, a limit for a test that hangs
 
-# Slurm looks at time limits twice a minute. A job that is queued again may begin when its credentials have expired:
-# after two minutes, unless told otherwise. The GPUs are pretended: they count, and nothing opens them.
+# Slurm checks time limits twice a minute. A requeued job may start when its credentials have expired, by default after
+# two minutes. The GPUs are simulated: Slurm counts them, and nothing opens them.
 _CONFIGURATION = """\
 ClusterName=testing
 SlurmctldHost={controller}({address})
@@ -45,16 +45,16 @@ _NODE = "NodeName={name} NodeAddr={address} CPUs={cpus} Gres=gpu:1\n"
 
 
 class Cluster:
-    """Two nodes with a pretended GPU each; needs root, iproute2, and the programs of Debian's slurm-wlm and munge.
+    """Two nodes with a simulated GPU each. They need root, iproute2 and Debian's slurm-wlm and munge.
 
-    Raises: OSError, subprocess.CalledProcessError, TimeoutError where it cannot be started.
+    Raises: OSError, subprocess.CalledProcessError or TimeoutError if the cluster cannot be started.
     """
 
     def __init__(self) -> None:
         self.hosts = TwoHosts()
         self.folder = folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-        folder.chmod(0o755)  # munged wants its socket where everybody can reach it, which pytest's folders are not
-        # The hosts' names are in no directory, where gloo would look for the device that they stand for.
+        folder.chmod(0o755)  # munged needs a socket that everybody can reach, and pytest's folders are private
+        # The hosts' names cannot be resolved, and gloo would look up its network device by them.
         env = {"SLURM_CONF": str(folder / "slurm.conf"), "GLOO_SOCKET_IFNAME": DEVICE}
         self.environment = {**clean_environment(), **env}
         self.daemons: list[subprocess.Popen] = []
@@ -87,7 +87,7 @@ class Cluster:
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
 
     def _on(self, host: int) -> list[str]:
-        """What to put before a command to run it on a host; `ip netns exec` would hide the control groups."""
+        """Return the prefix that runs a command on a host; `ip netns exec` would hide the control groups."""
         name = self.hosts.names[host]
         enter = ["nsenter", f"--net=/run/netns/{name}", "unshare", "--uts"]
         return [*enter, "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
@@ -98,7 +98,7 @@ class Cluster:
             self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
 
     def _answers(self) -> bool:
-        """Whether the controller does."""
+        """Return whether the controller answers."""
         ping = [*self._on(0), "scontrol", "ping"]
         return subprocess.run(ping, env=self.environment, capture_output=True).returncode == 0
 
@@ -110,7 +110,7 @@ class Cluster:
             time.sleep(0.2)
 
     def run(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-        """What a command of Slurm prints, on the first host."""
+        """Run a Slurm command on the first host and return its output."""
         process = subprocess.run(
             [*self._on(0), *command],
             env={**self.environment, **(env or {})},
@@ -123,19 +123,19 @@ class Cluster:
         return process.stdout
 
     def submit(self, *arguments: str, **options) -> str:
-        """The number of a job that `sbatch` has taken."""
+        """Submit a job by `sbatch` and return its number."""
         return re.fullmatch(r"Submitted batch job (\d+)\n", self.run("sbatch", *arguments, **options))[1]
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` tells of a job, by its names."""
+        """Return the fields of `scontrol show job`."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "-o", "show", "job", number)))
 
     def completed(self, number: str) -> str:
-        """The records of the runs of a job that have ended."""
+        """Return the records of a job's ended runs."""
         return "".join(re.findall(rf"(?m)^JobId={number} .*\n", (self.folder / "completed.log").read_text()))
 
     def wait_for_end(self, number: str, seconds: float) -> dict[str, str]:
-        """What is told of a job that has ended, for good."""
+        """Wait until a job has finally ended and return its fields."""
         deadline = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"):
             assert time.monotonic() < deadline, f"still {job['JobState']} after {seconds:.0f} s"
@@ -163,7 +163,7 @@ class Cluster:
 
 
 def missing() -> str:
-    """Why no cluster can be started here; empty where one can."""
+    """Return why no cluster can be started here; empty if one can."""
     if lacking := [name for name in PROGRAMS if shutil.which(name) is None]:
         return f"Slurm is not installed: {', '.join(lacking)} not found (Debian: slurm-wlm, munge, iproute2)"
     return "" if os.geteuid() == 0 else "the daemons of Slurm are started as root"

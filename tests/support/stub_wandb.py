@@ -50,7 +50,8 @@ class Stub:
         self.process.send_signal(signal.SIGSTOP)
 
     def rows(self, run: str | None = None) -> list[dict]:
-        """Return the history of a run (default: the only one). A later line replaces one of the same number."""
+        """Return the history of a run (default: the only run). A later line replaces an earlier one with the same
+        number."""
         files = self._received(run, "wandb-history.jsonl")
         return [row for _, row in sorted(files.items())]
 

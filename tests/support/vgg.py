@@ -1,4 +1,4 @@
-"""Files like those of torchvision's VGG networks, with random weights: what tests of losses on features need."""
+"""Files like torchvision's VGG networks, with random weights, for tests of perceptual losses."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 
 def random_weights(network: str) -> dict[str, torch.Tensor]:
-    """The convolutional part of a state dict; He et al.'s variance, so that features keep their size."""
+    """Return the convolutional part of a state dict. He et al.'s variance keeps the scale of the features."""
     from torchvision import models
 
     generator = torch.Generator().manual_seed(0)
@@ -22,14 +22,14 @@ def random_weights(network: str) -> dict[str, torch.Tensor]:
 
 
 def write_weights(folder: Path, network: str) -> str:
-    """The path of a new .pth file of random weights."""
+    """Write random weights to a new .pth file and return its path."""
     path = folder / f"{network}.pth"
     torch.save(random_weights(network), path)
     return str(path)
 
 
 def read_network(network: str, path: str) -> torch.nn.Sequential:
-    """torchvision's own convolutional layers with the weights of such a file."""
+    """Return torchvision's convolutional layers with the weights of such a file."""
     from torchvision import models
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Counts what would make a step wait for a GPU: tensors whose values Python reads. Here they are on the CPU."""
+"""Counts what would make a step wait for a GPU: reads of tensor values by Python. Here the tensors are on the CPU."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ READING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.defa
 
 
 class Reads(TorchDispatchMode):
-    """The reads of the main thread, by the step they are in."""
+    """Counts the reads of the main thread per step."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Reads(TorchDispatchMode):
 
 
 class Steps(Callback):
-    """The last hook: what comes after it is the next step's."""
+    """The last hook: reads after it belong to the next step."""
 
     def __init__(self, reads):
         self.reads = reads
@@ -51,7 +51,8 @@ class Steps(Callback):
 
 
 def write_counts(file: Path) -> None:
-    """Have training write the reads of each step of its last epoch, all and those before `optimizer.step`, to JSON."""
+    """Make training write, as JSON, the reads of each step of its last epoch: all, and those before
+    `optimizer.step`."""
     reads, original = Reads(), engine.train_epoch
 
     def train_epoch(state, steps, loss_fn, accelerator, callbacks=(), max_grad_norm=None):

@@ -1,6 +1,6 @@
-"""Logs one run with the real W&B client, as training does, while a fault happens.
+"""Logs one run with the real W&B client, as training does, while a fault occurs.
 
-Usage: python wandb_scenarios.py SCENARIO FOLDER. Imports no torch: about 20 of these processes run in parallel.
+Usage: python wandb_scenarios.py SCENARIO FOLDER. Imports no torch, because about 20 of these processes run in parallel.
 """
 
 import json
@@ -51,7 +51,7 @@ def play(scenario: str, folder: Path) -> None:
         _former(folder) if scenario == "resumed" else None,
         messages.append,
     )
-    logger.sender.ready.wait()  # the fault happens after the start
+    logger.sender.ready.wait()  # the fault occurs after the start
     for step in range(FAULT_STEP + 1 if scenario == "resumed" else 1, STEPS + 1):
         if step == FAULT_STEP:
             _happen(scenario, server)

@@ -1,4 +1,4 @@
-"""A training under way, forked or under a real launcher, that tells a test where it stands and can be sent signals."""
+"""A running training, forked or under a real launcher, that reports its phases to a test and accepts signals."""
 
 import contextlib
 import json
@@ -14,19 +14,20 @@ import torch
 import yaml
 from runs import DRIVER, clean_environment, run_folder
 
-GENEROUS = 90.0  # seconds, a guard against hanging
+GENEROUS = 90.0  # seconds, a limit for a test that hangs
 
 
 @dataclass
 class Training:
-    """A training whose processes tell, through a file, which phases they reach."""
+    """A training whose processes report their phases through a file."""
 
     config: dict
     told: Path
-    processes: list  # of `forked`, or one Popen
+    processes: list  # from `forked`, or one Popen
 
     def wait_for(self, phase: str, value: str = "", rank: int | None = 0, count: int = 1) -> str:
-        """The value that a rank (None: any) tells when it reaches a phase, with that value, for the count-th time."""
+        """Wait until a rank (None: any) reaches a phase, with `value` if given, `count` times; return the reported
+        value."""
         deadline = time.monotonic() + GENEROUS
         while time.monotonic() < deadline:
             lines = [line for line in self.lines() if rank is None or line[0] == str(rank)]
@@ -45,22 +46,22 @@ class Training:
             time.sleep(0.01)
 
     def lines(self) -> list[tuple[str, ...]]:
-        """(rank, phase, value) of what was told so far."""
+        """Return the (rank, phase, value) lines reported so far."""
         text = self.told.read_text() if self.told.exists() else ""
         return [tuple(line.split(" ")) for line in text.splitlines() if line.count(" ") == 2]
 
     def codes(self) -> list[str]:
-        """What the workers of a launcher have ended with."""
+        """Return the exit codes of a launcher's workers."""
         return [value for _, phase, value in self.lines() if phase == "exit"]
 
     def signal(self, number: int) -> None:
-        """To all ranks, as a launcher does; or to the launcher."""
+        """Signal all ranks, as a launcher does, or the launcher."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
     def exit_codes(self) -> list[int]:
-        """Of all processes, which are waited for."""
+        """Wait for all processes and return their exit codes."""
         codes = []
         for process in self.processes:
             if isinstance(process, subprocess.Popen):
@@ -82,7 +83,7 @@ def start_forked(config, *modes, ranks=1, **options):
 
 
 def start_launcher(command, config, *modes, script=DRIVER, env=None, **options):
-    """A training under the launcher of the command line; what it prints goes where `forked.printed` looks."""
+    """Start a training under the launcher of the command line; it prints where `forked.printed` looks."""
     folder = Path(config["run"]["dir"])
     folder.mkdir(parents=True, exist_ok=True)
     file, told = folder / f"{config['run']['name']}.yaml", folder / "told"
@@ -94,14 +95,14 @@ def start_launcher(command, config, *modes, script=DRIVER, env=None, **options):
             stdout=log,
             stderr=log,
             env={**clean_environment(), "RUN_TEST_MODE": ",".join([f"phases={told}", *modes]), **(env or {})},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if tests run in background
             **options,
         )
     return Training(config, told, [process])
 
 
 def processes_of(config):
-    """The processes, launchers too, that have this configuration on their command line."""
+    """Return the processes, launchers included, with this configuration on their command line."""
     found, file = [], f"{config['run']['dir']}/{config['run']['name']}.yaml".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -126,7 +127,7 @@ def kill_all(config):
 
 
 def said(config):
-    """What was printed for the user at the end."""
+    """Return the messages printed for the user."""
     return [line for line in forked.printed(config).splitlines() if line.startswith("accel-restore: ")]
 
 
@@ -135,7 +136,7 @@ def status(config):
 
 
 def commits(config):
-    """The steps of the commits that are complete."""
+    """Return the steps of the complete commits."""
     return sorted(int(path.parent.name[5:]) for path in run_folder(config).glob("checkpoints/step-*/COMMIT.json"))
 
 

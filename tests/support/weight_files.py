@@ -1,4 +1,4 @@
-"""Weight files of small models, as a run writes them."""
+"""Weight files of small models, written as by a run."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from accel_restore.models import build_model, weights_file
 
 
 def build(channels: int) -> torch.nn.Module:
-    """A tiny UNet with weights that visibly change an image."""
+    """Return a tiny UNet whose weights visibly change an image."""
     generator = torch.Generator().manual_seed(channels)
     net = build_model("unet", {"width": 8}, channels)
     for parameter in net.parameters():
@@ -19,7 +19,7 @@ def build(channels: int) -> torch.nn.Module:
 
 
 def write(path: Path, net: torch.nn.Module, channels: int = 3, **metadata: str | None) -> Path:
-    """The file as a run leaves it; keywords replace metadata, None removes it."""
+    """Write a weight file as a run does. Keywords replace metadata; None removes an entry."""
     weights = net.state_dict()
     stored = {
         "format": "pt", "version": "0.1.0", "sha256": weights_file.digest(weights),
