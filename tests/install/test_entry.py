@@ -23,7 +23,7 @@ PHOTOS = 12, 3  # training, validation
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without a GPU")
 
 
-def test_every_file_that_cannot_be_used_is_named_before_anything_is_written(photos, tmp_path):
+def test_every_unusable_file_is_named_before_anything_is_written(photos, tmp_path):
     gt, noisy = tmp_path / "gt", tmp_path / "noisy"
     for folder in (gt, noisy):
         make_photos(folder, 8)

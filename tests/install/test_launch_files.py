@@ -151,7 +151,7 @@ def test_torchrun_accepts_the_arguments_of_the_script():
 
 
 @pytest.mark.parametrize("nodes", ["1", "2"])
-def test_the_script_leaves_time_to_commit_and_several_nodes_a_store_of_their_own(tmp_path, nodes):
+def test_the_script_leaves_time_to_commit_and_shares_no_store_between_nodes(tmp_path, nodes):
     (tmp_path / "torchrun").write_text('#!/bin/bash\nenv\nprintf "%s\\n" "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NNODES": nodes}
@@ -232,7 +232,7 @@ def test_torchrun_accepts_the_environment_of_the_train_job(monkeypatch):
 # Continuous integration ----------------------------------------------------------------------------------------------
 
 
-def test_the_workflow_runs_the_script_of_continuous_integration():
+def test_the_workflow_runs_the_ci_script():
     workflow = yaml.load(WORKFLOW.read_text(), yaml.BaseLoader)  # keep `on` a string: YAML would read it as true
     assert set(workflow["on"]) == {"push", "pull_request"}
     (job,) = workflow["jobs"].values()

@@ -168,7 +168,7 @@ def test_every_yaml_block_is_a_valid_configuration():
             config_from({**least, **tree, "data": {**least["data"], **tree.get("data", {})}})
 
 
-def test_the_examples_mean_what_their_pages_say():
+def test_the_yaml_examples_have_the_values_their_pages_describe():
     (whole,) = blocks(README, "yaml")
     config = config_from(parse_yaml(whole, "README"))
     assert config.run.name == "mine" and config.data.patch_size == 128
@@ -222,7 +222,7 @@ def test_every_registered_name_is_documented():
     assert all(f"`{name}`" in PAGES["accel_restore/models/README.md"] for name in MODELS)
 
 
-def test_every_room_is_on_the_map():
+def test_every_room_is_in_the_table():
     rooms = {path.parent.name for path in (ROOT / "accel_restore").glob("*/__init__.py")}
     table = CODE.split("\n## Rooms\n")[1].split("\n## ")[0]
     assert rooms == set(re.findall(r"`(\w+)/`", table))
@@ -250,7 +250,7 @@ def test_the_places_to_extend_are_where_the_table_says():
         assert re.search(rf"^(def {name}\(|{name}(: .+)? = )", text, re.MULTILINE), (name, module)
 
 
-def test_the_hooks_before_a_commit_are_the_checks_of_continuous_integration():
+def test_the_pre_commit_hooks_are_the_checks_of_continuous_integration():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     programs = {hook["entry"].split()[0] for hook in repository["hooks"]}
     script = (ROOT / ".ci" / "run").read_text()

@@ -105,7 +105,7 @@ def test_a_drag_zooms_all_step_charts_and_a_double_click_shows_all(page):
     assert path_of(page, "loss") == before["loss"]
 
 
-def test_log_scale_legend_and_readout(page):
+def test_log_scale_legend_and_readout_respond(page):
     linear = path_of(page, "loss")
     page.locator("#chart-loss .log").click()
     assert path_of(page, "loss") != linear
@@ -132,7 +132,7 @@ def test_the_slider_follows_mouse_and_keyboard_and_shows_the_selected_tiles(page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_small_and_dark_screens(open_page, folder, scheme):
+def test_the_page_fits_small_and_dark_screens(open_page, folder, scheme):
     page = open_page(Page(folder).build(), viewport={"width": 360, "height": 740}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#chart-loss svg").bounding_box()["width"] > 280
@@ -150,7 +150,7 @@ def test_hostile_names_are_shown_as_text(page):
 
 
 @pytest.mark.parametrize("policy", [True, False])
-def test_control_unescaped_names_enter_the_page_and_run_without_its_policy(browser, folder, policy, monkeypatch):
+def test_control_unescaped_names_enter_the_page_and_only_its_policy_stops_them(browser, folder, policy, monkeypatch):
     monkeypatch.setattr(report, "escape_json", str)
     text = Page(folder).build()
     page = browser.new_page()

@@ -66,7 +66,7 @@ STAND_INS = {
     [(True, 1, 0, "requeue 7\n"), (True, 0, 0, None), (False, 1, 1, None), (False, 0, 0, None)],
     ids=["stopped by the limit", "told, but finished", "failed", "finished"],
 )
-def test_a_job_is_queued_again_only_after_its_time_limit(tmp_path, is_told, step_code, code, asked):
+def test_the_file_queues_a_job_again_only_after_its_time_limit(tmp_path, is_told, step_code, code, asked):
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)

@@ -61,7 +61,7 @@ def test_all_ranks_skip_a_step_that_is_non_finite_on_one(photos, tmp_path):
     assert codes == [0, 0] and not are_equal(last_weights(config), ends["nan@1:3"])
 
 
-def test_the_file_and_the_term_of_the_loss_are_named(photos, tmp_path):
+def test_the_files_and_the_non_finite_term_of_the_loss_are_named(photos, tmp_path):
     config = configuration(photos, tmp_path)
     config["loss"] = {"l1": 1.0, "mse": 0.5}
     assert forked.run(config, "--audit", ranks=RANKS, mode="nan@1:6") == [0, 0]

@@ -50,7 +50,7 @@ def newest(config):
     ],
     ids=["1 rank, in the first epoch", "2 ranks", "3 ranks"],
 )
-def test_run_killed_in_mid_epoch_ends_bit_identical(
+def test_a_run_killed_in_mid_epoch_ends_bit_identically(
     photos, tmp_path, ranks, optimizer, scheduler, precision, killed_after, commit
 ):
     whole, killed = (configuration(photos, tmp_path, name, mixed_precision=precision) for name in ("whole", "killed"))
@@ -139,7 +139,7 @@ class Odd(nn.Module):
         return self.again(self.first(images))
 
 
-def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos, tmp_path, monkeypatch):
+def test_a_run_finished_by_another_process_meanwhile_is_left_unchanged(photos, tmp_path, monkeypatch):
     config = configuration(photos, tmp_path)
     prepare_folder = preparation._prepare_folder
 
@@ -199,7 +199,7 @@ def test_settings_that_change_the_result_are_fixed_and_others_may_change(photos,
     assert other.returncode == 2 and "global batch: 4 in the commit, 12 now" in other.stderr
 
 
-def test_a_run_started_before_a_key_existed_continues_where_the_key_is_null(photos, tmp_path, monkeypatch):
+def test_a_run_started_before_a_key_existed_continues_if_the_key_is_null(photos, tmp_path, monkeypatch):
     config = configuration(photos, tmp_path)
     succeed(launch(config, "train.epochs=1"))
     counters = resume.read_counters(newest(config))
@@ -217,7 +217,7 @@ def test_a_run_started_before_a_key_existed_continues_where_the_key_is_null(phot
         start("train.epochs=1", "model.blocks=null")
 
 
-def test_a_damaged_commit_is_skipped_for_the_one_before(photos, tmp_path):
+def test_a_damaged_commit_is_skipped_in_favour_of_the_previous_one(photos, tmp_path):
     config = configuration(photos, tmp_path)
     succeed(launch(config))
     expected = (newest(config) / "model.safetensors").read_bytes()
@@ -232,7 +232,7 @@ def test_a_damaged_commit_is_skipped_for_the_one_before(photos, tmp_path):
     assert (newest(config) / "model.safetensors").read_bytes() == expected
 
 
-def test_folder_that_is_not_a_run_is_left_alone(photos, tmp_path):
+def test_a_folder_that_is_not_a_run_is_left_unchanged(photos, tmp_path):
     config = configuration(photos, tmp_path)
     mine = run_folder(config) / "samples" / "mine.png"
     mine.parent.mkdir(parents=True)

@@ -47,7 +47,7 @@ def snapshot(config):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_second_training_is_refused_and_the_first_continues(photos, tmp_path, ranks):
+def test_a_second_training_is_refused_and_the_first_continues(photos, tmp_path, ranks):
     config = configuration(photos, tmp_path, ranks)
     with held_after(3, config, ranks) as (first, gate):
         before = snapshot(config)
@@ -72,7 +72,7 @@ def test_control_without_the_lock_both_trainings_write(photos, tmp_path):
         assert snapshot(config) != before
 
 
-def test_killed_training_continues_at_once(photos, tmp_path):
+def test_a_killed_training_continues_at_once(photos, tmp_path):
     config = configuration(photos, tmp_path)
     with held_after(3, config) as (first, _):
         os.kill(first[0].pid, signal.SIGKILL)

@@ -111,7 +111,7 @@ ENDS = {"finished": (0, [], ""), "failed": (1, ["model.fails=3"], ""), "diverged
 
 
 @pytest.mark.parametrize("state", ENDS)
-def test_no_file_of_a_run_holds_a_secret(secret_photos, tmp_path, state):
+def test_no_file_of_a_run_contains_a_secret(secret_photos, tmp_path, state):
     code, overrides, mode = ENDS[state]
     config, ended = run(secret_photos, tmp_path, *overrides, "--audit", mode=mode)
     assert ended == code, (tmp_path / "run.log").read_text()
@@ -134,7 +134,7 @@ def test_control_without_redaction_secrets_are_everywhere(secret_photos, tmp_pat
     assert any(name.endswith(".json") and len(name) == 37 for name in leaks)  # next to a store of the cache
 
 
-def test_a_run_continues_where_the_environment_has_changed(secret_photos, tmp_path):
+def test_a_run_continues_in_a_changed_environment(secret_photos, tmp_path):
     config, code = run(secret_photos, tmp_path, "--stop-after", "1", "tracking.wandb=disabled")
     assert code == 143
     config["model"]["notes"] = list(ENVIRONMENT.values())

@@ -126,7 +126,7 @@ print(find_rows(Source(dataset=sys.argv[2], gt="clean"), "data.train"))
 """
 
 
-def test_processes_that_load_at_once_see_the_same(tmp_path):
+def test_processes_that_load_at_once_find_the_same_rows(tmp_path):
     source, names = tmp_path / "made.parquet", [f"{name}.png" for name in "cab"]
     cells = [{"bytes": save(tmp_path / name).read_bytes(), "path": name} for name in names]
     features = datasets.Features({"clean": datasets.Image(), "noisy": datasets.Image()})

@@ -151,7 +151,7 @@ def test_sigterm_from_a_launcher_after_an_error_is_not_a_stop_request(monkeypatc
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sweep_of_signals_at_random_moments(reference, tmp_path, ranks):
+def test_a_signal_at_a_random_moment_saves_and_the_run_continues(reference, tmp_path, ranks):
     cases, draw, ends = 50, random.Random(ranks), Counter()
     for name in ("first", "timed"):  # the first run may have to wait for imports
         began = time.monotonic()
@@ -228,7 +228,7 @@ except preemption.PreemptedError:
 
 
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
-def test_an_interruption_waits_for_the_end_of_imports(tmp_path, is_guarded):
+def test_an_interruption_is_delayed_until_imports_end(tmp_path, is_guarded):
     """torch's C++ code repeats failed imports, so an exception during one would be lost."""
     program = f"""
 import os, signal, sys, time
