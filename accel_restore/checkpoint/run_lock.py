@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
-from filelock import SoftFileLease, Timeout
+from filelock import OwnerRecord, SoftFileLease, Timeout
 
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
@@ -88,8 +88,9 @@ class RunLock:
     def _is_abandoned(self) -> bool:
         """Return whether the lock file is left over in a way that the lease itself cannot see at once.
 
-        A holder on another host has been silent for long, or the file is empty: an older version, or a power failure
-        before its content was on the disk, leaves it so. A zombie on this host holds nothing any more.
+        A holder on another host has been silent for long, or has recorded the end of its run. Or the file is empty: an
+        older version, or a power failure before its content was on the disk, leaves it so. A zombie on this host holds
+        nothing any more.
         """
         beat = self._last_beat()
         if beat is None:
@@ -99,7 +100,13 @@ class RunLock:
             with suppress(psutil.Error):
                 return psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
             return False
-        return now - beat > _LEASE_SECONDS
+        return now - beat > _LEASE_SECONDS or (owner is not None and self._has_ended(owner))
+
+    def _has_ended(self, owner: OwnerRecord) -> bool:
+        """Return whether the process that holds the lock has written into status.json how its run ended."""
+        status = read_status(self.folder)
+        is_owner = (status.get("pid"), status.get("host")) == (owner.pid, _host(owner.hostname))
+        return is_owner and status.get("state") not in (None, "running")
 
     def _wait_for_lease(self) -> None:
         """Wait until the lease of a process on another host has run out; refuse as soon as it is renewed."""

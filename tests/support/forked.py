@@ -106,7 +106,7 @@ def _start_server() -> None:
 
 def _run(function: Callable, arguments: tuple) -> None:
     # Python ignores a preload that cannot be imported. Each process would then import everything itself.
-    assert "preload" in sys.modules, "the process to fork from could not import tests/preload.py"
+    assert "preload" in sys.modules, "the process to fork from could not import tests/support/preload.py"
     sys.exit(function(*arguments))
 
 

@@ -72,6 +72,13 @@ def test_lock_of_a_host_that_was_silent_for_a_moment_is_taken_after_the_lease(fo
     assert "last used on elsewhere; waiting 1 s to see whether it is still in use" in logged
 
 
+def test_lock_of_a_host_that_recorded_the_end_of_its_run_is_taken_at_once(foreign, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        write_status(foreign, "failed", step=3)
+    assert take(foreign) == []
+
+
 def test_training_on_another_host_is_not_disturbed(foreign):
     ended = threading.Event()
 
