@@ -26,7 +26,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU; each launched process is a rank")
     parser.add_argument(
-        "--audit", action="store_true", help="record what changes weights and learning rate, and fail if it must not"
+        "--audit",
+        action="store_true",
+        help="record every operation; fail if weights or rate change elsewhere than in their step",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove the files of the run and start it again")
     parser.add_argument(
