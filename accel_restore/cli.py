@@ -7,6 +7,7 @@ import sys
 from accel_restore import __version__
 from accel_restore.errors import UserError
 from accel_restore.utils.imports import resolve
+from accel_restore.utils.utf8 import use_utf8
 
 COMMANDS = {  # name: (help, import path of the function)
     "train": ("train a model (also: accelerate launch accel_restore/train.py)", "accel_restore.train:main"),
@@ -32,7 +33,9 @@ COMMANDS = {  # name: (help, import path of the function)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        use_utf8()
+        arguments = sys.argv[1:]
     lines = "\n".join(f"  {name:13} {what}" for name, (what, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="accel-restore",

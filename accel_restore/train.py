@@ -15,6 +15,7 @@ from accel_restore.config.load import load_config
 from accel_restore.errors import AuditError, DivergedError, PreemptedError, RunAbortedError, UserError, resume_hint
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
+from accel_restore.utils.utf8 import use_utf8
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,6 +43,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; return the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 otherwise (audit, lost rank)."""
+    if arguments is None:
+        use_utf8()
     options = parse_arguments(arguments)
     with listening() as stop:  # first: what follows imports torch, which takes seconds
         code = _train(options, stop)

@@ -15,8 +15,9 @@ def run_module(
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     command = [sys.executable, "-m", *(launcher if processes > 1 else []), module, *arguments]
     paths = [str(Path(accel_restore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, env=env)
+    text = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+    env = {**os.environ, **text, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})}
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from accel_restore.commands._arguments import add_configuration
 from accel_restore.config.load import load_config, to_yaml
@@ -17,5 +18,6 @@ def main(arguments: list[str]) -> int:
     if options.schema:
         print(json.dumps(Config.model_json_schema(), indent=2), flush=True)
     else:
-        print(to_yaml(load_config(options.config, options.overrides)), end="", flush=True)
+        escape = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
+        print(to_yaml(load_config(options.config, options.overrides), escape), end="", flush=True)
     return 0

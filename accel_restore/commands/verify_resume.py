@@ -100,7 +100,7 @@ class _Launcher:
         """Train to the end, or as far as the arguments say."""
         file = self.folder / f"{name}.yaml"
         self.tree["run"] = {**self.tree["run"], "name": name, "dir": str(self.folder), "resume": "auto"}
-        file.write_text(yaml.safe_dump(self.tree))
+        file.write_text(yaml.safe_dump(self.tree), encoding="utf-8")
         given = ["--config", str(file), *self.arguments, *arguments]
         done = run_module("accel_restore.train", given, self.processes)
         status = self.folder / name / "status.json"

@@ -145,7 +145,10 @@ def _raise_all(problems: list[str], given: list[str], where: str) -> None:
     raise_problems(f"{where}: {len(found)} error{'s' * (len(found) != 1)} in the configuration", found)
 
 
-def to_yaml(config: Config) -> str:
-    """Return the resolved configuration as YAML for `--config`; secrets are replaced by `***`."""
+def to_yaml(config: Config, escape: bool = False) -> str:
+    """Return the resolved configuration as YAML for `--config`; secrets are replaced by `***`.
+
+    With `escape`, characters other than ASCII are written as escapes, which mean the same in every encoding.
+    """
     tree = redacted(config.model_dump(mode="json"))
-    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=not escape, width=100)

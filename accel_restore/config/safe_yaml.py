@@ -15,6 +15,7 @@ MAX_BYTES = 16 * 2**20  # of a file
 _MAX_VALUES = 500_000  # nine lines of aliases can expand to more values than fit into memory
 _MAX_DEPTH = 64  # PyYAML itself reaches Python's recursion limit at about 200 levels
 _MAX_DIGITS = 64  # `1:30:59` is a number of base 60, whose conversion takes quadratic time
+_NO_UTF8 = "cannot be encoded in UTF-8; rename the file or folder"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES = {"null", "bool", "int", "float", "str", "seq", "map"}  # a date is a string, as in YAML 1.2
 
@@ -70,6 +71,8 @@ for _class in (_Loader, Dumper):
 
 def parse_yaml(text: str, where: str) -> Any:
     """Return the plain tree of a YAML text; `where` names the text in errors. Raises: UserError."""
+    if _SURROGATE.search(text):
+        raise UserError(f"{where}: {_NO_UTF8}")
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -118,7 +121,7 @@ def _problem_of(value: Any) -> str | None:
         if "\0" in value:
             return "contains a NUL character; remove it"
         if _SURROGATE.search(value):
-            return "cannot be encoded in UTF-8; rename the file or folder"
+            return _NO_UTF8
     if isinstance(value, int) and abs(value) >= 2**63:
         return "is an integer of more than 63 bits; use a smaller one"
     return None

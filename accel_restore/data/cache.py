@@ -105,7 +105,7 @@ class _Build:
         """Whether another process has found problems since then; if so, adopt them."""
         if not self.refusal.exists() or self.refusal.stat().st_mtime < time:
             return False
-        found = json.loads(self.refusal.read_text())
+        found = json.loads(self.refusal.read_bytes())
         self.sizes, self.problems = [size and tuple(size) for size in found["sizes"]], found["problems"]
         return True
 
@@ -130,7 +130,8 @@ class _Build:
         try:
             write_store(staging, self._usable(decoded))
             if self.problems:
-                self.refusal.write_text(json.dumps({"sizes": self.sizes, "problems": redacted(self.problems)}))
+                problems = {"sizes": self.sizes, "problems": redacted(self.problems)}
+                self.refusal.write_text(json.dumps(problems), encoding="utf-8")
             else:
                 replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging)).encode())
                 staging.replace(self.path)

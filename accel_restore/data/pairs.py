@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accel_restore.data.decode import Cell
 from accel_restore.data.file_search import NamedFile, find_files, is_pattern, locate
+from accel_restore.utils.utf8 import printable, problem_of_name
 
 _EXAMPLE = 'such as gt: "shots/{}_mean.png" with input: "shots/{}_real.png", where {} matches the common part'
 
@@ -143,8 +144,8 @@ def _by_name(files: list[NamedFile], problems: list[str]) -> dict[str, NamedFile
     """The files by name, in order; adds a problem for each name that occurs twice or is not valid UTF-8."""
     named: dict[str, NamedFile] = {}
     for file in sorted(files, key=lambda file: (file.name, file.path)):
-        if not _is_text(str(file.path)):
-            problems.append(f"{str(file.path)!r}: its name is not valid UTF-8; rename it")
+        if problem := problem_of_name(file.path):
+            problems.append(f"{printable(str(file.path))}: {problem}")
         elif file.name in named:
             other = named[file.name].path
             twin = other if other.name == file.path.name else other.name  # the path if it is in another folder
@@ -152,11 +153,3 @@ def _by_name(files: list[NamedFile], problems: list[str]) -> dict[str, NamedFile
         else:
             named[file.name] = file
     return named
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

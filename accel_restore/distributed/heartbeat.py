@@ -266,7 +266,7 @@ def _machine() -> str:
     Host names may repeat in containers.
     """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().hex() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return f"{socket.gethostname()} {uuid.getnode()}"
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from accel_restore.errors import UserError
+from accel_restore.utils.utf8 import problem_of_name
 
 WEIGHTS = "best.safetensors"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -47,7 +48,7 @@ def find_weights(name: str | Path) -> Path:
 
 
 def require_file(path: Path) -> None:
-    """Raise `UserError` unless the path is a file."""
+    """Raise `UserError` unless the path is a file that safetensors can open."""
     if path.is_dir():
         raise UserError("is a folder; give the best.safetensors in it")
     if not path.is_file():  # reading a pipe would wait, and a device may never end
@@ -56,6 +57,8 @@ def require_file(path: Path) -> None:
         if path.name == WEIGHTS and (path.parent / "checkpoints").is_dir():
             raise UserError("does not exist yet; its run has not completed a validation")
         raise UserError("is not a regular file" if path.exists() else "does not exist")
+    if problem := problem_of_name(path):
+        raise UserError(problem)
 
 
 def _copy(run: Path) -> Path | None:

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accel_restore.utils.utf8 import printable
+
 REMOVING = ".removing-"  # prefix of a folder that is being removed
 _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
@@ -75,8 +77,8 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON text; NaN and infinities become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """Return JSON text; NaN and infinities become null, and text is `printable`."""
+    return json.dumps(_writable(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def encode_floats(value: Any) -> Any:
@@ -97,11 +99,11 @@ def decode_floats(value: Any) -> Any:
     return [decode_floats(item) for item in value] if isinstance(value, list) else value
 
 
-def _finite(value: Any) -> Any:
+def _writable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {_writable(key): _writable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_writable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return printable(value) if isinstance(value, str) else value

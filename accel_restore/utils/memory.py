@@ -14,14 +14,14 @@ def memory_bytes() -> int:
     """Return the bytes that this process can still use: free or file-cache memory, within its control group's limit."""
     groups = Path("/proc/self/cgroup")
     limits = []
-    for line in groups.read_text().splitlines() if groups.exists() else []:
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else []:
         _, controllers, group = line.split(":", 2)
         root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
         mounted = Path("/sys/fs/cgroup", root)
         if name:  # a parent group may set the limit; in a container the group's folder is mounted as the root
             folder = mounted / group.lstrip("/")
             limits += [place / name for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
-    texts = [limit.read_text().strip() for limit in limits if limit.exists()]
+    texts = [limit.read_text(encoding="utf-8").strip() for limit in limits if limit.exists()]
     return min([psutil.virtual_memory().available, *(int(text) for text in texts if text.isdecimal())])
 
 

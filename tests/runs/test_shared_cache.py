@@ -107,7 +107,7 @@ def test_two_processes_share_one_copy_in_memory(tmp_path):
     command = [sys.executable, "-c", READER, str(path), str(cache)]
     readers = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
     assert [reader.stdout.readline() for reader in readers] == ["read\n"] * 2
-    maps = [Path(f"/proc/{reader.pid}/smaps").read_text() for reader in readers]
+    maps = [Path(f"/proc/{reader.pid}/smaps").read_text(encoding="utf-8") for reader in readers]
     shares = [int(re.search(r"cache/\w+\.arrow\n(?:.*\n)*?Pss: +(\d+) kB", text)[1]) * 1024 for text in maps]
     for reader in readers:
         reader.communicate("\n", timeout=60)

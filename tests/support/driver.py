@@ -201,7 +201,7 @@ def acknowledge(file: str) -> None:
 
     def write_and_tell(folder, step, *arguments):
         path = write(folder, step, *arguments)
-        with Path(file).open("a") as out:
+        with Path(file).open("a", encoding="utf-8") as out:
             out.write(f"{step}\n")
         return path
 

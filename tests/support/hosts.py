@@ -73,7 +73,7 @@ def hide(folder: str) -> None:
 def enter(names: list[str]) -> None:
     """Move this process to the host of its rank; it must have only one thread. The ranks meet on rank 0's host."""
     name, libc = names[int(os.environ["RANK"])], ctypes.CDLL(None, use_errno=True)
-    with Path(f"/run/netns/{name}").open() as namespace:
+    with Path(f"/run/netns/{name}").open(encoding="utf-8") as namespace:
         failed = libc.setns(namespace.fileno(), _NEW_NET) or libc.unshare(_NEW_UTS)
     if failed:
         raise OSError(ctypes.get_errno(), f"cannot enter {name}")

@@ -109,7 +109,7 @@ def run_folder(config: dict) -> Path:
 
 
 def json_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def epochs_of(config: dict) -> list[dict]:

@@ -67,7 +67,7 @@ def write_counts(file: Path) -> None:
         with reads:
             result = original(state, steps, loss_fn, accelerator, [*callbacks, Steps(reads)], max_grad_norm)
         state.optimizer.step = step
-        file.write_text(json.dumps({"all": reads.counts, "before_step": reads.before_step}))
+        file.write_text(json.dumps({"all": reads.counts, "before_step": reads.before_step}), encoding="utf-8")
         return result
 
     engine.train_epoch = train_epoch

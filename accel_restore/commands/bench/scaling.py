@@ -72,4 +72,4 @@ def _measured(options: argparse.Namespace, size: int, on_cpu: bool) -> dict[str,
         done = run_module("accel_restore.cli", [*arguments, *options.overrides], size, env)
         if not file.exists():
             raise UserError(f"bench train with {size} process{'es' * (size > 1)}: {error_of(done)}")
-        return json.loads(file.read_text())
+        return json.loads(file.read_bytes())

@@ -18,6 +18,7 @@ from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.report.tables import audit_tables, event_tables, facts, pairs, progress, speed_tables
 from accel_restore.tracking.run_files import read_audit, read_object, read_status
 from accel_restore.utils.files import replace_file, to_json
+from accel_restore.utils.utf8 import printable
 
 REPORT, PLAN = "report.html", "plan.json"
 _PARTS = Path(__file__).parent
@@ -104,10 +105,10 @@ class Page:
 
 def fill(title: str, content: dict[str, Any]) -> str:
     """Return the HTML. `content` stays data: the page's policy allows no script but its own."""
-    style, script = ((_PARTS / file).read_text() for file in ("page.css", "page.js"))
-    return Template((_PARTS / "page.html").read_text()).substitute(
+    style, script = ((_PARTS / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
+    return Template((_PARTS / "page.html").read_text(encoding="utf-8")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
-        title=html.escape(title),
+        title=html.escape(printable(title)),
         style=style,
         script=script,
         data=escape_json(to_json(content)),
@@ -125,7 +126,7 @@ def _hash(text: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
