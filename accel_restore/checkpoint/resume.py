@@ -1,6 +1,5 @@
 """Where a run starts: from scratch, or exactly at the last commit in its folder, with an equal configuration."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 from accel_restore.checkpoint.commits import find_commits, is_commit, read_file, read_manifest, same_content, step_of
 from accel_restore.checkpoint.state_dict import read_counters
 from accel_restore.config.schema import Config
+from accel_restore.data.identity import RECORD, Identity, describe_change, facts_of, read_record
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.optim.schedules import OPEN_ENDED
@@ -22,7 +22,7 @@ from accel_restore.utils.redaction import HIDDEN, redacted
 MARKER = "status.json"
 RUN_FILES = (
     "checkpoints", "config.yaml", "metrics.jsonl", "memory.jsonl", WEIGHTS, "samples", "curves.png", "report.html",
-    "plan.json", "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
+    "plan.json", RECORD, "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
 )  # fmt: skip
 # Sections and keys that a resumed run may change. Those in _BATCH may change as long as the global batch stays equal.
 _FREE = (
@@ -30,6 +30,8 @@ _FREE = (
     "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
     "train.check_ranks_every_steps", "train.rank_timeout",
 )  # fmt: skip
+# What these keys name is compared, not how it is spelled: the same images may be in another folder.
+_SOURCES = re.compile(r"data\.(train|val)(\..*)?")
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
@@ -48,6 +50,7 @@ class Start:
     commit: Path | None = None
     counters: dict[str, Any] | None = None
     finished: bool = False
+    other_sources: bool = False  # the configuration names the images in another way than the commit's
 
     def is_in(self, folder: Path) -> bool:
         """Return whether the commit belongs to the run in `folder`, not to another run."""
@@ -86,8 +89,9 @@ def find_resume_point(
         for damage in damages:
             log(f"{damage}; going back to {commit.name}")
         _check_equal(folder, config, counters, overrides, precision)
-        same_length = _length(config.model_dump(mode="json")) == _length(counters["config"])
-        return Start(commit, counters, finished=same_length and counters["epoch"] >= counters["epochs"])
+        then, now = counters["config"], redacted(config.model_dump(mode="json"))
+        finished = _length(now) == _length(then) and counters["epoch"] >= counters["epochs"]
+        return Start(commit, counters, finished, other_sources=_sources(now) != _sources(then))
     raise_problems(f"{folder}: no checkpoint can be read; start again with --overwrite", damages)
     return Start()
 
@@ -171,25 +175,22 @@ def rewind_best(folder: Path, start: Start, log: Callable[[str], None]) -> bytes
     return data
 
 
-def identity_digest(identity: dict[str, list[str]]) -> dict[str, Any]:
-    """Return what state.json records of the data: the number of images of each kind, and a hash of their names."""
-    return {
-        kind: {"images": len(names), "names": hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}
-        for kind, names in identity.items()
-    }
-
-
-def check_same_data(start: Start, identity: dict[str, Any]) -> None:
+def check_same_data(start: Start, identity: Identity) -> None:
     """Raise `UserError` if the images are not those that the commit was trained on."""
-    if start.counters is None or start.counters["data"] == identity:
+    if start.counters is None:
         return
-    before, now = (
-        ", ".join(f"{d['images']} {kind}" for kind, d in x.items()) for x in (start.counters["data"], identity)
-    )
+    assert start.commit is not None
+    then, now = start.counters["data"], facts_of(identity)
+    if then == {kind: {key: facts[key] for key in facts if key in then.get(kind, ())} for kind, facts in now.items()}:
+        return  # a commit of an older version has no digests of pixels
+    change = describe_change(then, read_record(start.commit.parent.parent), identity)
     raise UserError(
-        f"the images have changed since {start.commit}: {before} images then, {now} now, or their names differ; "
-        "restore them, or choose another run.name"
+        f"the images have changed since {start.commit}: {change}; put them back, or choose another run.name"
     )
+
+
+def _has_digests(counters: dict[str, Any]) -> bool:
+    return all("content" in facts for facts in counters["data"].values())
 
 
 def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrides: list[str], precision: str) -> None:
@@ -200,7 +201,7 @@ def _check_equal(folder: Path, config: Config, counters: dict[str, Any], overrid
     changed = [key for key, value in unset.items() if then.get(key, value) != now.get(key, value)]
     refused = []
     for key in changed:
-        if _BATCH.fullmatch(key) or key.startswith(_FREE):
+        if _BATCH.fullmatch(key) or key.startswith(_FREE) or (_SOURCES.fullmatch(key) and _has_digests(counters)):
             continue
         if str(then.get(key)).count(HIDDEN) != str(now.get(key)).count(HIDDEN):
             continue  # a secret of the environment was added or removed: the rest cannot be compared
@@ -235,6 +236,10 @@ def _may_lengthen(config: Config, overrides: list[str], then: Any, now: int | No
 
 def _length(config: dict[str, Any]) -> tuple:
     return config["train"]["epochs"], config["train"]["max_steps"]
+
+
+def _sources(config: dict[str, Any]) -> tuple:
+    return config["data"]["train"], config["data"]["val"]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

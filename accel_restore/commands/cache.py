@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
             deleted = [store for store in chosen if delete_store(options.dir, store.name)]
         except OSError as error:
             raise UserError(f"{error.filename or options.dir}: cannot be deleted ({error.strerror})") from error
-        kept = f"; kept {len(chosen) - len(deleted)} that a process is building" if len(deleted) < len(chosen) else ""
+        kept = f"; kept {len(chosen) - len(deleted)} that processes use" if len(deleted) < len(chosen) else ""
         console.log(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
         return 0
     if options.names or options.all or options.unused_days is not None:

@@ -19,6 +19,7 @@ from accel_restore.config.data import Data, Source
 from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
 from accel_restore.data.degradations.pipeline import DegradationPipeline, build_degradation
 from accel_restore.data.hf_datasets import find_rows
+from accel_restore.data.identity import Identity, ImageSet
 from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
@@ -38,7 +39,7 @@ class DataSets:
     val: ValidationDataset
     degrade: DegradationPipeline
     train_files: list[str]  # of each training image: its input, or its gt if the input is synthetic
-    identity: dict[str, list[str]]  # names of the training and validation images; equal when a run resumes
+    identity: Identity  # equal when a run resumes
     nbytes: int  # decoded images
     fits_in_memory: bool
 
@@ -151,10 +152,16 @@ def build_sets(
         ),
         degrade,
         [str(pair.input or pair.gt) for pair in found.train_pairs],
-        {"train": [pair.name for pair in found.train_pairs], "val": [pair.name for pair in found.val_pairs]},
+        {"train": _image_set(found.train_pairs, train), "val": _image_set(found.val_pairs, val)},
         nbytes,
         fits,
     )
+
+
+def _image_set(pairs: list[Pair], stored: StoredPairs) -> ImageSet:
+    gt = [stored.gt.digests[index] for index in stored.indices]
+    input = None if stored.input is None else [stored.input.digests[index] for index in stored.indices]
+    return ImageSet([pair.name for pair in pairs], gt, input)
 
 
 def _prepare_reading(*pairs: StoredPairs) -> tuple[int, bool]:

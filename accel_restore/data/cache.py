@@ -1,7 +1,8 @@
 """The cache folder of decoded images: one process decodes a list of images once, into a store that all runs share.
 
-The name of a store is a hash of its sources (paths, sizes, modification times, channels), so a changed image gives
-another store. A store appears complete or not at all; a JSON file next to it describes its content.
+The name of a store is a hash of its sources, so a changed image gives another store. A file is unchanged if its path,
+size, inode and times are; reading 100,000 files to compare their content would take minutes at every start. A store
+appears complete or not at all, with a digest of the pixels of each image; a JSON file next to it describes it.
 """
 
 import hashlib
@@ -24,12 +25,13 @@ from filelock import FileLock, Timeout
 from accel_restore.config.data import MAX_PIXELS
 from accel_restore.data.decode import Header, ImageSource, read_header, read_image
 from accel_restore.data.image_formats import ImageError
-from accel_restore.data.store import Store, write_store
+from accel_restore.data.store import Store, digest_of, write_store
+from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
 from accel_restore.utils.files import replace_file, sync_folder
 from accel_restore.utils.redaction import redacted
 
-_VERSION = 2  # of the stored layout
+_VERSION = 3  # of the stored layout
 _DECODED_AHEAD = 2**30  # bytes of decoded images waiting to be written
 
 Size = tuple[int, int]  # height, width
@@ -70,7 +72,7 @@ def open_stores(
     builds = [_Build(images, channels, cache) for images in lists]
     by_path = {build.path: build for build in builds}
     try:
-        if missing := [build for _, build in sorted(by_path.items()) if not build.is_ready]:
+        if missing := [build for _, build in sorted(by_path.items()) if not build.hold()]:
             cache.mkdir(parents=True, exist_ok=True)
             _build_missing(cache, missing, track, max_pixels, log)
     except OSError as error:
@@ -91,21 +93,30 @@ class _Build:
         self.images, self.channels = images, channels
         self.sizes: list[Size | None] = []
         self.problems: list[str] = []
+        self.lock: StoreLock | None = None  # once the store exists
         resolved = cache_results(Path.resolve)  # of folders; one look-up per image takes minutes on a network disk
         identity = json.dumps([_VERSION, channels, [_identity(image, resolved) for image in images]])
         self.path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
         self.refusal = self.path.with_suffix(".problems")
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the store exists, with the number of bytes that were written."""
-        return self.path.exists() and self.path.stat().st_size == _described(self.path).get("bytes")
+    def hold(self) -> bool:
+        """Return whether the store exists, with the number of bytes that were written; it then stays."""
+        try:
+            self.lock = StoreLock(self.path)
+        except (FileNotFoundError, BlockingIOError):  # missing, or being deleted
+            return False
+        if self.lock.nbytes != _described(self.path).get("bytes"):
+            self.lock = None
+        return self.lock is not None
 
     def was_refused_since(self, time: float) -> bool:
         """Whether another process has found problems since then; if so, adopt them."""
-        if not self.refusal.exists() or self.refusal.stat().st_mtime < time:
+        try:
+            if self.refusal.stat().st_mtime < time:
+                return False
+            found = json.loads(self.refusal.read_bytes())
+        except FileNotFoundError:
             return False
-        found = json.loads(self.refusal.read_bytes())
         self.sizes, self.problems = [size and tuple(size) for size in found["sizes"]], found["problems"]
         return True
 
@@ -122,29 +133,33 @@ class _Build:
         """Decode all images into the store; if one is unusable, collect all problems and leave no store."""
         staging = self.path.with_suffix(f".{os.getpid()}.tmp")
         at_once = max(1, _DECODED_AHEAD // max(1, self.largest))
-        decoded: Iterable[np.ndarray | ImageError] = each_ahead(
-            lambda image: read_image(image, self.channels, self.bits, max_pixels), self.images, at_once
-        )
+
+        def decode(image: ImageSource) -> tuple[np.ndarray, str]:
+            pixels = read_image(image, self.channels, self.bits, max_pixels)
+            return pixels, digest_of(pixels)
+
+        decoded: Iterable[tuple[np.ndarray, str] | ImageError] = each_ahead(decode, self.images, at_once)
         if track is not None:
             decoded = track(decoded, len(self.images), f"decoding {len(self.images)} images, once")
         try:
             write_store(staging, self._usable(decoded))
             if self.problems:
-                problems = {"sizes": self.sizes, "problems": redacted(self.problems)}
-                self.refusal.write_text(json.dumps(problems), encoding="utf-8")
+                found = {"sizes": self.sizes, "problems": redacted(self.problems)}
+                replace_file(self.refusal, json.dumps(found).encode())
             else:
                 replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging)).encode())
                 staging.replace(self.path)
                 sync_folder(self.path.parent)
+                self.hold()
         finally:
             staging.unlink(missing_ok=True)
 
-    def _usable(self, decoded: Iterable[np.ndarray | ImageError]) -> Iterator[np.ndarray]:
-        for image, pixels in zip(self.images, decoded, strict=True):
-            if isinstance(pixels, ImageError):
-                self.problems.append(f"{image}: {pixels}")
+    def _usable(self, decoded: Iterable[tuple[np.ndarray, str] | ImageError]) -> Iterator[tuple[np.ndarray, str]]:
+        for image, result in zip(self.images, decoded, strict=True):
+            if isinstance(result, ImageError):
+                self.problems.append(f"{image}: {result}")
             elif not self.problems:
-                yield pixels
+                yield result
 
     def _description(self, staging: Path) -> dict[str, Any]:
         return {
@@ -162,8 +177,8 @@ class _Build:
         with suppress(OSError):
             os.utime(self.path)  # the time of last use
         try:
-            store = Store(self.path, self.channels, rows)
-        except (OSError, ValueError) as error:
+            store = Store(self.path, self.channels, rows, self.lock)
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{self.path}: cannot be read ({error}); remove it by `accel-restore cache delete "
                 f"{self.path.stem[:12]}`, and the next run decodes its images again"
@@ -178,7 +193,8 @@ def _identity(image: ImageSource, resolved: Callable[[Path], Path]) -> list | No
         stat = image.stat()
     except OSError:
         return None  # reading the image reports the reason
-    return [str(resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns]
+    # Unpacking an archive sets the size and the modification time of another version; it cannot set ctime and inode.
+    return [str(resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _build_missing(
@@ -196,10 +212,10 @@ def _build_missing(
                     log("waiting for another process that decodes the images")
                 lock.acquire()
             locks.callback(lock.release)
-        builds = [build for build in builds if not (build.is_ready or build.was_refused_since(start))]
+        builds = [build for build in builds if not (build.hold() or build.was_refused_since(start))]
         for build in builds:
             for leftover in cache.glob(f"{build.path.stem}.*.tmp"):  # from a process that was killed
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
             build.read_headers(max_pixels)
         need, free = sum(build.nbytes for build in builds), shutil.disk_usage(cache).free
         if need > free:
@@ -253,18 +269,21 @@ def list_stores(cache: Path) -> list[StoredSource]:
     """Return the stores of a cache folder, and the remains of killed processes; the last used first."""
     found = []
     for path in [*cache.glob("*.arrow"), *cache.glob("*.tmp")]:
-        stat = path.stat()
-        found.append(StoredSource(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
+        with suppress(FileNotFoundError):  # a process has just finished or deleted it
+            stat = path.stat()
+            found.append(StoredSource(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
     return sorted(found, key=lambda store: -store.last_used)
 
 
 def delete_store(cache: Path, name: str) -> bool:
-    """Delete a store and return True, or False if a process is building it. Runs that read it are not affected."""
+    """Delete a store and return True, or False if a process is building or reading it."""
     try:
         with FileLock(cache / f"{name.lstrip('.').partition('.')[0]}.lock", timeout=0):
+            with suppress(FileNotFoundError):
+                _ = StoreLock(cache / f"{name}.arrow", exclusive=True)
             for suffix in ("", ".arrow", ".json"):
                 (cache / f"{name}{suffix}").unlink(missing_ok=True)
-    except Timeout:
+    except (Timeout, BlockingIOError):
         return False
     return True
 

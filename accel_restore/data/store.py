@@ -5,6 +5,7 @@ An image is stored as raw pixels in vertical strips, 256 pixels wide, one after 
 """
 
 import ctypes
+import hashlib
 import mmap
 import os
 import threading
@@ -15,26 +16,45 @@ from pathlib import Path
 
 import numpy as np
 
+from accel_restore.data.store_lock import StoreLock
+
 STRIP = 256  # pixels
 _BUFFERED_BYTES = 64 * 2**20  # pixels held before a write
+_DIGEST_BYTES = 8  # a million images have two equal ones by chance with a probability of 3e-8
 _LIBC = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None  # None on Windows
 
 
+def digest_of(pixels: np.ndarray) -> str:
+    """Return a digest of size and pixels (H, W, C).
+
+    16-bit values that are 8-bit ones times 257 count as these: an image is converted if another one has 16 bits.
+    """
+    if pixels.dtype == np.uint16 and not (pixels % 257).any():
+        pixels = (pixels // 257).astype(np.uint8)
+    content = hashlib.sha256(repr((pixels.shape, pixels.itemsize)).encode())
+    content.update(np.ascontiguousarray(pixels).data)
+    return content.hexdigest()[: 2 * _DIGEST_BYTES]
+
+
 class Store:
-    """A sequence of images, uint8 or uint16 (H, W, C), in one file; `sizes` (N, 2) holds their heights and widths.
+    """A sequence of images, uint8 or uint16 (H, W, C), in one file.
+
+    `sizes` (N, 2) holds their heights and widths, `digests` those of their pixels.
 
     With `read_ahead` a crop is requested from the disk as a whole before it is copied. This is for data larger than
     memory: otherwise the mapping waits for one page after the other, about 15 times slower.
     """
 
-    def __init__(self, path: Path, channels: int, rows: np.ndarray):
-        """`rows` are the indices of the file's images that make up the sequence."""
+    def __init__(self, path: Path, channels: int, rows: np.ndarray, lock: StoreLock | None = None):
+        """`rows` are the indices of the file's images that make up the sequence. The store keeps the lock."""
         import pyarrow as pa  # not `datasets`, which takes a second to import
 
-        self.path, self.channels, self.read_ahead = path, channels, False
+        self.path, self.channels, self.read_ahead, self._lock = path, channels, False, lock
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
         heights, widths = (_numbers(table.column(name)) for name in ("height", "width"))
         self.sizes = np.stack([heights, widths], axis=1)[rows]
+        digests = table.column("digest").to_pylist()
+        self.digests: list[str] = [digests[row] for row in rows.tolist()]
         self.chunks, chunk_of, starts = _values(table.column("pixels"))
         self._chunk_of, self._starts = chunk_of[rows], starts[rows]
         self.nbytes = sum(map(len, self.chunks))  # of the whole file
@@ -113,22 +133,24 @@ def _advise(pages: np.ndarray) -> None:
     _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + pages.nbytes - start), mmap.MADV_WILLNEED)
 
 
-def write_store(path: Path, images: Iterable[np.ndarray]) -> None:
-    """Write images (H, W, C) of one dtype to `path`, and sync it to the disk."""
+def write_store(path: Path, images: Iterable[tuple[np.ndarray, str]]) -> None:
+    """Write images (H, W, C) of one dtype, each with its digest, to `path`, and sync it to the disk."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
-    features = Features({"pixels": Value("large_binary"), "height": Value("int32"), "width": Value("int32")})
+    numbers = {"height": Value("int32"), "width": Value("int32")}
+    features = Features({"pixels": Value("large_binary"), **numbers, "digest": Value("string")})
     buffered = 0
     with ArrowWriter(path=str(path), features=features) as writer:
-        for image in images:
+        for image, digest in images:
             buffered += image.nbytes
             if buffered > _BUFFERED_BYTES:
                 writer.write_examples_on_file()
                 buffered = image.nbytes
             height, width, _ = image.shape
             strips = [image[:, left : left + STRIP].reshape(-1) for left in range(0, width, STRIP)]
-            writer.write({"pixels": np.concatenate(strips).tobytes(), "height": height, "width": width})
+            pixels = np.concatenate(strips).tobytes()
+            writer.write({"pixels": pixels, "height": height, "width": width, "digest": digest})
         writer.finalize()
     with path.open("rb") as file:
         os.fsync(file.fileno())

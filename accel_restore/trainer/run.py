@@ -20,10 +20,10 @@ from accel_restore.callbacks.pictures import Curves, ValidationPictures
 from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.callbacks.straggler import StragglerDetector
-from accel_restore.checkpoint.resume import identity_digest
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
+from accel_restore.data.identity import facts_of
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.engine import train
@@ -247,7 +247,7 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
             "epochs": run.epochs,
             "global_batches": [plan.global_batch for plan in plans],
             "precision": run.accelerator.mixed_precision,
-            "data": identity_digest(run.data.identity),
+            "data": facts_of(run.data.identity),
             "wandb_id": run.trackers.wandb.id if run.trackers.wandb else None,
         }
 

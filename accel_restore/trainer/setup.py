@@ -14,15 +14,7 @@ from torch import Tensor
 
 from accel_restore.callbacks.metrics_logger import RunLog, Trackers
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
-from accel_restore.checkpoint.resume import (
-    MARKER,
-    Start,
-    check_same_data,
-    clear,
-    find_resume_point,
-    identity_digest,
-    rewind_best,
-)
+from accel_restore.checkpoint.resume import MARKER, Start, check_same_data, clear, find_resume_point, rewind_best
 from accel_restore.checkpoint.run_lock import RunLock
 from accel_restore.checkpoint.state_dict import load_commit
 from accel_restore.config.data import Stage
@@ -30,6 +22,7 @@ from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
 from accel_restore.data.build import DataSets, open_data
+from accel_restore.data.identity import RECORD, facts_of, to_record
 from accel_restore.data.loader import TrainLoader
 from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.engine import TrainingRun, setup_model_and_optimizer
@@ -93,11 +86,14 @@ def prepare(
 ) -> RunContext | None:
     """Everything a run needs, checked before anything is written; None if the run is already finished."""
     start = _find_start(config, accelerator, console, lock, overwrite, overrides)
-    if start.finished:
+    if start.finished and not start.other_sources:
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
     loss_fn, protocol, trial = _check_parts(config, accelerator)
     data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
+    if start.finished:  # on these very images
+        _report_finished(start, accelerator, console, lock.folder, audit)
+        return None
     if trial is not None:
         on_all_ranks(accelerator, partial(trial.restore, data.val, protocol))
         del trial  # and the memory of its model
@@ -237,10 +233,10 @@ def _open_data(
         accelerator,
         lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, console.log),
     )
-    seen = gather_object([identity_digest(data.identity)])
+    seen = gather_object([facts_of(data.identity)])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
         raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must have the same ones")
-    check_same_data(start, identity_digest(data.identity))
+    check_same_data(start, data.identity)
     return data
 
 
@@ -259,5 +255,6 @@ def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> Non
         run.write_status("running")
         replace_file(folder / "config.yaml", to_yaml(run.config).encode())
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())
+        replace_file(folder / RECORD, to_record(run.data.identity))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error

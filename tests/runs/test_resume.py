@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import runs
@@ -252,3 +253,20 @@ def test_changed_data_are_rejected(photos, tmp_path):
     refused = launch(config, "train.epochs=2")
     assert refused.returncode == 2
     assert "29 train, 3 val images then, 28 train, 3 val now" in refused.stderr
+
+
+def test_a_run_continues_on_the_same_images_in_another_place_only(photos, tmp_path):
+    config = configuration(photos, tmp_path)
+    assert launch(config, "--stop-after", "3").returncode == 143
+    moved = Path(shutil.copytree(photos[0], tmp_path / "moved"))
+    there = f"data.train.gt={moved}"
+    assert launch(config, there, "--stop-after", "6").returncode == 143
+    changed = min(moved.iterdir())
+    shutil.copyfile(max(moved.iterdir()), changed)
+    refused = launch(config, there)
+    assert refused.returncode == 2 and f"other pixels in the gt of '{changed.stem}'" in refused.stderr
+    assert newest(config).name == "step-00000006", "the control: the refused run has not trained"
+    succeed(launch(config))
+    refused = launch(config, there)  # the run is finished, and not on these images
+    assert refused.returncode == 2 and f"other pixels in the gt of '{changed.stem}'" in refused.stderr
+    assert "is finished" in succeed(launch(config, f"data.train.gt={photos[0]}/.")).stdout

@@ -50,9 +50,9 @@ def test_all_problems_of_the_data_are_reported_at_once(tmp_path):
 def test_the_held_out_images_do_not_depend_on_the_seed(tmp_path):
     gt = str(save_all(tmp_path / "gt", *(f"{number}.png" for number in range(20))))
     one, two = (open_sources(tmp_path, seed, train={"gt": gt}, val_fraction=0.25) for seed in (0, 1))
-    assert one.identity == two.identity and one.val.names == one.identity["val"]
+    assert one.identity == two.identity and one.val.names == one.identity["val"].names
     assert len(one.val) == 5 and len(one.train) == 15
-    assert sorted(one.identity["train"] + one.val.names) == sorted(str(number) for number in range(20))
+    assert sorted(one.identity["train"].names + one.val.names) == sorted(str(number) for number in range(20))
 
 
 @pytest.mark.parametrize(

@@ -168,12 +168,75 @@ def test_stores_are_listed_and_deleted_and_may_be_moved(images, tmp_path):
     assert list_stores(cache)[0].name == older.name  # used last
     with FileLock(cache / f"{older.name}.lock"):
         assert not delete_store(cache, older.name) and first.path.exists()  # a process is making it
+    del first
     assert delete_store(cache, older.name)
     assert [store.name for store in list_stores(cache)] == [newer.name]
-    np.testing.assert_array_equal(first[0], images[files[0]])  # whoever has it open goes on
+    del second
     shutil.move(cache, tmp_path / "elsewhere")
     assert open_one(files[2:], 1, cache=tmp_path / "elsewhere", track=lambda *_: pytest.fail("decoded")).store
     assert not list_stores(tmp_path / "nothing")
+
+
+def test_a_store_in_use_is_not_deleted(images, tmp_path):
+    files, cache = [*images], tmp_path / "cache"
+    for _ in range(2):  # built, then found
+        used = open_one(files[:2], cache=cache).store
+        assert not delete_store(cache, used.path.stem) and used.path.exists()
+        np.testing.assert_array_equal(open_one(files[:2], cache=cache).store[1], images[files[1]])
+    name = used.path.stem
+    del used
+    assert delete_store(cache, name) and not list_stores(cache)
+
+
+def replace_at_same_time(folder: Path, how: str) -> None:
+    """Give a.bmp the content of another image of equal size and modification time."""
+    path, stat = folder / "a.bmp", (folder / "a.bmp").stat()
+    other = save(folder / "new" / "a.bmp", photo(seed=1))
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    if how == "written over":
+        path.write_bytes(other.read_bytes())
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif how == "renamed over":
+        other.replace(path)
+    elif how == "link":
+        path.unlink()
+        path.symlink_to(other)
+    else:
+        folder.rename(folder.with_name("old"))
+        (folder.with_name("old") / "new").rename(folder)
+    assert path.stat().st_size == stat.st_size and path.stat().st_mtime_ns == stat.st_mtime_ns
+
+
+@pytest.mark.parametrize("how", ["written over", "renamed over", "link", "folder renamed"])
+def test_another_image_of_equal_size_and_time_is_decoded_again(how, tmp_path):
+    path = save(tmp_path / "images" / "a.bmp", photo(seed=0))
+    cache = tmp_path / "cache"
+    before = open_one([path], cache=cache).store.digests
+    replace_at_same_time(path.parent, how)
+    store = open_one([path], cache=cache).store
+    np.testing.assert_array_equal(store[0], photo(seed=1))
+    assert store.digests != before
+
+
+def test_a_digest_follows_the_pixels_and_not_the_file(tmp_path):
+    pixels = photo()
+    files = [
+        save(tmp_path / "a.png", pixels),
+        save(tmp_path / "b.bmp", pixels),
+        save(tmp_path / "c.png", photo(seed=1)),
+    ]
+    png, bmp, other = open_one(files).store.digests
+    assert png == bmp != other
+    assert open_one(files, 1, cache=tmp_path / "gray").store.digests[0] != png
+    files.append(save_deep_png(tmp_path / "d.png", photo(dtype="uint16")))  # the others are stored in 16 bits with it
+    assert open_one(files, cache=tmp_path / "deep").store.digests[:3] == [png, bmp, other]
+
+
+def test_stores_that_vanish_during_a_listing_are_left_out(images, tmp_path, monkeypatch):
+    opened = open_one([*images], cache=tmp_path).store
+    (tmp_path / "gone.123.tmp").symlink_to("nowhere")  # as if it had vanished between the listing and its stat
+    (tmp_path / "gone.arrow").symlink_to("nowhere")
+    assert [store.name for store in list_stores(tmp_path)] == [opened.path.stem]
 
 
 def test_progress_is_reported(images):
