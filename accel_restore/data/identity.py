@@ -39,6 +39,10 @@ class ImageSet:
         """Return the digests of all images, gt and input."""
         return {*self.gt, *(self.input or [])}
 
+    def without_secrets(self) -> "ImageSet":
+        """Return the set with `***` in place of secrets in its names."""
+        return replace(self, names=redacted(self.names))
+
     def differences(self, now: "ImageSet") -> Iterator[str]:
         """Yield in words how `now` differs, with the first names."""
         then, new = self._by_name(), now._by_name()
@@ -51,7 +55,7 @@ class ImageSet:
             ("other pixels in the input of", [n for n in then if n in new and then[n][1] and then[n][1] != new[n][1]]),
         ):
             if names:
-                yield f"{what} {_listed(names)}"
+                yield f"{what} {in_words(names)}"
 
     def _by_name(self) -> dict[str, tuple[str, str]]:
         inputs = [""] * len(self.gt) if self.input is None else self.input
@@ -67,9 +71,15 @@ def facts_of(identity: Identity) -> dict[str, dict[str, Any]]:
     return {kind: images.facts() for kind, images in identity.items()}
 
 
+def find_shared(identity: Identity) -> list[str]:
+    """Return the names of the validation images whose gt has the same pixels as that of a training image."""
+    trained = set(identity["train"].gt)
+    return [name for name, gt in zip(identity["val"].names, identity["val"].gt, strict=True) if gt in trained]
+
+
 def to_record(identity: Identity) -> bytes:
     """Return the content of images.json; secrets in names are hidden."""
-    return _RECORD.dump_json(_without_secrets(identity))
+    return _RECORD.dump_json({kind: images.without_secrets() for kind, images in identity.items()})
 
 
 def read_record(folder: Path) -> Identity | None:
@@ -87,18 +97,14 @@ def describe_change(then: dict[str, Any], record: Identity | None, now: Identity
     counts = [f"{before} images then, {after} now"] if before != after else []
     content = {kind: facts.get("content") for kind, facts in then.items()}
     if record is not None and content == {kind: facts["content"] for kind, facts in facts_of(record).items()}:
-        shown = _without_secrets(now)
-        changes = {kind: ", ".join(images.differences(shown[kind])) for kind, images in record.items()}
+        changes = {k: ", ".join(images.differences(now[k].without_secrets())) for k, images in record.items()}
         if named := [f"{kind}: {text}" for kind, text in changes.items() if text]:
             return "; ".join([*counts, *named])
     return f"{before} images then, {after} now, and their names{' or pixels' * any(content.values())} differ"
 
 
-def _without_secrets(identity: Identity) -> Identity:
-    return {kind: replace(images, names=redacted(images.names)) for kind, images in identity.items()}
-
-
-def _listed(names: list[str]) -> str:
+def in_words(names: list[str]) -> str:
+    """Return the first names, and the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:_NAMED]) + more
 

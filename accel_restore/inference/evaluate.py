@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.image_formats import ImageError
 from accel_restore.data.pairs import Pair
+from accel_restore.data.store import digest_of
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import PRECISIONS
@@ -32,10 +33,14 @@ Row = dict[str, float]  # scores by name; scores of the input start with input_
 
 
 class Decoded:
-    """A sequence of images that are decoded when they are accessed; `Store` holds decoded ones."""
+    """A sequence of images that are decoded when they are accessed; `Store` holds decoded ones.
+
+    `digests` holds those of the pixels of the images that have been accessed, by index.
+    """
 
     def __init__(self, sources: list[ImageSource], channels: int, max_pixels: int):
         self.sources, self.channels, self.max_pixels = sources, channels, max_pixels
+        self.digests: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> np.ndarray:
         source = self.sources[index]
@@ -43,6 +48,7 @@ class Decoded:
             pixels = read_image(source, self.channels, read_header(source, self.max_pixels).bits, self.max_pixels)
         except ImageError as error:
             raise ImageError(f"{source}: {error}") from None
+        self.digests[index] = digest_of(pixels)
         return np.require(pixels, requirements=["C", "W"])  # torch takes these without a copy
 
 
@@ -156,6 +162,11 @@ class Scorer:
             else:
                 rows.append((index, self._row(image)))
         return rows, problems
+
+    def digests(self, index: int) -> tuple[str, str | None]:
+        """Return the digests of the pixels of a scored image: gt, and input if it is in a file."""
+        gt, input = cast(Decoded, self.images.gt), cast(Decoded | None, self.images.input)
+        return gt.digests[index], None if input is None else input.digests[index]
 
     def outputs(self, image: dict[str, Tensor]) -> list[Tensor]:
         """Return the output of each network for an image, as validation computes it."""

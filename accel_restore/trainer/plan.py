@@ -14,6 +14,7 @@ from accel_restore.checkpoint.resume import Start
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import DataSets
+from accel_restore.data.identity import find_shared, in_words
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.optim.schedules import preview_learning_rates
 from accel_restore.state import TrainState
@@ -75,6 +76,9 @@ def plan_rows(
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
     if (data.train.input is None) != (data.val.input is None):
         rows.append(("note", "only one of training and validation has its inputs made by degradation"))
+    if shared := find_shared(data.identity):
+        same = f"{len(shared)} of {len(data.val)} validation images are also training images"
+        rows.append(("note", f"{same} (equal gt: {in_words(shared)}), so scores are too high"))
     if start.commit is not None:
         rows.append(("continues", f"{start.commit.name}: {state.epoch} epochs, {state.step} steps are done"))
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from accel_restore import load
 from accel_restore.cli import main
 from accel_restore.commands._evaluate_options import degradation_steps
 from accel_restore.data.degradations.pipeline import build_degradation
+from accel_restore.data.identity import RECORD, ImageSet, to_record
+from accel_restore.data.store import digest_of
+from accel_restore.inference.training_images import changed_validation
 from accel_restore.metrics.protocol import Protocol
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -185,3 +189,74 @@ def test_a_stored_protocol_is_not_trusted(pairs, tmp_path, capsys):
             assert list(report["mean"]) == ["input_psnr", "psnr"]
         else:
             assert next(iter(change)) in message.err
+
+
+def record(folder: Path, trained_on: list[Path], held_out: list[Path]) -> None:
+    """Write images.json, as a run with these gt images does."""
+    sets = {
+        kind: ImageSet([f.stem for f in files], [digest_of(np.asarray(Image.open(f))) for f in files], None)
+        for kind, files in (("train", trained_on), ("val", held_out))
+    }
+    (folder / RECORD).write_bytes(to_record(sets))
+
+
+@pytest.fixture
+def of_run(weights, tmp_path) -> Path:
+    return Path(shutil.copy(weights[0], tmp_path / "best.safetensors"))
+
+
+def test_images_that_the_weights_were_trained_on_are_marked(of_run, pairs, tmp_path, capsys):
+    input, gt = pairs
+    first, *others = sorted(gt.iterdir())
+    record(of_run.parent, others, [first])
+    images = shutil.copytree(gt, tmp_path / "other place")
+    (images / first.name).rename(images / "z new.png")
+    shutil.move(input / first.name, input / "z new.png")
+    for others_given in (["--input", input], ["--degrade", "quantize"]):
+        table = tmp_path / "table.csv"
+        report = evaluate(of_run, "--gt", images, *others_given, "--csv", table)
+        assert [image["trained_on"] for image in report["images"]] == [True, True, False]
+        new = report["images"][2]
+        assert report["mean_not_trained_on"]["psnr"] == new["psnr"] != report["mean"]["psnr"]
+        rows = list(csv.DictReader(table.open()))
+        assert [row["trained_on"] for row in rows] == ["1", "1", "0", ""] and rows[-1]["image"] == "mean"
+        out = capsys.readouterr().out
+        assert "photo001 (trained on)" in out and "z new (trained on)" not in out and "mean, not trained on" in out
+        assert "was trained on 2 of these 3 images ('photo001', 'photo002')" in " ".join(out.split())
+        assert f"--run {of_run.parent}" in out.replace("\n", "")
+
+
+def test_weights_of_which_nothing_is_recorded_mark_nothing(of_run, pairs, tmp_path, capsys):
+    _, gt = pairs
+    report = evaluate(of_run, "--gt", gt, "--degrade", "quantize")
+    assert [image["trained_on"] for image in report["images"]] == [None] * 3 and "mean_not_trained_on" not in report
+    assert "note: no images.json next to" in capsys.readouterr().out
+    record(tmp_path, [], sorted(gt.iterdir()))
+    report = evaluate(of_run, "--gt", gt, "--degrade", "quantize")
+    assert [image["trained_on"] for image in report["images"]] == [False] * 3
+    out = capsys.readouterr().out
+    assert "trained on" not in out and "warning" not in out and "images.json" not in out
+    (tmp_path / RECORD).write_text("{")
+    evaluate(of_run, "--gt", gt, "--degrade", "quantize")
+    assert "note: no images.json next to" in capsys.readouterr().out
+
+
+def test_each_of_two_files_of_weights_is_warned_of(of_run, weights, pairs, tmp_path, capsys):
+    input, gt = pairs
+    record(tmp_path, sorted(gt.iterdir())[:1], [])
+    commit = tmp_path / "checkpoints" / "step-00000004" / "best.safetensors"  # the record is that of the run
+    commit.parent.mkdir(parents=True)
+    shutil.copy(of_run, commit)
+    report = evaluate(commit, weights[1], "--input", input, "--gt", gt)
+    assert [image["trained_on"] for image in report["images"]] == [True, False, False]
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{commit.name} was trained on 1 of these 3 images" in out and "note: no images.json next to" in out
+
+
+def test_a_change_of_the_images_of_a_run_is_reported(tmp_path):
+    scored = ImageSet(["a", "b"], ["1", "2"], ["3", "4"])
+    assert not changed_validation(tmp_path, scored), "nothing is recorded"
+    for recorded, words in ((scored, ""), (ImageSet(["a", "b"], ["1", "9"], ["3", "8"]), "input of 'b'")):
+        (tmp_path / RECORD).write_bytes(to_record({"train": scored, "val": recorded}))
+        found = changed_validation(tmp_path, scored)
+        assert bool(found) == bool(words) and words in "".join(found)

@@ -12,7 +12,7 @@ from image_files import photo, save
 from accel_restore.checkpoint.resume import Start, check_same_data
 from accel_restore.config.load import config_from
 from accel_restore.data.build import open_data
-from accel_restore.data.identity import RECORD, Identity, facts_of, read_record, to_record
+from accel_restore.data.identity import RECORD, Identity, facts_of, find_shared, read_record, to_record
 from accel_restore.errors import UserError
 
 
@@ -117,3 +117,11 @@ def test_a_commit_without_digests_is_compared_by_names(pairs, tmp_path):
     (pairs / "noisy" / "1.png").rename(pairs / "noisy" / "x.png")
     with pytest.raises(UserError, match="and their names differ"):
         check_same_data(start, identity_of(tmp_path / "cache", **both(pairs)))
+
+
+def test_validation_images_that_are_training_images_are_found(pairs, tmp_path):
+    save(tmp_path / "val" / "copy.bmp", photo(seed=3))
+    save(tmp_path / "val" / "new.bmp", photo(seed=99))
+    data = {"train": {"gt": f"{pairs}/gt"}, "val": {"gt": f"{tmp_path}/val"}}
+    assert find_shared(identity_of(tmp_path / "cache", **data)) == ["copy"]
+    assert find_shared(identity_of(tmp_path / "cache", **both(pairs))) == []
