@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -55,6 +56,8 @@ def _export(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, shap
     try:
         run = exported.open_onnx(staged) if is_onnx else exported.open_pt2(staged)
         problem = _compare(run, restorer, shapes, options.half, console)
+    except UserError:
+        raise
     except Exception as error:  # of any type, from the runtime
         problem = f"cannot be run ({exported.first_line(error)})"
     if problem:
@@ -90,7 +93,10 @@ def _compare(run: exported.Run, restorer: Restorer, shapes: list, half: bool, co
     for shape in shapes:
         found = exported.difference(run, restorer, shape, half)
         console.log(f"{' x '.join(map(str, shape))} (images, height, width): differs by at most {found:.1e}")
-        if not found <= limit:
+        if math.isnan(found):
+            remedy = ": float16 overflows above 65,504; export it without --half" if half else ""
+            problem = f"gives NaN or inf at {shape[1]}x{shape[2]}{remedy}"
+        elif found > limit:
             problem = f"differs from the weights by {found:.1e}, more than {limit:g}, at {shape[1]}x{shape[2]}"
     return problem
 

@@ -4,6 +4,7 @@ The images stay where they are, usually on the host; the network's device holds 
 """
 
 import gc
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,21 @@ class Settings:
             raise ValueError(f"tile={self.tile!r}: must be None, 'auto', or at least {least}")
 
 
+class NonFiniteError(UserError):
+    """The output of a network holds NaN or inf, so it is no image."""
+
+
+def finite(output: Tensor, precision: str) -> Tensor:
+    """Return the output of a network, unchanged. Raises: NonFiniteError if it holds NaN or inf."""
+    if output.numel() == 0 or all(map(math.isfinite, output.detach().aminmax())):
+        return output
+    remedy = {
+        "fp16": "fp16 overflows above 65,504; use another precision (--precision bf16 or --precision no)",
+        "bf16": "bf16 may have overflowed; use float32 (--precision no)",
+    }.get(precision, "the weights are damaged, or their training diverged; use another file of weights")
+    raise NonFiniteError(f"the network's output is NaN or inf: {remedy}")
+
+
 class ModelRunner:
     """Applies a network to images (B, C, H, W) in [0, 1]; the output is `scale` times as high and wide."""
 
@@ -60,12 +76,13 @@ class ModelRunner:
     def __call__(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
         """Return the float32 output, on the device of `images`.
 
-        Raises: UserError if memory is too small even for the smallest tiles.
+        Raises: UserError if memory is too small even for the smallest tiles; NonFiniteError if the output is NaN or
+            inf.
         """
         tile = self.choose_tile(images, settings)
         while True:
             try:
-                return self._output(images, tile, settings, advance)
+                return finite(self._output(images, tile, settings, advance), settings.precision)
             except RuntimeError as error:  # OutOfMemoryError is a RuntimeError
                 if not is_out_of_memory(error):
                     raise

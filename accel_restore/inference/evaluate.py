@@ -21,7 +21,7 @@ from accel_restore.data.pairs import Pair
 from accel_restore.data.store import digest_of
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
-from accel_restore.inference.apply import PRECISIONS
+from accel_restore.inference.apply import PRECISIONS, NonFiniteError, finite
 from accel_restore.inference.restorer import Restorer
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.blocks import upscale
@@ -150,7 +150,7 @@ class Scorer:
     def score(
         self, indices: Iterable[int], track: Callable[[Iterable], Iterable]
     ) -> tuple[list[tuple[int, Row]], list[str]]:
-        """Return (index, scores) of each image, and a message for each damaged one.
+        """Return (index, scores) of each image, and a message for each that is damaged or whose output is not finite.
 
         Scores of a second network end in _2, its differences from the first in _difference.
         """
@@ -159,8 +159,11 @@ class Scorer:
         for index, image in zip(indices, track(each_ahead(self.images.__getitem__, indices, 2)), strict=True):
             if isinstance(image, ImageError):
                 problems.append(str(image))
-            else:
+                continue
+            try:
                 rows.append((index, self._row(image)))
+            except NonFiniteError as error:
+                problems.append(f"{self.images.names[index]}: {error}")
         return rows, problems
 
     def digests(self, index: int) -> tuple[str, str | None]:
@@ -170,11 +173,11 @@ class Scorer:
 
     def outputs(self, image: dict[str, Tensor]) -> list[Tensor]:
         """Return the output of each network for an image, as validation computes it."""
-        return [self._output(restorer, image) for restorer in self.restorers]
+        return [self._output(number, image) for number in range(len(self.restorers))]
 
     @torch.no_grad()
-    def _output(self, restorer: Restorer, image: dict[str, Tensor]) -> Tensor:
-        dtype = PRECISIONS[self.precision]
+    def _output(self, number: int, image: dict[str, Tensor]) -> Tensor:
+        restorer, dtype = self.restorers[number], PRECISIONS[self.precision]
         try:
             with torch.autocast(restorer.device.type, dtype, enabled=dtype != torch.float32):
                 output = self.protocol.output(restorer.model, image["input"], restorer.scale)
@@ -182,7 +185,10 @@ class Scorer:
             if not is_out_of_memory(error):
                 raise
             raise UserError("an image does not fit in memory; give --tile, such as --tile 512") from error
-        return output.to(image["gt"].dtype)
+        try:
+            return finite(output, self.precision).to(image["gt"].dtype)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"weights {number + 1}: {error}" if len(self.restorers) > 1 else str(error)) from None
 
     @torch.no_grad()
     def _row(self, image: dict[str, Tensor]) -> Row:

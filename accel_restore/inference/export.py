@@ -6,6 +6,7 @@ Both come from one trace with dynamic sizes. Each file is read back and compared
 import copy
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from accel_restore.errors import UserError
+from accel_restore.inference.apply import finite
 from accel_restore.inference.restorer import Restorer
 
 Run = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] to restored ones
@@ -94,13 +96,20 @@ def open_onnx(file: Path) -> Run:
 
 
 def difference(run: Run, restorer: Restorer, shape: tuple[int, int, int], half: bool) -> float:
-    """Return the largest difference between the outputs of a file and of the model, for images of shape (B, H, W)."""
+    """Return the largest difference between the outputs of a file and of the model, for images of shape (B, H, W).
+
+    It is NaN if the file's output is NaN or inf, and inf if its shape differs.
+
+    Raises: NonFiniteError if the model's output is NaN or inf.
+    """
     batch, *size = shape
     images = torch.rand(batch, restorer.channels, *size, generator=torch.Generator().manual_seed(batch))
     images = images.to(_dtype(half))
     with torch.inference_mode():
-        expected = restorer.model(images.float())
+        expected = finite(restorer.model(images.float()), "no")
         output = run(images).float()
+    if not output.isfinite().all():
+        return math.nan
     return float((output - expected).abs().max()) if output.shape == expected.shape else float("inf")
 
 

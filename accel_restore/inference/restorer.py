@@ -54,8 +54,8 @@ class Restorer:
         which stay 16-bit gray (the luma of the output if the weights are for colour). Float input may exceed [0, 1]
         slightly, as noise does; the output is clamped.
 
-        Raises: TypeError for other types; ValueError for a wrong number of channels, invalid options, or floats far
-            outside [0, 1], such as 0 to 255.
+        Raises: TypeError for other types; ValueError for a wrong number of channels, invalid options, NaN or inf, or
+            floats far outside [0, 1], such as 0 to 255; UserError if the network's output is NaN or inf.
         """
         settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
         if isinstance(image, Tensor | np.ndarray):
@@ -106,11 +106,17 @@ class Restorer:
 
 
 def _check_range(image: Tensor | np.ndarray) -> None:
-    """Raise ValueError for floats far above 1, such as 255 or 65535."""
+    """Raise ValueError for NaN or inf, and for floats far outside [0, 1], such as 255 or 65535."""
     is_float = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
-    largest = float(image.max()) if is_float and 0 not in image.shape else 0.0
-    if _MAX_FLOAT < largest < math.inf:
+    if not is_float or 0 in image.shape:
+        return
+    lowest, largest = float(image.min()), float(image.max())  # NaN if there is one
+    if not (math.isfinite(lowest) and math.isfinite(largest)):
+        raise ValueError("the image holds NaN or inf; give floats in [0, 1]")
+    if largest > _MAX_FLOAT:
         raise ValueError(f"floats must be in [0, 1], but the largest is {largest:g}; divide by 255 or 65535")
+    if lowest < -_MAX_FLOAT:
+        raise ValueError(f"floats must be in [0, 1], but the smallest is {lowest:g}; scale them to [0, 1]")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:

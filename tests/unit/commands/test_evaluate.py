@@ -100,6 +100,27 @@ def test_two_files_of_weights_are_compared(weights, pairs, tmp_path, capsys):
     assert captions[1] == f"output {ranked[0]['psnr']:.2f} dB PSNR" and captions[-1] == "gt"
 
 
+class Infinite(torch.nn.Module):
+    """A network whose output is inf where an image is white."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return images * self.weight / (images < 1)
+
+
+def test_an_output_of_nan_or_inf_is_no_score(weights, pairs, tmp_path, capsys):
+    input, gt = pairs
+    Image.new("RGB", Image.open(input / "photo001.png").size, "white").save(input / "photo001.png")
+    file = write(tmp_path / "inf.safetensors", Infinite(3), model='{"name": "test_evaluate:Infinite", "arguments": {}}')
+    for given, words in (([file], "photo001: the network's"), ([weights[0], file], "photo001: weights 2: the network")):
+        evaluate(*given, "--input", input, "--gt", gt, "--csv", tmp_path / "scores.csv", code=2)
+        message = capsys.readouterr().err
+        assert words in message and "cannot be scored" in message and not (tmp_path / "scores.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("spec", "steps"),
     [

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 import torch
@@ -123,12 +124,38 @@ def test_an_exported_model_pads_like_the_trained_one(monkeypatch):
 def test_a_file_that_differs_from_the_model_is_discarded(tmp_path, capsys, monkeypatch):
     file, _ = weights(tmp_path, "dncnn")
     opened = exported.open_pt2
-    for change, message in ((2e-4, "differs from the weights by"), (float("nan"), "differs from the weights by nan")):
+    for change, message in ((2e-4, "differs from the weights by"), *((v, "NaN or inf") for v in (math.nan, math.inf))):
         monkeypatch.setattr(exported, "open_pt2", lambda path, c=change: lambda images: opened(path)(images) + c)
         assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 1
         assert message in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [file.name]
     monkeypatch.setattr(exported, "open_pt2", lambda path: lambda images: opened(path)(images) + 5e-5)
     assert main(["export", str(file), "-o", str(tmp_path / "m.pt2")]) == 0  # the control
+
+
+class Large(Branches):
+    """A model with values above the range of float16, or of float32."""
+
+    factor = 1e6
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + self.layer(input).abs() * self.factor / self.factor
+
+
+class Infinite(Large):
+    """A model whose output is not finite."""
+
+    factor = float("inf")
+
+
+def test_an_output_of_nan_or_inf_is_named_and_no_file_is_kept(tmp_path, capsys):
+    for name, options, code, words in (
+        ("Large", ["--half"], 1, "float16 overflows above 65,504; export it without --half"),
+        ("Infinite", [], 2, "best.safetensors: the network's output is NaN or inf"),
+        ("Large", [], 0, ""),
+    ):
+        file, _ = weights(tmp_path, f"test_export:{name}")
+        assert main(["export", str(file), "-o", str(tmp_path / "m.pt2"), *options]) == code
+        assert words in capsys.readouterr().err and (tmp_path / "m.pt2").exists() == (code == 0)
 
 
 def test_a_model_that_depends_on_the_size_is_exported_for_one_size(tmp_path, capsys):

@@ -282,3 +282,14 @@ def test_floats_up_to_255_are_refused(tmp_path, make):
     with pytest.raises(ValueError, match=r"floats must be in \[0, 1\], but the largest is 2.*divide by 255"):
         restorer(make(image * 255))
     restorer(make(image * 1.5))  # noise does that
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+@pytest.mark.parametrize(("value", "words"), [("nan", "NaN or inf"), ("inf", "NaN or inf"), ("-inf", "NaN or inf"),
+                                              ("-255", "smallest is -255")])  # fmt: skip
+def test_floats_that_are_no_image_are_refused(tmp_path, make, value, words):
+    restorer = accel_restore.load(write(tmp_path / "best.safetensors", build(3)))
+    image = np.full((3, 16, 16) if make is torch.from_numpy else (16, 16, 3), 0.5, np.float32)
+    image[0, 0, 0] = float(value)
+    with pytest.raises(ValueError, match=words):
+        restorer(make(image))
