@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from accel_restore.tracking.console import Console
 
 if TYPE_CHECKING:
     from accel_restore.inference.apply import Settings
-    from accel_restore.inference.files import Job
+    from accel_restore.inference.files import Outcome
+    from accel_restore.inference.jobs import Job
     from accel_restore.inference.restorer import Restorer
 
 _LINE_SECONDS = 30.0  # between lines of progress without a terminal
@@ -70,42 +72,58 @@ class _Work:
     restorer: "Restorer"
     settings: "Settings"
     jobs: "list[Job]"
-    marks: "dict[Job, str]"
-    left: "list[Job]"  # jobs that are not done yet
 
 
 def _restore(options: argparse.Namespace, processes: Processes) -> int:
     console = Console(processes.rank == 0)
     work = processes.run_together(lambda: _prepare(options, processes))
-    # Each file belongs to one process, done or not: other processes may find out a moment later what is done.
-    mine = [job for job in work.jobs[processes.rank :: processes.world_size] if job in set(work.left)]
-    if len(work.left) < len(work.jobs):
-        console.log(f"{len(work.jobs) - len(work.left)} of {len(work.jobs)} files are done already")
+    # Each file belongs to one process, which finds out whether it is done.
+    mine = work.jobs[processes.rank :: processes.world_size]
+    mine = _check_done(mine, work, options, processes)
+    done = len(work.jobs) - sum(processes.gather([len(mine)]))
+    if done:
+        console.log(f"{done} of {len(work.jobs)} files are done already")
     start = time.monotonic()
     with _progress(console, len(mine)) as advance:
-        problems = processes.run_together(lambda: _restore_files(mine, work, options, advance))
-    problems = processes.gather(problems)
-    done = sum(processes.gather([len(mine)])) - len(problems)
-    console.log(f"restored {done} file{'s' * (done != 1)} in {time.monotonic() - start:.1f} s: {options.output}")
+        outcome = processes.run_together(lambda: _restore_files(mine, work, options, advance))
+    problems = processes.gather(outcome.problems)
+    restored = len(work.jobs) - done - len(problems)
+    console.log(
+        f"restored {restored} file{'s' * (restored != 1)} in {time.monotonic() - start:.1f} s: {options.output}"
+    )
+    left_out: Counter[str] = sum(processes.gather([outcome.left_out]), Counter())
+    for what, count in sorted(left_out.items()):
+        console.log(f"note: not kept in {count} file{'s' * (count != 1)}: {what}")
     raise_problems(f"{len(problems)} of {len(work.jobs)} files could not be restored", problems)
     return 0
 
 
 def _prepare(options: argparse.Namespace, processes: Processes) -> _Work:
     from accel_restore.distributed.accelerator import keep_freed_memory
-    from accel_restore.inference.files import find_jobs, left_to_do, mark_of, remove_unfinished
+    from accel_restore.inference.jobs import find_jobs, remove_unfinished
     from accel_restore.inference.restorer import load
 
     settings = _settings(options, choose_precision(options.precision, processes.device))
-    jobs = find_jobs(options.input, options.output, options.recursive, _SUFFIXES.get(options.format))
+    suffix = _SUFFIXES.get(options.format)
+    jobs = find_jobs(options.input, options.output, options.recursive, suffix, options.weights)
     if processes.device.type == "cpu":
         keep_freed_memory()
     restorer = load(options.weights, processes.device)
-    marks = {job: mark_of(job, restorer, settings, options.compare, options.quality) for job in jobs}
-    left = left_to_do(jobs, marks, options.overwrite)
     if processes.rank == 0:
         remove_unfinished(jobs)
-    return _Work(restorer, settings, jobs, marks, left)
+    return _Work(restorer, settings, jobs)
+
+
+def _check_done(jobs: "list[Job]", work: _Work, options: argparse.Namespace, processes: Processes) -> "list[Job]":
+    """Return the jobs that are left to do. Raises: UserError if other files are in the way of any process."""
+    from accel_restore.inference.jobs import left_to_do, recipe_of
+
+    recipe = recipe_of(work.restorer, work.settings, options.compare, options.quality)
+    left, problems = left_to_do(jobs, recipe)
+    problems = processes.gather(problems)
+    if not options.overwrite:
+        raise_problems("target files exist; give --overwrite to replace them, or another OUTPUT", problems)
+    return left
 
 
 def _settings(options: argparse.Namespace, precision: str) -> "Settings":
@@ -125,13 +143,12 @@ def _settings(options: argparse.Namespace, precision: str) -> "Settings":
 
 def _restore_files(
     jobs: "list[Job]", work: _Work, options: argparse.Namespace, advance: Callable[[float], None]
-) -> list[str]:
+) -> "Outcome":
     from accel_restore.config.data import MAX_PIXELS
     from accel_restore.inference.files import restore_files
 
     return restore_files(
         jobs,
-        work.marks,
         work.restorer,
         work.settings,
         compare=options.compare,

@@ -1,169 +1,55 @@
-"""Restore files: find inputs and their targets, skip what is done, restore the rest."""
+"""Restore files: read, restore and write one after the other; the failure of a file leaves the others alone."""
 
+import errno
 import hashlib
-import json
-import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from accel_restore import __version__
 from accel_restore.config.data import MAX_PIXELS
-from accel_restore.data.decode import read_header, read_image
-from accel_restore.data.encode import DEEP, SUFFIXES, About, encode, read_about, read_mark
-from accel_restore.data.file_search import EXTENSIONS
+from accel_restore.data.decode import Cell, read_header, read_image
+from accel_restore.data.encode import DEEP, SUFFIXES, encode
 from accel_restore.data.image_formats import ImageError
+from accel_restore.data.metadata import About, fitted, read_about
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import Settings
+from accel_restore.inference.jobs import Job, mark_of, recipe_of
 from accel_restore.inference.restorer import Restorer
 from accel_restore.models.blocks import upscale
 from accel_restore.utils.files import make_folder, replace_file
-from accel_restore.utils.glob import matches
 
 _MAX_WAITING = 2  # restored images that wait to be written
-
-
-@dataclass(frozen=True)
-class Job:
-    """A file to restore and the file to write."""
-
-    source: Path
-    target: Path
+# After these, other files cannot be written either; all other errors are of one file or folder, such as a long name.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """The upright pixels (H, W, C) of a file, uint8 or uint16, and its other data to keep."""
+    """The upright pixels (H, W, C) of a file, uint8 or uint16, and what else is known of it."""
 
     pixels: np.ndarray
+    format: str
     about: About
+    digest: str  # sha256 of the file
 
 
-def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | None) -> list[Job]:
-    """Return the jobs for `inputs` (files, folders, patterns); `output` is a file for one file, else a folder.
+@dataclass
+class Outcome:
+    """What a process did with its files."""
 
-    Files keep their path below the folder or the fixed part of the pattern. They keep their suffix unless `suffix` is
-    given; formats that cannot be written become .png.
-
-    Raises: UserError if an input is missing, two files have one target, or a target is an input.
-    """
-    found = [(root, name) for given in inputs for root, name in _find(given, output, recursive)]
-    alone = len(inputs) == 1 and Path(inputs[0]).is_file()
-    if output.suffix.lower() in SUFFIXES and not output.is_dir():
-        if not alone:
-            raise UserError(f"{output}: is one file, but INPUT may be several files; name a folder")
-        if suffix is not None and SUFFIXES[suffix] != SUFFIXES[output.suffix.lower()]:
-            raise UserError(f"{output}: does not match --format; omit --format, or name the file {suffix}")
-        jobs, kind = [Job(found[0][0] / found[0][1], output)], "file"
-    else:
-        is_name = output.suffix.lower() in EXTENSIONS or (alone and output.suffix)
-        if not output.is_dir() and (output.exists() or is_name):
-            raise UserError(
-                f"{output}: is neither a folder nor a file format that can be written ({' '.join(SUFFIXES)})"
-            )
-        jobs, kind = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found], "folder"
-    jobs = list({job.source: job for job in jobs}.values())
-    _check_targets(jobs, kind)
-    return jobs
-
-
-def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
-    """Yield the images of an input: its root folder, and their paths below it."""
-    place = Path(given).expanduser()
-    if place.is_file():
-        yield place.parent, place.name
-        return
-    if place.is_dir():
-        if output.is_dir() and output.samefile(place):
-            raise UserError(f"{output}: is the folder of the inputs, which are never overwritten; name another folder")
-        root, pattern = place, "**/*" if recursive else "*"
-    elif re.search(r"[*?[]", given):
-        parts = place.parts
-        fixed = next(number for number, part in enumerate(parts) if re.search(r"[*?[]", part))
-        root, pattern = Path(*parts[:fixed]), "/".join(parts[fixed:])
-    else:
-        raise UserError(f"{given}: does not exist; name a file, a folder or a pattern such as 'photos/*.jpg'")
-    own = output.resolve()  # outputs of an earlier command below the inputs are no inputs
-    is_below = own != root.resolve() and own.is_relative_to(root.resolve())
-    names = [
-        name
-        for name in sorted(set(matches(pattern, root)))
-        if Path(name).suffix.lower() in EXTENSIONS
-        and (root / name).is_file()
-        and not (is_below and (root / name).resolve().is_relative_to(own))
-    ]
-    if not names:
-        hint = "; --recursive includes subfolders" if place.is_dir() and not recursive else ""
-        raise UserError(f"{given}: holds no images ({' '.join(sorted(EXTENSIONS))}){hint}")
-    yield from ((root, name) for name in names)
-
-
-def _renamed(name: Path, suffix: str | None) -> Path:
-    return name.with_suffix(suffix or (name.suffix if name.suffix.lower() in SUFFIXES else ".png"))
-
-
-def _check_targets(jobs: list[Job], kind: str) -> None:
-    """Raise `UserError` for invalid targets; `kind` of OUTPUT is file or folder."""
-    sources = {(status.st_dev, status.st_ino): job.source for job in jobs for status in [job.source.stat()]}
-    problems: list[str] = []
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        other = taken.setdefault(job.target, job.source)
-        if other != job.source:
-            problems.append(f"{job.source}: has the same target as {other}, {job.target}; restore them separately")
-        if job.target.is_dir():
-            problems.append(f"{job.target}: is a folder, but the target of {job.source}")
-        elif job.target.exists():
-            status = job.target.stat()
-            if (same := sources.get((status.st_dev, status.st_ino))) is not None:
-                problems.append(f"{job.target}: is the input {same}, which is never overwritten; name another {kind}")
-    raise_problems("nothing was restored", problems)
-
-
-def mark_of(job: Job, restorer: Restorer, settings: Settings, compare: bool, quality: int) -> str:
-    """Return the mark written into a restored file, unique to its input, weights and settings."""
-    status = job.source.stat()
-    made_by = [
-        restorer.metadata["sha256"], settings.tile, settings.tile_overlap, settings.self_ensemble, settings.precision,
-        compare, quality, status.st_size, status.st_mtime_ns,
-    ]  # fmt: skip
-    return f"accel_restore {__version__} {hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]}"
-
-
-def left_to_do(jobs: list[Job], marks: dict[Job, str], overwrite: bool) -> list[Job]:
-    """Return the jobs that are not done. Raises: UserError if other files exist in their place, unless `overwrite`."""
-    left, problems = [], []
-    for job in jobs:
-        if not job.target.exists():
-            left.append(job)
-        elif read_mark(job.target) != marks[job]:
-            left.append(job)
-            problems.append(f"{job.target}: was not made from {job.source} with these weights and settings")
-    if not overwrite:
-        raise_problems("target files exist; give --overwrite to replace them, or another OUTPUT", problems)
-    return left
-
-
-def remove_unfinished(jobs: list[Job]) -> None:
-    """Remove half-written files of killed commands next to the targets."""
-    names = {job.target for job in jobs}
-    for folder in {job.target.parent for job in jobs}:
-        for path in folder.glob(".*.tmp") if folder.is_dir() else ():
-            whole = re.fullmatch(r"\.(.+)\.[0-9]+\.tmp", path.name)
-            if whole and folder / whole[1] in names:
-                path.unlink()
+    problems: list[str] = field(default_factory=list)  # a message for each file that failed
+    left_out: Counter[str] = field(default_factory=Counter)  # metadata that were not kept: the number of files
 
 
 def restore_files(
     jobs: list[Job],
-    marks: dict[Job, str],
     restorer: Restorer,
     settings: Settings,
     *,
@@ -171,43 +57,52 @@ def restore_files(
     quality: int = 95,
     max_pixels: int = MAX_PIXELS,
     advance: Callable[[float], None] | None = None,
-) -> list[str]:
-    """Restore files, reading one ahead and writing in threads; return a message for each file that failed.
+) -> Outcome:
+    """Restore files, reading one ahead and writing in threads.
 
     `advance` receives the number of files done since its last call, including fractions.
 
-    Raises: UserError if a target cannot be written because of the disk.
+    Raises: UserError if the disk takes no more files.
     """
-    problems: list[str] = []
+    outcome, recipe = Outcome(), recipe_of(restorer, settings, compare, quality)
     writing: deque[tuple[Job, Future]] = deque()
+    num_tried = 0
 
     def finish_write() -> None:
+        nonlocal num_tried
         job, future = writing.popleft()
         try:
             future.result()
-        except OSError as error:
-            if error.errno is not None:  # from the disk, not the encoder
-                raise UserError(f"{job.target}: cannot be written ({error.strerror})") from error
-            problems.append(f"{job.source}: cannot be written as {job.target.name} ({error})")
-        except ValueError as error:
-            problems.append(f"{job.source}: cannot be written as {job.target.name} ({error})")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            outcome.problems.append(f"{job.source}: cannot be written as {job.target} ({reason})")
+            if getattr(error, "errno", None) in _OF_THE_DISK:
+                left = len(jobs) - num_tried - 1
+                raise_problems(
+                    f"{reason}: {left} more files were not tried; the same command continues", outcome.problems
+                )
+        num_tried += 1
 
     with ThreadPoolExecutor(_MAX_WAITING + 1) as pool:
-        for job, photograph in _ahead(pool, lambda job: _read(job, restorer.channels, max_pixels), jobs):
-            if isinstance(photograph, ImageError):
-                problems.append(f"{job.source}: {photograph}")
-                continue
+        for job, photograph in _ahead(pool, lambda job: _read(job, restorer, max_pixels), jobs):
             try:
+                if isinstance(photograph, ImageError):
+                    raise photograph
                 restored = _restored(photograph, job, restorer, settings, compare, advance)
-            except UserError as error:
-                problems.append(f"{job.source}: {error}")
+            except (ImageError, UserError) as error:
+                outcome.problems.append(f"{job.source}: {error}")
+                num_tried += 1
                 continue
-            writing.append((job, pool.submit(_write, job, restored, photograph.about, marks[job], quality)))
+            format = SUFFIXES[job.target.suffix.lower()]
+            about = fitted(photograph.about, format)
+            outcome.left_out.update(f"{what} ({photograph.format} to {format})" for what in about.left_out)
+            mark = mark_of(recipe, photograph.digest)
+            writing.append((job, pool.submit(_write, job, restored, about, mark, quality)))
             while len(writing) >= _MAX_WAITING:
                 finish_write()
         while writing:
             finish_write()
-    return problems
+    return outcome
 
 
 def _ahead(
@@ -225,12 +120,24 @@ def _ahead(
             yield job, error
 
 
-def _read(job: Job, channels: int, max_pixels: int) -> Photograph:
+def _read(job: Job, restorer: Restorer, max_pixels: int) -> Photograph:
+    """Read a file once, so that the mark is the digest of what was restored. Raises: ImageError."""
     try:
-        bits = read_header(job.source, max_pixels).bits
-        return Photograph(read_image(job.source, channels, bits, max_pixels), read_about(job.source, channels))
+        with suppress(FileNotFoundError, NotADirectoryError):
+            job.target.lstat()  # fails for a name that the disk does not take, before the network is applied
+    except OSError as error:
+        raise ImageError(f"cannot be written as {job.target} ({error.strerror or error})") from None
+    try:
+        header = read_header(job.source, max_pixels)
+        data = job.source.read_bytes()
+        cell = Cell(str(job.source), "", lambda: data)
+        pixels = read_image(cell, restorer.channels, header.bits, max_pixels)
+        about = read_about(data, restorer.channels, header.orientation, restorer.scale)
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise ImageError("does not fit in memory; cut it into pieces") from None
+    return Photograph(pixels, header.format, about, hashlib.sha256(data).hexdigest())
 
 
 def _restored(
@@ -241,10 +148,17 @@ def _restored(
     compare: bool,
     advance: Callable[[float], None] | None,
 ) -> np.ndarray:
-    """Return the pixels (H, W, C) to write, in 16 bits if both the photograph and the format have them."""
+    """Return the pixels (H, W, C) to write, in 16 bits if both the photograph and the format have them.
+
+    Raises: UserError if the network cannot restore the photograph.
+    """
     white = np.iinfo(photograph.pixels.dtype).max
     image = torch.from_numpy(photograph.pixels.astype(np.float32)).permute(2, 0, 1)[None].div_(white)
-    output = restorer.restore(image, settings, advance)
+    try:
+        output = restorer.restore(image, settings, advance)
+    except (RuntimeError, ValueError, IndexError, MemoryError) as error:  # such as a size that the network cannot take
+        lines = str(error).splitlines() or [""]
+        raise UserError(f"the network fails for this image ({type(error).__name__}: {lines[0]:.200})") from error
     if compare:
         output = torch.cat([upscale(image, restorer.scale).clamp(0, 1), output], dim=-1)
     deep = white > 255 and SUFFIXES[job.target.suffix.lower()] in DEEP

@@ -1,6 +1,7 @@
 """Atomic and durable files: write a staging file, flush it, rename it, flush the folder."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -43,9 +44,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def short_name(path: Path) -> str:
+    """Return 16 letters for the name of a staging file, which must not be longer than the file's own."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Replace the content of `path` atomically: readers, and a crash, see the old file or the new one."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staging = path.with_name(f".{short_name(path)}.{os.getpid()}.tmp")
     try:
         write_durably(staging, data)
         staging.replace(path)
@@ -57,7 +63,7 @@ def replace_file(path: Path, data: bytes) -> None:
 def discard(path: Path) -> None:
     """Remove a file or a folder; after a crash, a folder has all of its content or its name is gone."""
     if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(f"{REMOVING}{path.name}")
+        doomed = path.with_name(f"{REMOVING}{short_name(path)}")
         if doomed.exists():  # after a crash
             shutil.rmtree(doomed)
         path.rename(doomed)

@@ -16,12 +16,15 @@ from weight_files import build, write
 
 from accel_restore.cli import main
 from accel_restore.data.decode import read_image
-from accel_restore.data.encode import About, encode, read_mark
+from accel_restore.data.encode import encode, read_mark
+from accel_restore.data.metadata import About
 from accel_restore.errors import UserError
 from accel_restore.inference import apply as applying
 from accel_restore.inference import files as restoring
 from accel_restore.inference import restorer
 from accel_restore.inference.apply import ModelRunner, Settings
+from accel_restore.inference.jobs import mark_of, recipe_of
+from accel_restore.utils.files import short_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -139,11 +142,11 @@ def test_16_bits_are_kept(weights, tmp_path, suffix, channels):
 
 def test_a_large_tiff_of_many_strips_is_read_by_other_libraries():
     pixels = np.random.default_rng(0).integers(0, 65536, (300, 601, 3), np.uint16)
-    data = encode(pixels, "TIFF", About(Image.Exif()), "mark")
+    data = encode(pixels, "TIFF", About(), "mark")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         assert len(file.pages[0].dataoffsets) > 3 and np.array_equal(file.asarray(), pixels)
     eight = (pixels >> 8).astype(np.uint8)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(eight, "TIFF", About(Image.Exif()), "m")))), eight)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(eight, "TIFF", About(), "m")))), eight)
 
 
 def test_transparent_and_damaged_files_are_reported_and_the_others_restored(weights, photos, tmp_path, capsys):
@@ -166,7 +169,7 @@ def test_finished_files_are_skipped_unless_they_were_made_with_other_settings(we
     assert restore(weights[3], photos, "-o", out) == 0
     first = {name: (out / name).stat().st_mtime_ns for name in files_in(out)}
     (out / "b.png").unlink()  # as if interrupted
-    (out / ".b.png.123.tmp").write_bytes(b"half")
+    (out / f".{short_name(out / 'b.png')}.123.tmp").write_bytes(b"half")
     assert restore(weights[3], photos, "-o", out) == 0
     assert "1 of 2 files are done already" in capsys.readouterr().out
     assert files_in(out) == ["a.jpg", "b.png"] and (out / "a.jpg").stat().st_mtime_ns == first["a.jpg"]
@@ -180,8 +183,8 @@ def test_finished_files_are_skipped_unless_they_were_made_with_other_settings(we
     ):
         assert restore(weights[number], photos, *option, "-o", out) == 2
         assert "b.png: was not made from" in capsys.readouterr().err
-    os.utime(photos / "b.png", (1, 1))  # the input has changed
-    assert restore(weights[3], photos, "-o", out) == 2 and (out / "b.png").read_bytes() == content
+    os.utime(photos / "b.png", (1, 1))  # of the same content
+    assert restore(weights[3], photos, "-o", out) == 0 and (out / "b.png").read_bytes() == content
     assert restore(weights[33], photos, "-o", out, "--overwrite") == 0
     assert np.array_equal(np.asarray(Image.open(out / "b.png")), expected(photos / "b.png", weights[33]))
     assert restore(weights[33], photos, "-o", out) == 0 and "2 of 2 files are done" in capsys.readouterr().out
@@ -189,14 +192,16 @@ def test_finished_files_are_skipped_unless_they_were_made_with_other_settings(we
 
 
 def test_a_process_killed_while_writing_leaves_no_half_written_target(weights, photos, tmp_path, monkeypatch):
+    half = f".{short_name(Path('b.png'))}.1.tmp"
+
     def die(path, data):
-        path.with_name(f".{path.name}.1.tmp").write_bytes(data[:20])
+        path.with_name(half).write_bytes(data[:20])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(restoring, "replace_file", die)
         assert restore(weights[3], photos / "b.png", "-o", tmp_path / "out") == 130
-    assert files_in(tmp_path / "out") == [".b.png.1.tmp"]
+    assert files_in(tmp_path / "out") == [half]
     assert restore(weights[3], photos / "b.png", "-o", tmp_path / "out") == 0
     assert files_in(tmp_path / "out") == ["b.png"]
 
@@ -403,7 +408,8 @@ def test_no_seam_shows_where_tiles_meet(weights, tmp_path):
     assert steps < control / 10
 
 
-def test_the_mark_holds_only_what_changes_the_result(weights, photos):
-    job, loaded = restoring.Job(photos / "b.png", photos / "x.png"), restorer.load(weights[3])
-    one, two = (restoring.mark_of(job, loaded, Settings(batch=n), False, 95) for n in (1, 2))
-    assert one == two != restoring.mark_of(job, loaded, Settings(tile=96), False, 95)
+def test_the_mark_holds_only_what_changes_the_result(weights):
+    loaded = restorer.load(weights[3])
+    one, two = (recipe_of(loaded, Settings(batch=n), False, 95) for n in (1, 2))
+    assert one == two != recipe_of(loaded, Settings(tile=96), False, 95)
+    assert mark_of(one, "a") != mark_of(one, "b")
