@@ -82,7 +82,7 @@ class Tiff:
             tag, *entry = self.unpack("HHI4s", offset + 2 + 12 * number)
             try:
                 self.value(tuple(entry))
-                entries[tag] = tuple(entry)
+                entries.setdefault(tag, tuple(entry))
             except ValueError:
                 self.is_damaged = True
         try:

@@ -14,20 +14,17 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from PIL import Image
-from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from accel_restore.data.exif import XMP, Density, Tiff, exif_of_tiff, renewed
-from accel_restore.data.image_formats import DAMAGE, FORMATS
+from accel_restore.data.image_formats import FORMATS
 
-Chunks = list[tuple[bytes, bytes]]  # name and body of a PNG's
-
+_PNG, _EXIF, _XMP = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"XML:com.adobe.xmp"
 _PNG_COLOUR = (b"mDCV", b"cLLI", b"cICP", b"sRGB", b"gAMA", b"cHRM")
 _PNG_OTHER = (b"IHDR", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"eXIf", b"pHYs", b"bKGD", b"hIST", b"sBIT")
-_XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 _SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2), (1, 2, 13)  # codes of H.273; 2: unspecified
-_MAX_XMP = 2**24  # bytes, after decompression
+_MAX_TEXT = 2**26  # bytes, after decompression
 _MAX_JPEG = 63_000  # bytes of EXIF or XMP; a segment of a JPEG has 65,533, and `renewed` appends to EXIF
 
 
@@ -48,22 +45,19 @@ def read_about(data: bytes, channels: int, orientation: int = 1, scale: int = 1)
 
     `orientation` is that of the original, which has been applied. Nothing is decoded. Damaged parts are left out.
     """
-    left_out: list[str] = []
-    with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-        chunks = list(_chunks(data)) if image.format == "PNG" else []
-        exif, xmp = _exif_of(image, data, chunks, left_out), _xmp_of(image, chunks, left_out)
-        icc = image.info.get("icc_profile") or None
-        if icc and icc[16:20] != (b"GRAY" if channels == 1 else b"RGB "):
-            left_out.append(f"a profile of other colours than {'gray' if channels == 1 else 'RGB'}")
-            icc = None
-        density = _density_of(image, chunks, exif)
-        left_out += _others(image, chunks)
-        colour = _colour_of(image, chunks, data)
-    if density is not None:
-        x, y = (density.y, density.x) if orientation >= 5 else (density.x, density.y)
-        factor = 1 if density.unit == 1 else scale
-        density = Density(x * factor, y * factor, density.unit)
-    return About(exif, icc, xmp, density, colour, tuple(dict.fromkeys(left_out)))
+    try:
+        about = _of_png(data) if data.startswith(_PNG) else _of_others(data)
+    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
+        return About(left_out=(f"damaged metadata ({error})",))
+    changes: dict = {}
+    if about.icc and about.icc[16:20] != (b"GRAY" if channels == 1 else b"RGB "):
+        what = f"a profile of other colours than {'gray' if channels == 1 else 'RGB'}"
+        changes = {"icc": None, "left_out": (*about.left_out, what)}
+    if about.density is not None:
+        x, y = (about.density.y, about.density.x) if orientation >= 5 else (about.density.x, about.density.y)
+        factor = 1 if about.density.unit == 1 else scale
+        changes["density"] = Density(x * factor, y * factor, about.density.unit)
+    return replace(about, **changes)
 
 
 def fitted(about: About, format: str) -> About:
@@ -83,51 +77,122 @@ def fitted(about: About, format: str) -> About:
     return replace(about, **changes, left_out=tuple(left_out))
 
 
-def _exif_of(image: ImageFile, data: bytes, chunks: Chunks, left_out: list[str]) -> bytes | None:
-    """Return the file's EXIF data; None if there is none, or if it is damaged."""
-    try:
-        if image.format == "TIFF":
+def _of_png(data: bytes) -> About:
+    chunks = list(_chunks(data))
+    first = dict(reversed(chunks))  # of each name
+    texts = dict(text for name, body in chunks if (text := _text_of(name, body)) is not None)
+    raw = {keyword: _raw_profile(text) for keyword, text in texts.items() if keyword.startswith(b"Raw profile type ")}
+    app1 = raw.get(b"Raw profile type APP1", b"")  # EXIF data or XMP
+    exif = first.get(b"eXIf") or raw.get(b"Raw profile type exif") or (app1 if app1.startswith(_EXIF) else None)
+    xmp = texts.get(_XMP) or raw.get(b"Raw profile type xmp") or (app1 if b"<rdf:RDF" in app1 else None)
+    density = None
+    if len(first.get(b"pHYs", b"")) == 9:
+        x, y, is_metric = struct.unpack(">IIB", first[b"pHYs"])
+        unit, per_unit = (3, 100) if is_metric else (1, 1)  # of metres, centimetres
+        density = Density(Fraction(x, per_unit), Fraction(y, per_unit), unit)
+    icc = _text_of(b"iCCP", first[b"iCCP"]) if b"iCCP" in first else None
+    known = {*_PNG_COLOUR, *_PNG_OTHER}
+    others = [name.decode("latin-1") for name, body in chunks if name not in known and not _is_kept_text(body)]
+    colour = {name: body for name, body in chunks if name in _PNG_COLOUR}
+    profile = icc[1] if icc else raw.get(b"Raw profile type icc")
+    return _about(exif, xmp, profile, density, colour, others)
+
+
+def _of_others(data: bytes) -> About:
+    with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        info, others, density = image.info, [], None
+        exif, xmp = info.get("exif"), info.get("xmp")
+        if isinstance(image, TiffImageFile):
+            xmp = image.tag_v2.get(XMP)
             exif, others = exif_of_tiff(data)
-            left_out += others
-            return exif
-        exif = next((body for name, body in chunks if name == b"eXIf"), None) or image.info.get("exif")
-        if not exif and (text := image.info.get("Raw profile type exif")):  # ImageMagick's PNG, before there was eXIf
-            exif = bytes.fromhex("".join(text.split("\n")[3:]))
-        if not exif:
-            return None
-        exif = exif.removeprefix(b"Exif\0\0")
-        if renewed(exif, (1, 1), None, "").is_damaged:
-            left_out.append("damaged EXIF values")
-    except DAMAGE as error:
-        left_out.append(f"damaged EXIF data ({error})")
-        return None
-    return exif
+        if isinstance(image, JpegImageFile):
+            segments = b"".join(name.encode() + body[:35] for name, body in image.applist)
+            others += ["Photoshop's data (IPTC)"] if b"APP13Photoshop" in segments else []
+            others += ["the rest of a long XMP"] if b"http://ns.adobe.com/xmp/extension/" in segments else []
+            others += ["further pictures (MPO)"] if image.format == "MPO" else []
+        if "jfif_density" in info:
+            x, y = info["jfif_density"]
+            density = Density(Fraction(x), Fraction(y), {1: 2, 2: 3}.get(info["jfif_unit"], 1))
+        elif "dpi" in info and (not isinstance(image, TiffImageFile) or 282 in image.tag_v2):  # Pillow makes up others
+            x, y = (Fraction(float(side)).limit_denominator(1000) for side in info["dpi"])
+            density = None if isinstance(image, TiffImageFile) and exif else Density(x, y, 2)
+        others += ["a comment"] if info.get("comment") else []
+        colour = _avif_colour(data) if image.format == "AVIF" else {}
+        return _about(exif, xmp, info.get("icc_profile"), density, colour, others)
 
 
-def _xmp_of(image: ImageFile, chunks: Chunks, left_out: list[str]) -> bytes | None:
-    """Return the file's XMP in UTF-8; None if there is none, or if it has another encoding."""
-    xmp = image.info.get("xmp")
-    if isinstance(image, TiffImageFile):
-        xmp = image.tag_v2.get(XMP)
-    for name, body in chunks:
-        if name == b"iTXt" and body.startswith(_XMP_KEYWORD):
-            xmp = _text_of(body)
-    if not xmp:
-        return None
-    if not isinstance(xmp, bytes) or b"<rdf:RDF" not in xmp:
-        left_out.append("XMP that cannot be read")
-        return None
-    return xmp.rstrip(b"\0")
+def _about(
+    exif: bytes | None, xmp: bytes | str | None, icc: bytes | None, density: Density | None, colour: dict, others: list
+) -> About:
+    """The parts that are sound; `others` is what else there is, in words. EXIF's density is the last choice."""
+    exif, xmp = exif.removeprefix(_EXIF) if exif else None, xmp.encode() if isinstance(xmp, str) else xmp
+    if exif:
+        try:
+            others += ["damaged EXIF values"] if renewed(exif, (1, 1), None, "").is_damaged else []
+            density = density if _is_known(density) else Tiff.parse(bytearray(exif)).density()
+        except ValueError as error:
+            exif, others = None, [*others, f"damaged EXIF data ({error})"]
+    if xmp is not None and (not isinstance(xmp, bytes) or b"<rdf:RDF" not in xmp):
+        xmp, others = None, [*others, "XMP that cannot be read"]
+    xmp = xmp.rstrip(b"\0") if xmp else None
+    density = density if _is_known(density) else None
+    return About(exif or None, icc or None, xmp, density, colour, tuple(dict.fromkeys(others)))
 
 
-def _text_of(chunk: bytes) -> bytes:
-    """Return the text of an iTXt chunk; nothing if it is damaged or too long."""
-    is_compressed, _, rest = chunk[len(_XMP_KEYWORD)], chunk[len(_XMP_KEYWORD) + 1], chunk[len(_XMP_KEYWORD) + 2 :]
-    text = rest.split(b"\0", 2)[-1]  # after the language and the translated keyword
+def _is_known(density: Density | None) -> bool:
+    """Whether a density says something."""
+    return density is not None and min(density.x, density.y) > 0 and (density.unit != 1 or density.x != density.y)
+
+
+def _avif_colour(data: bytes) -> dict[bytes, bytes]:
+    """Return the colours that an AVIF names without a profile, as a chunk of a PNG, unless they are sRGB's."""
+    if (found := re.search(rb"colrnclx(..)(..)", data, re.DOTALL)) is None:
+        return {}
+    primaries, transfer = (int.from_bytes(code) for code in found.groups())
+    is_srgb = primaries in _SRGB_PRIMARIES and transfer in _SRGB_TRANSFERS
+    return {} if is_srgb else {b"cICP": bytes([primaries & 255, transfer & 255, 0, 1])}
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and body of the chunks of a PNG, less its pixels."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        if name != b"IDAT":
+            yield name, data[at + 8 : at + 8 + length]
+        at += length + 12
+
+
+def _text_of(name: bytes, body: bytes) -> tuple[bytes, bytes] | None:
+    """Return keyword and text of a chunk, or name and content of a profile; None for other chunks."""
+    keyword, _, rest = body.partition(b"\0")
+    if name == b"tEXt":
+        return keyword, rest
+    if name in (b"zTXt", b"iCCP"):
+        return keyword, _inflated(rest[1:])
+    if name == b"iTXt":
+        text = rest[2:].split(b"\0", 2)[-1]  # after the language and the translated keyword
+        return keyword, _inflated(text) if rest[:1] == b"\1" else text
+    return None
+
+
+def _inflated(compressed: bytes) -> bytes:
     try:
-        return zlib.decompressobj().decompress(text, _MAX_XMP) if is_compressed else text
+        return zlib.decompressobj().decompress(compressed, _MAX_TEXT)
     except zlib.error:
         return b""
+
+
+def _raw_profile(text: bytes) -> bytes:
+    """Return the content of ImageMagick's raw profile: a name, a length, and hexadecimal digits."""
+    try:
+        return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _is_kept_text(body: bytes) -> bool:
+    return body.startswith((_XMP + b"\0", b"Raw profile type "))
 
 
 def renewed_xmp(xmp: bytes, size: tuple[int, int]) -> bytes:
@@ -144,73 +209,3 @@ def renewed_xmp(xmp: bytes, size: tuple[int, int]) -> bytes:
         xmp = re.sub(rb"(<" + key + rb"\b[^>]*>)[^<]*(</" + key + rb">)", new, xmp)
     xmp = re.sub(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", b"", xmp, flags=re.DOTALL)
     return re.sub(rb"\s+xmpNote:HasExtendedXMP\s*=\s*[\"'][^\"']*[\"']", b"", xmp)  # its other parts are not kept
-
-
-def _density_of(image: ImageFile, chunks: Chunks, exif: bytes | None) -> Density | None:
-    """Return the density of the stored pixels, as the format states it; else as EXIF does."""
-    found = None
-    for name, body in chunks:
-        if name == b"pHYs" and len(body) == 9:
-            x, y, is_metric = struct.unpack(">IIB", body)
-            found = (
-                Density(Fraction(x, 100), Fraction(y, 100), 3) if is_metric else Density(Fraction(x), Fraction(y), 1)
-            )
-    if "jfif_density" in image.info:
-        x, y = image.info["jfif_density"]
-        found = Density(Fraction(x), Fraction(y), {1: 2, 2: 3}.get(image.info["jfif_unit"], 1))
-    if _is_known(found):
-        return found
-    try:
-        found = Tiff.parse(bytearray(exif)).density() if exif else None
-    except ValueError:
-        found = None
-    if _is_known(found):
-        return found
-    if "dpi" in image.info and "jfif_density" not in image.info and not _lacks_density(image):
-        try:
-            x, y = (Fraction(float(side)).limit_denominator(1000) for side in image.info["dpi"])
-        except (TypeError, ValueError, OverflowError):
-            return None
-        found = Density(x, y, 2)
-    return found if _is_known(found) else None
-
-
-def _lacks_density(image: ImageFile) -> bool:
-    """Whether Pillow's `dpi` is a value that it makes up."""
-    return isinstance(image, TiffImageFile) and 282 not in image.tag_v2
-
-
-def _is_known(density: Density | None) -> bool:
-    """Whether a density says something."""
-    return density is not None and min(density.x, density.y) > 0 and (density.unit != 1 or density.x != density.y)
-
-
-def _colour_of(image: ImageFile, chunks: Chunks, data: bytes) -> dict[bytes, bytes]:
-    """Return what a file says of its colours, besides a profile, as chunks of a PNG."""
-    if image.format == "AVIF" and (found := re.search(rb"colrnclx(..)(..)", data, re.DOTALL)):
-        primaries, transfer = (int.from_bytes(code) for code in found.groups())
-        if primaries not in _SRGB_PRIMARIES or transfer not in _SRGB_TRANSFERS:
-            return {b"cICP": bytes([primaries & 255, transfer & 255, 0, 1])}
-    return {name: body for name, body in chunks if name in _PNG_COLOUR}
-
-
-def _others(image: ImageFile, chunks: Chunks) -> list[str]:
-    """Return what else a file holds, in words."""
-    known = {*_PNG_COLOUR, *_PNG_OTHER}
-    found = [name.decode("latin-1") for name, body in chunks if name not in known and _XMP_KEYWORD not in body[:18]]
-    if isinstance(image, JpegImageFile):
-        segments = b"".join(name.encode() + body[:35] for name, body in image.applist)
-        found += ["Photoshop's data (IPTC)"] if b"APP13Photoshop" in segments else []
-        found += ["the rest of a long XMP"] if b"http://ns.adobe.com/xmp/extension/" in segments else []
-        found += ["further pictures (MPO)"] if image.format == "MPO" else []
-    return found + (["a comment"] if image.info.get("comment") else [])
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and body of the chunks of a PNG, less its pixels."""
-    at = 8
-    while at + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        if name != b"IDAT":
-            yield name, data[at + 8 : at + 8 + length]
-        at += length + 12

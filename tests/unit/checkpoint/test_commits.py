@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +108,7 @@ def test_commit_writes_in_a_safe_order(recorder):
     new = "checkpoints/.staging-step-00000002"
     names = [*FILES, "best.safetensors", "COMMIT.json"]
     written = [f"{what} {new}/{name}" for name in names for what in ("create", "fsync")]
-    old = "checkpoints/.removing-step-00000001"
+    old = f"checkpoints/{REMOVING}{files.short_name(Path('step-00000001'))}"
     operations = recorder.brief()
     operations = operations[operations.index(f"mkdir {new}") :]
     assert operations[: len(written) + 6] == [
