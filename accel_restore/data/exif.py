@@ -77,7 +77,7 @@ class Tiff:
         Raises: ValueError if the directory is beyond the end.
         """
         (count,) = self.unpack("H", offset)
-        entries = {}
+        entries: dict[int, Entry] = {}
         for number in range(count):
             tag, *entry = self.unpack("HHI4s", offset + 2 + 12 * number)
             try:

@@ -100,7 +100,8 @@ def _of_png(data: bytes) -> About:
 
 def _of_others(data: bytes) -> About:
     with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-        info, others, density = image.info, [], None
+        info, density = image.info, None
+        others: list[str] = []
         exif, xmp = info.get("exif"), info.get("xmp")
         if isinstance(image, TiffImageFile):
             xmp = image.tag_v2.get(XMP)
