@@ -1,6 +1,7 @@
 """Callbacks that draw a run: validation images side by side; curves and the report."""
 
 import time
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -8,33 +9,62 @@ from torch import Tensor
 
 from accel_restore.callbacks.metrics_logger import RunLog
 from accel_restore.state import Callback, EpochRecord, TrainState
-from accel_restore.tracking.pictures import Samples, draw_curves, draw_samples
+from accel_restore.tracking.pictures import Samples, Tile, draw_curves, draw_samples
 from accel_restore.tracking.report.page import Report
+from accel_restore.tracking.report.pictures import remove_best_sheets, sheet_path
 
 _CURVES_SECONDS = 60.0  # between two drawings of the curves
 _PICTURE_SETS = 20  # about this many sets of validation pictures per run
+_BEST_SECONDS = 30.0  # between two drawings of the best epoch, which early in training is every epoch
 
 
 class ValidationPictures(Callback):
-    """Draws `samples/epoch-….png`; runs before the MetricsLogger, after whose line W&B looks for the picture."""
+    """Draws `samples/epoch-….png`; runs before the MetricsLogger, after whose line W&B looks for the picture.
+
+    If the best epoch is not one of those that are drawn, its picture is `samples/best-epoch-….png`.
+    """
 
     def __init__(self, log: RunLog, samples: Samples, accelerator: Accelerator, epochs: int):
         self.log, self.samples, self.accelerator = log, samples, accelerator
         self.epochs, self.last_drawn = epochs, -epochs
+        self.best: tuple[int, list[list[Tile]]] | None = None  # epoch and tiles that are not drawn yet
+        self.best_drawn = time.monotonic()
 
     def on_validation_image(self, state: TrainState, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
         self.samples.add(index, input, output, gt)
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         is_due = record.epoch + 1 == self.epochs or record.epoch - self.last_drawn >= self.epochs // _PICTURE_SETS
-        if record.scores is None or not is_due:
+        if record.scores is None or not (is_due or record.is_best):
             return
-        self.last_drawn = record.epoch
-        rows = {index: row for tiles in gather_object([self.samples.tiles]) for index, row in tiles.items()}
+        found = {index: row for tiles in gather_object([self.samples.tiles]) for index, row in tiles.items()}
+        rows = [found[index] for index in sorted(found)]
+        if record.is_best:
+            self.best = record.epoch, rows
+        if is_due:
+            self.last_drawn = record.epoch
+            self._draw(sheet_path(self.log.folder, record.epoch), rows)
+        if time.monotonic() - self.best_drawn >= _BEST_SECONDS:
+            self._draw_best()
+
+    def on_exit(self, state: TrainState, error: BaseException | None) -> None:
+        self._draw_best()
+
+    def _draw_best(self) -> None:
+        """Draw the best epoch unless it has a picture, and remove the pictures of epochs that were the best before."""
+        if self.best is None or not self.accelerator.is_main_process:
+            return
+        (epoch, rows), self.best, self.best_drawn = self.best, None, time.monotonic()
+        path = sheet_path(self.log.folder, epoch, best=True)
+        if not sheet_path(self.log.folder, epoch).exists():
+            self._draw(path, rows)
+        with self.log.tolerating_full_disks():
+            remove_best_sheets(self.log.folder, but=path)
+
+    def _draw(self, path: Path, rows: list[list[Tile]]) -> None:
         if self.accelerator.is_main_process and rows:
-            path = self.log.folder / "samples" / f"epoch-{record.epoch:04d}.png"
             with self.log.tolerating_full_disks():
-                draw_samples(path, [rows[index] for index in sorted(rows)])
+                draw_samples(path, rows)
 
 
 class Curves(Callback):

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from accel_restore.tracking.report.pictures import sheet_path
 from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status, validation_scores
 
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # logged as train/NAME/rank_R
@@ -37,7 +38,7 @@ class Rows:
             yield _train_row([{**line, "memory": memory.get(line["rank"])} for line in lines])
             return
         epoch = lines[0]["epoch"]
-        picture = self.folder / "samples" / f"epoch-{epoch:04d}.png"
+        picture = sheet_path(self.folder, epoch)
         if picture.exists():
             yield {"epoch": epoch, "val/images": picture}
         scores = validation_scores(lines[0])

@@ -140,10 +140,33 @@ def test_the_page_fits_small_and_dark_screens(open_page, folder, scheme):
     assert (sum(map(int, back[4:-1].split(","))) > 384) == (scheme == "light")
 
 
+def test_the_slider_starts_at_the_best_epoch(page):
+    assert page.locator("#pick-right").input_value() == "2"
+    assert page.locator("#pick-right option", has_text="epoch 2 (best)").count() == 1
+    assert page.locator(".compare .right").first.inner_text().startswith("epoch 2 (best): ")
+
+
+def test_a_table_shows_that_it_scrolls_where_it_is_wider_than_the_screen(open_page, folder):
+    small, large = (open_page(Page(folder).build(), viewport={"width": width, "height": 900}) for width in (390, 1280))
+    assert large.locator(".hint:visible").count() == 0 and large.locator(".more-right").count() == 0
+    card = small.locator(".card", has=small.locator("th", has_text="waiting for data"))
+    assert card.locator(".hint").inner_text() == "Scroll sideways to see the rest →"
+    assert card.locator(".more-right").count() == 1
+    card.locator(".scroll").evaluate("box => box.scrollTo(9999, 0)")
+    card.locator(".more-right").wait_for(state="detached")
+
+
+def test_a_value_is_shown_with_its_unit(page):
+    page.locator("#chart-val_psnr svg").hover()
+    assert " dB" in page.locator("#chart-val_psnr .readout").inner_text()
+    page.locator("#chart-speed svg").hover()
+    assert " samples/s" in page.locator("#chart-speed .readout").inner_text()
+
+
 def test_hostile_names_are_shown_as_text(page):
     assert page.title() == f"{EVIL_FOLDER} · finished"
     assert page.locator("h1").inner_text() == EVIL_FOLDER
-    assert page.locator(".compare .right").first.inner_text() == f"{EVIL}output"
+    assert page.locator(".compare .right").first.inner_text() == f"epoch 2 (best): {EVIL}output"
     assert EVIL in page.locator("pre").inner_text() and EVIL in page.locator(".error").inner_text()
     assert page.evaluate("document.querySelectorAll('img[onerror]').length") == 0
     assert page.evaluate("window.owned") is None

@@ -36,7 +36,7 @@ def training_charts(metrics: Metrics, loss: str) -> list[Chart]:
     if terms:
         series = [_mean_series(metrics, name.removeprefix(_TERMS), metrics.columns_of(name)) for name in terms]
         chart = {"id": "terms", "title": "Loss terms", "x": "step", "log": True, "series": series}
-        charts.append({**chart, "note": "weighted; mean over all ranks"})
+        charts.append({**chart, "note": "weighted, mean over all ranks"})
     return charts
 
 
@@ -47,12 +47,14 @@ def _training_chart(metrics: Metrics, name: str, loss: str) -> Chart:
         values = {ranks[0]: values[ranks[0]]}
     chart = _rank_chart(metrics, name, _TITLES.get(name, f"{name} per rank"), values)
     if name == "loss":
-        note = f"{loss}; mean since the previous point"
+        note = f"{loss}. A point is the mean of the steps since the point before."
         if any(line.get("event") == "skip" for line in metrics.events):
-            note += "; dotted lines: skipped steps"
+            note += " A dotted line is a skipped step."
         chart |= {"log": True, "note": note, "skipped": True}
     elif identical:
         chart["note"] = f"bit-identical on all {len(ranks)} ranks"
+    elif name == "grad_norm":
+        chart["note"] = "before clipping"
     return {**chart, "steps": name == "lr"}
 
 
@@ -66,11 +68,10 @@ def speed_charts(metrics: Metrics) -> list[Chart]:
         speed[rank] = metrics.samples_per_second(rank)
     if not speed:
         return []
-    note = "the point after a validation includes its time"
-    return [
-        {**_rank_chart(metrics, "speed", "Throughput per rank (samples/s)", speed), "note": note},
-        _rank_chart(metrics, "wait", "Waiting for data per rank (% of step time)", waiting),
-    ]
+    note = "The first point after a validation includes the time of the validation."
+    throughput = _rank_chart(metrics, "speed", "Throughput per rank (samples/s)", speed)
+    wait = _rank_chart(metrics, "wait", "Waiting for data per rank (% of step time)", waiting)
+    return [{**throughput, "note": note, "unit": "samples/s"}, {**wait, "unit": "%"}]
 
 
 def validation_charts(metrics: Metrics) -> list[Chart]:
@@ -92,7 +93,7 @@ def validation_charts(metrics: Metrics) -> list[Chart]:
         elif f"input_{name}" in names:
             series.append({**_epoch_series("input", epochs, scores, f"input_{name}"), "dashed": True})
         chart = _epoch_chart(f"val_{name}", _SCORES.get(name, name.upper()), series, log=name == "loss")
-        charts.append({**chart, "best": best})
+        charts.append({**chart, "best": best, "unit": "dB" if "psnr" in name else ""})
     terms = [line.get("terms") or {} for line in scores]
     if names_of_terms := dict.fromkeys(name for line in terms for name in line):
         series = [_epoch_series(name, epochs, terms, name) for name in names_of_terms]

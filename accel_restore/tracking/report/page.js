@@ -177,7 +177,7 @@ class Chart {
     const near = rows.length > 6 ? rows.sort((a, b) => a.far - b.far).slice(0, 3) : rows;
     this.mark.replaceChildren(make("svg:line", { class: "cursor", x1: s.x(near[0].x), x2: s.x(near[0].x), y1: MARGIN.top, y2: this.height - MARGIN.bottom }));
     for (const path of this.svg.querySelectorAll(".many")) path.classList.toggle("near", path.dataset.name === near[0].one.name);
-    this.readout.textContent = `${this.spec.x} ${near[0].x.toLocaleString("en")}: ${near.map((row) => `${row.one.name} ${short(row.y)}`).join(" · ")}`;
+    this.readout.textContent = `${this.spec.x} ${near[0].x.toLocaleString("en")}: ${near.map((row) => `${row.one.name} ${short(row.y)}${this.spec.unit ? ` ${this.spec.unit}` : ""}`).join(" · ")}`;
   }
 
   listen() {
@@ -224,22 +224,24 @@ function setZoom(axis, range) {
 
 function drawAll() { charts.forEach((chart) => chart.draw()); }
 
-function picturesOf({ images, epochs, sheets }) {
-  const sources = [["input", "input"], ...epochs.map((epoch) => [`output, epoch ${epoch}`, epoch]), ["gt", "gt"]];
-  const choice = { left: "input", right: epochs[epochs.length - 1] };
-  const views = images.map((image) => new Compare(image, choice));
+function picturesOf({ images, epochs, best, sheets }) {
+  const named = (epoch) => `epoch ${epoch}${epoch === best ? " (best)" : ""}`;
+  const sources = [["input", "input"], ...epochs.map((epoch) => [`output, ${named(epoch)}`, epoch]), ["gt", "gt"]];
+  const choice = { left: "input", right: epochs.includes(best) ? best : epochs[epochs.length - 1] };
+  const views = images.map((image) => new Compare(image, choice, named));
   const pick = (side) => make("label", {}, `${side} `, make("select", { id: `pick-${side}`, onchange: (event) => {
     choice[side] = event.target.value;
     views.forEach((view) => view.show());
   } }, ...sources.map(([name, value]) => make("option", { value, selected: value === choice[side] }, name))));
-  const note = `Centre of each image, JPEG-compressed for this page. samples/ contains ${sheets} lossless PNG file${sheets === 1 ? "" : "s"}.`;
+  const lacks = best !== null && !epochs.includes(best) ? ` There is no picture of the best epoch, ${best}.` : "";
+  const note = `Drag the divider. Each picture is the centre of an image, as a JPEG; samples/ has ${sheets} lossless PNG file${sheets === 1 ? "" : "s"}.${lacks}`;
   return [make("div", { class: "pickers" }, pick("left"), pick("right"), make("p", { class: "note" }, note)),
     make("div", { class: "grid views" }, ...views.map((view) => view.figure))];
 }
 
 class Compare {
-  constructor(image, choice) {
-    Object.assign(this, { image, choice, under: make("img", { alt: "", draggable: "false" }), over: make("img", { class: "over", alt: "", draggable: "false" }) });
+  constructor(image, choice, named) {
+    Object.assign(this, { image, choice, named, under: make("img", { alt: "", draggable: "false" }), over: make("img", { class: "over", alt: "", draggable: "false" }) });
     this.bar = make("div", { class: "bar" });
     this.left = make("span", { class: "left" });
     this.right = make("span", { class: "right" });
@@ -262,7 +264,7 @@ class Compare {
     const left = this.tile(this.choice.left), right = this.tile(this.choice.right);
     for (const [img, label, tile] of [[this.over, this.left, left], [this.under, this.right, right]]) {
       img.src = tile.src;
-      img.alt = label.textContent = tile.caption;
+      img.alt = label.textContent = tile.epoch ? `${this.named(tile.epoch)}: ${tile.caption}` : tile.caption;
     }
     this.under.width = right.width;
     this.under.height = right.height;
@@ -281,9 +283,24 @@ function tableOf({ head, rows, note }) {
   const numbers = rows[0].map((_, i) => head.length > 0 && i > 0 && rows.every((row) => /^-?[\d.,e+-]*$/.test(row[i])));
   const cell = (tag) => (text, i) => make(tag, { class: numbers[i] ? "number" : null }, text);
   return make("div", { class: "card" }, note ? make("p", { class: "note" }, note) : null,
-    make("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Table" }, make("table", { class: head.length ? "" : "two" },
+    scrolling("Table", make("table", { class: head.length ? "" : "two" },
       head.length ? make("thead", {}, make("tr", {}, ...head.map(cell("th")))) : null,
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell("td"))))))));
+}
+
+// A box whose content may be larger. A fade marks each side that hides some of it, and a line says how to see columns.
+function scrolling(label, content) {
+  const box = make("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": label }, content);
+  const hint = make("p", { class: "note hint", hidden: true }, "Scroll sideways to see the rest →");
+  const frame = make("div", { class: "frame" }, box);
+  const update = () => {
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+    frame.classList.toggle("more-right", box.scrollWidth - box.clientWidth - box.scrollLeft > 1);
+    frame.classList.toggle("more-below", box.scrollHeight - box.clientHeight - box.scrollTop > 1);
+  };
+  box.addEventListener("scroll", update);
+  new ResizeObserver(update).observe(box);
+  return make("div", {}, hint, frame);
 }
 
 function head() {
@@ -308,7 +325,7 @@ function section(spec, number) {
     parts.push(make("div", { class: own.length % 3 ? "grid" : "grid thirds" }, ...own.map((chart) => chart.figure)));
   }
   parts.push(...(spec.tables || []).map(tableOf));
-  if (spec.text) parts.push(make("div", { class: "card scroll", tabindex: 0, role: "group", "aria-label": spec.title }, make("pre", {}, spec.text)));
+  if (spec.text) parts.push(make("div", { class: "card" }, scrolling(spec.title, make("pre", {}, spec.text))));
   if (!parts.length) return;
   const id = `section-${number}`;
   document.getElementById("contents").append(make("a", { href: `#${id}` }, spec.title));

@@ -15,7 +15,15 @@ from accel_restore.errors import UserError
 from accel_restore.tracking.report.charts import speed_charts, training_charts, validation_charts
 from accel_restore.tracking.report.pictures import read_pictures
 from accel_restore.tracking.report.series import Metrics
-from accel_restore.tracking.report.tables import audit_tables, event_tables, facts, pairs, progress, speed_tables
+from accel_restore.tracking.report.tables import (
+    audit_tables,
+    best_epoch,
+    event_tables,
+    facts,
+    pairs,
+    progress,
+    speed_tables,
+)
 from accel_restore.tracking.run_files import read_audit, read_object, read_status
 from accel_restore.utils.files import replace_file, to_json
 from accel_restore.utils.utf8 import printable
@@ -87,14 +95,14 @@ class Page:
             "sections": [
                 {"title": "Training", "charts": training_charts(metrics, loss)},
                 {"title": "Validation", "charts": validation_charts(metrics)},
-                {"title": "Pictures", "pictures": read_pictures(self.folder, self.tiles)},
+                {"title": "Pictures", "pictures": read_pictures(self.folder, best_epoch(status), self.tiles)},
                 {"title": "Speed", "charts": speed_charts(metrics), "tables": speed_tables(metrics)},
                 {"title": "Events", "tables": event_tables(metrics)},
                 {"title": "Audit", "tables": audit_tables(read_audit(self.folder))},
                 {"title": "Plan", "tables": pairs(plan.get("plan"))},
                 {
                     "title": "Scores",
-                    "note": "How the validation scores are computed.",
+                    "note": "How validation scores are computed.",
                     "tables": pairs(plan.get("protocol")),
                 },
                 {"title": "Configuration", "text": configuration},

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 _KEY = "accel_restore"  # of the PNG text
-_MAX_SHEETS = 4
+_MAX_SHEETS = 4  # and that of the best epoch
 _MAX_ROWS = 6
 _QUALITY = 92
 
@@ -21,15 +21,32 @@ def describe_tiles(rows: list[list[dict[str, Any]]]) -> PngImagePlugin.PngInfo:
     return info
 
 
-def read_pictures(folder: Path, known: dict[Path, list]) -> dict[str, Any] | None:
-    """Return the tiles of the first, the last and two more sheets as data URIs; None if there are no sheets.
+def sheet_path(folder: Path, epoch: int, best: bool = False) -> Path:
+    """Return the path of an epoch's sheet; epochs count from 0. The best epoch has one even if no other is due."""
+    return folder / "samples" / f"{'best-' * best}epoch-{epoch:04d}.png"
+
+
+def remove_best_sheets(folder: Path, but: Path) -> None:
+    """Remove the sheets of epochs that were the best before."""
+    for path in folder.glob("samples/best-epoch-*.png"):
+        if path != but:
+            path.unlink(missing_ok=True)
+
+
+def read_pictures(folder: Path, best_epoch: int | None, known: dict[Path, list]) -> dict[str, Any] | None:
+    """Return the tiles of the first, the last, the best and two more sheets as data URIs; None if there are no sheets.
 
     Input and gt are the same in all sheets, so each is included once. `known` caches the tiles of each sheet.
+    `best_epoch` counts from 0.
     """
     sheets = []
     paths = sorted(folder.glob("samples/epoch-*.png"))
     places = {round(part * (len(paths) - 1) / (_MAX_SHEETS - 1)) for part in range(_MAX_SHEETS)} if paths else ()
-    for path in (paths[place] for place in sorted(places)):
+    chosen = {_epoch(paths[place]): paths[place] for place in places}
+    if best_epoch is not None:
+        both = sheet_path(folder, best_epoch), sheet_path(folder, best_epoch, best=True)
+        chosen |= {_epoch(path): path for path in both if path.exists()}
+    for path in sorted(chosen.values(), key=lambda path: path.stem.rpartition("-")[2]):
         if path not in known:
             try:
                 known[path] = _cut(path)
@@ -53,12 +70,14 @@ def read_pictures(folder: Path, known: dict[Path, list]) -> dict[str, Any] | Non
         }
         for place, row in enumerate(last)
     ]
-    return {"images": images, "epochs": [epoch for epoch, _ in sheets], "sheets": len(paths)}
+    epochs = [epoch for epoch, _ in sheets]
+    best = None if best_epoch is None else str(best_epoch + 1)
+    return {"images": images, "epochs": epochs, "best": best, "sheets": len(paths)}
 
 
 def _epoch(sheet: Path) -> str:
     """Return the epoch of a sheet, counted from 1; file names count from 0."""
-    number = sheet.stem.removeprefix("epoch-")
+    number = sheet.stem.rpartition("epoch-")[2]
     return str(int(number) + 1) if number.isdecimal() else number
 
 

@@ -24,20 +24,30 @@ def progress(status: dict[str, Any], plan: dict[str, Any], train: dict[str, Any]
 
 def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]]:
     """Return the main results as (name, value, detail)."""
-    found = status.get("best")
-    best: dict[str, Any] = found if isinstance(found, dict) else {}
+    best = _best(status)
     rows = [("best epoch", _epoch(best), f"step {best.get('step')}")] if _epoch(best) else []
     for name in (*TITLES, "loss"):
         if isinstance(best.get(name), int | float):
             before = best.get(f"input_{name}")
             detail = f"input {format_score(name, before)}" if isinstance(before, int | float) else "validation"
             rows.append((TITLES.get(name, name), format_score(name, best[name]), detail))
-    ranks = metrics.ranks()
-    rows.append(("ranks", str(status.get("world_size") or len(ranks)), str(status.get("host") or "")))
+    ranks, host = metrics.ranks(), status.get("host")
+    rows.append(("ranks", str(status.get("world_size") or len(ranks)), f"on {host}" if host else ""))
     seconds = [line["seconds"] for line in metrics.epochs if isinstance(line.get("seconds"), int | float)]
     if seconds:
         rows.append(("training time", _time(sum(seconds)), f"median {_time(float(np.median(seconds)))} per epoch"))
     return rows
+
+
+def best_epoch(status: dict[str, Any]) -> int | None:
+    """Return the epoch of the best weights, counted from 0, if there is one."""
+    epoch = _best(status).get("epoch")
+    return epoch if isinstance(epoch, int) and epoch >= 0 else None
+
+
+def _best(status: dict[str, Any]) -> dict[str, Any]:
+    found = status.get("best")
+    return found if isinstance(found, dict) else {}
 
 
 def _time(seconds: float) -> str:

@@ -18,6 +18,7 @@ from accel_restore.checkpoint.resume import RUN_FILES, Start, clear
 from accel_restore.cli import main
 from accel_restore.tracking.report import page as report
 from accel_restore.tracking.report.page import Page, Report
+from accel_restore.tracking.report.pictures import read_pictures
 from accel_restore.tracking.report.series import Metrics, thin
 from accel_restore.tracking.rows import read_summary
 from accel_restore.tracking.run_files import read_audit
@@ -220,3 +221,16 @@ def test_overwrite_removes_every_file_of_a_run(made, tmp_path):
     assert {"plan.json", "report.html", "tensorboard", "samples"} <= set(RUN_FILES)
     clear(folder, Start())
     assert list(folder.iterdir()) == []
+
+
+def test_the_pictures_include_the_best_epoch_of_a_long_run(tmp_path):
+    folder = made_run(tmp_path / "run")
+    for epoch in range(3, 20):
+        shutil.copy(folder / "samples" / "epoch-0000.png", folder / "samples" / f"epoch-{epoch:04d}.png")
+    for best, file in ((4, "epoch-0004.png"), (5, "best-epoch-0005.png")):
+        if not file.startswith("epoch"):
+            (folder / "samples" / "epoch-0005.png").rename(folder / "samples" / file)
+        pictures = read_pictures(folder, best, {})
+        assert pictures["best"] == str(best + 1) in pictures["epochs"]
+        assert pictures["epochs"] == sorted(pictures["epochs"], key=int) and len(pictures["epochs"]) == 5
+    assert read_pictures(folder, None, {})["best"] is None
