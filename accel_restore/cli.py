@@ -7,6 +7,7 @@ import sys
 from accel_restore import __version__
 from accel_restore.errors import UserError
 from accel_restore.utils.imports import resolve
+from accel_restore.utils.launch import is_reporter
 from accel_restore.utils.utf8 import use_utf8
 
 COMMANDS = {  # name: (help, import path of the function)
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return resolve(COMMANDS[command][1], {}, command)(arguments[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # an error stops all ranks, and one of them reports it
+        if is_reporter() if error.is_reporter is None else error.is_reporter:
             print(f"accel-restore: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,6 +7,8 @@ class UserError(Exception):
     The message names the file or the key, and the remedy.
     """
 
+    is_reporter: bool | None = None  # whether this rank reports the error; None: the main process does
+
 
 class DivergedError(Exception):
     """Losses, gradients or weights are NaN or inf: exit 3."""

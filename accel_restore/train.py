@@ -13,6 +13,7 @@ import argparse
 from accel_restore.checkpoint.run_lock import record_preempted, run_folder
 from accel_restore.config.load import load_config
 from accel_restore.errors import AuditError, DivergedError, PreemptedError, RunAbortedError, UserError, resume_hint
+from accel_restore.utils.launch import is_main, is_reporter
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 from accel_restore.utils.utf8 import use_utf8
@@ -70,9 +71,9 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             stop_after=options.stop_after,
         )
     except (UserError, MemoryError) as error:
-        return _report(error, 2)
+        return _report(error, 2, getattr(error, "is_reporter", None))
     except PreemptedError as error:
-        if config is not None and not error.recorded and _is_main():
+        if config is not None and not error.recorded and is_main():
             record_preempted(run_folder(config))
         return _report(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
     except (AuditError, RunAbortedError) as error:
@@ -82,13 +83,9 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     return 0
 
 
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def _report(error: Exception | str, code: int, is_reporter: bool | None = None) -> int:
-    """Print a message from one rank, the main process unless `is_reporter` is given; return `code`."""
-    if _is_main() if is_reporter is None else is_reporter:
+def _report(error: Exception | str, code: int, reports: bool | None = None) -> int:
+    """Print a message from one rank, the main process unless `reports` is given; return `code`."""
+    if is_reporter() if reports is None else reports:
         try:
             print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
         except OSError:  # its reader is gone; what is left in the buffer must not make Python exit with 120

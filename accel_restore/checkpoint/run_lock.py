@@ -13,6 +13,7 @@ from filelock import OwnerRecord, SoftFileLease, Timeout
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
 from accel_restore.tracking.run_files import read_status, write_status
+from accel_restore.utils.launch import launch_or_alone
 
 _FILE = "run.lock"
 _REACHED = ("epoch", "step", "best")
@@ -155,7 +156,7 @@ def record_preempted(folder: Path) -> None:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if lock.try_acquire():
-            ranks = int(os.environ.get("WORLD_SIZE", 1))
+            ranks = launch_or_alone().world_size
             reached = {"epoch": 0, "step": 0, "best": None, **{k: former[k] for k in _REACHED if k in former}}
             write_status(folder, "preempted", **reached, world_size=ranks)
     lock.release()

@@ -1,6 +1,5 @@
 """The device of a command that applies weights, and the processes that share its work under a launcher."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
+from accel_restore.utils.launch import Launch, find_launch, set_joined
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +67,9 @@ def joined(device: str | None) -> Iterator[Processes]:
 
     Raises: UserError for an unavailable device, or if Accelerate does not see all processes.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    chosen = _choose_device(device, world_size)
+    launch = find_launch()
+    world_size = launch.world_size
+    chosen = _choose_device(device, launch)
     if world_size == 1:
         yield Processes(chosen)
         return
@@ -76,7 +77,13 @@ def joined(device: str | None) -> Iterator[Processes]:
         raise UserError(f"--device: {device} is one device for {world_size} processes; omit its number")
     from accelerate import PartialState
 
-    state = PartialState(cpu=chosen.type == "cpu", timeout=_TIMEOUT)
+    from accel_restore.distributed.rendezvous import DEFAULT_SECONDS, meet
+
+    store = meet(launch, DEFAULT_SECONDS, "fixed")
+    set_joined(launch.rank)
+    with launch.environment():
+        state = PartialState(cpu=chosen.type == "cpu", timeout=_TIMEOUT)
+    del store
     if state.num_processes != world_size:
         raise UserError(
             f"the launcher started {world_size} processes, but Accelerate sees {state.num_processes}; use torchrun"
@@ -87,7 +94,7 @@ def joined(device: str | None) -> Iterator[Processes]:
         state.destroy_process_group()
 
 
-def _choose_device(device: str | None, world_size: int) -> "torch.device":
+def _choose_device(device: str | None, launch: Launch) -> "torch.device":
     """Return the device to use, after a test allocation; without an index for several processes with a GPU each."""
     import torch
 
@@ -96,9 +103,10 @@ def _choose_device(device: str | None, world_size: int) -> "torch.device":
         found = torch.device("cpu")
     try:
         chosen = tested = torch.device(device or found)
-        if world_size > 1 and chosen.type != "cpu" and chosen.index is None:
+        if launch.world_size > 1 and chosen.type != "cpu" and chosen.index is None:
             # The device that Accelerate chooses; all ranks on the first GPU would cost it memory for each.
-            index = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
+            local_rank = launch.rank if launch.local_rank is None else launch.local_rank
+            index = local_rank % torch.accelerator.device_count()
             tested = torch.device(chosen.type, index)
         torch.empty(1, device=tested)
     except (RuntimeError, AssertionError) as error:

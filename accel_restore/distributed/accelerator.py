@@ -3,16 +3,33 @@
 import ctypes
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.utils import DistributedType
 from torch import distributed
 
 from accel_restore.config.schema import Config
 from accel_restore.distributed.fsdp import use_float32_weights
-from accel_restore.errors import UserError
+from accel_restore.distributed.heartbeat import is_communication
+from accel_restore.distributed.rendezvous import meet
+from accel_restore.errors import RunAbortedError, UserError
+from accel_restore.utils.imports import describe_error
+from accel_restore.utils.launch import Launch, find_launch, set_joined
+
+_FSDP = "ACCELERATE_USE_FSDP"
+_OFF = ("false", "0", "no", "off", "n", "f")
+# Settings of Accelerate that the environment may hold: the values that ask for nothing, and what to set instead.
+_SETTINGS = {
+    "ACCELERATE_USE_DEEPSPEED": (_OFF, ""),
+    "ACCELERATE_USE_MEGATRON_LM": (_OFF, ""),
+    "ACCELERATE_USE_SAGEMAKER": (_OFF, ""),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (_OFF, ""),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), " (set train.compile instead)"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), " (set train.gradient_accumulation_steps instead)"),
+}
 
 
 def create_accelerator(config: Config, cpu: bool) -> Accelerator:
@@ -23,54 +40,83 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
     Raises: UserError if the launch does not give what it promises, or the precision is not available.
     """
     cpu = cpu or torch.backends.mps.is_available()  # Apple's GPUs have no float64, which exact sums need
-    if not cpu and not torch.accelerator.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("this machine has no GPU and several processes were started; add --cpu to train on the CPU")
+    launch = find_launch()
+    _check_settings()
+    if not cpu and not torch.accelerator.is_available() and launch.world_size > 1:
+        raise UserError(
+            "this machine has no GPU and several processes were started; add --cpu to train on the CPU "
+            f"({', '.join(launch.variables)})"
+        )
     if cpu or not torch.accelerator.is_available():
         keep_freed_memory()
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    rejoin(cpu, config.train.rank_timeout)
-    # `fit` may have run before in this process, with another precision or (as a single process) on another device.
-    AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
-    GradientState._reset_state()
-    try:
-        accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=precision(config.train.mixed_precision, cpu),
-            step_scheduler_with_optimizer=False,
-            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.rank_timeout)),
-            ],
-        )
-    except ValueError as error:
-        raise UserError(f"the launch does not fit this machine: {error}") from error
-    _check_launch(accelerator, config)
+    mixed_precision = precision(config.train.mixed_precision, cpu)
+    with launch.environment(settings=True):
+        store = join(launch, cpu, config.train.rank_timeout, "train.rank_timeout")
+        # `fit` may have run before in this process, with another precision or (as a single process) on another device.
+        AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
+        GradientState._reset_state()
+        try:
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision=mixed_precision,
+                step_scheduler_with_optimizer=False,
+                dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                    InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.rank_timeout)),
+                ],
+            )
+        except Exception as error:  # a plugin that the environment asks for may raise anything
+            if is_communication(error):
+                raise RunAbortedError(f"a rank was lost while all formed a group: {describe_error(error)}") from error
+            raise UserError(f"Accelerate does not start: {describe_error(error)}{_named_settings()}") from error
+    del store
+    _check_launch(accelerator, config, launch)
     use_float32_weights(accelerator)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     return accelerator
 
 
-def _check_launch(accelerator: Accelerator, config: Config) -> None:
-    promised = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != promised:
-        raise UserError(
-            f"the launcher started {promised} processes, but Accelerate sees {accelerator.num_processes}, so each "
-            "would train alone. On CPUs add --cpu; on GPUs start with 'accelerate launch --multi_gpu' or torchrun"
-        )
-    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    kinds += (DistributedType.FSDP,) if accelerator.is_fsdp2 else ()
-    unfit = [
-        (accelerator.distributed_type not in kinds, f"distributed_type {accelerator.distributed_type}"),
-        (accelerator.state.dynamo_plugin.backend != DynamoBackend.NO, "dynamo_backend (set train.compile instead)"),
-        (accelerator.gradient_accumulation_steps != 1, "gradient_accumulation_steps (set it in the configuration)"),
+def _check_settings() -> None:
+    """Raise `UserError` if the environment asks Accelerate for what would change the flow of weights."""
+    env = {name: value for name, value in os.environ.items() if value}
+    asked = [
+        f"{name}={env[name]}{remedy}"
+        for name, (harmless, remedy) in _SETTINGS.items()
+        if name in env and env[name].lower() not in harmless
     ]
-    if found := [what for wrong, what in unfit if wrong]:
+    if env.get(_FSDP, "no").lower() not in _OFF and env.get("FSDP_VERSION") != "2":
+        asked.append(f"{_FSDP}={env[_FSDP]} without FSDP_VERSION=2")
+    if asked:
         raise UserError(
-            f"the launcher's configuration sets {', '.join(found)}, which would change the flow of weights; use one of "
-            "launch/*.yaml with --config_file"
+            f"the environment sets {', '.join(asked)}, which would change the flow of weights; unset it, or, if "
+            "accelerate launch has set it, use one of launch/*.yaml with --config_file"
+        )
+
+
+def _named_settings() -> str:
+    """The environment's settings of Accelerate, for a message."""
+    prefixes = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED", "OMP_NUM_THREADS")
+    found = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
+    return f"; the environment sets {', '.join(found)}: unset what is wrong" if found else ""
+
+
+def _check_launch(accelerator: Accelerator, config: Config, launch: Launch) -> None:
+    if accelerator.num_processes != launch.world_size:
+        raise UserError(
+            f"the launcher started {launch.world_size} processes, but Accelerate sees {accelerator.num_processes}, so "
+            "each would train alone. On CPUs add --cpu; on GPUs start with 'accelerate launch --multi_gpu' or torchrun"
+        )
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
+        raise UserError(f"the launch is of the unsupported type {kind.value}; use one of launch/*.yaml")
+    if os.environ.get(_FSDP, "").lower() == "true" and not accelerator.is_fsdp2:
+        raise UserError(
+            f"{_FSDP}=true: FSDP2 needs GPUs and a launcher; unset it, or, if accelerate launch has set it, use "
+            "another one of launch/*.yaml with --config_file"
         )
     if accelerator.is_fsdp2 and config.optimizer.name == "muon":
         raise UserError(
@@ -78,27 +124,27 @@ def _check_launch(accelerator: Accelerator, config: Config) -> None:
         )
 
 
-def rejoin(cpu: bool, timeout: float) -> None:
-    """Join the process group of an attempt that torchrun has restarted. At the first attempt Accelerate joins it.
+def join(launch: Launch, cpu: bool, seconds: float, limit: str) -> Any:
+    """Meet all ranks, and return the store that keeps rank 0's port until the group is formed.
 
-    torchrun keeps one key-value store for all attempts. Without keys of its own, a restarted rank would find the
-    addresses of dead ranks there (with gloo and 2 ranks, more often than not). On several hosts the attempts are not
-    counted alike, so this covers one host only; see launch/.
+    Accelerate forms the group, except in an attempt that torchrun has restarted. torchrun keeps one key-value store for
+    all attempts. Without keys of its own, a restarted rank would find the addresses of dead ranks there (with gloo and
+    2 ranks, more often than not). On several hosts the attempts are not counted alike, so this covers one host only;
+    see launch/.
     """
-    env = os.environ
-    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
-    on_one_host = env.get("LOCAL_WORLD_SIZE") == env.get("WORLD_SIZE")
-    if attempt == "0" or not on_one_host or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return
-    limit = timedelta(seconds=timeout)
-    store = distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=limit)
-    distributed.init_process_group(
-        "gloo" if cpu or not torch.cuda.is_available() else "nccl",
-        store=distributed.PrefixStore(f"attempt-{attempt}", store),
-        rank=int(env["RANK"]),
-        world_size=int(env["WORLD_SIZE"]),
-        timeout=limit,
-    )
+    if distributed.is_initialized():
+        return None
+    store = meet(launch, seconds, limit)
+    set_joined(launch.rank)
+    if launch.attempt and launch.has_agent and launch.local_world_size == launch.world_size > 1:
+        distributed.init_process_group(
+            "gloo" if cpu or not torch.cuda.is_available() else "nccl",
+            store=distributed.PrefixStore(f"attempt-{launch.attempt}", store),
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=seconds),
+        )
+    return store
 
 
 def keep_freed_memory() -> None:

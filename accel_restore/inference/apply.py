@@ -5,7 +5,6 @@ The images stay where they are, usually on the host; the network's device holds 
 
 import gc
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from accel_restore.errors import UserError
 from accel_restore.models.tiling import GRID, cuts, self_ensemble, tiled
+from accel_restore.utils.launch import launch_or_alone
 from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -132,7 +132,7 @@ class ModelRunner:
             return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         copies = 3 if settings.self_ensemble else 2  # of the output: sums, mean of the flips, result
         own = images.numel() * _FLOAT * (1 + copies * self.scale**2)
-        return memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - own
+        return memory_bytes() / launch_or_alone().local_world_size - own
 
     def _output(self, images: Tensor, tile: int | None, settings: Settings, advance: Advance | None) -> Tensor:
         def network(part: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ commit, and a resumed run takes it from there.
 """
 
 import gc
-import os
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss
 from accel_restore.trainer.bare_loop import BareLoop
+from accel_restore.utils.launch import launch_or_alone
 from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
 
 _ASSUMED = 8
@@ -112,7 +112,7 @@ def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, size
 
     Measured are the tensors of a step with one pair, and what a second pair adds to the forward.
     """
-    free = _SHARE_ON_CPU * memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = _SHARE_ON_CPU * memory_bytes() / launch_or_alone().local_world_size
     with LiveBytes() as whole:
         _trial(config, accelerator, loss_fn, 1)(_STEPS)
     one, two = (_forward_bytes(_trial(config, accelerator, loss_fn, size)) for size in (1, 2))

@@ -1,7 +1,6 @@
 """A training run from its configuration to its files: set up, print the plan, train, report the result."""
 
 import json
-import os
 import signal
 import sys
 import warnings
@@ -39,6 +38,7 @@ from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.trainer.summary import report_result, state_of
 from accel_restore.utils.files import to_json
+from accel_restore.utils.launch import is_restarted
 from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
@@ -91,7 +91,7 @@ def run_training(
     monitor.start()
     failed = True
     try:
-        ending.run = prepare(config, accelerator, console, lock, audit, overwrite and not _is_restarted(), overrides)
+        ending.run = prepare(config, accelerator, console, lock, audit, overwrite and not is_restarted(), overrides)
         if ending.run is not None:
             _fit(ending.run, monitor, stop, stop_after, audit)
         failed = False
@@ -160,11 +160,6 @@ def _out_of_memory(error: Exception, in_validation: bool) -> MemoryError:
             "today's global batch)"
         )
     return MemoryError(f"not enough memory for {what}: {remedy} ({' '.join(str(error).split()):.200})")
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun or Slurm has started this command again: it then continues, and `--overwrite` is ignored."""
-    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _fit(run: RunContext, monitor: RankMonitor, stop: StopRequest, stop_after: int | None, audit: bool) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from accel_restore.errors import PreemptedError
+from accel_restore.utils.launch import is_reporter
 
 EXIT_CODE = 143  # 128 + SIGTERM, as schedulers expect
 # Slurm sends SIGUSR1 before a job's time limit (--signal=USR1@120).
@@ -202,6 +203,6 @@ def die_with_launcher() -> None:
 
 def _report(text: str) -> None:
     """Print on rank 0 without Python's buffers, whose locks the main thread may hold."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_reporter():
         with suppress(OSError):
             os.write(2, f"accel-restore: {text}\n".encode())

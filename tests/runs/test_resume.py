@@ -20,6 +20,15 @@ from accel_restore.trainer import setup as preparation
 
 PHOTOS = 29, 3  # training, validation
 TIMES = ("seconds", "step_s", "wait_s")
+RESTARTED = {  # the environment that torchrun gives to a rank that it has restarted
+    "TORCHELASTIC_RUN_ID": "job",
+    "TORCHELASTIC_RESTART_COUNT": "1",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+}
 
 
 def configuration(photos, out, name="whole", **train):
@@ -163,7 +172,7 @@ def test_a_finished_run_is_reported_and_overwrite_starts_again(photos, tmp_path)
     assert "finished" in again.stdout and best.stat().st_mtime_ns == written
 
     # torchrun and Slurm repeat the whole command to continue
-    repeated = succeed(runs.launch(config, "--overwrite", env={"TORCHELASTIC_RESTART_COUNT": "1"}))
+    repeated = succeed(runs.launch(config, "--overwrite", env=RESTARTED))
     assert "finished" in repeated.stdout and best.stat().st_mtime_ns == written
 
     own = run_folder(config) / "notes.txt"

@@ -13,6 +13,7 @@ from accel_restore.commands._children import error_of, run_module
 from accel_restore.commands.bench.phases import EXCHANGE
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
+from accel_restore.utils.launch import launch_or_alone
 
 
 def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises: UserError if the machine has fewer cores or devices, or a measurement fails.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if launch_or_alone().world_size > 1:
         raise UserError("--scaling: it starts its own processes; run it without a launcher")
     on_cpu = options.cpu or not torch.accelerator.is_available()
     most = _cores() if on_cpu else torch.accelerator.device_count()
