@@ -28,6 +28,7 @@ from accel_restore.data.image_formats import ImageError
 from accel_restore.data.store import Store, digest_of, write_store
 from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
+from accel_restore.utils.cgroups import num_cores
 from accel_restore.utils.files import replace_file, sync_folder
 from accel_restore.utils.redaction import redacted
 
@@ -225,11 +226,6 @@ def _build_missing(
             )
         for build in builds:
             build.build(track, max_pixels)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use; in a container or under Slurm these are not all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each_ahead(read: Callable, items: Iterable, at_once: int | None = None) -> Iterator[Any]:

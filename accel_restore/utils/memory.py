@@ -1,7 +1,6 @@
 """Measure the memory of this machine and of this process."""
 
 import weakref
-from pathlib import Path
 
 import psutil
 import torch
@@ -9,20 +8,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from accel_restore.utils.cgroups import memory_left
+
 
 def memory_bytes() -> int:
-    """Return the bytes that this process can still use: free or file-cache memory, within its control group's limit."""
-    groups = Path("/proc/self/cgroup")
-    limits = []
-    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else []:
-        _, controllers, group = line.split(":", 2)
-        root, name = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}.get(controllers, ("", ""))
-        mounted = Path("/sys/fs/cgroup", root)
-        if name:  # a parent group may set the limit; in a container the group's folder is mounted as the root
-            folder = mounted / group.lstrip("/")
-            limits += [place / name for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
-    texts = [limit.read_text(encoding="utf-8").strip() for limit in limits if limit.exists()]
-    return min([psutil.virtual_memory().available, *(int(text) for text in texts if text.isdecimal())])
+    """Return the bytes that this process can still use: free or cached memory, within the limits of its groups."""
+    return int(min(psutil.virtual_memory().available, memory_left()))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from accel_restore.commands._children import error_of, run_module
 from accel_restore.commands.bench.phases import EXCHANGE
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
+from accel_restore.utils.cgroups import num_cores
 from accel_restore.utils.launch import launch_or_alone
 
 
@@ -27,7 +27,7 @@ def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
     if launch_or_alone().world_size > 1:
         raise UserError("--scaling: it starts its own processes; run it without a launcher")
     on_cpu = options.cpu or not torch.accelerator.is_available()
-    most = _cores() if on_cpu else torch.accelerator.device_count()
+    most = num_cores() if on_cpu else torch.accelerator.device_count()
     if not 1 <= options.scaling <= most:
         raise UserError(f"--scaling: must be 1 to {most}, the {'cores' if on_cpu else 'devices'} of this machine")
     sizes = sorted({2**power for power in range(options.scaling.bit_length())} | {options.scaling})
@@ -55,10 +55,6 @@ def show_scaling(options: argparse.Namespace) -> dict[str, Any]:
     return records
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _measured(options: argparse.Namespace, size: int, on_cpu: bool) -> dict[str, Any]:
     """Return the record of `bench train` on `size` processes."""
     with tempfile.TemporaryDirectory(prefix="accel-restore-bench-", ignore_cleanup_errors=True) as folder:
@@ -69,7 +65,7 @@ def _measured(options: argparse.Namespace, size: int, on_cpu: bool) -> dict[str,
             arguments += ["--profile", str(options.profile / f"{size}-processes")]
         env = {"TMPDIR": folder}  # whatever ends the processes, nothing of theirs is left
         if on_cpu:
-            env["OMP_NUM_THREADS"] = str(max(1, _cores() // size))
+            env["OMP_NUM_THREADS"] = str(max(1, num_cores() // size))
         done = run_module("accel_restore.cli", [*arguments, *options.overrides], size, env)
         if not file.exists():
             raise UserError(f"bench train with {size} process{'es' * (size > 1)}: {error_of(done)}")
