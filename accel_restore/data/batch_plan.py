@@ -76,12 +76,16 @@ class BatchPlan:
         return -(-self.num_samples // self.global_batch)
 
     def num_real(self, step: int) -> int:
-        """Return the number of samples of a step (from 0) of an epoch: the global batch, or less in the last step."""
-        return min(self.global_batch, self.num_samples - step * self.global_batch)
+        """Return the number of samples of a step (from 0) of an epoch: less in the last step, none after it."""
+        return max(0, min(self.global_batch, self.num_samples - step * self.global_batch))
 
     def num_micro_batches(self, step: int) -> int:
         """Return the number of micro-batches of a step, without those that would hold only padding."""
         return -(-self.num_real(step) // self.micro_batch)
+
+    def num_micro_batches_from(self, step: int) -> int:
+        """Return the number of micro-batches of an epoch from a step on; none after the last step."""
+        return max(0, -(-self.num_samples // self.micro_batch) - step * self.accumulation)
 
     def sample_ids(self, epoch: int, step: int) -> np.ndarray:
         """Return the sample ids of a step in order, without padding."""

@@ -40,8 +40,7 @@ class StepSampler(Sampler):
         yield from self.plan.micro_batches(self.epoch, self.first_step)
 
     def __len__(self) -> int:
-        last = self.plan.steps_per_epoch - 1  # all steps before it are full
-        return (last - self.first_step) * self.plan.accumulation + self.plan.num_micro_batches(last)
+        return self.plan.num_micro_batches_from(self.first_step)
 
 
 class LoaderObserver:

@@ -256,7 +256,8 @@ class RankMonitor:
             return Verdict(gone, "died", f"{names} {verb} died (killed, or out of memory), or the network is cut")
         if self.rank == 0 and any(word in str(error) for word in _TIMEOUT) and self.standing[0]:
             return self._last_rank(now - self.standing[1])
-        text = f"rank {self.rank} has lost the connection to another rank"
+        first = "".join(str(error).strip().splitlines()[:1])
+        text = f"rank {self.rank} has lost the connection to another rank ({first:.300})"
         return Verdict((self.rank,), "disconnected", text)
 
 

@@ -78,9 +78,8 @@ def test_settings_that_need_a_gpu_are_rejected_on_a_cpu(photos, tmp_path):
     assert half.returncode == 2 and "fp16 needs a GPU" in half.stderr
     # Two processes without --cpu would each train alone and write the same files.
     command = [sys.executable, str(TRAIN), "--config", str(tmp_path / "small.yaml")]
-    alone = subprocess.run(
-        command, capture_output=True, text=True, env={**clean_environment(), "WORLD_SIZE": "2", "RANK": "0"}
-    )
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    alone = subprocess.run(command, capture_output=True, text=True, env={**clean_environment(), **launched})
     assert alone.returncode == 2 and "add --cpu" in alone.stderr
     assert not run_folder(config).exists()
 

@@ -8,6 +8,7 @@ import pytest
 from accel_restore.checkpoint.resume import Start
 from accel_restore.config.load import config_from
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
+from accel_restore.data.loader import StepSampler
 from accel_restore.errors import UserError
 from accel_restore.trainer.setup import _make_stages
 from accel_restore.utils.rng import hashes, key, shuffled, uniform
@@ -75,6 +76,21 @@ def test_epoch_started_in_the_middle_equals_the_rest_of_the_whole_epoch(first):
     before = sum(plan.num_micro_batches(step) for step in range(first))
     whole = [list(batch) for batch in plan.micro_batches(1)]
     assert [list(batch) for batch in plan.micro_batches(1, first)] == whole[before:] != []
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 8, 9, 47, 48, 49, 63, 64])
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_number_of_micro_batches_from_a_step_on_is_that_of_the_epoch_up_to_its_end(
+    num_samples, accumulation, world_size
+):
+    plan = BatchPlan(num_samples, 4, accumulation, world_size, 0, 16)
+    sampler = StepSampler(plan)
+    for step in range(plan.steps_per_epoch + 2):  # a run may continue at the end of an epoch, and there is no step more
+        sampler.start_at(0, step)
+        assert len(sampler) == len(list(sampler)) == sum(map(plan.num_micro_batches, range(step, plan.steps_per_epoch)))
+        assert (plan.num_real(step) > 0) == (plan.num_micro_batches(step) > 0) == (step < plan.steps_per_epoch)
+        assert len(plan.sample_ids(0, step)) == plan.num_real(step)
 
 
 def test_rank_makes_only_its_own_samples():
