@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from accel_restore.data.exif import ICC, MARK, XMP, Density, Tiff, renewed
-from accel_restore.data.metadata import About, renewed_xmp
+from accel_restore.data.metadata import XMP_KEYWORD, About, renewed_xmp
 
 SUFFIXES = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -91,7 +91,7 @@ def _png(pixels: np.ndarray, exif: bytes, xmp: bytes, about: About) -> bytes:
             chunks.append((b"pHYs", struct.pack(">IIB", x, y, is_metric)))
     chunks.append((b"eXIf", exif))
     if xmp:
-        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
+        chunks.append((b"iTXt", XMP_KEYWORD + bytes(5) + xmp))
     added = b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )

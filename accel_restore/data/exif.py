@@ -154,11 +154,15 @@ class Tiff:
 
 
 def renewed(
-    exif: bytes | None, size: tuple[int, int], density: Density | None, mark: str, adds_density: bool = False
+    exif: bytes | None,
+    size: tuple[int, int],
+    density: Density | None,
+    mark: str | None = None,
+    adds_density: bool = False,
 ) -> Tiff:
     """Return EXIF data for new upright pixels of `size` (width, height), less what described the original's pixels.
 
-    `density` replaces one that is there; `adds_density`: it is added where there is none.
+    `density` replaces one that is there; `adds_density`: it is added where there is none. A mark that is there goes.
 
     Raises: ValueError if it is damaged.
     """
@@ -172,7 +176,9 @@ def renewed(
         for tag, value in zip(_DENSITY[:2], (density.x, density.y), strict=True):
             tiff.first[tag] = tiff.store(RATIONAL, as_rational(value))
         tiff.first[_DENSITY[2]] = tiff.store(SHORT, [density.unit])
-    tiff.first[MARK] = tiff.store(ASCII, mark.encode() + b"\0")
+    tiff.first.pop(MARK, None)
+    if mark is not None:
+        tiff.first[MARK] = tiff.store(ASCII, mark.encode() + b"\0")
     return tiff
 
 

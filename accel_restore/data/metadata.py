@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from accel_restore.data.exif import XMP, Density, Tiff, exif_of_tiff, renewed
 from accel_restore.data.image_formats import FORMATS
 
-_PNG, _EXIF, _XMP = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"XML:com.adobe.xmp"
+_PNG, _EXIF, XMP_KEYWORD = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"XML:com.adobe.xmp"
 _PNG_COLOUR = (b"mDCV", b"cLLI", b"cICP", b"sRGB", b"gAMA", b"cHRM")
 _PNG_OTHER = (b"IHDR", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"eXIf", b"pHYs", b"bKGD", b"hIST", b"sBIT")
 _SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2), (1, 2, 13)  # codes of H.273; 2: unspecified
@@ -49,6 +49,19 @@ def read_about(data: bytes, channels: int, orientation: int = 1, scale: int = 1)
         about = _of_png(data) if data.startswith(_PNG) else _of_others(data)
     except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         return About(left_out=(f"damaged metadata ({error})",))
+    return _renewed(about, channels, orientation, scale)
+
+
+def read_picture(image: Image.Image, channels: int, orientation: int = 1, scale: int = 1) -> About:
+    """Return the metadata of a PIL image for a new one; see `read_about`."""
+    try:
+        about = _of_picture(image, image.getexif().tobytes() if isinstance(image, TiffImageFile) else None)
+    except Exception:  # as above
+        return About()
+    return _renewed(about, channels, orientation, scale)
+
+
+def _renewed(about: About, channels: int, orientation: int, scale: int) -> About:
     changes: dict = {}
     if about.icc and about.icc[16:20] != (b"GRAY" if channels == 1 else b"RGB "):
         what = f"a profile of other colours than {'gray' if channels == 1 else 'RGB'}"
@@ -84,7 +97,7 @@ def _of_png(data: bytes) -> About:
     raw = {keyword: _raw_profile(text) for keyword, text in texts.items() if keyword.startswith(b"Raw profile type ")}
     app1 = raw.get(b"Raw profile type APP1", b"")  # EXIF data or XMP
     exif = first.get(b"eXIf") or raw.get(b"Raw profile type exif") or (app1 if app1.startswith(_EXIF) else None)
-    xmp = texts.get(_XMP) or raw.get(b"Raw profile type xmp") or (app1 if b"<rdf:RDF" in app1 else None)
+    xmp = texts.get(XMP_KEYWORD) or raw.get(b"Raw profile type xmp") or (app1 if b"<rdf:RDF" in app1 else None)
     density = None
     if len(first.get(b"pHYs", b"")) == 9:
         x, y, is_metric = struct.unpack(">IIB", first[b"pHYs"])
@@ -100,26 +113,32 @@ def _of_png(data: bytes) -> About:
 
 def _of_others(data: bytes) -> About:
     with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-        info, density = image.info, None
-        others: list[str] = []
-        exif, xmp = info.get("exif"), info.get("xmp")
-        if isinstance(image, TiffImageFile):
-            xmp = image.tag_v2.get(XMP)
-            exif, others = exif_of_tiff(data)
+        exif, others = exif_of_tiff(data) if isinstance(image, TiffImageFile) else (None, [])
+        about = _of_picture(image, exif)
         if isinstance(image, JpegImageFile):
             segments = b"".join(name.encode() + body[:35] for name, body in image.applist)
             others += ["Photoshop's data (IPTC)"] if b"APP13Photoshop" in segments else []
             others += ["the rest of a long XMP"] if b"http://ns.adobe.com/xmp/extension/" in segments else []
             others += ["further pictures (MPO)"] if image.format == "MPO" else []
-        if "jfif_density" in info:
-            x, y = info["jfif_density"]
-            density = Density(Fraction(x), Fraction(y), {1: 2, 2: 3}.get(info["jfif_unit"], 1))
-        elif "dpi" in info and (not isinstance(image, TiffImageFile) or 282 in image.tag_v2):  # Pillow makes up others
-            x, y = (Fraction(float(side)).limit_denominator(1000) for side in info["dpi"])
-            density = None if isinstance(image, TiffImageFile) and exif else Density(x, y, 2)
-        others += ["a comment"] if info.get("comment") else []
+        others += ["a comment"] if image.info.get("comment") else []
         colour = _avif_colour(data) if image.format == "AVIF" else {}
-        return _about(exif, xmp, info.get("icc_profile"), density, colour, others)
+    return replace(about, colour=colour, left_out=(*about.left_out, *dict.fromkeys(others)))
+
+
+def _of_picture(image: Image.Image, tiff_exif: bytes | None) -> About:
+    info, density = image.info, None
+    exif = info.get("exif") or tiff_exif
+    xmp = info.get("xmp") or info.get(XMP_KEYWORD.decode())
+    if isinstance(image, TiffImageFile):
+        xmp = image.tag_v2.get(XMP)
+    if "jfif_density" in info:
+        x, y = info["jfif_density"]
+        density = Density(Fraction(x), Fraction(y), {1: 2, 2: 3}.get(info["jfif_unit"], 1))
+    elif "dpi" in info and not (isinstance(image, TiffImageFile) and (exif or 282 not in image.tag_v2)):
+        # Pillow makes up the density of a TIFF that names none.
+        x, y = (Fraction(float(side)).limit_denominator(1000) for side in info["dpi"])
+        density = Density(x, y, 2)
+    return _about(exif, xmp, info.get("icc_profile"), density, {}, [])
 
 
 def _about(
@@ -193,7 +212,7 @@ def _raw_profile(text: bytes) -> bytes:
 
 
 def _is_kept_text(body: bytes) -> bool:
-    return body.startswith((_XMP + b"\0", b"Raw profile type "))
+    return body.startswith((XMP_KEYWORD + b"\0", b"Raw profile type "))
 
 
 def renewed_xmp(xmp: bytes, size: tuple[int, int]) -> bytes:

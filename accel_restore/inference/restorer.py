@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from accel_restore.data.decode import luma
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import Advance, ModelRunner, Settings
+from accel_restore.inference.picture import with_metadata
 from accel_restore.models.load_weights import load_module
 from accel_restore.models.weights_file import find_weights
 from accel_restore.registry import MODELS
 
+_ORIENTATION = 0x0112  # EXIF tag
 _MAX_FLOAT = 10.0  # noise may take floats out of [0, 1], but not beyond this value
 
 
@@ -78,10 +80,12 @@ class Restorer:
         upright = ImageOps.exif_transpose(image)
         if not deep:
             upright = upright.convert("L" if self.channels == 1 else "RGB")
-            return Image.fromarray(self._restore_array(np.asarray(upright), settings))
-        pixels = np.asarray(upright).astype(np.uint16)[..., None]  # of either byte order
-        restored = self._restore_array(np.repeat(pixels, self.channels, axis=2), settings)
-        return Image.fromarray((luma(restored) if self.channels == 3 else restored)[..., 0])
+            restored = self._restore_array(np.asarray(upright), settings)
+        else:
+            pixels = np.asarray(upright).astype(np.uint16)[..., None]  # of either byte order
+            restored = self._restore_array(np.repeat(pixels, self.channels, axis=2), settings)
+            restored = (luma(restored) if self.channels == 3 else restored)[..., 0]
+        return with_metadata(Image.fromarray(restored), image, image.getexif().get(_ORIENTATION, 1), self.scale)
 
     def _restore_array(self, array: np.ndarray, settings: Settings) -> np.ndarray:
         if array.dtype in (np.uint8, np.uint16):

@@ -1,5 +1,6 @@
 """best.safetensors alone restores images of every kind; damaged or foreign files are refused by name."""
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from camera_files import RGB_PROFILE, camera_file, made_exif
 from photographs import photograph
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from weight_files import build, write
 
 import accel_restore
 from accel_restore.checkpoint.state_dict import serialize
+from accel_restore.data.encode import encode, read_mark
+from accel_restore.data.metadata import About
 from accel_restore.errors import UserError
 from accel_restore.inference import restorer
 from accel_restore.models import build_model
@@ -293,3 +298,41 @@ def test_floats_that_are_no_image_are_refused(tmp_path, make, value, words):
     image[0, 0, 0] = float(value)
     with pytest.raises(ValueError, match=words):
         restorer(make(image))
+
+
+def saved(image: Image.Image, format: str, **options) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("target", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_restored_picture_is_saved_with_what_describes_it(colour, source, target):
+    restored = colour[1](Image.open(io.BytesIO(camera_file(source))))
+    copy = saved(restored, target)
+    exif, is_turned = copy.getexif(), source != "TIFF"
+    assert copy.info["icc_profile"] == RGB_PROFILE == restored.info["icc_profile"]
+    assert copy.size == restored.size == ((30, 40) if is_turned else (40, 30))
+    assert (exif[0x010F], exif[0x0112], exif.get_ifd(0x8769)[0xA002]) == ("A maker", 1, copy.width)
+    if source != "TIFF":  # whose Interop Pillow does not pass on
+        assert exif.get_ifd(0xA005)[1] == "R03"
+    if target != "WEBP":
+        assert tuple(round(float(side)) for side in copy.info["dpi"]) == ((120, 240) if is_turned else (240, 120))
+    if target != "TIFF":
+        assert b"A title" in (copy.info.get("xmp") or copy.info["XML:com.adobe.xmp"].encode())
+    assert "icc_profile" not in saved(restored, target, icc_profile=None).info  # as the caller wishes
+    gray = restored.convert("L")
+    assert gray.size == restored.size and type(gray) is Image.Image
+
+
+def test_a_restored_png_keeps_its_colours_and_no_mark(colour, gray, tmp_path):
+    chunks = PngInfo()
+    chunks.add(b"gAMA", (100_000).to_bytes(4))
+    Image.fromarray(PHOTO).save(tmp_path / "a.png", pnginfo=chunks, icc_profile=RGB_PROFILE)
+    colour[1](Image.open(tmp_path / "a.png")).save(tmp_path / "b.png")
+    assert Image.open(tmp_path / "b.png").info["gamma"] == 1.0
+    assert "icc_profile" not in gray[1](Image.open(tmp_path / "a.png")).info, "a colour profile does not describe gray"
+    (tmp_path / "marked.png").write_bytes(encode(PHOTO, "PNG", About(made_exif()), "mark"))
+    colour[1](Image.open(tmp_path / "marked.png")).save(tmp_path / "c.png")
+    assert read_mark(tmp_path / "marked.png") == "mark" and read_mark(tmp_path / "c.png") is None
