@@ -105,7 +105,8 @@ def _check_output(output: Path, opset: int | None, weights: Path) -> bool:
     """Return whether the output is ONNX. Raises: UserError for invalid options, before anything is loaded."""
     if output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"{output}: is neither .onnx nor .pt2; name it .onnx or .pt2")
-    check_writable(output, inputs=[weights])
+    for file in (output, output.with_name(f"{output.name}.data")):  # where ONNX puts large weights
+        check_writable(file, inputs=[weights])
     if output.suffix == ".pt2":
         if opset is not None:
             raise UserError("--opset: is for .onnx files; omit it")

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if not weights.exists():
         raise UserError(f"{weights}: does not exist; name a run's folder, or its {WEIGHTS}")
     folder = options.output or weights.parent / "hub"
-    _check_folder(folder)
+    _check_folder(folder, weights)
     token = None if options.dry_run else _token()
     console = Console(True)
     write_folder(folder, options.repo, weights, options.license)
@@ -137,11 +137,17 @@ def _check_names(repo: str, license: str | None) -> None:
         raise UserError(f"--license: the Hub does not know '{license}'; write it as apache-2.0, mit or cc-by-4.0")
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise `UserError` if the folder holds files that this command does not write."""
+def _check_folder(folder: Path, weights: Path) -> None:
+    """Raise `UserError` unless the folder is new, empty, or one that this command wrote; it will be replaced."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder}: is not a folder; name another with -o")
-    other = sorted({path.name for path in folder.iterdir()} - _OURS) if folder.exists() else []
+    if not folder.exists():
+        return
+    if any(place.exists() and folder.samefile(place) for place in (weights.parent, weights.resolve().parent)):
+        raise UserError(f"{folder}: is the folder of the weights, which is never replaced; name another with -o")
+    names = {path.name for path in folder.iterdir()}
+    # A folder of this command has both; a README.md or config.yaml alone is somebody's project.
+    other = sorted(names - _OURS) or ([] if names >= {README, WEIGHTS} else sorted(names))
     if other:
         raise UserError(f"{folder}: holds other files ({other[0]}); name a new folder with -o")
 

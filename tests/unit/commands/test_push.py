@@ -150,6 +150,29 @@ def test_invalid_arguments_are_refused_and_nothing_is_written(run, tmp_path, cap
     assert not (run / "hub").exists() and not (tmp_path / "hub").exists() and len(list(other.iterdir())) == 1
 
 
+def test_a_folder_that_push_did_not_write_is_never_replaced(run, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes())
+    (alone / "README.md").write_text("my notes")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("my project")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "best.safetensors").symlink_to(alone / "best.safetensors")
+    for source, folder, words in (
+        (alone, alone, "is the folder of the weights"),
+        (alone / "best.safetensors", alone / ".." / "alone", "is the folder of the weights"),
+        (tmp_path / "linked", alone, "is the folder of the weights"),
+        (run, tmp_path / "project", "holds other files (README.md)"),
+    ):
+        assert main(["push", "me/x", str(source), "--dry-run", "-o", str(folder)]) == 2
+        assert words in capsys.readouterr().err
+    assert (alone / "README.md").read_text() == "my notes" and load(alone / "best.safetensors").channels == 3
+    assert (tmp_path / "project" / "README.md").read_text() == "my project"
+    for _ in range(2):  # the control: a folder of an earlier call, and an empty one
+        assert main(["push", "me/x", str(run), "--dry-run", "-o", str(tmp_path / "new")]) == 0
+
+
 @pytest.fixture
 def stub_hub(monkeypatch):
     """A local server for the Hub requests that a commit of small files needs; yields the requests."""

@@ -192,6 +192,10 @@ def test_invalid_options_are_refused_before_anything_is_loaded(tmp_path, capsys,
 def test_the_weights_are_never_overwritten(tmp_path, capsys):
     file = write(tmp_path / "best.pt2", build_model("dncnn", TINY["dncnn"], 3))
     content = file.read_bytes()
-    assert main(["export", str(file), "-o", str(file)]) == 2
-    assert "is an input, which is never overwritten; name another file" in capsys.readouterr().err
+    (tmp_path / "link.onnx").symlink_to(file)
+    (tmp_path / "hard.pt2").hardlink_to(file)
+    (tmp_path / "model.onnx.data").hardlink_to(file)  # where ONNX puts large weights
+    for target in ("best.pt2", "../" + tmp_path.name + "/best.pt2", "link.onnx", "hard.pt2", "model.onnx"):
+        assert main(["export", str(file), "-o", str(tmp_path / target)]) == 2
+        assert "is an input, which is never overwritten; name another file" in capsys.readouterr().err
     assert file.read_bytes() == content
