@@ -38,6 +38,9 @@ class Scores:
         return means
 
 
+_MAX_NAME = 200  # bytes of an image's name in that of its picture; disks take 255
+
+
 def report(options: argparse.Namespace, console: Console, scorer: "Scorer", scores: Scores) -> None:
     """Print the scores and write the files."""
     from accel_restore.inference.training_images import changed_validation, training_images
@@ -133,7 +136,7 @@ def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None
             scored = [("input", f"input_{metric}"), ("output", metric), ("output 2", f"{metric}_2")]
             captions = [f"{what} {titled_score(metric, row[key])}" for what, key in scored if key in row]
             tiles = worst_part(shown, outputs[0], image["gt"])
-            name = scorer.images.names[index].replace("/", "_")
+            name = scorer.images.names[index].replace("/", "_").encode()[-_MAX_NAME:].decode(errors="ignore")
             draw_samples(folder / f"{place:02d}_{name}.png", [list(zip([*captions, "gt"], tiles, strict=True))])
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error

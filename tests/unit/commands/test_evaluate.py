@@ -100,6 +100,14 @@ def test_two_files_of_weights_are_compared(weights, pairs, tmp_path, capsys):
     assert captions[1] == f"output {ranked[0]['psnr']:.2f} dB PSNR" and captions[-1] == "gt"
 
 
+def test_pictures_of_images_with_long_names_are_written(weights, tmp_path):
+    gt = make_photos(tmp_path / "gt" / ("é" * 100), 1)
+    next(gt.iterdir()).rename(gt / f"{'n' * 250}.png")
+    folder = tmp_path / "pictures"
+    evaluate(weights[0], "--gt", gt.parent, "--recursive", "--degrade", SPEC, "--pictures", folder)
+    assert [path.name for path in folder.iterdir()] == [f"01_{'n' * 200}.png"]
+
+
 class Infinite(torch.nn.Module):
     """A network whose output is inf where an image is white."""
 
