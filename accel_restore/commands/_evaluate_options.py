@@ -92,7 +92,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     """Raise `UserError` if an output cannot be written or is an input."""
     inputs = [*options.weights, *map(Path, [*(options.gt or []), *(options.input or [])])]
     if options.run is not None:
-        from accel_restore.checkpoint.resume import RUN_FILES  # imports torch
+        from accel_restore.checkpoint.folder import RUN_FILES  # imports torch
 
         inputs += [options.run / name for name in RUN_FILES]
     for file in (options.json, options.csv):

@@ -39,6 +39,7 @@ class DataSets:
     val: ValidationDataset
     degrade: DegradationPipeline
     train_files: list[str]  # of each training image: its input, or its gt if the input is synthetic
+    files: list[Path]  # all image files
     identity: Identity  # equal when a run resumes
     nbytes: int  # decoded images
     fits_in_memory: bool
@@ -135,6 +136,7 @@ def build_sets(
     """Return the data sets of data without problems."""
     assert found.train is not None and found.val is not None
     train, val = found.train.stored(found.train_pairs), found.val.stored(found.val_pairs)
+    pairs = [*found.train_pairs, *found.val_pairs]
     nbytes, fits = _prepare_reading(train, val)
     threads = data.num_threads if fits else max(_DISK_READERS, data.num_threads)
     return DataSets(
@@ -152,6 +154,7 @@ def build_sets(
         ),
         degrade,
         [str(pair.input or pair.gt) for pair in found.train_pairs],
+        [image for pair in pairs for image in (pair.input, pair.gt) if isinstance(image, Path)],
         {"train": _image_set(found.train_pairs, train), "val": _image_set(found.val_pairs, val)},
         nbytes,
         fits,

@@ -5,6 +5,8 @@ Files are untrusted: they are read as tensors, and nothing in them is executed.
 
 import copy
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +38,8 @@ def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module
     if config.checkpoint is None:
         assert config.name is not None  # the configuration requires a name or a checkpoint
         return build_model(config.name, config.arguments, channels, scale)
-    path = Path(config.checkpoint).expanduser()
-    try:
+    with _naming(config.checkpoint) as path:
         return _open(path, config, channels, scale)
-    except UserError as error:
-        raise UserError(f"model.checkpoint: {path!s:.500}: {error}") from error.__cause__
 
 
 def describe(config: "Model") -> dict[str, Any]:
@@ -48,8 +47,21 @@ def describe(config: "Model") -> dict[str, Any]:
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
     assert config.checkpoint is not None  # the configuration requires a name or a checkpoint
-    stored = _read_stored(Path(config.checkpoint).expanduser())
-    return weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED, "arguments": {}}
+    with _naming(config.checkpoint) as path:
+        stored = _read_stored(path)
+        return (
+            weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED, "arguments": {}}
+        )
+
+
+@contextmanager
+def _naming(checkpoint: str) -> Iterator[Path]:
+    """Provide the path of the checkpoint, and put it before the message of a `UserError`."""
+    path = Path(checkpoint).expanduser()
+    try:
+        yield path
+    except UserError as error:
+        raise UserError(f"model.checkpoint: {path!s:.500}: {error}") from error.__cause__
 
 
 def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:

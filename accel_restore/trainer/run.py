@@ -28,7 +28,6 @@ from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.engine import train
 from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.models.pretrained import describe
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console, restored_output
 from accel_restore.tracking.pictures import Samples
@@ -234,7 +233,7 @@ def make_callbacks(
 def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
     """What commits and best.safetensors hold besides the state of training."""
     config, plans = run.config, run.loader.stages.plans
-    model = redacted(describe(config.model))  # read now: a checkpoint file may be gone when best weights are found
+    model = redacted(run.description)
 
     def counters() -> dict[str, Any]:
         return {

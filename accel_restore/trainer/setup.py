@@ -14,7 +14,8 @@ from torch import Tensor
 
 from accel_restore.callbacks.metrics_logger import RunLog, Trackers
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
-from accel_restore.checkpoint.resume import MARKER, Start, check_same_data, clear, find_resume_point, rewind_best
+from accel_restore.checkpoint.folder import CONFIG, MARKER, check_inputs
+from accel_restore.checkpoint.resume import Start, check_same_data, clear, find_resume_point, rewind_best
 from accel_restore.checkpoint.run_lock import RunLock
 from accel_restore.checkpoint.state_dict import load_commit
 from accel_restore.config.data import Stage
@@ -56,6 +57,7 @@ class RunContext(TrainingRun):
     data: DataSets
     plan: list[tuple[str, str]]  # the rows of the printed plan
     window_sums: Tensor  # of this rank, since the last logged line: see MetricsLogger
+    description: dict[str, Any]  # of the model, for best.safetensors
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
@@ -89,7 +91,7 @@ def prepare(
     if start.finished and not start.other_sources:
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
-    loss_fn, protocol, trial = _check_parts(config, accelerator)
+    loss_fn, protocol, description, trial = _check_parts(config, accelerator)
     data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
     if start.finished:  # on these very images
         _report_finished(start, accelerator, console, lock.folder, audit)
@@ -111,7 +113,7 @@ def prepare(
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
     loop = config, accelerator, state, loader, data.val, loss_fn, protocol, epochs
-    run = RunContext(*loop, console, lock.folder, start, data, plan, window_sums)
+    run = RunContext(*loop, console, lock.folder, start, data, plan, window_sums, description)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
     on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
     console.table("plan", plan)
@@ -137,19 +139,21 @@ def _report_finished(start: Start, accelerator: Accelerator, console: Console, f
     report_finished(folder, start, accelerator, console, audit)
 
 
-def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protocol, Trial | None]:
-    """Loss, protocol, and the trial of a model of the user's own: wrong arguments are reported before decoding starts.
+def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protocol, dict[str, Any], Trial | None]:
+    """Loss, protocol, description of the model, and the trial of a model of the user's own.
+
+    Wrong arguments are reported before decoding starts.
 
     Every rank checks, as a file of weights may be on one machine only.
     """
     data = config.data
     loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes))
-    trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
+    description, trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
     on_all_ranks(accelerator, lambda: protocol.scores)
     if config.tracking.tensorboard:
         on_all_ranks(accelerator, check_tensorboard, only_main=True)
-    return loss_fn, protocol, trial
+    return loss_fn, protocol, description, trial
 
 
 def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> Tensor:
@@ -213,16 +217,17 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
     return BatchSchedule(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
 
 
-def _try_model(config: Config, accelerator: Accelerator) -> Trial | None:
-    """Build model and optimizer once; a model of the user's own is tried, and its trial returned."""
+def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None]:
+    """Build model and optimizer once and describe the model; one of the user's own is tried, and its trial returned."""
     model = build_or_load_model(config.model, config.data.channels, config.data.scale)
     freeze(model, config.train.freeze)
-    name, trial = describe(config.model)["name"], None
+    description, trial = describe(config.model), None
+    name = description["name"]
     if name not in MODELS and name != RECOGNISED:
         trial = Trial(model, name, config, accelerator)
         trial.train()
     get_optimizer(model, config.optimizer)
-    return trial
+    return description, trial
 
 
 def _open_data(
@@ -248,12 +253,14 @@ def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> Non
             lock.acquire()
             if (folder / MARKER).exists():
                 raise UserError(f"{folder}: another process has just started this run; run the same command again")
+        if run.start.clears:
+            check_inputs(folder, [("data", file) for file in run.data.files])
         clear(folder, run.start)
         remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")
         run.best = rewind_best(folder, run.start, run.console.log)
         run.write_status("running")
-        replace_file(folder / "config.yaml", to_yaml(run.config).encode())
+        replace_file(folder / CONFIG, to_yaml(run.config).encode())
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())
         replace_file(folder / RECORD, to_record(run.data.identity))
     except OSError as error:

@@ -101,6 +101,13 @@ def test_a_run_may_start_from_a_commit_of_another(photos, tmp_path):
     assert [line["epoch"] for line in json_lines(run_folder(second) / "metrics.jsonl") if "val_loss" in line] == [1]
     assert (run_folder(second) / "best.safetensors").exists()
     assert "is finished" in succeed(launch(second, origin, "train.epochs=2")).stdout
+    slower = launch(second, origin, "run.name=third", "optimizer.lr=1e-4")
+    assert slower.returncode == 2 and "optimizer.lr: 0.001 in the commit, 0.0001 now" in slower.stderr
+    assert f"give model.checkpoint={newest(first) / 'best.safetensors'}" in slower.stderr
+    assert (
+        str(run_folder(second).with_name("third")) not in slower.stderr and "another configuration" not in slower.stderr
+    )
+    assert not run_folder(second).with_name("third").exists()
     missing = launch(second, "run.resume=nowhere", "run.name=third")
     assert missing.returncode == 2 and "nowhere is not a checkpoint" in missing.stderr
 
@@ -209,7 +216,7 @@ def test_settings_that_change_the_result_are_fixed_and_others_may_change(photos,
     assert other.returncode == 2 and "global batch: 4 in the commit, 12 now" in other.stderr
 
 
-def test_a_run_started_before_a_key_existed_continues_if_the_key_is_null(photos, tmp_path, monkeypatch):
+def test_a_run_started_before_a_key_existed_continues_with_its_default(photos, tmp_path, monkeypatch):
     config = configuration(photos, tmp_path)
     succeed(launch(config, "train.epochs=1"))
     counters = resume.read_counters(newest(config))
@@ -221,7 +228,7 @@ def test_a_run_started_before_a_key_existed_continues_if_the_key_is_null(photos,
         return resume.find_resume_point(run_folder(config), config_from(config, overrides), False, [*overrides], "no")
 
     assert start("train.epochs=1").finished
-    with pytest.raises(UserError, match=r"train\.max_grad_norm: unset in the commit, 1\.0 now"):
+    with pytest.raises(UserError, match=r"train\.max_grad_norm: None in the commit, 1\.0 now"):
         start("train.epochs=1", "train.max_grad_norm=1")
     with pytest.raises(UserError, match=r"model\.blocks: unset in the commit, None now"):  # its default is not null
         start("train.epochs=1", "model.blocks=null")

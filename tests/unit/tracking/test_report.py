@@ -14,7 +14,8 @@ import pytest
 from made_run import COLOURS, EPOCHS, SPIKE, STEPS, made_run
 from PIL import Image
 
-from accel_restore.checkpoint.resume import RUN_FILES, Start, clear
+from accel_restore.checkpoint.folder import RUN_FILES
+from accel_restore.checkpoint.resume import Start, clear
 from accel_restore.cli import main
 from accel_restore.tracking.report import page as report
 from accel_restore.tracking.report.page import Page, Report
@@ -214,13 +215,14 @@ def test_pages_take_at_most_one_percent_of_the_time(made, monkeypatch):
     assert [round(moment) for moment in built] == [1065, 1570, 2075, 2580]
 
 
-def test_overwrite_removes_every_file_of_a_run(made, tmp_path):
+def test_overwrite_removes_every_file_of_a_run_but_the_configuration_that_is_replaced(made, tmp_path):
     folder = shutil.copytree(made, tmp_path / "run")
     (folder / "tensorboard").mkdir()
     (folder / "report.html").touch()
     assert {"plan.json", "report.html", "tensorboard", "samples"} <= set(RUN_FILES)
+    (folder / "config.yaml").touch()
     clear(folder, Start())
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
 def test_the_pictures_include_the_best_epoch_of_a_long_run(tmp_path):

@@ -1,0 +1,118 @@
+"""What a run that continues may change: its configuration is compared with the one that its commit was written with."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from accel_restore.checkpoint.commits import read_manifest
+from accel_restore.config.schema import Config
+from accel_restore.config.stored import is_key, with_new_keys
+from accel_restore.errors import raise_problems
+from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.optim.schedules import OPEN_ENDED
+from accel_restore.utils.redaction import HIDDEN, redacted
+
+# Sections and keys that a resumed run may change. Those in _BATCH may change as long as the global batch stays equal.
+_FREE = (
+    "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "validation.batch_size",
+    "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
+    "train.check_ranks_every_steps", "train.rank_timeout",
+)  # fmt: skip
+# What these keys name is compared, not how it is spelled: the same images may be in another folder.
+_SOURCES = re.compile(r"data\.(train|val)(\..*)?")
+_BATCH = re.compile(
+    r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
+)
+_ARGUMENTS = ("model.", "loss.", "data.degradation.")  # one that is left out has its own default, which null is not
+_LENGTH = ("train.epochs", "train.max_steps")
+_WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the best ones first
+_MISSING = object()
+
+
+class Comparison:
+    """The configuration of a run next to that of the commit it continues from."""
+
+    def __init__(self, config: Config, counters: dict[str, Any], overrides: list[str], precision: str):
+        """`overrides` are those of the command line; `precision` is the mixed precision in use."""
+        self.config, self.counters, self.precision = config, counters, precision
+        self.then = _flat(with_new_keys(counters["config"]))
+        self.now = _flat(redacted(config.model_dump(mode="json")))
+        self.sets_length = any(override.startswith(tuple(f"{key}=" for key in _LENGTH)) for override in overrides)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the commit is the last one of a run of this length."""
+        same_length = all(self.then.get(key) == self.now[key] for key in _LENGTH)
+        return same_length and self.counters["epoch"] >= self.counters["epochs"]
+
+    @property
+    def other_sources(self) -> bool:
+        """Whether the configuration names the images in another way than the commit's."""
+        then, now = ({k: v for k, v in flat.items() if _SOURCES.fullmatch(k)} for flat in (self.then, self.now))
+        return then != now
+
+    def check_own(self, folder: Path, or_again: str) -> None:
+        """Raise `UserError` if the run in `folder` cannot continue; `or_again` may advise --overwrite."""
+        raise_problems(
+            f"{folder}: the run has another configuration; set these keys back, or choose another run.name{or_again}",
+            self._differences(),
+        )
+
+    def check_other(self, commit: Path) -> None:
+        """Raise `UserError` if a new run cannot continue from the commit of another run."""
+        names = read_manifest(commit)["files"]
+        weights = next(name for name in _WEIGHTS if name in names)
+        raise_problems(
+            f"run.resume: a run continues from {commit} exactly, also under another run.name. So its learning rate and "
+            "all else that decides the result belong to the run, and these keys cannot change. Set them back; or, in "
+            f"place of run.resume, give model.checkpoint={commit / weights}, which takes the weights alone: the new "
+            "run then starts at step 0, without the optimizer's state and the best score",
+            self._differences(),
+        )
+
+    def _differences(self) -> list[str]:
+        refused = [self._describe(key) for key in (self.then | self.now) if self._differs(key)]
+        stored = self.counters["precision"]
+        if stored != self.precision:
+            refused.append(f"mixed precision in use: {stored} in the commit, {self.precision} now")
+        train = self.config.train
+        wanted = [stage.global_batch_size or train.global_batch_size for stage in self.config.data.stages]
+        for held, asked in zip(self.counters["global_batches"], [*wanted, train.global_batch_size], strict=False):
+            if asked is not None and asked != held:
+                refused.append(f"global batch: {held} in the commit, {asked} now")
+        return refused
+
+    def _differs(self, key: str) -> bool:
+        unset = _MISSING if key.startswith(_ARGUMENTS) else None
+        then, now = self.then.get(key, unset), self.now.get(key, unset)
+        if then == now or _BATCH.fullmatch(key) or key.startswith(_FREE):
+            return False
+        if _SOURCES.fullmatch(key) and all("content" in facts for facts in self.counters["data"].values()):
+            return False  # the images themselves are compared; commits of older versions have no digests of them
+        if str(then).count(HIDDEN) != str(now).count(HIDDEN):
+            return False  # a secret of the environment was added or removed: the rest cannot be compared
+        return not (key in _LENGTH and self._may_lengthen(then, now))
+
+    def _may_lengthen(self, then: Any, now: int | None) -> bool:
+        longer = then is None or now is None or (isinstance(then, int) and now > then)  # a file may contain anything
+        return longer and (self.sets_length or self.config.scheduler.name in OPEN_ENDED)
+
+    def _describe(self, key: str) -> str:
+        then, now = self.then.get(key, "unset"), self.now.get(key, "unset")
+        if not is_key(key):
+            return f"{key}: {then} in the commit, which this version does not have; continue with the version before it"
+        text = f"{key}: {then} in the commit, {now} now"
+        if key in _LENGTH and isinstance(then, int) and isinstance(now, int) and then < now:
+            text += f"; to train longer, give {key}={now} on the command line"
+        return text
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their dotted keys."""
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
+        tree = {str(place): item for place, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}.{name}".lstrip(".")).items()
+    }

@@ -1,0 +1,70 @@
+"""A configuration that another version has stored, such as that of a commit, compared with this version's keys.
+
+A key that the stored configuration lacks gets its default. So the default of a new key must mean what runs did before
+the key existed; otherwise old runs would continue differently.
+"""
+
+from contextlib import suppress
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from accel_restore.config.schema import Config
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field's annotation names: several if the section's `name` decides."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def with_new_keys(stored: Any, section: type[BaseModel] | None = None) -> Any:
+    """Return a stored section with the defaults of the keys that it lacks. Nothing else is changed or checked."""
+    if not isinstance(stored, dict):
+        return stored
+    filled = dict(stored)
+    for key, field in (section or Config).model_fields.items():
+        if key in stored:
+            filled[key] = _fill(stored[key], field)
+        elif not field.is_required():
+            with suppress(TypeError):  # a default that follows from another key, which is damaged
+                default = field.get_default(call_default_factory=True, validated_data=stored)
+                filled[key] = to_jsonable_python(default)
+    return filled
+
+
+def _fill(value: Any, field: FieldInfo) -> Any:
+    if isinstance(value, list):
+        return [_fill(item, field) for item in value]
+    sections = sections_in(field.annotation)
+    if not isinstance(value, dict) or not sections:
+        return value
+    named = [section for section in sections if _name_of(section) == value.get("name")]
+    if len(sections) > 1 and not named:
+        return value  # a choice that this version does not have
+    return with_new_keys(value, named[0] if len(sections) > 1 else sections[0])
+
+
+def _name_of(section: type[BaseModel]) -> Any:
+    field = section.model_fields.get("name")
+    return field.default if field is not None else None
+
+
+def is_key(dotted: str) -> bool:
+    """Return whether this version has a key, for any choice of the sections' names."""
+    sections: list[type[BaseModel]] = [Config]
+    for part in dotted.split("."):
+        if part.isdecimal():  # an element of a list
+            continue
+        if any(section.model_config.get("extra") == "allow" for section in sections):
+            return True  # an argument
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if not fields:
+            return False
+        sections = [section for field in fields for section in sections_in(field.annotation)]
+        if not sections:
+            return True  # a value, or a mapping with keys of any name
+    return True

@@ -1,0 +1,127 @@
+"""Starting again removes the files of a run, but never a file that the new run needs, whatever path leads to it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from accel_restore.checkpoint.folder import RUN_FILES, check_inputs, find_lost, paths_in
+from accel_restore.checkpoint.resume import Start, clear, find_resume_point
+from accel_restore.config.load import load_config
+from accel_restore.errors import UserError
+
+OLD = Path(__file__).parents[2] / "fixtures" / "run_before_rooms"
+COMMIT = "runs/old/checkpoints/step-00000006"
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Return a working directory with the finished part of a run, `runs/old`, and its configuration."""
+    shutil.copytree(OLD, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def start(*overrides: str, overwrite: bool = True) -> Start:
+    config = load_config("old.yaml", overrides)
+    folder = Path(config.run.dir, config.run.name)
+    return find_resume_point(folder, config, overwrite, list(overrides), "no")
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("model.checkpoint", "model={checkpoint: runs/old/best.safetensors}"),
+        ("model.checkpoint", f"model.checkpoint={COMMIT}/ema.safetensors"),
+        ("model.checkpoint", "model.checkpoint=./runs/../runs/old/best.safetensors"),
+        ("model.checkpoint", "model.checkpoint=latest.safetensors"),
+        ("model.checkpoint", "model.checkpoint=copy/best.safetensors"),
+        ("run.resume", f"run.resume={COMMIT}"),
+        ("run.resume", "run.resume=runs/old"),
+        ("loss.perceptual.weights", "loss={perceptual: {weight: 1, weights: runs/old/hub/vgg19.pth}}"),
+        ("loss.mine:loss.files.0", "loss={'mine:loss': {files: [runs/old/hub/vgg19.pth]}}"),
+        ("model.file", "model={name: 'mine:Net', file: runs/old/hub/vgg19.pth}"),
+        ("validation.weights.lpips", "validation.weights={lpips: runs/old/hub/vgg19.pth}"),
+        ("data.train.gt", "data.train={gt: runs/old/samples}"),
+        ("data.val.gt.0", "data.val={gt: [runs/old/samples/a.png]}"),
+        ("data.train.dataset", "data.train={dataset: runs/old/hub, gt: image}"),
+    ],
+)
+def test_overwrite_refuses_to_remove_what_the_new_run_reads(key, override, work):
+    for name in ("hub/vgg19.pth", "samples/a.png"):
+        Path("runs/old", name).parent.mkdir()
+        Path("runs/old", name).touch()
+    Path("latest.safetensors").symlink_to("copy/best.safetensors")
+    Path("copy").symlink_to("runs/old")
+    before = files()
+    with pytest.raises(UserError, match="the new run needs some of them") as caught:
+        start(override)
+    assert str(caught.value).splitlines()[1].startswith(f"  - {key}: ")
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.checkpoint=runs/other/best.safetensors", "model.checkpoint=runs/old/mine.safetensors",
+        "model.checkpoint=hard.safetensors", "model.checkpoint=loop", f"model.file={'a/' * 3000}x", "model.file=''",
+        "tracking.project=runs/old/best.safetensors",
+    ],
+)  # fmt: skip
+def test_files_that_stay_may_be_read(override, work):
+    shutil.copytree("runs/old", "runs/other")
+    shutil.copy("runs/old/best.safetensors", "runs/old/mine.safetensors")
+    Path("hard.safetensors").hardlink_to("runs/old/best.safetensors")
+    Path("loop").symlink_to("loop")
+    clear(Path("runs/old"), start(override))
+    assert Path("hard.safetensors").exists() and Path("runs/old/mine.safetensors").exists()
+    assert not Path("runs/old/best.safetensors").exists()
+
+
+def test_links_that_are_removed_count_and_their_targets_stay(work):
+    Path("runs/old/samples").symlink_to("/tmp")
+    folder = Path("runs/old")
+    assert find_lost(folder, [("data", folder / "samples" / "x.png"), ("data", Path("/tmp"))]) == [
+        ("data", folder / "samples" / "x.png")
+    ]
+
+
+def test_images_among_the_files_of_the_run_are_found_one_by_one(work):
+    Path("runs/old/curves.png").touch()
+    Path("runs/old/mine.png").touch()
+    with pytest.raises(UserError, match=r"data: runs/old/curves\.png"):
+        check_inputs(Path("runs/old"), [("data", Path("runs/old/mine.png")), ("data", Path("runs/old/curves.png"))])
+
+
+def test_the_advice_to_overwrite_is_not_given_where_it_would_be_refused(work):
+    own = "model={checkpoint: runs/old/best.safetensors}"
+    for override, advised in ((own, False), ("optimizer.lr=0.5", True)):
+        with pytest.raises(UserError, match="another configuration; set these keys back") as caught:
+            start(override, overwrite=False)
+        assert ("--overwrite" in str(caught.value)) is advised
+
+
+def test_overwrite_starts_from_the_commit_that_run_resume_names(work):
+    shutil.copytree("runs/old", "runs/other")
+    found = start("run.resume=runs/other")
+    assert found.commit == Path("runs/other/checkpoints/step-00000006") and found.clears
+    clear(Path("runs/old"), found)
+    assert sorted(path.name for path in Path("runs/old").iterdir()) == ["config.yaml"]
+    for overwrite in (True, False):
+        with pytest.raises(UserError, match="nowhere is not a checkpoint"):
+            start("run.resume=nowhere", "run.name=new", overwrite=overwrite)
+
+
+def test_overwrite_alone_starts_from_scratch(work):
+    assert start() == start("run.resume=never") == Start(overwrites=True)
+    assert not start(overwrite=False).clears
+
+
+def test_every_text_of_a_configuration_is_taken_for_a_path(work):
+    keys = {key for key, _ in paths_in(load_config("old.yaml", ["loss={'a:b': {deep: [{file: x}]}}"]))}
+    assert {"data.train.gt", "data.cache_dir", "run.resume", "loss.a:b.deep.0.file"} <= keys
+    assert "run.name" not in keys and "best.safetensors" in RUN_FILES
