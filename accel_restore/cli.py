@@ -6,7 +6,7 @@ import sys
 
 from accel_restore import __version__
 from accel_restore.errors import UserError
-from accel_restore.utils.imports import resolve
+from accel_restore.utils.imports import did_you_mean, resolve
 from accel_restore.utils.launch import is_reporter
 from accel_restore.utils.utf8 import use_utf8
 
@@ -44,9 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("command", metavar="COMMAND")
+    if not arguments:
+        parser.print_help()
+        return 0
     command = parser.parse_args(arguments[:1]).command
     try:
+        if command not in COMMANDS:
+            raise UserError(_unknown_command(command))
         return resolve(COMMANDS[command][1], {}, command)(arguments[1:])
     except UserError as error:
         if is_reporter() if error.is_reporter is None else error.is_reporter:
@@ -58,6 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _unknown_command(name: str) -> str:
+    if name.lower().endswith((".yaml", ".yml")) or "=" in name:
+        return f"{name}: is not a command; write accel-restore train {name}"
+    guess = did_you_mean(name, COMMANDS)
+    hint = f"did you mean {guess}?" if guess else f"write one of: {', '.join(COMMANDS)}"
+    return f"{name}: is not a command; {hint}"
 
 
 if __name__ == "__main__":

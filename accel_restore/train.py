@@ -11,6 +11,7 @@ if not __package__:
 import argparse
 
 from accel_restore.checkpoint.run_lock import record_preempted, run_folder
+from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.config.load import load_config
 from accel_restore.errors import AuditError, DivergedError, PreemptedError, RunAbortedError, UserError, resume_hint
 from accel_restore.utils.launch import is_main, is_reporter
@@ -20,12 +21,11 @@ from accel_restore.utils.utf8 import use_utf8
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line of training. Flags and overrides may come in any order."""
-    parser = argparse.ArgumentParser(
+    """The command line of training. Raises: UserError for options that do not exist."""
+    parser = ConfigurationParser(
         prog="accel-restore train",
-        description="Train an image restoration model. Without --config: the demo, real photographs, no network.",
+        description="Train an image restoration model. Without a file: the demo, real photographs, no network.",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU; each launched process is a rank")
     parser.add_argument(
         "--audit",
@@ -36,17 +36,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stop-after", type=int, metavar="STEP", help="save and stop after this optimizer step (exit code 143)"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override keys: data.batch_size=4 scheduler.name=constant"
-    )
-    return parser.parse_intermixed_args(arguments)
+    return parser.parse_configuration(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; return the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 otherwise (audit, lost rank)."""
     if arguments is None:
         use_utf8()
-    options = parse_arguments(arguments)
+    try:
+        options = parse_arguments(arguments)
+    except UserError as error:
+        return _report(error, 2)
     with listening() as stop:  # first: what follows imports torch, which takes seconds
         code = _train(options, stop)
         if code != 1:  # leaving a group that has lost a rank may hang

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from accel_restore.checkpoint.commits import read_manifest
+from accel_restore.config.keys import is_key
 from accel_restore.config.schema import Config
-from accel_restore.config.stored import is_key, with_new_keys
+from accel_restore.config.stored import with_new_keys
 from accel_restore.errors import raise_problems
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.optim.schedules import OPEN_ENDED

@@ -1,14 +1,65 @@
 """Groups of command-line arguments that several commands share."""
 
 import argparse
+import sys
+from pathlib import Path
 
-from accel_restore.errors import UserError
+from accel_restore.config.explain import suggest_key
+from accel_restore.config.keys import is_key
+from accel_restore.errors import UserError, raise_problems
+from accel_restore.utils.imports import did_you_mean
+
+_LAUNCHERS_OPTIONS = ("gpus", "num_gpus", "n_gpus", "devices", "nproc", "nproc_per_node", "num_processes", "world_size")
 
 
-def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a configuration."""
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=4")
+class ConfigurationParser(argparse.ArgumentParser):
+    """Parses a command that takes a configuration: --config FILE, or the YAML file alone, and key=value overrides."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(prog=prog, description=description)
+        self.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
+        self.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="override keys: data.batch_size=4 scheduler.name=constant; or the YAML file without --config",
+        )
+
+    def parse_configuration(self, arguments: list[str] | None = None) -> argparse.Namespace:
+        """Parse flags and overrides in any order. Raises: UserError for an unknown flag or a second file."""
+        given = sys.argv[1:] if arguments is None else arguments
+        options, unknown = self.parse_known_intermixed_args(given)
+        problems = [self._explain(option, given) for option in unknown if option.startswith("-")]  # others are values
+        raise_problems(f"{self.prog}: options that do not exist", problems)
+        take_configuration(options)
+        return options
+
+    def _explain(self, option: str, given: list[str]) -> str:
+        """Return what to write in place of an unknown option, such as `train.epochs=5` for `--epochs 5`."""
+        name, equals, value = option.partition("=")
+        following = given[given.index(option) + 1 :][:1]
+        if not equals and following and not following[0].startswith("-") and "=" not in following[0]:
+            value = following[0]
+        word = name.lstrip("-")
+        if flag := did_you_mean(word, [known.lstrip("-") for known in self._option_string_actions]):
+            return f"{name}: did you mean --{flag}?"
+        if word.replace("-", "_") in _LAUNCHERS_OPTIONS:
+            return f"{name}: the launcher starts the processes: torchrun --nproc_per_node {value or 'N'} ..."
+        key = word if is_key(word) else suggest_key(word)
+        return f"{name}: write {key}={value or '...'}" if key else f"{name}: see {self.prog} --help"
+
+
+def take_configuration(options: argparse.Namespace) -> None:
+    """Take a YAML file among the overrides as the configuration. Raises: UserError if there are two files."""
+    files = [text for text in options.overrides if _is_yaml(text)]
+    options.overrides = [text for text in options.overrides if not _is_yaml(text)]
+    if len(found := [*filter(None, [options.config]), *files]) > 1:
+        raise UserError(f"{', '.join(found)}: give one configuration, and change its keys with key=value")
+    options.config = found[0] if found else None
+
+
+def _is_yaml(text: str) -> bool:
+    return text.lower().endswith((".yaml", ".yml")) and ("=" not in text or Path(text).is_file())
 
 
 def add_device(parser: argparse.ArgumentParser, precision: str | None = "no") -> None:

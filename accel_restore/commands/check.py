@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from accel_restore.commands._arguments import add_configuration
+from accel_restore.commands._arguments import ConfigurationParser, take_configuration
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.bench.data import loading_rate
 from accel_restore.config.load import load_config
@@ -68,16 +68,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="accel-restore check", description=__doc__)
-    add_configuration(parser)
+    parser = ConfigurationParser(prog="accel-restore check", description=__doc__)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (no FILE: print it)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw a contact sheet: input, gt, difference × 4")
     parser.add_argument("--limit", type=int, metavar="N", help="compare the pixels of N pairs per set, spread evenly")
     parser.add_argument("--pairs-per-second", type=float, metavar="N", help="training speed; warn if loading is slower")
-    options = parser.parse_intermixed_args(arguments)
-    if options.json and "=" in options.json:  # an override, not a file name
-        options.overrides.append(options.json)
+    options = parser.parse_configuration(arguments)
+    if options.json and ("=" in options.json or options.json.lower().endswith((".yaml", ".yml"))):
+        options.overrides.append(options.json)  # an override or the configuration, not the name of a report
         options.json = "-"
+        take_configuration(options)
     if options.limit is not None and options.limit < 1:
         raise UserError("check: --limit must be above 0")
     if options.json not in (None, "-"):

@@ -1,6 +1,5 @@
 """`accel-restore verify-resume`: check that a short run ends in the same state, whether interrupted or not."""
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ import safetensors.torch
 import yaml
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
-from accel_restore.commands._arguments import add_configuration
+from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.commands._children import error_of, run_module
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
@@ -30,11 +29,10 @@ def main(arguments: list[str]) -> int:
 
     Raises: UserError if the configuration is invalid or does not train.
     """
-    parser = argparse.ArgumentParser(prog="accel-restore verify-resume", description=__doc__)
-    add_configuration(parser)
+    parser = ConfigurationParser(prog="accel-restore verify-resume", description=__doc__)
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_configuration(arguments)
     if options.processes < 1:
         raise UserError("verify-resume: --processes must be above 0")
     console = Console(True)

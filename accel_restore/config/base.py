@@ -1,8 +1,13 @@
-"""Base classes and validators of the configuration's sections."""
+"""Base classes and validators of the configuration's sections.
 
-from typing import Annotated, Any
+YAML reads `no`, `off` and `false` as one value, and `none` as a text. All of them, and null, turn a key off that can be
+off: a key that may be null becomes null, a list becomes empty, and a choice takes its word for off (see `switch`).
+"""
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from accel_restore.utils.imports import unknown_name
@@ -16,6 +21,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _turn_off(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            key: _turned_off(value, fields[key].annotation) if key in fields else value for key, value in values.items()
+        }
+
 
 class OpenSection(Section):
     """A section with a `name` whose other keys are keyword arguments, checked when the named object is built."""
@@ -26,6 +41,32 @@ class OpenSection(Section):
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments."""
         return dict(self.model_extra or {})
+
+
+def _turned_off(value: Any, annotation: Any) -> Any:
+    """Return null or an empty list in place of a word for off, where the key allows it."""
+    parts = get_args(annotation)
+    if NoneType in parts and (value is False or (is_off(value) and str not in parts)):
+        return None
+    return [] if get_origin(annotation) is list and is_off(value) else value
+
+
+def is_off(value: Any) -> bool:
+    """Return whether a value of YAML is null, false or a word for it."""
+    return (
+        value is None or value is False or (isinstance(value, str) and value.lower() in ("none", "off", "no", "false"))
+    )
+
+
+def switch(off: str, on: str | None = None) -> BeforeValidator:
+    """Return a validator of a choice that reads the words for off as `off`, and true, if `on` is given, as `on`."""
+
+    def read(value: Any) -> Any:
+        if is_off(value):
+            return off
+        return on if value is True and on is not None else value
+
+    return BeforeValidator(read)
 
 
 def one_of(table: dict) -> BeforeValidator:

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
+from accel_restore.config.keys import sections_in
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.config.schema import Config
-from accel_restore.utils.imports import did_you_mean, unknown_choice
+from accel_restore.utils.imports import did_you_mean, misspelt, unknown_choice
 
 _CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {"optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}
 _OF_PYDANTIC = frozenset(get_args(ErrorType))  # the messages of other kinds are our own, and complete
@@ -35,6 +36,41 @@ BASICSR_KEYS = {
     "logger": "tracking",
     "manual_seed": "run.seed",
 }
+
+
+# Names that other trainers and commands use, and the keys here with the same meaning.
+OTHER_NAMES = {
+    "accumulation_steps": "train.gradient_accumulation_steps",
+    "amp": "train.mixed_precision",
+    "batch": "data.batch_size",
+    "clip_grad_norm": "train.max_grad_norm",
+    "crop_size": "data.patch_size",
+    "data_dir": "data.train.gt",
+    "dataset": "data.train.dataset",
+    "ema": "train.ema_decay",
+    "fp16": "train.mixed_precision",
+    "gt": "data.train.gt",
+    "input": "data.train.input",
+    "iterations": "train.max_steps",
+    "learning_rate": "optimizer.lr",
+    "lr_scheduler": "scheduler.name",
+    "max_epochs": "train.epochs",
+    "max_iter": "train.max_steps",
+    "name": "run.name",
+    "num_epochs": "train.epochs",
+    "num_workers": "data.num_threads",
+    "output": "run.dir",
+    "output_dir": "run.dir",
+    "precision": "train.mixed_precision",
+    "pretrained": "model.checkpoint",
+    "save_dir": "run.dir",
+    "val_dir": "data.val.gt",
+    "warmup": "scheduler.warmup_epochs",
+    "wd": "optimizer.weight_decay",
+    "weights": "model.checkpoint",
+    "workers": "data.num_threads",
+}
+_DEPEND_ON_SECTION = ("name", "dir", "train", "weights", "every_epochs", "every_steps")  # what these keys mean
 
 
 def explain(detail: ErrorDetails) -> list[str]:
@@ -73,6 +109,8 @@ def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
         return f"must be a weight above 0 or a section {{weight: ..., ...}}, not {value!r}"
     if path[-1] in ("input", "gt") and kind in ("string_type", "list_type"):
         return f"must be {_IMAGES}, not {value!r}"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f"must be text, not {value!r}; put it in quotes: {path[-1]}: '{value}'"
     if kind in ("model_type", "model_attributes_type"):
         return f"must be a section such as {{key: value}}, not {value!r}"
     return f"{message[0].lower()}{message[1:]}, not {value!r}"
@@ -106,25 +144,29 @@ def _is_of_union(part: str, path: list[str]) -> bool:
 
 def _inner_section(section: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
     field = section.model_fields.get(key) if section else None
-    return _section_of(field.annotation) if field else None
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return next(iter(sections_in(field.annotation)), None) if field else None
 
 
 def _hint(key: str, name: str, section: type[BaseModel] | None) -> str:
     if name in BASICSR_KEYS:
         return f"BasicSR's {name} corresponds to {BASICSR_KEYS[name]}"
-    known = list(section.model_fields) if section else []
-    if guess := did_you_mean(name, known):
-        return f"did you mean '{guess}'?"
-    elsewhere = _keys_of_sections()
-    guess = did_you_mean(name, elsewhere)
-    if guess and elsewhere[guess] != key:  # equal: the key belongs to another choice of the section's name
-        return f"did you mean '{elsewhere[guess]}'?"
+    known, elsewhere = list(section.model_fields) if section else [], _keys_of_sections()
+    guesses = (
+        misspelt(name, known),
+        suggest_key(name) if key == name else elsewhere.get(name) or OTHER_NAMES.get(name),
+        did_you_mean(name, known),
+    )
+    for guess in guesses:
+        if guess and guess != key:  # equal: the key belongs to another choice of the section's name
+            return f"did you mean '{guess}'?"
     return f"known keys: {', '.join(known)}" if known else "remove it"
+
+
+def suggest_key(name: str) -> str | None:
+    """Return the dotted key that a name without a section, such as `lr` or `batch-size`, stands for, or None."""
+    keys = OTHER_NAMES | _keys_of_sections()
+    guess = misspelt(name, keys)
+    return keys[guess] if guess else None
 
 
 def _keys_of_sections() -> dict[str, str]:
@@ -132,8 +174,7 @@ def _keys_of_sections() -> dict[str, str]:
     return {
         key: f"{name}.{key}"
         for name, field in reversed(Config.model_fields.items())
-        for section in (_section_of(field.annotation), *_CHOICES.get(name, {}).values())
-        if section is not None
+        for section in sections_in(field.annotation)
         for key in section.model_fields
-        if key not in ("name", "dir", "train")
+        if key not in _DEPEND_ON_SECTION
     }

@@ -1,16 +1,14 @@
 """From YAML and `key=value` overrides to a checked `Config`; all mistakes are reported at once, with suggestions."""
 
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from accel_restore.config.explain import explain
-from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.config.overrides import apply_overrides
 from accel_restore.config.safe_yaml import MAX_BYTES, Dumper, parse_yaml, plain_copy
-from accel_restore.config.schema import DEFAULT_NAMES, Config
+from accel_restore.config.schema import Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.utils.redaction import redacted
 
@@ -46,50 +44,6 @@ def read_mapping(path: Path) -> dict:
     return tree
 
 
-def apply_override(tree: dict, override: str) -> None:
-    """Set one dotted key of `tree`; a mapping replaces the whole subtree. Elements of lists are named by index."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")) or not key.isprintable():
-        raise UserError(f"'{override}': is not an override; write key=value, such as data.batch_size=4")
-    value = parse_yaml(text, key)
-    *parents, last = key.split(".")
-    node: Any = tree
-    for depth, name in enumerate(parents):
-        if isinstance(node, list):
-            node = node[_index(node, name, key)]
-        else:
-            if node.get(name) is None:
-                node[name] = {}
-            node = node[name]
-        if not isinstance(node, dict | list):
-            above = ".".join(parents[: depth + 1])
-            raise UserError(f"{key}: '{above}' is {node!r}, not a section; set {above}={{...}}")
-    if isinstance(node, list):
-        node[_index(node, last, key)] = value
-    else:
-        node[last] = value
-
-
-def _index(items: list, name: str, key: str) -> int:
-    if not name.isdecimal() or len(name) > 9 or int(name) >= len(items):
-        raise UserError(f"{key}: '{name}' is not an element of this list of {len(items)}; count from 0")
-    return int(name)
-
-
-def _forget_former_choice(tree: dict, overrides: list[str]) -> None:
-    """If an override changes a section's `name`, drop the file's arguments that the new choice does not have."""
-    named: dict[str, Any] = {"model": {}, "optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}
-    for section, choices in named.items():
-        former = tree.get(section)
-        texts = [text for key, _, text in (o.partition("=") for o in overrides) if key == f"{section}.name"]
-        if not texts or not isinstance(former, dict):
-            continue
-        name = parse_yaml(texts[-1], f"{section}.name")
-        if name != former.get("name", DEFAULT_NAMES[section]):
-            known = choices[name].model_fields if isinstance(name, str) and name in choices else {"name"}
-            tree[section] = {key: value for key, value in former.items() if key in known}
-
-
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple = ()) -> Config:
     """Return the configuration of a YAML file (None: the demo) with `key=value` overrides, of which the last one wins.
 
@@ -111,14 +65,7 @@ def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "con
     """Return the configuration of a mapping with overrides; see `load_config`."""
     tree = plain_copy(tree, where)
     problems: list[str] = []
-    given: list[str] = []  # mistakes in the overrides
-    with suppress(UserError):  # an override with invalid YAML is reported when it is applied
-        _forget_former_choice(tree, list(overrides))
-    for override in overrides:
-        try:
-            apply_override(tree, override)
-        except UserError as error:
-            given.append(str(error))
+    given = apply_overrides(tree, overrides)  # mistakes in the overrides
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of
+from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of, switch
 from accel_restore.config.data import Data, PathText
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from accel_restore.registry import LOSSES, METRICS, MODELS
@@ -33,10 +33,10 @@ class Run(Section):
     name: Annotated[str, AfterValidator(_one_folder)] = Field("demo", description="folder of the run inside `dir`")
     dir: PathText = Field("runs", description="folder for all runs")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of every random draw in the run")
-    resume: PathText = Field(
+    resume: Annotated[Literal["auto", "never"] | PathText, switch(off="never", on="auto")] = Field(
         "auto",
-        description="auto: continue the run in the folder, if any; never: refuse a folder that holds a run; "
-        "or the path of a checkpoint",
+        description="auto or true: continue the run in the folder, if any; never or false: refuse a folder that holds "
+        "a run; or the path of a checkpoint",
     )
 
 
@@ -75,7 +75,7 @@ def named(default: str) -> BeforeValidator:
 
 def _name_model(section: Any) -> Any:
     """Add the default name to the section `model`, unless a checkpoint defines the model."""
-    if isinstance(section, dict) and section.get("checkpoint") is None:
+    if isinstance(section, dict) and not section.get("checkpoint"):
         return {"name": DEFAULT_NAMES["model"], **section}
     return section
 
@@ -91,9 +91,7 @@ class Train(Section):
     global_batch_size: PositiveInt | None = Field(
         None, lt=2**24, description="pairs per optimizer step, summed over all devices"
     )
-    mixed_precision: Annotated[
-        Literal["no", "bf16", "fp16", "auto"], BeforeValidator(lambda value: "no" if value is False else value)
-    ] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16", "auto"], switch(off="no")] = "no"
     deterministic: bool = Field(False, description="make runs on CUDA bit-identical too; slower")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="maximum L2 norm of the gradient")
     max_skipped_steps: PositiveInt = Field(
@@ -203,8 +201,8 @@ class Checkpoint(Section):
 class Tracking(Section):
     """Where losses, metrics and pictures are logged, in addition to the run's folder."""
 
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online if an API key is set, offline otherwise"
+    wandb: Annotated[Literal["auto", "online", "offline", "disabled"], switch(off="disabled", on="auto")] = Field(
+        "auto", description="auto or true: online if an API key is set, offline otherwise; disabled or false: off"
     )
     wandb_per_rank: bool = Field(False, description="also log each rank as a W&B run; all runs are in one group")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run's folder")

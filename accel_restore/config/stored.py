@@ -5,20 +5,14 @@ the key existed; otherwise old runs would continue differently.
 """
 
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from accel_restore.config.keys import sections_in
 from accel_restore.config.schema import Config
-
-
-def sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the sections that a field's annotation names: several if the section's `name` decides."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
 def with_new_keys(stored: Any, section: type[BaseModel] | None = None) -> Any:
@@ -51,20 +45,3 @@ def _fill(value: Any, field: FieldInfo) -> Any:
 def _name_of(section: type[BaseModel]) -> Any:
     field = section.model_fields.get("name")
     return field.default if field is not None else None
-
-
-def is_key(dotted: str) -> bool:
-    """Return whether this version has a key, for any choice of the sections' names."""
-    sections: list[type[BaseModel]] = [Config]
-    for part in dotted.split("."):
-        if part.isdecimal():  # an element of a list
-            continue
-        if any(section.model_config.get("extra") == "allow" for section in sections):
-            return True  # an argument
-        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-        if not fields:
-            return False
-        sections = [section for field in fields for section in sections_in(field.annotation)]
-        if not sections:
-            return True  # a value, or a mapping with keys of any name
-    return True

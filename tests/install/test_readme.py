@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from runs import ROOT, clean_environment, succeed
 
 from accel_restore.cli import COMMANDS
+from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.config.load import config_from, parse_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.config.schema import Config
@@ -104,8 +105,9 @@ def parse_only(monkeypatch, command: str, arguments: list[str]) -> argparse.Name
     if command == "bench":  # its first word selects a command of its own
         kind, *arguments = arguments
         main = main.__globals__["KINDS"][kind]
-    for name in ("parse_args", "parse_intermixed_args"):
-        monkeypatch.setattr(argparse.ArgumentParser, name, stop_after(getattr(argparse.ArgumentParser, name)))
+    parsers = (argparse.ArgumentParser, "parse_args"), (argparse.ArgumentParser, "parse_intermixed_args")
+    for kind, name in (*parsers, (ConfigurationParser, "parse_configuration")):
+        monkeypatch.setattr(kind, name, stop_after(getattr(kind, name)))
     with pytest.raises(_Parsed) as stopped:
         main(arguments)
     return stopped.value.args[0]

@@ -1,6 +1,5 @@
 """`accel-restore bench data`: measure how fast this machine reads training pairs, and how many GPUs that feeds."""
 
-import argparse
 import ctypes
 import mmap
 import os
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from accel_restore.commands._arguments import add_configuration
+from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
@@ -37,12 +36,11 @@ def main(arguments: list[str]) -> int:
 
     Raises: UserError if the configuration or data cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="accel-restore bench data", description=__doc__)
-    add_configuration(parser)
+    parser = ConfigurationParser(prog="accel-restore bench data", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds per measurement (default: %(default)s)")
     parser.add_argument("--pairs-per-second", type=float, default=100, help="speed of one GPU (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_configuration(arguments)
     if not (options.seconds > 0 and options.pairs_per_second > 0):
         raise UserError("bench data: --seconds and --pairs-per-second must be above 0")
     check_writable(options.json)

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 
 from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
-from accel_restore.commands._arguments import add_configuration
+from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.bench.phases import PhaseTimer
 from accel_restore.commands.bench.report import reported, show
@@ -48,8 +48,7 @@ def main(arguments: list[str]) -> int:
 
     Raises: UserError if the configuration or data cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="accel-restore bench train", description=__doc__)
-    add_configuration(parser)
+    parser = ConfigurationParser(prog="accel-restore bench train", description=__doc__)
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
     parser.add_argument(
         "--seconds",
@@ -62,7 +61,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--scaling", type=int, metavar="N", help="measure 1, 2, 4 ... N processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_configuration(arguments)
     if not options.seconds > 0:
         raise UserError("bench train: --seconds must be above 0")
     check_writable(options.json)

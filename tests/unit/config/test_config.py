@@ -11,7 +11,8 @@ from runs import ROOT, clean_environment
 
 from accel_restore.config.explain import BASICSR_KEYS
 from accel_restore.config.load import config_from, load_config, to_yaml
-from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, Exponential
+from accel_restore.config.schema import Model
 from accel_restore.data.degradations.pipeline import DEGRADATIONS
 from accel_restore.errors import UserError
 from accel_restore.registry import LOSSES, METRICS, MODELS
@@ -210,18 +211,56 @@ def test_an_index_outside_the_list_is_rejected(index):
     assert "is not an element of this list of 2" in line
 
 
-def test_a_changed_name_drops_the_arguments_of_the_previous_choice():
+def test_a_changed_name_forgets_all_that_the_file_says_about_the_former_choice():
     tree = {
         **LEAST, "model": {"name": "unet", "width": 8}, "optimizer": {"name": "adamw", "lr": 0.5, "betas": [0.5, 0.6]},
-        "scheduler": {"name": "step", "step_size": 3, "gamma": 0.1},
+        "scheduler": {"name": "step", "step_size": 3, "gamma": 0.1, "warmup_epochs": 9},
     }  # fmt: skip
-    config = config_from(
-        tree, ["model.name=dncnn", "model.depth=5", "optimizer.name=sgd", "scheduler.name=exponential"]
-    )
+    overrides = ["model.depth=5", "model.name=dncnn", "optimizer.name=sgd", "optimizer.momentum=0.9",
+                 "scheduler.name=exponential"]  # fmt: skip
+    config = config_from(tree, overrides)
     assert config.model.arguments == {"depth": 5}
-    assert (config.optimizer.name, config.optimizer.lr) == ("sgd", 0.5)
-    assert (config.scheduler.name, config.scheduler.gamma) == ("exponential", 0.1)
+    assert config.optimizer == SGD(momentum=0.9) and config.scheduler == Exponential()
     assert config_from(tree, ["model.name=unet"]).model.arguments == {"width": 8}
+    assert config_from(tree, ["optimizer.name=sgd", "optimizer.name=adamw"]).optimizer.lr == 0.5  # the last one wins
+    assert config_from(tree, ["optimizer={name: adam, lr: 3}", "optimizer.name=sgd"]).optimizer == SGD()
+    assert tree["optimizer"]["lr"] == 0.5
+
+
+def test_a_changed_name_in_a_list_of_steps_forgets_the_arguments_of_the_former_step():
+    steps = [{"name": "gaussian_noise", "sigma": 1}, {"name": "choice", "of": [{"name": "jpeg", "quality": 5}]}]
+    tree = {"data": {"train": {"gt": "a"}, "degradation": steps}}
+    overrides = ["data.degradation.0.name=quantize", "data.degradation.1.of.0.name=gaussian_noise",
+                 "data.degradation.1.of.0.sigma=7"]  # fmt: skip
+    first, second = config_from(tree, overrides).data.degradation
+    assert (first.name, first.arguments) == ("quantize", {})
+    assert second.arguments == {"of": [{"name": "gaussian_noise", "sigma": 7}]}
+
+
+def test_a_name_for_the_model_of_a_checkpoint_keeps_the_checkpoint():
+    tree = {**LEAST, "model": {"checkpoint": "a.pth"}}
+    for name in MODELS:
+        model = config_from(tree, [f"model.name={name}"]).model
+        assert (model.name, model.checkpoint) == (name, "a.pth")
+    tree = {**LEAST, "model": {"name": "unet", "checkpoint": "a.pth"}}
+    assert config_from(tree, ["model.name=dncnn"]).model.checkpoint is None
+    assert config_from({**LEAST, "run": {"name": "a", "seed": 5}}, ["run.name=b"]).run.seed == 5
+
+
+CHOICES = {
+    **{("optimizer", name): section() for name, section in OPTIMIZER_SECTIONS.items()},
+    **{("scheduler", name): section() for name, section in SCHEDULE_SECTIONS.items()},
+    **{("model", name): Model(name=name) for name in MODELS},
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_another_choice_than_a_recipes_has_its_own_defaults(path):
+    recipe = load_config(path)
+    for (section, name), expected in CHOICES.items():
+        config = load_config(path, [f"{section}.name={name}", "validation.every_epochs=1"])
+        same = getattr(recipe, section).name == name
+        assert getattr(config, section) == (getattr(recipe, section) if same else expected), (section, name)
 
 
 @pytest.mark.parametrize("override", ["model.name=unet", "model.name='unet'"])
@@ -230,9 +269,90 @@ def test_an_unchanged_name_keeps_the_arguments(override):
     assert config_from({**LEAST, "model": former}, [override]).model.arguments == {"width": 8}
 
 
-def test_mixed_precision_accepts_every_spelling_of_no():
-    for value in ("no", "false", "'no'"):
-        assert config_from(LEAST, [f"train.mixed_precision={value}"]).train.mixed_precision == "no"
+OFF = ["no", "off", "false", "False", "none", "None", "null", "~", "'off'", ""]
+WITH_OFF = {
+    "tracking.wandb": "disabled", "train.mixed_precision": "no", "run.resume": "never", "data.augment": [],
+    "validation.metrics": [], "data.stages": [], "train.freeze": [], "optimizer.no_decay": [], "data.mixup": None,
+    "train.max_grad_norm": None, "train.ema_decay": None, "validation.tile": None, "checkpoint.every_steps": None,
+    "data.max_images": None, "data.val": None,
+}  # fmt: skip
+
+
+def value_at(config, key):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize(("key", "value"), WITH_OFF.items())
+def test_every_key_that_can_be_off_accepts_every_word_for_it(key, value, tmp_path):
+    for word in OFF:
+        assert value_at(config_from(LEAST, [f"{key}={word}"]), key) == value, word
+    section, _, name = key.partition(".")
+    file = tmp_path / "off.yaml"
+    file.write_text(f"{'' if section == 'data' else 'data: {train: {gt: a}}'}\n{section}:\n  {name}: off\n"
+                    f"{'  train: {gt: a}' if section == 'data' else ''}\n")  # fmt: skip
+    assert value_at(load_config(file), key) == value
+
+
+def test_true_means_the_default_choice_where_there_is_one():
+    for word in ("true", "yes", "on"):
+        assert config_from(LEAST, [f"tracking.wandb={word}"]).tracking.wandb == "auto"
+        assert config_from(LEAST, [f"run.resume={word}"]).run.resume == "auto"
+    assert problems("train.mixed_precision=true") == [
+        "train.mixed_precision: must be 'no', 'bf16', 'fp16' or 'auto', not True"
+    ]
+
+
+@pytest.mark.parametrize("text", ["007", "2024", "1e3", "5e-4", "1_000", "12:30", ".5"])
+def test_a_text_on_the_command_line_may_look_like_a_number(text):
+    for key in ("run.name", "tracking.project", "data.train.gt", "model.checkpoint", "run.resume"):
+        assert value_at(config_from(LEAST, [f"{key}={text}"]), key) == text
+    assert config_from(LEAST, ["run.name=off"]).run.name == "off"
+    assert problems(run={"name": 12}) == ["run.name: must be text, not 12; put it in quotes: name: '12'"]
+
+
+SUGGESTED = {
+    "optimizer.lrr": "lr", "lr": "optimizer.lr", "train.lr": "optimizer.lr", "batch_size": "data.batch_size",
+    "train.batch_size": "data.batch_size", "train.epoch": "epochs", "epochs": "train.epochs", "modle": "model",
+    "optimiser": "optimizer", "scheduler.warmup": "scheduler.warmup_epochs", "data.patch": "patch_size",
+    "data.train.inptu": "input", "validation.metric": "metrics", "name": "run.name", "data.gt": "data.train.gt",
+    "learning_rate": "optimizer.lr", "data.num_workers": "data.num_threads", "train.globalbatchsize":
+    "global_batch_size", "tracking.wandbb": "wandb", "checkpoint.every_epoch": "every_epochs",
+    "scheduler.epochs": "train.epochs", "run.sed": "seed",
+}  # fmt: skip
+NOT_SUGGESTED = [
+    "scheduler.per_step", "validation.every_steps", "scheduler.T_max", "checkpoint.frequency", "tracking.comet",
+    "foo", "gpus", "run.tags", "data.test", "train.debug", "x", "optimizer.betas2", "scheduler.power", "k" * 10_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "guess"), SUGGESTED.items())
+def test_a_misspelt_or_misplaced_key_is_answered_with_the_right_one(key, guess):
+    (line,) = problems(f"{key}=1")
+    assert line == f"{key}: unknown key; did you mean '{guess}'?"
+
+
+@pytest.mark.parametrize("key", NOT_SUGGESTED)
+def test_a_key_that_is_near_no_other_gets_no_suggestion(key):
+    (line,) = problems(f"{key}=1", optimizer={"name": "sgd"})
+    assert ("did you mean" not in line and "known keys: " in line) or len(key) > 500
+
+
+@pytest.mark.parametrize(
+    ("override", "guess"),
+    [
+        ("optimizer.name=adamm", "adam"), ("scheduler.name=cosin", "cosine"), ("scheduler.name=none", None),
+        ("scheduler.name=poly", None), ("scheduler.name=one_cycle", None), ("optimizer.name=lion", None),
+        ("model.name=nafnett", "nafnet"), ("model.name=swinir", None), ("loss.l2=1", None), ("loss.msse=1", "mse"),
+        ("train.mixed_precision=fp8", None), ("train.mixed_precision=bf61", "bf16"),
+        ("data.degradation=[{name: noise}]", None), ("data.degradation=[{name: jpg}]", "jpeg"),
+        ("data.augment=[hflop]", "hflip"), ("tracking.wandb=ofline", "offline"),
+    ],
+)  # fmt: skip
+def test_a_choice_is_suggested_only_if_it_is_near(override, guess):
+    (line,) = problems(override)
+    assert ("did you mean" in line) is (guess is not None) and (guess is None or f"did you mean '{guess}'?" in line)
 
 
 def test_flags_and_overrides_may_come_in_any_order():

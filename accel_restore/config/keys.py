@@ -1,0 +1,55 @@
+"""The dotted keys of the configuration: the sections and fields that a key stands for."""
+
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from accel_restore.config.schema import Config
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field's annotation names: several if the section's `name` decides."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def is_key(dotted: str) -> bool:
+    """Return whether a key exists, for any choice of the sections' names; arguments of own code count as keys."""
+    return _fields(dotted) is not None
+
+
+def kinds_of(dotted: str) -> set[Any]:
+    """Return the types of a key's values; None if it may be null, and `Literal` if it is one of a few words."""
+    return {kind for field in _fields(dotted) or [] for kind in _kinds(field.annotation)}
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    return [None if annotation is type(None) else origin or annotation]
+
+
+def _fields(dotted: str) -> list[FieldInfo] | None:
+    """Return the fields that a key may stand for; an empty list for arguments, None if there is no such key."""
+    sections: list[type[BaseModel]] = [Config]
+    fields: list[FieldInfo] = []
+    for part in dotted.split("."):
+        if part.isdecimal():  # an element of a list
+            continue
+        if any(section.model_config.get("extra") == "allow" for section in sections) and not any(
+            part in section.model_fields for section in sections
+        ):
+            return []
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if not fields:
+            return None
+        sections = [section for field in fields for section in sections_in(field.annotation)]
+        if not sections:
+            return fields  # a value, or a mapping with keys of any name
+    return fields
