@@ -4,7 +4,6 @@ Nothing is downloaded. The network is frozen, follows the images to their device
 the model nor its checkpoints. `metrics/perceptual.py` scores images with the same classes.
 """
 
-import zipfile
 from functools import reduce
 from importlib.util import find_spec
 from operator import add
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from accel_restore.errors import UserError
+from accel_restore.models.torch_file import read_torch_file
+from accel_restore.models.weights_file import read_safetensors, starts_as_safetensors
 from accel_restore.utils.imports import unknown_choice
 
 # The names of torchvision's files.
@@ -221,14 +221,9 @@ def read_tensors(path: str | None, wanted: dict[str, torch.Size], key: str, sour
     if not file.is_file():
         raise UserError(f"{key}: {file} is not a file; {remedy}")
     try:
-        if file.suffix == ".safetensors":
-            tensors = load_file(file)
-        else:  # torchvision's files have the old format, which cannot be memory-mapped
-            mmap = zipfile.is_zipfile(file)
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises many kinds for a file that is something else
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{key}: {file} cannot be read ({reason:.200}); {remedy}") from error
+        tensors = read_safetensors(file) if starts_as_safetensors(file) else read_torch_file(file)
+    except UserError as error:
+        raise UserError(f"{key}: {file} {error}; {remedy}") from error
     for name, shape in wanted.items():
         value = tensors.get(name) if isinstance(tensors, dict) else None
         if not isinstance(value, Tensor) or value.shape != shape:

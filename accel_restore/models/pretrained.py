@@ -4,13 +4,11 @@ Files are untrusted: they are read as tensors, and nothing in them is executed.
 """
 
 import copy
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from accel_restore.models import build_model, weights_file
 from accel_restore.models.load_weights import as_user_error, limited, load_module
 from accel_restore.models.parameters import keep_in_eval
 from accel_restore.models.spandrel_models import RECOGNISED, fits, probe_image, recognise
+from accel_restore.models.torch_file import read_torch_file
 from accel_restore.models.weights_file import digest
 
 if TYPE_CHECKING:
@@ -158,21 +157,17 @@ def _is_ours(stored: dict[str, str]) -> bool:
 
 def _is_safetensors(path: Path) -> bool:
     weights_file.require_file(path)
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+    return weights_file.starts_as_safetensors(path)
 
 
 def _read_stored(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file, and an empty dictionary for other files."""
-    try:
-        return weights_file.read_header(path)[0] if _is_safetensors(path) else {}
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})") from None
+    return weights_file.read_header(path)[0] if _is_safetensors(path) else {}
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, without wrappers and prefixes of trainers."""
-    tree: Any = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_torch(path)
+    tree: Any = weights_file.read_safetensors(path) if _is_safetensors(path) else read_torch_file(path)
     for key in _WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
@@ -195,24 +190,3 @@ def _is_weight(item: tuple[Any, Any]) -> bool:
     if not (isinstance(name, str) and isinstance(tensor, Tensor)):
         return False
     return tensor.layout == torch.strided and tensor.device.type == "cpu"
-
-
-def _read_torch(path: Path) -> Any:
-    """Return what torch reads from a .pth file, without executing anything in it."""
-    try:
-        with path.open("rb") as file:
-            is_archive = file.read(4) == b"PK\x03\x04"
-        if is_archive:  # torch does not compress members; compressed ones could expand without bounds
-            with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                    raise UserError("is compressed and would expand beyond its size; it is damaged or hostile")
-        # In a memory map, a tensor cannot reach beyond the file whatever size it claims, and is read only when used.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except UserError:
-        raise
-    except Exception as error:  # torch's own message advises to execute the file
-        if type(error).__name__ == "UnpicklingError":
-            reason = "it holds objects other than tensors, which are not unpickled"
-        else:
-            reason = f"{type(error).__name__}; it is damaged, or was not written by torch.save"
-        raise UserError(f"cannot be read as weights ({reason}); save the model's state_dict() alone") from error

@@ -3,18 +3,23 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from accel_restore.errors import UserError
+from accel_restore.utils.file_kind import describe_other_file
 from accel_restore.utils.utf8 import problem_of_name
 
 WEIGHTS = "best.safetensors"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ANNEX_HINT = "; run `git annex get` in its repository"
 _FILES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin"}
 
 
@@ -56,9 +61,36 @@ def require_file(path: Path) -> None:
             raise UserError(f"does not exist; its run has a copy, {copy}")
         if path.name == WEIGHTS and (path.parent / "checkpoints").is_dir():
             raise UserError("does not exist yet; its run has not completed a validation")
+        if path.is_symlink() and not path.exists():
+            hint = _ANNEX_HINT if "annex" in str(path.readlink()) else ""
+            raise UserError(f"is a link to {path.readlink()!s:.200}, which does not exist{hint}")
         raise UserError("is not a regular file" if path.exists() else "does not exist")
     if problem := problem_of_name(path):
         raise UserError(problem)
+
+
+def starts_as_safetensors(path: Path) -> bool:
+    """Return whether a file starts like safetensors: with a JSON object after its size. Raises: UserError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})") from None
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file. Raises: UserError, without the path."""
+    with _as_user_error(path):
+        return load_file(path)
+
+
+@contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        what = describe_other_file(path)
+        raise UserError(what or f"cannot be read as safetensors ({error}){_remedy(path)}") from None
 
 
 def _copy(run: Path) -> Path | None:
@@ -69,16 +101,11 @@ def _copy(run: Path) -> Path | None:
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], bool]]]:
     """Return the metadata of a safetensors file, and for each tensor its shape and whether it is floating point."""
-    try:
-        require_file(path)
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            tensors = {
-                name: (part.get_shape(), part.get_dtype().startswith(("F", "BF"))) for name, part in slices.items()
-            }
-            return file.metadata() or {}, tensors
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot be read as safetensors ({error}){_remedy(path)}") from None
+    require_file(path)
+    with _as_user_error(path), safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        tensors = {name: (part.get_shape(), part.get_dtype().startswith(("F", "BF"))) for name, part in slices.items()}
+        return file.metadata() or {}, tensors
 
 
 def _remedy(path: Path) -> str:

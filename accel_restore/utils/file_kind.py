@@ -1,0 +1,94 @@
+"""What a file is that was given as weights and is not: a web page, a pointer of Git LFS, an archive, another format."""
+
+import re
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+_LOOK = 1024  # bytes at the start of a file
+_UNPACK = "unpack it and give the file of weights in it"
+_OTHER_FORMAT = "which is not read; give the .safetensors or .pth file that its project publishes"
+
+# The first bytes of formats, and what to say about them.
+_STARTS = {
+    b"\x1f\x8b": f"is compressed with gzip; {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"is compressed with Zstandard; {_UNPACK}",
+    b"\xfd7zXZ\x00": f"is compressed with xz; {_UNPACK}",
+    b"BZh": f"is compressed with bzip2; {_UNPACK}",
+    b"7z\xbc\xaf\x27\x1c": f"is a 7-Zip archive; {_UNPACK}",
+    b"Rar!": f"is a RAR archive; {_UNPACK}",
+    b"\x89HDF\r\n\x1a\n": f"is an HDF5 file, as Keras writes, {_OTHER_FORMAT}",
+    b"GGUF": f"is a GGUF file, {_OTHER_FORMAT}",
+    b"\x93NUMPY": f"is a NumPy array, {_OTHER_FORMAT}",
+    b"MATLAB 5.0": f"is a MATLAB file, {_OTHER_FORMAT}",
+    b"\x89PNG": "is a picture (PNG); give a file of weights",
+    b"\xff\xd8\xff": "is a picture (JPEG); give a file of weights",
+    b"GIF8": "is a picture (GIF); give a file of weights",
+    b"%PDF": "is a PDF document; give a file of weights",
+    b"\x7fELF": "is a program; give a file of weights",
+    b"MZ": "is a program; give a file of weights",
+}
+_ONNX = re.compile(rb"\x08[\x01-\x20](\x12|\x1a|\x22|\x28|\x3a|\x42)")  # ModelProto: ir_version, then another field
+_ANNEX = re.compile(r"\S*/annex/objects/\S+\s*")
+_PAGE = re.compile(r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+
+
+def describe_other_file(path: Path) -> str | None:
+    """Return what a file is and what to do, as in "is a web page; ...", or None if it may be a file of weights."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LOOK)
+        if not start:
+            return "is empty; download or copy it again"
+        if start.startswith(b"PK") and zipfile.is_zipfile(path):
+            return _describe_archive(path)
+    except (OSError, ValueError):
+        return None
+    if not any(start):
+        return "starts with zeros only, so its download or copy was not completed; download or copy it again"
+    if start[257:262] == b"ustar":
+        return f"is a tar archive; {_UNPACK}"
+    for first, what in _STARTS.items():
+        if start.startswith(first):
+            return what
+    if _ONNX.match(start):
+        return f"is an ONNX model, {_OTHER_FORMAT}"
+    if start[4:8] == b"TFL3":
+        return f"is a TensorFlow Lite model, {_OTHER_FORMAT}"
+    return _describe_text(start)
+
+
+def _describe_archive(path: Path) -> str | None:
+    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        inside = {name.partition("/")[2] for name in names}
+        if {"constants.pkl", "data.pkl"} <= inside:
+            return (
+                "is a TorchScript archive, a compiled program, which is not executed; load it with torch.jit.load in "
+                "its own project and save model.state_dict()"
+            )
+        if any(name.rpartition("/")[2] in ("serialized_exported_program.json", "archive_format") for name in names):
+            return f"is a program of torch.export, {_OTHER_FORMAT}"
+        if "data.pkl" in inside or any(name.endswith("data.pkl") for name in names):
+            return None  # of torch.save
+        if names and all(name.endswith(".npy") for name in names):
+            return f"is an archive of NumPy arrays, {_OTHER_FORMAT}"
+        first = f", such as {names[0]:.80}" if names else ""
+        return f"is a zip archive of {len(names)} file{'s' * (len(names) != 1)}{first}; {_UNPACK}"
+    return None
+
+
+def _describe_text(start: bytes) -> str | None:
+    """Return what a text is, quoting its first line; None if the bytes are no text."""
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = start.decode(encoding, errors="ignore").lstrip()
+    if len(text.encode(encoding)) < 0.9 * len(start.strip()) or not " ".join(text.split()).isprintable():
+        return None
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        return "is a pointer of Git LFS, not the file itself; run `git lfs pull` in its repository"
+    if _ANNEX.fullmatch(text):
+        return "is a pointer of git-annex, not the file itself; run `git annex get` in its repository"
+    if _PAGE.match(text):
+        return "is a web page, not the file that its link offers; download the file itself"
+    line = text.splitlines()[0] if text else ""
+    return f"is a text ('{line:.60}'), not the file itself; download it again"
