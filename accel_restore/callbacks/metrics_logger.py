@@ -56,8 +56,8 @@ class RunLog:
         self.folder, self.console = folder, console
         self.metrics = self.memory = None
         if is_main:
-            self.metrics = JsonlWriter(folder / "metrics.jsonl", lambda line: is_before(line, state))
-            self.memory = JsonlWriter(folder / "memory.jsonl", lambda line: is_before(line, state))
+            self.metrics = JsonlWriter(folder / "metrics.jsonl", lambda line: is_before(line, state), console.log)
+            self.memory = JsonlWriter(folder / "memory.jsonl", lambda line: is_before(line, state), console.log)
         self.has_warned = False  # that lines cannot be written
 
     def write(self, line: dict[str, Any]) -> None:

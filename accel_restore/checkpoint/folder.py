@@ -15,8 +15,9 @@ from accel_restore.utils.files import discard
 # What a run writes. --overwrite removes these and nothing else, and only if status.json shows that it was a run.
 MARKER, CONFIG = "status.json", "config.yaml"
 RUN_FILES = (
-    "checkpoints", CONFIG, "metrics.jsonl", "memory.jsonl", WEIGHTS, "samples", "curves.png", "report.html",
-    "plan.json", RECORD, "wandb", "tensorboard", "hub", "audit", "audit.json", MARKER,
+    "checkpoints", CONFIG, "metrics.jsonl", "memory.jsonl", "metrics.damaged.jsonl", "memory.damaged.jsonl", WEIGHTS,
+    "samples", "curves.png", "report.html", "plan.json", RECORD, "wandb", "tensorboard", "hub", "audit",
+    "audit.json", MARKER,
 )  # fmt: skip
 _NO_PATHS = ("run.name", "run.dir", "tracking.")
 _MOST_LINKS = 40  # that lead to one file, as in Linux

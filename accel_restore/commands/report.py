@@ -1,6 +1,7 @@
 """`accel-restore report RUN_DIR`: rebuild a run's report.html from the files in its folder."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from accel_restore.commands._outputs import check_writable
@@ -24,9 +25,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     check_writable(options.output)
     file = options.output or options.run / REPORT
-    page = Page(options.run).build()
+    page = Page(options.run)
+    text = page.build()
+    if page.metrics.lines.damaged:
+        print(f"accel-restore: {page.metrics.lines.describe_damage()}; the report leaves them out", file=sys.stderr)
     try:
-        replace_file(file, page.encode())
+        replace_file(file, text.encode())
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}); pass another file with --output") from error
     print(file)

@@ -144,4 +144,4 @@ def _draw_epochs(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
 
 
 def _values(lines: list[dict[str, Any]], key: str) -> list[float]:
-    return [float("nan") if line[key] is None else line[key] for line in lines]
+    return [float("nan") if line.get(key) is None else line[key] for line in lines]

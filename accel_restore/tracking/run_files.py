@@ -1,6 +1,7 @@
 """Files in a run's folder that change during training: JSON-lines files such as metrics.jsonl, and status.json."""
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +13,17 @@ from pydantic_core import from_json  # five times as fast as json; a run may wri
 from accel_restore.utils.files import replace_file, to_json
 from accel_restore.utils.redaction import redacted
 
+_SHOWN = 5  # of damaged lines that a message names
+_START = re.compile(rb'(?=\{"(?:event|op)":)')  # of an object, where lines are joined
+_INT, _NUMBER = {int}, {float, int, type(None)}  # JSON has no NaN, so null takes its place
+# The keys of an event that all of its lines have had in every version.
+_FORMS: dict[str, dict[str, set[type]]] = {
+    "train": {"epoch": _INT, "step": _INT, "rank": _INT, "samples": _INT, "loss": _NUMBER, "lr": _NUMBER},
+    "epoch": {"epoch": _INT, "step": _INT, "train_loss": _NUMBER, "val_loss": _NUMBER, "is_best": {bool}},
+    "memory": {"step": _INT, "rank": _INT, "memory": _INT},
+    "skip": {"epoch": _INT, "step": _INT},
+}
+
 
 class JsonlWriter:
     """Append JSON objects to a file, one per line.
@@ -19,11 +31,20 @@ class JsonlWriter:
     Lines that cannot be written, on a full disk, are kept in memory and written with the next line.
     """
 
-    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]):
-        """Open the file, and drop the lines for which `keep` is false: those after the commit that is resumed."""
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool], log: Callable[[str], None] = print):
+        """Open the file, and drop the lines for which `keep` is false: those after the commit that is resumed.
+
+        Damaged lines are moved to a file of their own, and reported.
+        """
         self.path, self.unwritten = path, b""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_lines(path) if keep(line)]
+        tail = JsonlTail(path)
+        kept = [line for line in (*tail, *tail.last()) if keep(line)]
+        if tail.damaged:
+            aside = path.with_name(f"{path.stem}.damaged.jsonl")
+            former = aside.read_bytes() if aside.exists() else b""
+            replace_file(aside, former + b"".join(text for _, text in tail.damaged))
+            log(f"{tail.describe_damage()}; kept in {aside.name}")
         replace_file(path, "".join(to_json(line) + "\n" for line in kept).encode())
         self.file = path.open("ab", buffering=0)
         self.size = path.stat().st_size
@@ -64,29 +85,76 @@ class JsonlWriter:
 
 
 class JsonlTail:
-    """Iterate over the objects of a JSON-lines file that were appended since the last iteration."""
+    """Iterate over the objects of a JSON-lines file that were appended since the last iteration.
+
+    This is the one reader of such files. A damaged line costs what is damaged in it, and no other line.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.position = path, 0
+        self.path, self.position, self.number = path, 0, 0
+        self.damaged: list[tuple[int, bytes]] = []  # the number, from 1, and the content of each damaged line
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield each complete line that is a JSON object; a partial last line is left for the next iteration."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            for text in file:
-                if not text.endswith(b"\n"):
-                    break
-                self.position += len(text)
-                with suppress(ValueError):
-                    if isinstance(line := from_json(text), dict):
-                        yield line
+        """Yield the object of each complete line; a partial last line is left for the next iteration."""
+        for text in self._texts():
+            if not text.endswith(b"\n"):  # it is being written, or was cut off by a crash
+                return
+            self.position, self.number = self.position + len(text), self.number + 1
+            found, is_whole = _parse(text)
+            if not is_whole:
+                self.damaged.append((self.number, text))
+            yield from found
+
+    def last(self) -> list[dict[str, Any]]:
+        """Return the object of a last line without a line break, if it is whole, as an editor may leave it."""
+        text = b"".join(self._texts())
+        return _parse(text)[0] if text and b"\n" not in text else []
+
+    def describe_damage(self) -> str:
+        """Return the file and its damaged lines in words."""
+        numbers = [f"{number:,}" for number, _ in self.damaged]
+        shown = ", ".join(numbers[:_SHOWN]) + (f" and {len(numbers) - _SHOWN:,} more" if len(numbers) > _SHOWN else "")
+        return f"{self.path}: {f'line {shown} is' if len(numbers) == 1 else f'lines {shown} are'} damaged"
+
+    def _texts(self) -> Iterator[bytes]:
+        """Yield the lines from the current position on, with their line breaks."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                yield from file
+
+
+def _parse(text: bytes) -> tuple[list[dict[str, Any]], bool]:
+    """Return the intact objects in a line, and whether they are all of it."""
+    if not text.strip():
+        return [], True
+    try:
+        line = from_json(text)
+    except ValueError:  # a hole, or lines that lost the break between them
+        pieces = [piece[: piece.rfind(b"}") + 1] for piece in _START.split(text)]
+        return [line for piece in pieces for line in _parse_piece(piece)], False
+    return ([line], True) if _has_form(line) else ([], False)
+
+
+def _parse_piece(text: bytes) -> list[dict[str, Any]]:
+    with suppress(ValueError):
+        line = from_json(text)
+        return [line] if _has_form(line) else []
+    return []
+
+
+def _has_form(line: Any) -> bool:
+    """Return whether a line has what every reader of its event needs."""
+    if not isinstance(line, dict):
+        return False
+    form = _FORMS.get(str(line.get("event")), {"step": _INT})
+    return all(key in line and type(line[key]) in kinds for key, kinds in form.items())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; empty if there is no such file."""
-    return list(JsonlTail(path))
+    tail = JsonlTail(path)
+    return [*tail, *tail.last()]
 
 
 def validation_scores(line: dict[str, Any]) -> dict[str, Any]:

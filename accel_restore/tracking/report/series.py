@@ -29,8 +29,11 @@ class Metrics:
 
     def read(self) -> None:
         """Read the new lines."""
+        known = len(self.lines.damaged)
         for line in self.lines:
             self._add(line)
+        for number, _ in self.lines.damaged[known:]:
+            self._add({"event": "damaged line", "line": number})
 
     def _add(self, line: dict[str, Any]) -> None:
         event, step = line.get("event"), line.get("step")

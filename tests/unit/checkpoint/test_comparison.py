@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, create_model
 
 from accel_restore.checkpoint.comparison import Comparison
-from accel_restore.config import stored
+from accel_restore.config import keys, stored
 from accel_restore.config.data import Data, Degradation, Source, Stage
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, AdamW
@@ -32,7 +32,8 @@ def later(monkeypatch):
 
     def replace(**sections: tuple[Any, Any]) -> type[Config]:
         config = extended(Config, **sections)
-        monkeypatch.setattr(stored, "Config", config)
+        for module in (stored, keys):
+            monkeypatch.setattr(module, "Config", config)
         return config
 
     return replace
@@ -115,7 +116,7 @@ def test_a_commit_that_lacks_any_key_with_a_default_continues(optimizer, schedul
     tree = {"data": {"train": {"gt": "a"}}, "optimizer": {"name": optimizer}, "scheduler": {"name": scheduler}}
     config = config_from(tree)
     full = config.model_dump(mode="json")
-    for section, key in [(section, key) for section, keys in full.items() for key in keys if section != "loss"]:
+    for section, key in [(section, key) for section, content in full.items() for key in content if section != "loss"]:
         if key in ("name", "train"):
             continue
         counters = {**COUNTERS, "config": json.loads(json.dumps(full)), "global_batches": [8]}

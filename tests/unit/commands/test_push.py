@@ -140,7 +140,7 @@ def test_invalid_arguments_are_refused_and_nothing_is_written(run, tmp_path, cap
         (["x", str(run), "--dry-run"], "write owner/name"),
         (["me/x y", str(run), "--dry-run"], "is not a repository name"),
         (["me/x", str(run), "--dry-run", "--license", "My Own"], "the Hub does not know 'My Own'"),
-        (["me/x", str(tmp_path / "bad.safetensors"), "--dry-run"], "cannot be read as safetensors"),
+        (["me/x", str(tmp_path / "bad.safetensors"), "--dry-run"], "is a text ('bad')"),
         (["me/x", str(tmp_path / "other"), "--dry-run"], "does not exist"),
         (["me/x", "owner/name", "--dry-run"], "owner/name: does not exist"),  # nothing is downloaded
         (["me/x", str(run)], "no token of the Hugging Face Hub; log in"),
