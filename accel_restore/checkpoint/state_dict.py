@@ -29,7 +29,10 @@ _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class _Counters(BaseModel):
-    """The required content of state.json, which may come from anyone."""
+    """The required content of state.json, which may come from anyone.
+
+    What a later version adds must be optional, so that it continues the runs of earlier ones.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from accel_restore.config.keys import kinds_of
+from accel_restore.config.keys import is_key, kinds_of
 from accel_restore.config.safe_yaml import parse_yaml
 from accel_restore.config.schema import DEFAULT_NAMES
 from accel_restore.errors import UserError
@@ -45,6 +45,8 @@ def _forget_former_choice(section: dict, place: str, name: Any, given: list[str]
 def _place(tree: dict, override: str) -> tuple[Any, Any, Any]:
     """Return the mapping or list that an override changes, the key or index in it, and the value."""
     key, equals, text = override.partition("=")
+    if not equals and is_key(key):
+        raise UserError(f"{key}: has no value; write {key}=VALUE, without spaces")
     if not equals or not all(key.split(".")) or not key.isprintable():
         raise UserError(f"'{override}': is not an override; write key=value, such as data.batch_size=4")
     value = parse_yaml(text, key)

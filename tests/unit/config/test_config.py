@@ -49,6 +49,13 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
     assert "'nothing': is not an override" in text
 
 
+def test_a_key_without_a_value_is_answered_with_the_way_to_write_it():
+    assert problems("train.epochs", "5") == [
+        "train.epochs: has no value; write train.epochs=VALUE, without spaces",
+        "'5': is not an override; write key=value, such as data.batch_size=4",
+    ]
+
+
 def test_a_mistake_on_the_command_line_is_not_attributed_to_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("data: {train: {gt: photos}}\n")
