@@ -58,7 +58,7 @@ def find_lost(folder: Path, inputs: Iterable[tuple[str, Path]]) -> list[tuple[st
     if not folder.is_dir():
         return []
     removed = _Removed(folder)
-    return [(key, path) for key, path in inputs if removed.includes(path)]
+    return [(key, path) for key, path in inputs if removed.entries and removed.includes(path)]
 
 
 def paths_in(config: Config) -> Iterator[tuple[str, Path]]:
@@ -80,24 +80,26 @@ class _Removed:
     """The files of a run as the file system identifies them, whatever path or link leads to them."""
 
     def __init__(self, folder: Path):
-        self.folder = _identity(folder.stat())
+        self.folder, self.here = _identity(folder.stat()), os.getcwd()  # noqa: PTH109  texts: fast for 100,000 images
         self.entries = {_identity((folder / name).lstat()) for name in RUN_FILES if os.path.lexists(folder / name)}
-        self.known: dict[Path, bool] = {}  # of 100,000 images in one folder, its path is followed once
+        self.known: dict[str, bool] = {"/": False}  # folders
 
-    def includes(self, path: Path, links: int = 0) -> bool:
+    def includes(self, path: str | Path, links: int = 0) -> bool:
         """Return whether `path` leads through a file or folder that is removed."""
-        path = Path.cwd() / path
-        if path.parent not in self.known:
-            self.known[path.parent] = any(self._is(entry, links) for entry in reversed(path.parents))
-        return self.known[path.parent] or self._is(path, links)
+        path = os.path.join(self.here, path)  # noqa: PTH118
+        above = os.path.dirname(path)  # noqa: PTH120
+        if above not in self.known:
+            entries = [above, *map(str, Path(above).parents)][::-1]
+            self.known[above] = any(self._is(entry, links) for entry in entries)
+        return self.known[above] or self._is(path, links)
 
-    def _is(self, entry: Path, links: int) -> bool:
+    def _is(self, entry: str, links: int) -> bool:
         try:
-            status = entry.lstat()
-            if _identity(status) in self.entries and _identity(entry.parent.stat()) == self.folder:
+            status = os.lstat(entry)
+            if _identity(status) in self.entries and _identity(Path(entry).parent.stat()) == self.folder:
                 return True
             is_link = stat.S_ISLNK(status.st_mode) and links < _MOST_LINKS
-            return is_link and self.includes(entry.parent / entry.readlink(), links + 1)
+            return is_link and self.includes(Path(entry).parent / Path(entry).readlink(), links + 1)
         except (OSError, ValueError):  # it does not exist, or is no path
             return False
 

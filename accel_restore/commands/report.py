@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     page = Page(options.run)
     text = page.build()
     if page.metrics.lines.damaged:
-        print(f"accel-restore: {page.metrics.lines.describe_damage()}; the report leaves them out", file=sys.stderr)
+        print(f"accel-restore: {page.metrics.lines.describe_damage()}; left out of the report", file=sys.stderr)
     try:
         replace_file(file, text.encode())
     except OSError as error:

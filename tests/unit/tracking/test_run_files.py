@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from accel_restore.commands import report
 from accel_restore.tracking.pictures import draw_curves
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.run_files import JsonlTail, JsonlWriter, read_lines
@@ -113,3 +114,12 @@ def test_the_report_and_the_curves_show_what_is_intact(tmp_path):
     ]
     draw_curves(path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_report_command_names_a_damaged_line_once(tmp_path, capsys):
+    (tmp_path / "status.json").write_text('{"state": "finished", "epoch": 1, "step": 6}', encoding="utf-8")
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(damaged(b"x"))
+    assert report.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"accel-restore: {path}: line 3 is damaged; left out of the report\n"
+    assert "damaged line" in (tmp_path / "report.html").read_text(encoding="utf-8")
