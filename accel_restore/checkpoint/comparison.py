@@ -61,15 +61,19 @@ class Comparison:
 
     def check_other(self, commit: Path) -> None:
         """Raise `UserError` if a new run cannot continue from the commit of another run."""
-        names = read_manifest(commit)["files"]
-        weights = next(name for name in _WEIGHTS if name in names)
-        raise_problems(
+        differences = self._differences()
+        title = (
             f"run.resume: a run continues from {commit} exactly, also under another run.name. So its learning rate and "
-            "all else that decides the result belong to the run, and these keys cannot change. Set them back; or, in "
-            f"place of run.resume, give model.checkpoint={commit / weights}, which takes the weights alone: the new "
-            "run then starts at step 0, without the optimizer's state and the best score",
-            self._differences(),
+            "all else that decides the result belong to the run, and these keys cannot change. Set them back"
         )
+        if not any(line.startswith("model.") for line in differences):  # the weights fit
+            names = read_manifest(commit)["files"]
+            weights = commit / next(name for name in _WEIGHTS if name in names)
+            title += (
+                f"; or, in place of run.resume, give model.checkpoint={weights}, which takes the weights alone: the "
+                "new run then starts at step 0, without the optimizer's state and the best score"
+            )
+        raise_problems(title, differences)
 
     def _differences(self) -> list[str]:
         refused = [self._describe(key) for key in (self.then | self.now) if self._differs(key)]

@@ -139,3 +139,10 @@ def test_resuming_another_run_with_another_rate_names_the_way_to_take_its_weight
     assert title.startswith("run.resume: ") and "learning rate" in title and "without the optimizer's state" in title
     assert f"model.checkpoint={commit / ('best.safetensors' if has_best else 'ema.safetensors')}," in title
     assert lines == ["  - optimizer.lr: 0.001 in the commit, 0.0001 now"]
+
+
+def test_weights_that_do_not_fit_the_new_model_are_not_suggested(tmp_path):
+    config = load_config(OLD / "old.yaml", ["optimizer.lr=1e-4", "model.width=8", "run.name=new"])
+    with pytest.raises(UserError) as caught:
+        Comparison(config, COUNTERS, [], "no").check_other(COMMIT)
+    assert "model.checkpoint" not in str(caught.value) and "model.width: 4 in the commit, 8 now" in str(caught.value)
