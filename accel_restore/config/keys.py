@@ -40,7 +40,7 @@ def _fields(dotted: str) -> list[FieldInfo] | None:
     sections: list[type[BaseModel]] = [Config]
     fields: list[FieldInfo] = []
     for part in dotted.split("."):
-        if part.isdecimal():  # an element of a list
+        if part.isdecimal() and fields:  # an element of a list
             continue
         if any(section.model_config.get("extra") == "allow" for section in sections) and not any(
             part in section.model_fields for section in sections

@@ -15,7 +15,8 @@ from accel_restore.utils.redaction import redacted
 
 _SHOWN = 5  # of damaged lines that a message names
 _START = re.compile(rb'(?=\{"(?:event|op)":)')  # of an object, where lines are joined
-_INT, _NUMBER = {int}, {float, int, type(None)}  # JSON has no NaN, so null takes its place
+_INT: set[type] = {int}
+_NUMBER: set[type] = {float, int, type(None)}  # JSON has no NaN, so null takes its place
 # The keys of an event that all of its lines have had in every version.
 _FORMS: dict[str, dict[str, set[type]]] = {
     "train": {"epoch": _INT, "step": _INT, "rank": _INT, "samples": _INT, "loss": _NUMBER, "lr": _NUMBER},
@@ -38,7 +39,7 @@ class JsonlWriter:
         """
         self.path, self.unwritten = path, b""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tail = JsonlTail(path)
+        tail = JsonlTail(path, has_form)
         kept = [line for line in (*tail, *tail.last()) if keep(line)]
         if tail.damaged:
             aside = path.with_name(f"{path.stem}.damaged.jsonl")
@@ -90,8 +91,9 @@ class JsonlTail:
     This is the one reader of such files. A damaged line costs what is damaged in it, and no other line.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.position, self.number = path, 0, 0
+    def __init__(self, path: Path, accept: Callable[[dict[str, Any]], bool] = bool):
+        """`accept`: whether an object is whole; a reader that tolerates missing keys needs none."""
+        self.path, self.accept, self.position, self.number = path, accept, 0, 0
         self.damaged: list[tuple[int, bytes]] = []  # the number, from 1, and the content of each damaged line
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -100,15 +102,17 @@ class JsonlTail:
             if not text.endswith(b"\n"):  # it is being written, or was cut off by a crash
                 return
             self.position, self.number = self.position + len(text), self.number + 1
-            found, is_whole = _parse(text)
-            if not is_whole:
+            found = _parse(text)
+            intact = [line for line in found if isinstance(line, dict) and self.accept(line)]
+            if text.strip() and (len(found) != 1 or len(intact) != 1):
                 self.damaged.append((self.number, text))
-            yield from found
+            yield from intact
 
     def last(self) -> list[dict[str, Any]]:
         """Return the object of a last line without a line break, if it is whole, as an editor may leave it."""
         text = b"".join(self._texts())
-        return _parse(text)[0] if text and b"\n" not in text else []
+        found = _parse(text) if b"\n" not in text else []
+        return [line for line in found if isinstance(line, dict) and self.accept(line)]
 
     def describe_damage(self) -> str:
         """Return the file and its damaged lines in words."""
@@ -124,36 +128,26 @@ class JsonlTail:
                 yield from file
 
 
-def _parse(text: bytes) -> tuple[list[dict[str, Any]], bool]:
-    """Return the intact objects in a line, and whether they are all of it."""
-    if not text.strip():
-        return [], True
-    try:
-        line = from_json(text)
-    except ValueError:  # a hole, or lines that lost the break between them
-        pieces = [piece[: piece.rfind(b"}") + 1] for piece in _START.split(text)]
-        return [line for piece in pieces for line in _parse_piece(piece)], False
-    return ([line], True) if _has_form(line) else ([], False)
-
-
-def _parse_piece(text: bytes) -> list[dict[str, Any]]:
+def _parse(text: bytes) -> list[Any]:
+    """Return the value in a line; of a damaged one, all objects that are intact in it, and None for the rest."""
     with suppress(ValueError):
-        line = from_json(text)
-        return [line] if _has_form(line) else []
-    return []
+        return [from_json(text)]
+    found: list[Any] = [None]
+    for piece in _START.split(text):  # a hole, or lines that lost the break between them
+        with suppress(ValueError):
+            found.append(from_json(piece[: piece.rfind(b"}") + 1]))
+    return found
 
 
-def _has_form(line: Any) -> bool:
-    """Return whether a line has what every reader of its event needs."""
-    if not isinstance(line, dict):
-        return False
+def has_form(line: dict[str, Any]) -> bool:
+    """Return whether a line has all that its event has had in every version."""
     form = _FORMS.get(str(line.get("event")), {"step": _INT})
     return all(key in line and type(line[key]) in kinds for key, kinds in form.items())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; empty if there is no such file."""
-    tail = JsonlTail(path)
+    tail = JsonlTail(path, has_form)
     return [*tail, *tail.last()]
 
 

@@ -39,13 +39,13 @@ def describe_other_file(path: Path) -> str | None:
         with path.open("rb") as file:
             start = file.read(_LOOK)
         if not start:
-            return "is empty; download or copy it again"
+            return "is empty; copy or download it again"
         if start.startswith(b"PK") and zipfile.is_zipfile(path):
             return _describe_archive(path)
     except (OSError, ValueError):
         return None
     if not any(start):
-        return "starts with zeros only, so its download or copy was not completed; download or copy it again"
+        return "starts with zeros only, so its download or copy was not completed; copy or download it again"
     if start[257:262] == b"ustar":
         return f"is a tar archive; {_UNPACK}"
     for first, what in _STARTS.items():

@@ -40,7 +40,9 @@ def misspelt(name: str, known: Iterable[str]) -> str | None:
     distances = {other: _edit_distance(plain, _plain(other)) for other in known}
     near = [other for other, distance in distances.items() if distance <= (len(plain) + 1) // 4]
     # Of equal distances, a letter too many or too few is the more frequent slip: `ofline` is offline, not online.
-    return min(near, key=lambda other: (distances[other], -SequenceMatcher(None, plain, other).ratio()), default=None)
+    return min(
+        near[::-1], key=lambda other: (distances[other], -SequenceMatcher(None, plain, other).ratio()), default=None
+    )
 
 
 def _plain(name: str) -> str:
