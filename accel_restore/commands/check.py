@@ -22,7 +22,7 @@ from accel_restore.data.batch_plan import BatchPlan
 from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
-from accel_restore.data_check.findings import Finding, find_in_set, find_leaks
+from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
 from accel_restore.data_check.made_inputs import find_one_sided, find_unscaled_noise, make_input, measure_inputs
 from accel_restore.data_check.survey import Part, find_in_headers, survey
 from accel_restore.errors import UserError
@@ -138,10 +138,13 @@ def _find(found: ScannedData, parts: dict[str, Part], config: Config, degrade: D
     train, val = parts["train"], parts["val"]
     warnings += find_leaks(train.facts, train.gts, val.facts, val.gts)
     warnings += find_one_sided(found)
-    headers = [header for part in parts.values() for pair in part.headers for header in pair if header is not None]
+    colours = [
+        colour for part in parts.values() for fact in part.facts for colour in (fact.gt_colour, fact.input_colour)
+    ]
+    colours = [colour for colour in colours if not np.isnan(colour)]
     for_colour = config.data.channels == 3 and config.model.checkpoint is None  # a checkpoint decides the channels
-    if for_colour and headers and all("gray" in header.mode for header in headers):
-        text = f"all {len(headers)} examined files are gray, but training is in colour; set data.channels=1"
+    if for_colour and colours and max(colours) < GRAY:
+        text = f"all {len(colours)} examined files are gray, but training is in colour; set data.channels=1"
         warnings.append(Finding("gray", text))
     if degrade.steps:
         warnings += find_unscaled_noise(config.data)

@@ -9,10 +9,12 @@ import numpy as np
 
 from accel_restore.data_check.measure import REACH, PairFacts
 from accel_restore.data_check.near_duplicates import near_duplicates
+from accel_restore.data_check.overlaps import overlaps
 
 _LEVEL = 1 / 255
 _CONSTANT = 0.05 * _LEVEL  # largest standard deviation of a constant image; dark 16-bit photographs have little more
 _MIN_TRAITS = np.array([1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2])  # smaller medians do not distinguish input from gt
+GRAY = 0.5 * _LEVEL  # largest mean distance of the channels of a gray image; 2 levels in the palest photographs
 _MAX_COMPARED = 5000  # images searched for near duplicates: the time grows with their square
 
 
@@ -41,30 +43,35 @@ class _Pair(NamedTuple):
 def find_in_set(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence[str] | None = None) -> list[Finding]:
     """Return the findings of a set, the most serious kinds first; `gts` and `inputs` are the files of `facts`."""
     if inputs is None:
-        return [*_constant(facts, gts, []), *_duplicates(facts, gts)]
+        return [*_constant(facts, gts, []), *_gray_among_colour(facts, gts), *_duplicates(facts, gts)]
     pairs = [_Pair(*entry) for entry in zip(facts, gts, inputs, strict=True) if _varies(entry[0])]
     unequal = [pair for pair in pairs if not np.isinf(pair.facts.psnr)]
     found: dict[str, Finding] = {}
     for find in (_unrelated, _swapped, _shifted, _outliers):
         for finding in find(unequal):  # the first finding of a pair explains the later ones
             found.setdefault(finding.files[0] if finding.files else finding.text, finding)
-    return [*found.values(), *_constant(facts, gts, inputs), *_equal(pairs), *_duplicates(facts, gts, inputs)]
+    found |= {finding.text: finding for finding in (*_constant(facts, gts, inputs), *_gray_among_colour(facts, gts))}
+    return [*found.values(), *_equal(pairs), *_duplicates(facts, gts, inputs)]
 
 
 def find_leaks(
     train: Sequence[PairFacts], train_gts: Sequence[str], val: Sequence[PairFacts], val_gts: Sequence[str]
 ) -> list[Finding]:
-    """Return one finding for each validation image that is also a training image, exactly or nearly."""
+    """Return one finding for each validation image that is also a training image, exactly, nearly or in part."""
     same = {fact.gt_hash: name for fact, name in zip(train, train_gts, strict=True)}
     near: dict[int, tuple[int, float]] = {}
     for one, other, similarity in near_duplicates([f.thumbnail for f in train], [f.thumbnail for f in val]):
         near.setdefault(other, (one, similarity))
+    shared = overlaps([f.corners for f in train], [f.corners for f in val])
     found = []
     for index, (fact, name) in enumerate(zip(val, val_gts, strict=True)):
         if fact.gt_hash in same and fact.gt_std >= _CONSTANT:
             twin, how = same[fact.gt_hash], "the same pixels as"
         elif index in near:
             twin, how = train_gts[near[index][0]], f"nearly the same picture (similarity {near[index][1]:.2f}) as"
+        elif index in shared:
+            one, (down, right) = shared[index]
+            twin, how = train_gts[one], f"overlaps, {down} pixels down and {right} right in it,"
         else:
             continue
         text = f"{name}: {how} the training image {twin}; remove one of them, or scores will be too high"
@@ -129,11 +136,15 @@ def _unrelated(pairs: list[_Pair]) -> list[Finding]:
 
 def _swapped(pairs: list[_Pair]) -> list[Finding]:
     pairs = [pair for pair in pairs if pair.facts.traits is not None]
-    noisier = [pair for pair in pairs if pair.facts.gt_noisier]
-    if len(pairs) >= 4 and len(noisier) > len(pairs) / 2:
+    degraded = [
+        pair for pair in pairs if pair.facts.direction > 0 or (pair.facts.gt_noisier and not pair.facts.direction)
+    ]
+    opposed = sum(pair.facts.direction < 0 for pair in pairs)
+    if len(degraded) >= max(4, len(pairs) / 4, 4 * opposed):
         text = (
-            f"gt is noisier than the input in {len(noisier)} of {len(pairs)} pairs, for example {noisier[0].gt} than "
-            f"{noisier[0].input}; input and gt of the whole set seem to be swapped"
+            f"gt is a blurred, noisy or compressed version of the input in {len(degraded)} of {len(pairs)} pairs (the "
+            f"reverse in {opposed}), for example {degraded[0].gt} of {degraded[0].input}; input and gt of the whole "
+            "set seem to be swapped; compare them in --picture FILE"
         )
         return [Finding("swapped", text)]
     traits = [pair.facts.traits for pair in pairs if pair.facts.traits is not None]
@@ -213,6 +224,23 @@ def _constant(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence[s
     ]
 
 
+def _gray_among_colour(facts: Sequence[PairFacts], gts: Sequence[str]) -> list[Finding]:
+    """A finding if some gts are gray and others in colour; it names the fewer ones."""
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for name, fact in zip(gts, facts, strict=True):
+        if fact.gt_std >= _CONSTANT:
+            sides[fact.gt_colour < GRAY].append(name)
+    if not (sides[True] and sides[False]):
+        return []
+    gray = len(sides[True]) <= len(sides[False])
+    names, what, others = sides[gray], *(("gray", "in colour") if gray else ("in colour", "gray"))
+    text = (
+        f"{len(names)} of {sum(map(len, sides.values()))} gts are {what}, the others {others}: {_listed(names)}; "
+        "remove them, or train on gray values (data.channels=1)"
+    )
+    return [Finding("gray", text, tuple(names))]
+
+
 def _equal(pairs: list[_Pair]) -> list[Finding]:
     equal = [pair for pair in pairs if np.isinf(pair.facts.psnr)]
     if len(equal) == len(pairs) > 1:
@@ -250,8 +278,11 @@ def _duplicates(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence
 
 
 def _duplicate(files: list[str], how: str) -> Finding:
-    more = f" and {len(files) - 4} more" if len(files) > 4 else ""
-    return Finding("duplicate", f"{', '.join(files[:4])}{more}: {how}", tuple(files))
+    return Finding("duplicate", f"{_listed(files)}: {how}", tuple(files))
+
+
+def _listed(files: list[str]) -> str:
+    return ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
 
 
 def _groups(matches: list[tuple[int, int, float]], count: int) -> list[list[int]]:

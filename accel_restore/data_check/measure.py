@@ -14,7 +14,9 @@ import torch
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
+from accel_restore.data_check.direction import find_direction
 from accel_restore.data_check.near_duplicates import details, luma, shrink, thumbnail, turns
+from accel_restore.data_check.overlaps import corners
 from accel_restore.models.blocks import upscale
 
 CROP = 448
@@ -39,7 +41,7 @@ class Traits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PairFacts:
-    """Measurements of a pair, about 2 KB; without an input, those of the input are NaN or empty.
+    """Measurements of a pair, about 5 KB; without an input, those of the input are NaN or empty.
 
     Units: levels and standard deviations in [0, 1], PSNR in dB, shifts in pixels of gt.
     """
@@ -47,10 +49,13 @@ class PairFacts:
     gt_mean: float
     gt_std: float
     thumbnail: bytes  # of gt, for `near_duplicates`
+    corners: bytes  # of gt, for `overlaps`
     gt_hash: bytes
+    gt_colour: float  # mean distance of the channels; 0 for gray
     input_mean: float = np.nan
     input_std: float = np.nan
     input_hash: bytes = b""
+    input_colour: float = np.nan
     psnr: float = np.nan  # of the enlarged input; inf if it equals gt
     shift: tuple[int, int] = (0, 0)  # of the input against gt: down, right
     gain: float = 0.0  # of PSNR by undoing the shift, with brightness and contrast fitted
@@ -58,13 +63,15 @@ class PairFacts:
     similarity: float = np.nan  # correlation of the coarse structure of input and gt; NaN without structure
     turned: bool = False  # the input resembles gt only after a flip or rotation
     gt_noisier: bool = False  # gt is the input plus noise
+    direction: int = 0  # see `find_direction`
     traits: Traits | None = None
 
 
 def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> PairFacts:
     """Measure a pair whose gt is `scale` times as large as its input, or a clean image alone."""
-    cells = shrink(luma(gt))
-    facts = PairFacts(float(gt.mean()), float(gt.std()), thumbnail(cells), _hash(gt))
+    gray = luma(gt)
+    cells = shrink(gray)
+    facts = PairFacts(float(gt.mean()), float(gt.std()), thumbnail(cells), corners(gray), _hash(gt), _colour(gt))
     if input is None:
         return facts
     enlarged = enlarge(input, scale)
@@ -78,6 +85,7 @@ def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> Pa
         input_mean=float(input.mean()),
         input_std=float(input.std()),
         input_hash=_hash(input),
+        input_colour=_colour(input),
         psnr=float(-10 * np.log10(error)) if error else np.inf,
         shift=shift,
         gain=gain,
@@ -85,6 +93,7 @@ def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> Pa
         similarity=similarity,
         turned=turned,
         gt_noisier=gt_noisier,
+        direction=find_direction(255 * luma(centre), 255 * luma(gt_centre)) if scale == 1 else 0,
         traits=traits,
     )
 
@@ -250,6 +259,12 @@ def _shrunken_median(values: np.ndarray) -> float:
 
 def _warmth(image: np.ndarray) -> float:
     return float(np.log((image[..., 0].mean() + 0.02) / (image[..., -1].mean() + 0.02)))
+
+
+def _colour(image: np.ndarray) -> float:
+    """Return the mean distance between the largest and the smallest channel of about 256 x 256 pixels."""
+    rows, columns = (max(1, side // 256) for side in image.shape[:2])
+    return float(np.ptp(image[::rows, ::columns], axis=2).mean())
 
 
 def _tiles(image: np.ndarray, side: int = 8) -> np.ndarray:

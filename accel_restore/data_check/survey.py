@@ -12,7 +12,8 @@ from accel_restore.data.cache import Opened, Track, each_ahead
 from accel_restore.data.decode import Header, ImageSource, read_header, read_image
 from accel_restore.data.image_formats import ImageError
 from accel_restore.data.pairs import Pair
-from accel_restore.data_check.findings import Finding
+from accel_restore.data_check.colour_spaces import ColourSpace, find_unlike_spaces, read_colour_space
+from accel_restore.data_check.findings import GRAY, Finding
 from accel_restore.data_check.measure import PairFacts, examine_pair
 
 _MIN_SIDE = 16  # pixels of the smallest gt that is compared
@@ -23,17 +24,19 @@ _CONVERTED = {  # pixel formats that are converted
     "gray with alpha": "an opaque alpha channel, which is ignored",
 }
 Headers = tuple[Header | None, Header]  # of input and gt
+Spaces = tuple[ColourSpace | None, ColourSpace]
 
 
 @dataclass
 class Part:
-    """The comparable pairs of the training or the validation set, with their headers and measurements."""
+    """The comparable pairs of the training or the validation set, with what was read and measured of each."""
 
     images: Images | None
     data: Data
     total: int  # pairs of the set, comparable or not
     pairs: list[Pair] = field(default_factory=list)
     headers: list[Headers] = field(default_factory=list)
+    spaces: list[Spaces] = field(default_factory=list)
     facts: list[PairFacts] = field(default_factory=list)
 
     @property
@@ -60,23 +63,28 @@ def survey(images: Images | None, pairs: list[Pair], data: Data, limit: int | No
     candidates = [pair for pair in pairs if _is_comparable(images, pair, data.scale)]
     if limit is not None:
         candidates = candidates[:: max(1, -(-len(candidates) // limit))]
-    for pair, headers, facts in track(_examined(images, data, candidates), len(candidates), f"examining {name}"):
+    examined = track(_examined(images, data, candidates), len(candidates), f"examining {name}")
+    for pair, headers, spaces, facts in examined:
         part.pairs.append(pair)
         part.headers.append(headers)
+        part.spaces.append(spaces)
         part.facts.append(facts)
     return part
 
 
 def find_in_headers(part: Part) -> list[Finding]:
-    """Return the findings about file formats: pairs of unequal depth or colour, files that are converted."""
-    found = []
-    for pair, (input, gt) in zip(part.pairs, part.headers, strict=True):
+    """Return the findings about file formats: pairs of unequal depth or colours, files that are converted."""
+    found = find_unlike_spaces(part.pairs, part.spaces)
+    for pair, (input, gt), facts in zip(part.pairs, part.headers, part.facts, strict=True):
         files = (str(pair.input), str(pair.gt))
         if input is not None and input.bits != gt.bits:
             text = f"{pair.input}: has {input.bits} bits, its gt {pair.gt} {gt.bits}; both are scaled to [0, 1]"
             found.append(Finding("depth", text, files))
         if input is not None and ("gray" in input.mode) != ("gray" in gt.mode):
             text = f"{pair.input}: is {input.mode}, its gt {pair.gt} is {gt.mode}; is this intended?"
+            found.append(Finding("colour", text, files))
+        elif facts.input_colour < GRAY and facts.gt_colour > 4 * GRAY:
+            text = f"{pair.input}: shows no colour, its gt {pair.gt} does; is this intended?"
             found.append(Finding("colour", text, files))
         for image, header in ((pair.input, input), (pair.gt, gt)):
             if image is not None and header is not None:
@@ -102,13 +110,15 @@ def _is_comparable(images: Images, pair: Pair, scale: int) -> bool:
     return images.input is None or images.input.sizes[place] == (size[0] / scale, size[1] / scale)
 
 
-def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[Pair, Headers, PairFacts]]:
-    """Yield pairs with headers and measurements, in order, without damaged ones, which are errors elsewhere."""
+def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[Pair, Headers, Spaces, PairFacts]]:
+    """Yield pairs with what was read and measured, in order, without damaged ones, which are errors elsewhere."""
+    limit = data.max_image_pixels
 
-    def examine(pair: Pair) -> tuple[Pair, Headers, PairFacts]:
-        input = None if pair.input is None else read_header(pair.input, data.max_image_pixels)
-        headers = input, read_header(pair.gt, data.max_image_pixels)
-        return pair, headers, examine_pair(*_pixels(images, data, pair), data.scale)
+    def examine(pair: Pair) -> tuple[Pair, Headers, Spaces, PairFacts]:
+        headers = None if pair.input is None else read_header(pair.input, limit), read_header(pair.gt, limit)
+        space = None if pair.input is None else read_colour_space(pair.input, limit)
+        spaces = space, read_colour_space(pair.gt, limit)
+        return pair, headers, spaces, examine_pair(*_pixels(images, data, pair), data.scale)
 
     return (result for result in each_ahead(examine, pairs) if not isinstance(result, ImageError))
 

@@ -28,7 +28,7 @@ def _photos() -> list[np.ndarray]:
         for photo, corners in zip(sources, places, strict=True)
         for top, left in corners
     ]
-    cuts.append(np.repeat(photograph("camera")[60 : 60 + width, 150 : 150 + width, None], 3, axis=2))
+    cuts.append(photograph("camera")[60 : 60 + width, 150 : 150 + width, None] * np.array([1.0, 0.9, 0.8]))  # tinted
     return [np.ascontiguousarray(cut, np.float32) / 255 for cut in cuts]
 
 
@@ -71,6 +71,31 @@ DAMAGES = {
     "blur": _blur,
     "jpeg": _jpeg,
     "dark": _dark,
+}
+
+EXCHANGED = {
+    "blur": _blur,
+    "strong blur": lambda image: _rounded(scipy.ndimage.gaussian_filter(image, (3, 3, 0))),
+    "motion blur": lambda image: _rounded(scipy.ndimage.uniform_filter1d(image, 9, axis=1)),
+    "blur and noise": lambda image: _noise(_blur(image), 15),
+    "weak noise": lambda image: _noise(image, 8),
+    "noise": _noise,
+    "strong noise": lambda image: _noise(image, 50),
+    "jpeg 10": _jpeg,
+    "jpeg 60": lambda image: _jpeg(image, 60),
+    "halved and enlarged": lambda image: _resized(_resized(image, 88, 88), 176, 176),
+}
+ENHANCED = {  # gts made of the inputs by other means than blur, noise and compression
+    "brighter": lambda image: _rounded(0.1 + 0.8 * np.sqrt(image)),
+    "contrast": lambda image: _rounded(1.3 * image - 0.1),
+    "warmer": lambda image: _rounded(image * np.array([1.2, 1.0, 0.8], np.float32)),
+    "sharper": lambda image: _rounded(2 * image - _blur(image)),
+    "median": lambda image: scipy.ndimage.median_filter(image, (3, 3, 1)),
+}
+STORED = {
+    "as it is": _rounded,
+    "as JPEG": lambda image: _jpeg(image, 50),
+    "with noise": lambda image: _noise(image, 10),
 }
 
 
@@ -141,6 +166,45 @@ def test_a_swapped_pair_is_reported(damage):
 def test_a_swapped_set_is_one_finding():
     (finding,) = _findings([pair[::-1] for pair in _pairs(_noise)])
     assert (finding.kind, finding.files) == ("swapped", ())
+
+
+@pytest.mark.parametrize("damage", EXCHANGED.values(), ids=EXCHANGED)
+def test_an_exchanged_set_is_one_finding_and_the_right_order_is_none(damage):
+    pairs = [(damage(_rounded(photo)), _rounded(photo)) for photo in PHOTOS]
+    assert [finding.kind for finding in _findings(pairs)] == []
+    (finding,) = _findings([pair[::-1] for pair in pairs])
+    assert (finding.kind, finding.files) == ("swapped", ())
+    assert "--picture" in finding.text
+
+
+@pytest.mark.parametrize("enhance", ENHANCED.values(), ids=ENHANCED)
+def test_enhanced_gts_are_not_taken_for_exchanged(enhance):
+    pairs = [(_rounded(photo), enhance(_rounded(photo))) for photo in PHOTOS]
+    assert [finding for finding in _findings(pairs) if finding.kind == "swapped"] == []
+
+
+def test_gray_gts_among_colour_are_named():
+    pairs = _pairs(_noise)
+    for place in (2, 6):
+        gt = np.repeat(pairs[place][1].mean(2, keepdims=True), 3, axis=2)
+        pairs[place] = (_noise(gt), gt)
+    (finding,) = _findings(pairs)
+    assert (finding.kind, finding.files) == ("gray", (GTS[2], GTS[6]))
+    assert f"2 of {len(PHOTOS)} gts are gray" in finding.text
+    clean = find_in_set([examine_pair(None, gt) for _, gt in pairs], GTS)
+    assert [(finding.kind, finding.files) for finding in clean] == [("gray", (GTS[2], GTS[6]))]
+
+
+@pytest.mark.parametrize("shift", [(1, 0), (8, 5), (0, 40), (-30, 50)])
+@pytest.mark.parametrize("store", STORED.values(), ids=STORED)
+def test_overlapping_crops_of_one_photograph_are_leaks(store, shift):
+    photos = [np.float32(photograph(name)) / 255 for name in ("astronaut", "coffee", "chelsea", "hubble_deep_field")]
+    one = [examine_pair(None, photo[60 : 60 + SIDE, 100 : 100 + SIDE]) for photo in photos]
+    top, left = 60 + shift[0], 100 + shift[1]
+    other = [examine_pair(None, store(photo[top : top + SIDE, left : left + SIDE])) for photo in photos]
+    found = find_leaks(one, GTS[:4], other, list("abcd"))
+    assert [finding.files for finding in found] == list(zip("abcd", GTS[:4], strict=True))
+    assert find_leaks(one[:2], GTS[:2], other[2:], ["c", "d"]) == []
 
 
 def test_wrong_partners_and_mirrored_inputs_are_reported():
