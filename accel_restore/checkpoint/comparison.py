@@ -30,6 +30,16 @@ _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the
 _MISSING = object()
 
 
+def take_weights(commit: Path) -> str:
+    """Return the advice to start a run from the weights of a commit alone, in place of continuing from it."""
+    names = read_manifest(commit)["files"]
+    weights = commit / next(name for name in _WEIGHTS if name in names)
+    return (
+        f"in place of run.resume, give model.checkpoint={weights}, which takes the weights alone: the new run then "
+        "starts at step 0, without the optimizer's state and the best score"
+    )
+
+
 class Comparison:
     """The configuration of a run next to that of the commit it continues from."""
 
@@ -67,12 +77,7 @@ class Comparison:
             "all else that decides the result belong to the run, and these keys cannot change. Set them back"
         )
         if not any(line.startswith("model.") for line in differences):  # the weights fit
-            names = read_manifest(commit)["files"]
-            weights = commit / next(name for name in _WEIGHTS if name in names)
-            title += (
-                f"; or, in place of run.resume, give model.checkpoint={weights}, which takes the weights alone: the "
-                "new run then starts at step 0, without the optimizer's state and the best score"
-            )
+            title += f"; or, {take_weights(commit)}"
         raise_problems(title, differences)
 
     def _differences(self) -> list[str]:

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accel_restore.checkpoint.commits import find_commits, is_commit, read_file, read_manifest, same_content, step_of
-from accel_restore.checkpoint.comparison import Comparison
+from accel_restore.checkpoint.comparison import Comparison, take_weights
 from accel_restore.checkpoint.folder import (
     MARKER,
     RUN_FILES,
@@ -36,6 +36,8 @@ class Start:
     finished: bool = False
     other_sources: bool = False  # the configuration names the images in another way than the commit's
     overwrites: bool = False  # what the folder holds is removed first, also if the run starts from a commit of another
+
+    of_other_run: bool = False  # the commit
 
     @property
     def clears(self) -> bool:
@@ -90,9 +92,9 @@ def _find_start(
         start = Start(commit, counters, comparison.is_finished, comparison.other_sources, overwrite)
         if start.is_in(folder):
             comparison.check_own(folder, _or_again(folder, config))
-        else:
-            comparison.check_other(commit)
-        return start
+            return start
+        comparison.check_other(commit)
+        return replace(start, of_other_run=True)
     remedy = f"choose another run.name{_or_again(folder, config)}" if resume == "auto" else "choose another run.resume"
     raise_problems(f"{folder}: no checkpoint can be read; {remedy}", damages)
     return Start()
@@ -182,6 +184,5 @@ def check_same_data(start: Start, identity: Identity) -> None:
     if then == {kind: {key: facts[key] for key in facts if key in then.get(kind, ())} for kind, facts in now.items()}:
         return  # a commit of an older version has no digests of pixels
     change = describe_change(then, read_record(start.commit.parent.parent), identity)
-    raise UserError(
-        f"the images have changed since {start.commit}: {change}; put them back, or choose another run.name"
-    )
+    remedy = take_weights(start.commit) if start.of_other_run else "choose another run.name"
+    raise UserError(f"the images have changed since {start.commit}: {change}; put them back, or {remedy}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,18 @@ def test_validation_images_that_are_training_images_are_found(pairs, tmp_path):
     data = {"train": {"gt": f"{pairs}/gt"}, "val": {"gt": f"{tmp_path}/val"}}
     assert find_shared(identity_of(tmp_path / "cache", **data)) == ["copy"]
     assert find_shared(identity_of(tmp_path / "cache", **both(pairs))) == []
+
+
+def test_other_images_than_those_of_another_run_are_answered_with_a_way_to_take_its_weights(pairs, tmp_path):
+    start = start_of(tmp_path / "run", identity_of(tmp_path / "cache", **both(pairs)))
+    assert start.commit is not None
+    start.commit.mkdir(parents=True, exist_ok=True)
+    manifest = {"schema": 1, "step": 1, "epoch": 0, "files": {"model.safetensors": {"size": 0, "sha256": ""}}}
+    (start.commit / "COMMIT.json").write_text(json.dumps(manifest), encoding="utf-8")
+    save(pairs / "gt" / "1.png", photo(seed=50))
+    for of_other_run, remedy in (
+        (False, "choose another run.name"),
+        (True, "in place of run.resume, give model.check"),
+    ):
+        with pytest.raises(UserError, match=f"put them back, or {remedy}"):
+            check_same_data(replace(start, of_other_run=of_other_run), identity_of(tmp_path / "cache", **both(pairs)))
