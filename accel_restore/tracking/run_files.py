@@ -24,6 +24,7 @@ _FORMS: dict[str, dict[str, set[type]]] = {
     "memory": {"step": _INT, "rank": _INT, "memory": _INT},
     "skip": {"epoch": _INT, "step": _INT},
 }
+_AUDIT_FORM: dict[str, set[type]] = {"op": {str}, "epoch": _INT, "step": _INT}
 
 
 class JsonlWriter:
@@ -141,7 +142,7 @@ def _parse(text: bytes) -> list[Any]:
 
 def has_form(line: dict[str, Any]) -> bool:
     """Return whether a line has all that its event has had in every version."""
-    form = _FORMS.get(str(line.get("event")), {"step": _INT})
+    form = _AUDIT_FORM if "op" in line else _FORMS.get(str(line.get("event")), {"event": {str}, "step": _INT})
     return all(key in line and type(line[key]) in kinds for key, kinds in form.items())
 
 

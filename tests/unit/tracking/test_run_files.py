@@ -30,6 +30,7 @@ DAMAGES = {
     "a key with a flipped bit": TEXTS[2].replace(b'"loss"', b'"lo{s"'), "a value of another type":
     TEXTS[2].replace(b'"step": 3', b'"step": "3"'), "a true in place of a number": TEXTS[2].replace(b"3,", b"true,"),
     "a deep nest": b"[" * 100_000, "an epoch that lacks its best": b'{"event":"epoch","epoch":0,"step":3}',
+    "no event": b'{"evemt": "train", "step": 3}', "an operation without an epoch": b'{"op": "backward", "step": 3}',
     "an unknown event without a step": b'{"event": "later"}',
 }  # fmt: skip
 
