@@ -65,8 +65,12 @@ def find_resume_point(
     refuse_foreign(folder)
     start = _find_start(folder, config, overwrite, overrides, precision, log)
     if start.clears:
-        commit = [("run.resume", start.commit)] if start.commit is not None else []
-        check_inputs(folder, [*paths_in(config), *commit])
+        if start.commit is not None and start.is_in(folder):
+            raise UserError(
+                f"run.resume: {start.commit} is in the folder that --overwrite empties; without --overwrite, the run "
+                "goes back to it"
+            )
+        check_inputs(folder, paths_in(config))
     return start
 
 

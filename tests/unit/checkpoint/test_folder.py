@@ -40,8 +40,6 @@ def files() -> list[str]:
         ("model.checkpoint", "model.checkpoint=./runs/../runs/old/best.safetensors"),
         ("model.checkpoint", "model.checkpoint=latest.safetensors"),
         ("model.checkpoint", "model.checkpoint=copy/best.safetensors"),
-        ("run.resume", f"run.resume={COMMIT}"),
-        ("run.resume", "run.resume=runs/old"),
         ("loss.perceptual.weights", "loss={perceptual: {weight: 1, weights: runs/old/hub/vgg19.pth}}"),
         ("loss.mine:loss.files.0", "loss={'mine:loss': {files: [runs/old/hub/vgg19.pth]}}"),
         ("model.file", "model={name: 'mine:Net', file: runs/old/hub/vgg19.pth}"),
@@ -61,6 +59,15 @@ def test_overwrite_refuses_to_remove_what_the_new_run_reads(key, override, work)
     with pytest.raises(UserError, match="the new run needs some of them") as caught:
         start(override)
     assert str(caught.value).splitlines()[1].startswith(f"  - {key}: ")
+    assert files() == before
+
+
+@pytest.mark.parametrize("place", [COMMIT, "runs/old", "./runs/../runs/old", "copy", f"copy/../old/../../{COMMIT}"])
+def test_a_commit_of_the_run_that_is_removed_is_refused(place, work):
+    Path("copy").symlink_to("runs/old")
+    before = files()
+    with pytest.raises(UserError, match="without --overwrite, the run goes back to it"):
+        start(f"run.resume={place}")
     assert files() == before
 
 
