@@ -23,8 +23,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from accel_restore.config.data import MAX_PIXELS
-from accel_restore.data.decode import Header, ImageSource, read_header, read_image
-from accel_restore.data.image_formats import ImageError
+from accel_restore.data.decode import ImageSource, read_header, read_image
+from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.store import Store, digest_of, write_store
 from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError

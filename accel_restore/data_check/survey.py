@@ -9,8 +9,8 @@ from PIL import Image
 from accel_restore.config.data import Data
 from accel_restore.data.build import Images
 from accel_restore.data.cache import Opened, Track, each_ahead
-from accel_restore.data.decode import Header, ImageSource, read_header, read_image
-from accel_restore.data.image_formats import ImageError
+from accel_restore.data.decode import ImageSource, read_header, read_image
+from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.pairs import Pair
 from accel_restore.data_check.colour_spaces import ColourSpace, find_unlike_spaces, read_colour_space
 from accel_restore.data_check.findings import GRAY, Finding

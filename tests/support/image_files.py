@@ -90,10 +90,10 @@ def make_unusable(kind: str, path: Path) -> Path:
 
 REASONS = {
     "transparent": "transparent", "transparent, 16 bits": "transparent", "transparent colour": "transparent",
-    "two pages": "contains 2 images", "two pages, 16 bits": "contains 2 images", "signed": "signed, inverted|format",
-    "inverted": "signed, inverted", "CMYK": "CMYK", "float": "format F", "16-bit PPM": "16-bit PPM",
+    "two pages": "contains 2 images", "two pages, 16 bits": "contains 2 images", "signed": "signed 16-bit",
+    "inverted": "inverted gray", "CMYK": "CMYK", "float": "float 32-bit", "16-bit PPM": "16-bit PPM",
     "truncated": "damaged", "truncated, 16 bits": "damaged", "empty": "empty", "text": "is not a readable image",
-    "header": "is not a readable image|cannot be read", "12-bit TIFF": "12-bit values",
+    "header": "damaged .it ends before", "12-bit TIFF": "12-bit values",
     "deep JPEG 2000": "more than 8 bits",
     "deep AVIF": "more than 8 bits|is not a readable image", "cut EXIF": "damaged",
 }  # fmt: skip

@@ -1,0 +1,130 @@
+"""The formats that Pillow opens: JPEG, BMP, WEBP, PPM, GIF, JPEG2000 and AVIF. What is refused, and the pixels."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from accel_restore.data.decode_jpeg import decode_jpeg
+from accel_restore.data.image_formats import FORMATS, Content, Header, ImageError, data_of, make_header
+from accel_restore.data.orientation import orientation_of
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # they concern metadata; damaged pixels are an error
+_MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "palette", "PA": "palette", "RGB": "RGB",
+          "RGBA": "RGB with alpha"}  # fmt: skip
+_FOREIGN = {  # the first bytes of files that are often taken for images
+    b"8BPS": "a Photoshop file", b"%PDF": "a PDF document", b"%!PS": "a PostScript file", b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "a Radiance HDR file", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"<svg": "SVG",
+    b"<": "an HTML or XML page", b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull`",
+    b"\x93NUMPY": "a NumPy array", b"PK\3\4": "a ZIP archive", b"\x1f\x8b": "a gzip archive", b"qoif": "QOI",
+    b"FUJIFILM": "a raw camera file",
+}  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """The formats of this build of Pillow (AVIF needs a library) that have no decoder of their own here."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN and name not in ("PNG", "TIFF"))
+
+
+@contextmanager
+def _open(content: Content, start: bytes) -> Iterator[ImageFile]:
+    """Open a file without decoding it. `Image.open` would apply Pillow's own limit of pixels, a global variable."""
+    for name in _known_formats():
+        factory, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(start.ljust(16, b"\0")) is True:
+            path = str(content) if isinstance(content, Path) else ""
+            with content.open("rb") if isinstance(content, Path) else nullcontext(content) as file:
+                file.seek(0)
+                with factory(file, path) as image:
+                    yield image
+            return
+    kind = next((name for prefix, name in _FOREIGN.items() if start.startswith(prefix)), None)
+    kind = "HEIF" if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS else kind
+    raise ImageError(
+        f"is not a readable image{f', but {kind}' if kind else ''}; "
+        f"readable formats are {', '.join(FORMATS)}; convert, replace or remove it"
+    )
+
+
+def read_pillow_header(content: Content, start: bytes, max_pixels: int) -> Header:
+    """Return the header of a file that starts with the bytes `start`.
+
+    Raises: ImageError for files of other formats, that are too large, or would lose something when they are decoded.
+    """
+    with _open(content, start) as image:
+        orientation = orientation_of(image.info.get("exif"), _bytes(image.info.get("xmp")))
+        name = str(image.format)
+        size = (image.height, image.width)
+        header = make_header(size, 8, _MODES.get(image.mode, image.mode), name, orientation, max_pixels)
+        if problem := _problem(image, content):
+            raise ImageError(problem)
+    return header
+
+
+def _bytes(xmp: bytes | str | None) -> bytes | None:
+    return xmp.encode() if isinstance(xmp, str) else xmp
+
+
+def _problem(image: ImageFile, content: Content) -> str | None:
+    """Why an image is refused, or None."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's MPO: the first picture is the photograph
+        return f"contains {frames} images; save the one that you want as a separate file"
+    if image.mode == "CMYK":
+        return "is CMYK, whose colours depend on the printer; convert it to RGB with its colour profile"
+    if _is_deep(image):
+        return f"is a 16-bit {image.format}, whose lower bits would be lost; convert it to PNG or TIFF"
+    if image.format in ("JPEG2000", "AVIF") and _has_more_bits(image.format, content):
+        return f"is {image.format} with more than 8 bits, whose lower bits would be lost; convert it to PNG"
+    if image.mode not in _MODES:
+        return f"is a {image.format} of the pixel format {image.mode}; convert it to gray or RGB with 8 or 16 bits"
+    return None
+
+
+def _is_deep(image: ImageFile) -> bool:
+    """Whether the file has more than 8 bits per channel. Pillow opens 16-bit colour as RGB."""
+    if image.format == "PPM":
+        return any(isinstance(part, int) and part > 255 for tile in image.tile for part in tuple(tile[3] or ()))
+    return image.mode.startswith("I;16")
+
+
+def _has_more_bits(format: str, content: Content) -> bool:
+    """Whether a JPEG 2000 or AVIF file has more than the 8 bits per channel that Pillow reads."""
+    data = data_of(content)
+    if format == "AVIF":
+        profile = re.search(rb"av1C..(.)", data, re.DOTALL)
+        return profile is not None and bool(profile[1][0] & 0x40)  # high_bitdepth
+    sizes = re.search(rb"\xff\x4f\xff\x51.{36}(..)", data, re.DOTALL)  # SIZ, up to the number of components
+    depths = data[sizes.end() :: 3][: int.from_bytes(sizes[1], "big")] if sizes is not None else b""
+    return any((depth & 0x7F) + 1 > 8 for depth in depths)
+
+
+def read_pillow_pixels(content: Content, start: bytes, header: Header) -> np.ndarray:
+    """Return the pixels (H, W) or (H, W, 2 to 4) as stored, with the alpha channel if there is transparency.
+
+    Raises: ImageError or others for damaged files.
+    """
+    if header.format in ("JPEG", "MPO"):
+        return decode_jpeg(data_of(content), gray=header.mode == "gray")
+    if header.format == "GIF":  # Pillow fills missing pixels
+        import imagecodecs
+
+        imagecodecs.gif_decode(data_of(content))
+    with _open(content, start) as opened:
+        image: Image.Image = opened
+        if "transparency" in image.info or image.mode == "PA":
+            image = image.convert("RGBA")
+        elif image.mode == "P":
+            image = image.convert("RGB")
+        elif image.mode == "1":
+            image = image.convert("L")
+        return np.asarray(image)
