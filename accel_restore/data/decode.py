@@ -18,9 +18,9 @@ from accel_restore.data.decode_pillow import read_pillow_header, read_pillow_pix
 from accel_restore.data.decode_png import read_png_header, read_png_pixels
 from accel_restore.data.image_formats import Content, Header, ImageError, damaged, image_errors, too_large
 from accel_restore.data.orientation import upright
+from accel_restore.data.png_chunks import SIGNATURE
 
 _START = 64  # bytes of a file that show its format
-_PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, up to 4 GB and larger
 
 
@@ -105,7 +105,7 @@ def _start(content: Content) -> bytes:
 
 
 def _header(content: Content, start: bytes, max_pixels: int) -> Header:
-    if start.startswith(_PNG):
+    if start.startswith(SIGNATURE):
         return read_png_header(content, max_pixels)
     if start.startswith(_TIFF):
         from accel_restore.data import decode_tiff  # takes 0.2 s

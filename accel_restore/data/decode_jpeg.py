@@ -17,6 +17,8 @@ from accel_restore.data.image_formats import damaged
 _SOI, _EOI, _SOS, _DRI, _DHT, _DQT, _DAC = 0xD8, 0xD9, 0xDA, 0xDD, 0xC4, 0xDB, 0xCC
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # that libjpeg decodes: sequential and progressive, Huffman and arithmetic
 _PROGRESSIVE = {0xC2, 0xCA}
+_LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
+_ALL_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JFIF, _ADOBE, _COMMENT = 0xE0, 0xEE, 0xFE
 _KEPT = {*_FRAMES, _SOS, _DRI, _DHT, _DQT, _DAC, _JFIF, _ADOBE}
 _APPLICATION = {*range(0xE0, 0xF0), _COMMENT}
@@ -48,6 +50,21 @@ def decode_jpeg(data: bytes, gray: bool) -> np.ndarray:
             raise
         unpadded += b"\0" if unpadded.endswith(b"\xff") else b""  # 0xFF 0x00 is a data byte
         return simplejpeg.decode_jpeg(unpadded + _END, mode)
+
+
+def unsupported_jpeg(data: bytes) -> str | None:
+    """Return why a JPEG is refused that is no damaged file, but of a kind that is not supported; None for others."""
+    for marker, content, _ in _segments(data):
+        if marker in _ALL_FRAMES and len(content) > 5:
+            bits, channels = content[0], content[5]
+            kind = "lossless " if marker in _LOSSLESS else "" if marker in _FRAMES else "hierarchical "
+            if kind or bits != 8 or channels not in (1, 3):
+                channels_in_words = f"{channels} channel{'s' * (channels > 1)}"
+                return (
+                    f"is a {kind}JPEG of {channels_in_words} with {bits} bits; convert it to 8-bit gray or RGB, or PNG"
+                )
+            return None
+    return None
 
 
 @dataclass

@@ -2,20 +2,21 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from accel_restore.data.decode_jpeg import decode_jpeg
+from accel_restore.data.decode_jpeg import decode_jpeg, unsupported_jpeg
 from accel_restore.data.image_formats import FORMATS, Content, Header, ImageError, data_of, make_header
 from accel_restore.data.orientation import orientation_of
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they concern metadata; damaged pixels are an error
+_FORMATS = tuple(name for name in FORMATS if name not in ("PNG", "TIFF"))  # these have decoders of their own
 _MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "palette", "PA": "palette", "RGB": "RGB",
           "RGBA": "RGB with alpha"}  # fmt: skip
 _FOREIGN = {  # the first bytes of files that are often taken for images
@@ -28,23 +29,22 @@ _FOREIGN = {  # the first bytes of files that are often taken for images
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-@cache
-def _known_formats() -> tuple[str, ...]:
-    """The formats of this build of Pillow (AVIF needs a library) that have no decoder of their own here."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN and name not in ("PNG", "TIFF"))
-
-
 @contextmanager
-def _open(content: Content, start: bytes) -> Iterator[ImageFile]:
-    """Open a file without decoding it. `Image.open` would apply Pillow's own limit of pixels, a global variable."""
-    for name in _known_formats():
-        factory, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(start.ljust(16, b"\0")) is True:
+def open_image(content: Content, start: bytes, formats: Iterable[str] = _FORMATS) -> Iterator[ImageFile]:
+    """Open a file that starts with the bytes `start`, without decoding it.
+
+    `Image.open` would apply Pillow's own limit of pixels, a global variable.
+
+    Raises: ImageError if it has none of these formats, and what Pillow raises for damaged headers.
+    """
+    Image.init()
+    for name in formats:
+        factory, accepts = Image.OPEN.get(name, (None, None))  # AVIF needs a library that some builds lack
+        if factory is not None and accepts is not None and accepts(start.ljust(16, b"\0")) is True:
             path = str(content) if isinstance(content, Path) else ""
             with content.open("rb") if isinstance(content, Path) else nullcontext(content) as file:
                 file.seek(0)
-                with factory(file, path) as image:
+                with _made(factory, file, path) as image:
                     yield image
             return
     kind = next((name for prefix, name in _FOREIGN.items() if start.startswith(prefix)), None)
@@ -55,12 +55,23 @@ def _open(content: Content, start: bytes) -> Iterator[ImageFile]:
     )
 
 
+def _made(factory: Callable, file: IO[bytes], path: str) -> ImageFile:
+    try:
+        return factory(file, path)
+    except SyntaxError:  # what Pillow raises for a header that it does not understand
+        file.seek(0)
+        data = file.read()
+        if data.startswith(b"\xff\xd8") and (problem := unsupported_jpeg(data)):
+            raise ImageError(problem) from None
+        raise
+
+
 def read_pillow_header(content: Content, start: bytes, max_pixels: int) -> Header:
     """Return the header of a file that starts with the bytes `start`.
 
     Raises: ImageError for files of other formats, that are too large, or would lose something when they are decoded.
     """
-    with _open(content, start) as image:
+    with open_image(content, start) as image:
         orientation = orientation_of(image.info.get("exif"), _bytes(image.info.get("xmp")))
         name = str(image.format)
         size = (image.height, image.width)
@@ -119,7 +130,7 @@ def read_pillow_pixels(content: Content, start: bytes, header: Header) -> np.nda
         import imagecodecs
 
         imagecodecs.gif_decode(data_of(content))
-    with _open(content, start) as opened:
+    with open_image(content, start) as opened:
         image: Image.Image = opened
         if "transparency" in image.info or image.mode == "PA":
             image = image.convert("RGBA")

@@ -8,8 +8,6 @@ Left out are thumbnails, the places and sizes of the original, and what the new 
 import io
 import re
 import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -17,14 +15,15 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from accel_restore.data.decode_pillow import open_image
 from accel_restore.data.exif import XMP, Density, Tiff, exif_of_tiff, renewed
 from accel_restore.data.image_formats import FORMATS
+from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, raw_profile, read_chunks, text_of
 
-_PNG, _EXIF, XMP_KEYWORD = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"XML:com.adobe.xmp"
+_EXIF, XMP_KEYWORD = b"Exif\0\0", b"XML:com.adobe.xmp"
 _PNG_COLOUR = (b"mDCV", b"cLLI", b"cICP", b"sRGB", b"gAMA", b"cHRM")
 _PNG_OTHER = (b"IHDR", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"eXIf", b"pHYs", b"bKGD", b"hIST", b"sBIT")
 _SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2), (1, 2, 13)  # codes of H.273; 2: unspecified
-_MAX_TEXT = 2**26  # bytes, after decompression
 _MAX_JPEG = 63_000  # bytes of EXIF or XMP; a segment of a JPEG has 65,533, and `renewed` appends to EXIF
 
 
@@ -46,7 +45,7 @@ def read_about(data: bytes, channels: int, orientation: int = 1, scale: int = 1)
     `orientation` is that of the original, which has been applied. Nothing is decoded. Damaged parts are left out.
     """
     try:
-        about = _of_png(data) if data.startswith(_PNG) else _of_others(data)
+        about = _of_png(data) if data.startswith(SIGNATURE) else _of_others(data)
     except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         return About(left_out=(f"damaged metadata ({error})",))
     return _renewed(about, channels, orientation, scale)
@@ -91,28 +90,25 @@ def fitted(about: About, format: str) -> About:
 
 
 def _of_png(data: bytes) -> About:
-    chunks = list(_chunks(data))
+    chunks = list(read_chunks(io.BytesIO(data), without_pixels=True))
     first = dict(reversed(chunks))  # of each name
-    texts = dict(text for name, body in chunks if (text := _text_of(name, body)) is not None)
-    raw = {keyword: _raw_profile(text) for keyword, text in texts.items() if keyword.startswith(b"Raw profile type ")}
-    app1 = raw.get(b"Raw profile type APP1", b"")  # EXIF data or XMP
-    exif = first.get(b"eXIf") or raw.get(b"Raw profile type exif") or (app1 if app1.startswith(_EXIF) else None)
-    xmp = texts.get(XMP_KEYWORD) or raw.get(b"Raw profile type xmp") or (app1 if b"<rdf:RDF" in app1 else None)
+    exif, xmp = exif_and_xmp(chunks)
     density = None
     if len(first.get(b"pHYs", b"")) == 9:
         x, y, is_metric = struct.unpack(">IIB", first[b"pHYs"])
         unit, per_unit = (3, 100) if is_metric else (1, 1)  # of metres, centimetres
         density = Density(Fraction(x, per_unit), Fraction(y, per_unit), unit)
-    icc = _text_of(b"iCCP", first[b"iCCP"]) if b"iCCP" in first else None
+    texts = [text for name, body in chunks if (text := text_of(name, body)) is not None and name != b"iCCP"]
+    icc = text_of(b"iCCP", first[b"iCCP"]) if b"iCCP" in first else None
     known = {*_PNG_COLOUR, *_PNG_OTHER}
     others = [name.decode("latin-1") for name, body in chunks if name not in known and not _is_kept_text(body)]
     colour = {name: body for name, body in chunks if name in _PNG_COLOUR}
-    profile = icc[1] if icc else raw.get(b"Raw profile type icc")
+    profile = icc[1] if icc else raw_profile(dict(texts).get(b"Raw profile type icc"))
     return _about(exif, xmp, profile, density, colour, others)
 
 
 def _of_others(data: bytes) -> About:
-    with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with open_image(io.BytesIO(data), data[:16], FORMATS) as image:
         exif, others = exif_of_tiff(data) if isinstance(image, TiffImageFile) else (None, [])
         about = _of_picture(image, exif)
         if isinstance(image, JpegImageFile):
@@ -171,44 +167,6 @@ def _avif_colour(data: bytes) -> dict[bytes, bytes]:
     primaries, transfer = (int.from_bytes(code) for code in found.groups())
     is_srgb = primaries in _SRGB_PRIMARIES and transfer in _SRGB_TRANSFERS
     return {} if is_srgb else {b"cICP": bytes([primaries & 255, transfer & 255, 0, 1])}
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and body of the chunks of a PNG, less its pixels."""
-    at = len(_PNG)
-    while at + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        if name != b"IDAT":
-            yield name, data[at + 8 : at + 8 + length]
-        at += length + 12
-
-
-def _text_of(name: bytes, body: bytes) -> tuple[bytes, bytes] | None:
-    """Return keyword and text of a chunk, or name and content of a profile; None for other chunks."""
-    keyword, _, rest = body.partition(b"\0")
-    if name == b"tEXt":
-        return keyword, rest
-    if name in (b"zTXt", b"iCCP"):
-        return keyword, _inflated(rest[1:])
-    if name == b"iTXt":
-        text = rest[2:].split(b"\0", 2)[-1]  # after the language and the translated keyword
-        return keyword, _inflated(text) if rest[:1] == b"\1" else text
-    return None
-
-
-def _inflated(compressed: bytes) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(compressed, _MAX_TEXT)
-    except zlib.error:
-        return b""
-
-
-def _raw_profile(text: bytes) -> bytes:
-    """Return the content of ImageMagick's raw profile: a name, a length, and hexadecimal digits."""
-    try:
-        return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))
-    except ValueError:
-        return b""
 
 
 def _is_kept_text(body: bytes) -> bool:

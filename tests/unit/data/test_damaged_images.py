@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
@@ -222,3 +223,22 @@ def test_unreadable_and_foreign_files_are_named(tmp_path):
             read_header(tmp_path / "a.png")
     with pytest.raises(ImageError, match="cannot be read"):
         read_image(tmp_path / "missing.png", 3)
+
+
+def test_sound_jpeg_of_another_kind_is_named():
+    deep = photo(dtype="uint16")[..., 0] >> 4
+    for data, words in {
+        imagecodecs.jpeg_encode(deep, bitspersample=12): "is a JPEG of 1 channel with 12 bits",
+        imagecodecs.ljpeg_encode(deep, bitspersample=12): "is a lossless JPEG of 1 channel with 12 bits",
+    }.items():
+        with pytest.raises(ImageError, match=words):
+            read_header(cell(bytes(data)))
+
+
+def test_first_image_of_a_camera_mpo_is_read():
+    first, second, stream = Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1]), io.BytesIO()
+    first.save(stream, "MPO", save_all=True, append_images=[second])
+    data = stream.getvalue()
+    np.testing.assert_array_equal(read_image(cell(data), 3), np.asarray(Image.open(io.BytesIO(data))))
+    assert read_header(cell(data)).format == "MPO"
+    assert read(data[: len(data) // 4]) is None

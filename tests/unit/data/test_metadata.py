@@ -210,3 +210,12 @@ def test_a_tiff_of_another_program_is_read(tmp_path):
         tags = file.pages.first.tags
         assert (tags[270].value, tags[305].value, tags[65000].value) == ("a text", "a program", (1, 2, 3))
         assert np.array_equal(file.asarray(), PIXELS)
+
+
+def test_pillows_own_limit_of_pixels_does_not_apply(monkeypatch):
+    """`max_pixels` is the limit, and may be larger."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(stream, "jpeg", dpi=(300, 300))
+    about = read_about(stream.getvalue(), 3)
+    assert about.density is not None and not about.left_out
