@@ -87,18 +87,17 @@ class _Scans:
     def add(self, scan: bytes, compressed: bytes) -> None:
         """Count the coefficients of a scan.
 
-        Raises: ImageError if it has a hole of zeros: bits that would be a block of 63 coefficients of -1.
+        Raises: ImageError if it has a hole of zeros: bits that would be blocks whose coefficients are all -1.
         """
         count = scan[0]
-        first, last, low_bit = scan[1 + 2 * count], scan[2 + 2 * count], scan[3 + 2 * count] & 15
-        if not self.progressive:
-            first, last, low_bit = 0, 63, 0
-            symbols = [self.zero_symbols.get(_AC | tables & 15, 0) for tables in scan[2 : 2 + 2 * count : 2]]
-            if any(symbol & 15 for symbol in symbols) and bytes(_HOLE) in compressed.rstrip(b"\0"):
-                raise damaged("a hole of zeros in its data")
+        first, last, bits = scan[1 + 2 * count : 4 + 2 * count] if self.progressive else _WHOLE_SPECTRUM
+        symbols = [self.zero_symbols.get(_AC | tables & 15, 0) for tables in scan[2 : 2 + 2 * count : 2]]
+        is_block = last - first > 3 and not bits >> 4
+        if is_block and any(symbol & 15 for symbol in symbols) and bytes(_HOLE) in compressed.rstrip(b"\0"):
+            raise damaged("a hole of zeros in its data")
         for component in scan[1 : 1 + 2 * count : 2]:
             if component in self.missing:
-                self.missing[component][first : last + 1] = [low_bit] * (last + 1 - first)
+                self.missing[component][first : last + 1] = [bits & 15] * (last + 1 - first)
 
     @property
     def complete(self) -> bool:
