@@ -15,18 +15,25 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_STARTS = (b"Exif", b"II", b"MM")
 _MAX_TEXT = 2**26  # bytes of an inflated text or profile; Pillow's limit for all texts of a file
 _BLOCK = 2**20
+_CUT = "it ends before its last chunk"
 
 
 def read_chunks(file: BinaryIO, without_pixels: bool) -> Iterator[tuple[bytes, bytes]]:
     """Yield the kind and the content of each chunk up to IEND, for `without_pixels` without those of IDAT.
 
-    Raises: ImageError if the file is cut, or a checksum is wrong.
+    Raises: ImageError if a checksum is wrong, or if the file is cut. A cut in the pixels that are left out is no error.
     """
     file.seek(len(SIGNATURE))
-    kind = b""
+    kind, is_skipping = b"", False
     while kind != b"IEND":
-        length, kind = struct.unpack(">I4s", _read(file, 8))
-        if without_pixels and kind == b"IDAT":
+        start = file.read(8)
+        if is_skipping and len(start) < 8:
+            return
+        if len(start) < 8:
+            raise damaged(_CUT)
+        length, kind = struct.unpack(">I4s", start)
+        is_skipping = without_pixels and kind == b"IDAT"
+        if is_skipping:
             file.seek(length + 4, io.SEEK_CUR)
             continue
         content, checksum = _read(file, length), _read(file, 4)
@@ -41,7 +48,7 @@ def _read(file: BinaryIO, length: int) -> bytes:
     while length:
         block = file.read(min(length, 2**24))
         if not block:
-            raise damaged("it ends before its last chunk")
+            raise damaged(_CUT)
         blocks.append(block)
         length -= len(block)
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)

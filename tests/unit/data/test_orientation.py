@@ -134,6 +134,10 @@ def test_header_of_a_png_reads_no_pixels_to_find_what_is_behind_them(tmp_path):
     assert read_header(path).orientation == 6
     with pytest.raises(ImageError, match="checksum"):
         read_image(path, 3)
+    path.write_bytes(data[: len(data) // 2])
+    assert read_header(path).height == 16
+    with pytest.raises(ImageError, match="ends before its last chunk"):
+        read_image(path, 3)
 
 
 def test_damaged_orientation_is_refused_and_an_invalid_one_is_upright():
