@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from accel_restore.data.decode_pillow import open_image
 from accel_restore.data.exif import ICC, MARK, XMP, Density, Tiff, renewed
 from accel_restore.data.metadata import XMP_KEYWORD, About, renewed_xmp
+from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, read_chunks
 
 SUFFIXES = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -28,16 +30,17 @@ _PER_INCH = Fraction(254, 100)
 
 def read_mark(file: Path) -> str | None:
     """Return the mark that `encode` wrote into this file; None for other files."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is read
     try:
-        with Image.open(file, formats=list(SUFFIXES.values())) as image:
-            if image.format == "PNG" and "exif" not in image.info:  # to look further, Pillow would decode the file
-                return None
+        with file.open("rb") as opened:
+            start = opened.read(16)
+            if start.startswith(SIGNATURE):
+                exif, tags = exif_and_xmp(list(read_chunks(opened, without_pixels=True)))[0], Image.Exif()
+                tags.load(exif or b"")
+                return tags.get(MARK)
+        with open_image(file, start, SUFFIXES.values()) as image:
             return image.getexif().get(MARK)
     except Exception:  # not a file of `encode`, whatever it is
         return None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def encode(pixels: np.ndarray, format: str, about: About, mark: str, quality: int = 95) -> bytes:

@@ -219,3 +219,11 @@ def test_pillows_own_limit_of_pixels_does_not_apply(monkeypatch):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(stream, "jpeg", dpi=(300, 300))
     about = read_about(stream.getvalue(), 3)
     assert about.density is not None and not about.left_out
+
+
+def test_the_mark_is_read_next_to_a_large_profile(tmp_path):
+    profile = bytes(16) + b"RGB " + np.random.default_rng(0).bytes(2_000_000)
+    for name in ("a.png", "a.tif"):
+        format = {".png": "PNG", ".tif": "TIFF"}[name[1:]]
+        (tmp_path / name).write_bytes(encode(PIXELS, format, About(icc=profile), "mark 1"))
+        assert read_mark(tmp_path / name) == "mark 1"
