@@ -16,7 +16,7 @@ import numpy as np
 from accel_restore.config.data import MAX_PIXELS
 from accel_restore.data.decode_pillow import read_pillow_header, read_pillow_pixels
 from accel_restore.data.decode_png import read_png_header, read_png_pixels
-from accel_restore.data.image_formats import Content, Header, ImageError, damaged, image_errors, too_large
+from accel_restore.data.image_formats import Content, Header, ImageError, damaged, image_errors, opened, too_large
 from accel_restore.data.orientation import upright
 from accel_restore.data.png_chunks import SIGNATURE
 
@@ -94,11 +94,8 @@ def _checked_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
 
 
 def _start(content: Content) -> bytes:
-    if isinstance(content, Path):
-        with content.open("rb") as file:
-            start = file.read(_START)
-    else:
-        start = content.getvalue()[:_START]
+    with opened(content) as file:
+        start = file.read(_START)
     if not start:
         raise ImageError("is empty (0 bytes); replace or remove it")
     return start

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from accel_restore.data.decode_jpeg import decode_jpeg, unsupported_jpeg
-from accel_restore.data.image_formats import FORMATS, Content, Header, ImageError, data_of, make_header
+from accel_restore.data.image_formats import FORMATS, Content, Header, ImageError, data_of, make_header, opened
 from accel_restore.data.orientation import orientation_of
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they concern metadata; damaged pixels are an error
@@ -42,10 +42,8 @@ def open_image(content: Content, start: bytes, formats: Iterable[str] = _FORMATS
         factory, accepts = Image.OPEN.get(name, (None, None))  # AVIF needs a library that some builds lack
         if factory is not None and accepts is not None and accepts(start.ljust(16, b"\0")) is True:
             path = str(content) if isinstance(content, Path) else ""
-            with content.open("rb") if isinstance(content, Path) else nullcontext(content) as file:
-                file.seek(0)
-                with _made(factory, file, path) as image:
-                    yield image
+            with opened(content) as file, _made(factory, file, path) as image:
+                yield image
             return
     kind = next((name for prefix, name in _FOREIGN.items() if start.startswith(prefix)), None)
     kind = "HEIF" if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS else kind
@@ -130,8 +128,8 @@ def read_pillow_pixels(content: Content, start: bytes, header: Header) -> np.nda
         import imagecodecs
 
         imagecodecs.gif_decode(data_of(content))
-    with open_image(content, start) as opened:
-        image: Image.Image = opened
+    with open_image(content, start) as file:
+        image: Image.Image = file
         if "transparency" in image.info or image.mode == "PA":
             image = image.convert("RGBA")
         elif image.mode == "P":

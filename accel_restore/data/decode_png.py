@@ -7,13 +7,11 @@ Source: PNG (Third Edition), W3C 2025.
 import io
 import struct
 import zlib
-from contextlib import ExitStack
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from accel_restore.data.image_formats import Content, Header, ImageError, damaged, data_of, make_header
+from accel_restore.data.image_formats import Content, Header, ImageError, damaged, data_of, make_header, opened
 from accel_restore.data.orientation import orientation_of
 from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, read_chunks
 
@@ -23,7 +21,6 @@ _MODES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with 
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
-_BUFFER = (
     2**17
 )  # bytes; most writers cut the pixels into chunks of 8 KB, and seeking over each takes longer than reading
 
@@ -45,9 +42,7 @@ def read_png_header(content: Content, max_pixels: int) -> Header:
 
     Raises: ImageError for files that are damaged, too large, or hold several images.
     """
-    with ExitStack() as stack:
-        is_path = isinstance(content, Path)
-        file: BinaryIO = stack.enter_context(content.open("rb", buffering=_BUFFER)) if is_path else content
+    with opened(content) as file:
         chunks = list(read_chunks(file, without_pixels=True))
     layout = _layout(chunks)
     frames = next((struct.unpack(">I", body[:4])[0] for kind, body in chunks if kind == b"acTL" and len(body) == 8), 1)

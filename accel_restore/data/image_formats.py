@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")_BUFFER = 2**17  # bytes; many PNGs hold pixels in chunks of 8 KB, and to seek over each takes longer than to read
+
 Content = Path | io.BytesIO  # of an encoded file
 
 
@@ -72,6 +74,17 @@ def image_errors() -> Iterator[None]:
             raise ImageError(f"cannot be read ({error.strerror}); replace or remove it") from None
         plain = isinstance(error, ValueError | OSError | RuntimeError | SyntaxError) and str(error)
         raise damaged(str(error) if plain else f"{type(error).__name__} {error}") from None
+
+
+@contextmanager
+def opened(content: Content) -> Iterator[BinaryIO]:
+    """Open an encoded file at its start."""
+    if isinstance(content, Path):
+        with content.open("rb", buffering=_BUFFER) as file:
+            yield file
+    else:
+        content.seek(0)
+        yield content
 
 
 def data_of(content: Content) -> bytes:
