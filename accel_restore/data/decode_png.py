@@ -21,9 +21,6 @@ _MODES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with 
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
-    2**17
-)  # bytes; most writers cut the pixels into chunks of 8 KB, and seeking over each takes longer than reading
-
 
 class _Layout(NamedTuple):
     """The fields of IHDR."""

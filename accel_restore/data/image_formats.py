@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")_BUFFER = 2**17  # bytes; many PNGs hold pixels in chunks of 8 KB, and to seek over each takes longer than to read
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
+_BUFFER = 2**17  # bytes; many PNGs hold pixels in chunks of 8 KB, and to seek over each takes longer than to read
 
 Content = Path | io.BytesIO  # of an encoded file
 
