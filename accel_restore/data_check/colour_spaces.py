@@ -8,11 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageCms
-from PIL.ImageFile import ImageFile
 
 from accel_restore.data.decode import Cell, ImageSource
-from accel_restore.data.image_formats import DAMAGE, open_image
+from accel_restore.data.decode_pillow import open_image
+from accel_restore.data.image_formats import FORMATS, image_errors, opened
 from accel_restore.data.pairs import Pair
+from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, read_chunks, text_of
 from accel_restore.data_check.findings import Finding
 
 _EXIF, _INTEROP, _COLOUR_SPACE, _INTEROP_INDEX = 0x8769, 0xA005, 0xA001, 1  # EXIF tags
@@ -29,7 +30,7 @@ class ColourSpace:
     profile: bytes = b""
 
 
-def read_colour_space(source: ImageSource, max_pixels: int) -> ColourSpace:
+def read_colour_space(source: ImageSource) -> ColourSpace:
     """Return the colour space that an image names; nothing is decoded.
 
     Raises: ImageError.
@@ -37,10 +38,31 @@ def read_colour_space(source: ImageSource, max_pixels: int) -> ColourSpace:
     content = source.fetch() if isinstance(source, Cell) else source
     if isinstance(content, np.ndarray):
         return ColourSpace()
-    with open_image(io.BytesIO(content) if isinstance(content, bytes) else content, max_pixels) as image:
-        if profile := image.info.get("icc_profile"):
-            return ColourSpace(_described(profile), profile)
-        return ColourSpace(_named(image) or _NONE)
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    with image_errors():
+        with opened(stream) as file:
+            start = file.read(16)
+            if start.startswith(SIGNATURE):
+                return _of_png(list(read_chunks(file, without_pixels=True)))
+        with open_image(stream, start, FORMATS) as image:
+            profile = image.info.get("icc_profile")
+            return ColourSpace(_described(profile), profile) if profile else _of_exif(image.getexif())
+
+
+def _of_png(chunks: list[tuple[bytes, bytes]]) -> ColourSpace:
+    first = dict(reversed(chunks))  # of each kind
+    if b"iCCP" in first and (found := text_of(b"iCCP", first[b"iCCP"])) and found[1]:
+        return ColourSpace(_described(found[1]), found[1])
+    if b"sRGB" not in first:
+        gamma = int.from_bytes(first.get(b"gAMA", b""), "big") / 1e5 or _SRGB_GAMMA
+        chromaticity = np.frombuffer(first.get(b"cHRM", b""), ">u4") / 1e5
+        if abs(gamma - _SRGB_GAMMA) > 0.01 * _SRGB_GAMMA:
+            return ColourSpace(f"gamma {gamma:g}")
+        if len(chromaticity) == 8 and np.abs(chromaticity - _SRGB_CHROMATICITY).max() > 0.005:
+            return ColourSpace("of other primaries (cHRM)")
+    exif = Image.Exif()
+    exif.load(exif_and_xmp(chunks)[0] or b"")
+    return _of_exif(exif)
 
 
 def find_unlike_spaces(
@@ -69,33 +91,26 @@ def find_unlike_spaces(
 def _described(profile: bytes) -> str:
     try:
         return ImageCms.getProfileDescription(_opened(profile)).strip() or "without a name"
-    except (ImageCms.PyCMSError, *DAMAGE):
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return "that cannot be read"
 
 
-def _named(image: ImageFile) -> str | None:
-    """Return the colour space of a file without an ICC profile; None if it names none, or sRGB."""
-    if image.format == "PNG" and "srgb" not in image.info:
-        gamma, chromaticity = image.info.get("gamma", _SRGB_GAMMA), image.info.get("chromaticity", _SRGB_CHROMATICITY)
-        if abs(gamma - _SRGB_GAMMA) > 0.01 * _SRGB_GAMMA:
-            return f"gamma {gamma:g}"
-        if np.abs(np.subtract(chromaticity, _SRGB_CHROMATICITY)).max() > 0.005:
-            return "of other primaries (cHRM)"
+def _of_exif(exif: Image.Exif) -> ColourSpace:
+    """The colour space of a file without an ICC profile."""
     try:
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else Image.Exif()
         details = exif.get_ifd(_EXIF)
         interop = str(exif.get_ifd(_INTEROP).get(_INTEROP_INDEX, ""))
-    except DAMAGE:
-        return None
+    except Exception:  # Pillow raises exceptions of many kinds for damaged EXIF data
+        return ColourSpace()
     adobe = details.get(_COLOUR_SPACE) == 2 or (details.get(_COLOUR_SPACE) != 1 and interop.startswith("R03"))
-    return "Adobe RGB (EXIF)" if adobe else None
+    return ColourSpace("Adobe RGB (EXIF)") if adobe else ColourSpace()
 
 
 def _difference(one: ColourSpace, other: ColourSpace) -> np.ndarray | None:
     """Return how far, in levels, equal values of two spaces are apart when both are shown; None if it is unknown."""
     try:
         shown = [_shown(space) for space in (one, other)]
-    except (ImageCms.PyCMSError, *DAMAGE):
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
     if shown[0] is None or shown[1] is None:
         return None

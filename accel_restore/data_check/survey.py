@@ -116,8 +116,8 @@ def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[P
 
     def examine(pair: Pair) -> tuple[Pair, Headers, Spaces, PairFacts]:
         headers = None if pair.input is None else read_header(pair.input, limit), read_header(pair.gt, limit)
-        space = None if pair.input is None else read_colour_space(pair.input, limit)
-        spaces = space, read_colour_space(pair.gt, limit)
+        space = None if pair.input is None else read_colour_space(pair.input)
+        spaces = space, read_colour_space(pair.gt)
         return pair, headers, spaces, examine_pair(*_pixels(images, data, pair), data.scale)
 
     return (result for result in each_ahead(examine, pairs) if not isinstance(result, ImageError))

@@ -10,7 +10,6 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from profiles import SRGB_PRIMARIES, icc_profile
 
-from accel_restore.config.data import MAX_PIXELS
 from accel_restore.data.decode import Cell
 from accel_restore.data.pairs import Pair
 from accel_restore.data_check.colour_spaces import ColourSpace, find_unlike_spaces, read_colour_space
@@ -51,7 +50,7 @@ UNLIKE = {  # what the input says, while gt says nothing: the name in the findin
 @pytest.mark.parametrize("file, options, name", UNLIKE.values(), ids=UNLIKE)
 def test_a_pair_of_two_colour_spaces_is_reported(tmp_path, file, options, name):
     pair = Pair("a", _saved(tmp_path / "gt.png"), _saved(tmp_path / file, **options))
-    spaces = [(read_colour_space(pair.input, MAX_PIXELS), read_colour_space(pair.gt, MAX_PIXELS))]
+    spaces = [(read_colour_space(pair.input), read_colour_space(pair.gt))]
     (finding,) = find_unlike_spaces([pair], spaces)
     assert (finding.kind, finding.files) == ("profile", (str(pair.input), str(pair.gt)))
     assert f"names the colour profile {name}, its gt {pair.gt} none (sRGB)" in finding.text
@@ -77,11 +76,11 @@ LIKE = {
 @pytest.mark.parametrize("options", LIKE.values(), ids=LIKE)
 def test_spaces_that_show_the_same_colours_are_no_finding(tmp_path, options):
     pair = Pair("a", _saved(tmp_path / "gt.png"), _saved(tmp_path / "a.png", **options))
-    spaces = [(read_colour_space(pair.input, MAX_PIXELS), read_colour_space(pair.gt, MAX_PIXELS))]
+    spaces = [(read_colour_space(pair.input), read_colour_space(pair.gt))]
     assert find_unlike_spaces([pair], spaces) == []
 
 
 def test_made_inputs_and_arrays_name_no_colour_space():
     cell = Cell("row 1", "1", lambda: np.zeros((4, 4, 3), np.uint8))
-    assert read_colour_space(cell, MAX_PIXELS) == ColourSpace()
+    assert read_colour_space(cell) == ColourSpace()
     assert find_unlike_spaces([Pair("a", Path("gt.png"))], [(None, ColourSpace("Adobe RGB", b"x"))]) == []
