@@ -24,6 +24,7 @@ _LOSSLESS = (COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPR
              COMPRESSION.LZMA, COMPRESSION.ZSTD)  # fmt: skip
 _FAX = (COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4)
 _ORIENTATION, _COLOR_MAP, _XMP = 274, 320, 700  # tags
+_REDUCED = 1  # bit of a page's kind: a smaller version of another
 _NO_INFORMATION = 0  # of an extra sample: it is no alpha channel
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters is raised as an error
@@ -78,6 +79,8 @@ def _problem(page: TiffPage) -> str | None:
     colour, samples, extra = page.photometric, page.samplesperpixel, len(page.extrasamples)
     if colour == PHOTOMETRIC.SEPARATED:
         return "is CMYK, whose colours depend on the printer; convert it to RGB with its colour profile"
+    if page.subfiletype & _REDUCED and page.subifds:
+        return "is a raw file, of which a TIFF reader sees the preview; develop it first"
     if page.imagedepth > 1 or page.tiledepth > 1:
         return "is a TIFF of a volume; save the slice that you want as a separate file"
     unsigned = page.sampleformat == SAMPLEFORMAT.UINT

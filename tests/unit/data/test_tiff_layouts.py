@@ -162,6 +162,15 @@ def test_stacks_and_volumes_are_refused():
             read_header(tiff(pixels, photometric="minisblack", **options))
 
 
+def test_preview_of_a_raw_file_is_not_taken_for_the_picture():
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(photo(8, 8), photometric="rgb", subfiletype=1, subifds=1)
+        writer.write(random_values((64, 64), "uint16"), photometric="cfa", subfiletype=0)
+    with pytest.raises(ImageError, match="is a raw file"):
+        read_header(Cell("row", "1", stream.getvalue))
+
+
 def test_colours_without_one_way_to_rgb_are_refused():
     four, three = random_values((8, 8, 4), "uint8"), random_values((8, 8, 3), "uint8")
     with pytest.raises(ImageError, match="is CMYK"):
