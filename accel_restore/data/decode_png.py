@@ -19,6 +19,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _MODES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with alpha"}
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_MOST = 1032  # bytes that one byte of Deflate can become
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 
@@ -80,7 +81,8 @@ def read_png_pixels(content: Content) -> np.ndarray:
         for kind, body in parts
     )
     size = _raw_size(layout)
-    if len(imagecodecs.deflate_decode(compressed, out=bytearray(size))) != size:
+    is_short = size > _MOST * len(compressed)  # without memory for pixels that are not there
+    if is_short or len(imagecodecs.deflate_decode(compressed, out=bytearray(size))) != size:
         raise damaged("it holds fewer pixels than its header names")
     return imagecodecs.png_decode(SIGNATURE + plain)
 
