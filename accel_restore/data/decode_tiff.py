@@ -57,13 +57,14 @@ def read_tiff_header(content: Content, max_pixels: int) -> Header:
 def _first_page(file: TiffFile) -> TiffPage:
     """The only image of a file."""
     frames = len(file.pages)
+    if frames == 0:
+        raise damaged("its directory is missing; is the file cut?")
     if frames == 1 and file.is_imagej:  # ImageJ stores a stack behind one directory
         frames = int((file.imagej_metadata or {}).get("images", 1))
     if frames > 1:
         raise ImageError(f"contains {frames} images; save the one that you want as a separate file")
     page = file.pages.first
-    if not isinstance(page, TiffPage):
-        raise damaged("it has no directory")
+    assert isinstance(page, TiffPage)  # other pages of a file are stored as what differs from the first
     return page
 
 

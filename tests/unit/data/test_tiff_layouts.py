@@ -178,3 +178,13 @@ def test_colours_without_one_way_to_rgb_are_refused():
     for photometric in ("cielab", "icclab"):
         with pytest.raises(ImageError, match=f"of 3 channels .{photometric.upper()}. with 8-bit values"):
             read_header(tiff(three, photometric=photometric))
+
+
+def test_cut_tiff_is_named_as_such():
+    data = tiff(photo(), photometric="rgb").fetch()
+    for length in (8, 12, 200, len(data) - 1):
+        with pytest.raises(ImageError, match=r"damaged .*(cut|corrupt)"):
+            read_image(Cell("row", "1", lambda length=length: data[:length]), 3)
+    moved = data[:4] + len(data).to_bytes(4, "little") + data[8:]  # as in files whose directory is at the end
+    with pytest.raises(ImageError, match="its directory is missing; is the file cut"):
+        read_header(Cell("row", "1", lambda: moved))
