@@ -61,7 +61,12 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         "--metric-weights", action="append", default=[], metavar="NAME=FILE", help="weights of lpips and dists"
     )
     parser.add_argument("--crop-border", type=int, metavar="N", help="pixels to ignore at each side")
-    for name, what in (("y-channel", "score the luma"), ("quantize", "round output and gt to 8 bits first")):
+    switches = {
+        "y-channel": "score the luma",
+        "quantize": "round output and gt to 8 bits first",
+        "crop-gt": "crop gt that is larger by less than the scale",
+    }
+    for name, what in switches.items():
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=what)
     add_tiles(parser, None)
 
@@ -120,7 +125,7 @@ def degradation_steps(text: str) -> list[dict[str, Any]]:
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the protocol that are given on the command line."""
-    names = ("crop_border", "y_channel", "quantize", "self_ensemble", "tile_overlap")
+    names = ("crop_border", "y_channel", "quantize", "crop_gt", "self_ensemble", "tile_overlap")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.tile is not None:
         given["tile"] = None if options.tile == "none" else options.tile

@@ -96,7 +96,7 @@ def check(
     degrade = degradation_of(config.data)
     loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
     smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
-    found = find_data(config.data, smallest_side, console.track)
+    found = find_data(config.data, smallest_side, console.track, crop_gt=config.validation.crop_gt)
     images = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
     check_writable(picture, picture=True, inputs=[image for image in images if isinstance(image, Path)])
     parts = {

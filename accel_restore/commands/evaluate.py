@@ -71,7 +71,7 @@ def _prepare(
     protocol, notes = protocol_of(first, validation.steps, {**validation.settings, **given})
     _ = protocol.scores  # loads the weights of metrics, so that errors appear now
     max_pixels = options.max_pixels or validation.max_pixels
-    _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels))
+    _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt))
     images = whole_images(pairs, first.channels, first.scale, validation.degrade, device, options.seed, max_pixels)
     wanted = options.precision or validation.precision
     if options.precision is None and wanted == "fp16" and device.type == "cpu":

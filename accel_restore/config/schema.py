@@ -159,6 +159,11 @@ class Validation(Section):
     crop_border: Annotated[int, Field(ge=0)] = Field(0, description="pixels ignored at each border")
     y_channel: bool = Field(False, description="score the BT.601 luma (16–235) instead of RGB")
     quantize: bool = Field(False, description="round output and gt to 8 bits before scoring")
+    crop_gt: bool = Field(
+        False,
+        description="crop gt at the bottom and right to data.scale times its input, if it is larger by less than "
+        "data.scale pixels a side; training images too",
+    )
     self_ensemble: bool = Field(False, description="average the outputs over 8 flips and rotations of the input")
     tile: PositiveInt | None = Field(
         None, description="side of the input tiles that the network processes, pixels; null: whole images"

@@ -23,7 +23,7 @@ from accel_restore.data.identity import Identity, ImageSet
 from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
-from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
 from accel_restore.errors import raise_problems
 from accel_restore.utils.memory import memory_bytes
 
@@ -86,13 +86,14 @@ def open_data(
     device: torch.device,
     track: Track | None = None,
     log: Callable[[str], None] | None = None,
+    crop_gt: bool = False,
 ) -> DataSets:
-    """Return the data sets of a configuration; see `open_stores` for `track` and `log`.
+    """Return the data sets of a configuration; see `find_data`.
 
     Raises: UserError that lists every problem found, with file names.
     """
     degrade = degradation_of(data)
-    found = find_data(data, smallest_val_side, track, log)
+    found = find_data(data, smallest_val_side, track, log, crop_gt)
     raise_found(found)
     return build_sets(found, data, seed, degrade, device)
 
@@ -108,11 +109,20 @@ def degradation_of(data: Data) -> DegradationPipeline:
 
 
 def find_data(
-    data: Data, smallest_val_side: int, track: Track | None = None, log: Callable[[str], None] | None = None
+    data: Data,
+    smallest_val_side: int,
+    track: Track | None = None,
+    log: Callable[[str], None] | None = None,
+    crop_gt: bool = False,
 ) -> ScannedData:
-    """Find, decode and check all images of a configuration; see `open_stores` for `track` and `log`."""
+    """Find, decode and check all images of a configuration; see `open_stores` for `track` and `log`.
+
+    `crop_gt` accepts gts that can be cropped to `data.scale` times their input; see `can_crop_gt`.
+    """
     sources = {"data.train": data.train} | ({"data.val": data.val} if data.val is not None else {})
     opened, problems = _open_sources(sources, data, track, log)
+    for images in opened.values():
+        problems += _unequal(images, data.scale, crop_gt)
     train = opened.get("data.train")
     val = opened.get("data.val") if data.val is not None else train
     train_pairs, val_pairs, more = _divide(data, train, val)
@@ -202,8 +212,6 @@ def _open_sources(
     gt_of = dict(zip(gts, opened[: len(gts)], strict=True))
     input_of = dict(zip(inputs, opened[len(gts) :], strict=True))
     images = {key: Images(those, gt_of[key], input_of.get(key)) for key, those in pairs.items()}
-    for those in images.values():
-        problems += _unequal(those, data.scale)
     return images, problems
 
 
@@ -233,8 +241,8 @@ def _divide(data: Data, train: Images | None, val: Images | None) -> tuple[list[
     return train_pairs, val_pairs, []
 
 
-def _unequal(images: Images, scale: int) -> list[str]:
-    """One problem for each pair whose sizes do not match."""
+def _unequal(images: Images, scale: int, crop_gt: bool) -> list[str]:
+    """One problem for each pair whose sizes do not match, and one for all whose gt could be cropped."""
     if images.input is None:
         return []
     ratios = {_ratio(size, small) for size, small in zip(images.gt.sizes, images.input.sizes, strict=True)} - {None}
@@ -243,11 +251,18 @@ def _unequal(images: Images, scale: int) -> list[str]:
             f"data.scale: is {scale}, but every gt is exactly {ratio} times as large as its input; set it to {ratio}"
         ]
     relation = f"gt must be {scale} times as large" if scale > 1 else "they must be of equal size"
-    return [
-        f"{pair.input}: is {_size(input_size)}, its gt {pair.gt} is {_size(size)}; {relation}"
-        for pair, size, input_size in zip(images.pairs, images.gt.sizes, images.input.sizes, strict=True)
-        if size and input_size and size != (input_size[0] * scale, input_size[1] * scale)
-    ]
+    problems: list[str] = []
+    croppable: list[str] = []
+    for pair, size, small in zip(images.pairs, images.gt.sizes, images.input.sizes, strict=True):
+        if not size or not small or size == (small[0] * scale, small[1] * scale):
+            continue
+        text = f"{pair.input}: is {_size(small)}, its gt {pair.gt} is {_size(size)}; {relation}"
+        (croppable if can_crop_gt(size, small, scale) else problems).append(text)
+    if croppable and not crop_gt:
+        more = f" (and {len(croppable) - 1} more such pairs)" if len(croppable) > 1 else ""
+        remedy = f"to crop up to {scale - 1} pixels of gt at the bottom and right, set validation.crop_gt=true"
+        problems.append(f"{croppable[0]}{more}; {remedy}, which holds for training images too")
+    return problems
 
 
 def _ratio(size: Size | None, input_size: Size | None) -> int | None:

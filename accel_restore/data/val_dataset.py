@@ -17,6 +17,14 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
+def can_crop_gt(size: tuple[int, int], input_size: tuple[int, int], scale: int) -> bool:
+    """Return whether each side of gt exceeds `scale` times that of the input by 0 to scale - 1 pixels.
+
+    Such a gt was not cropped to a multiple of the scale before it was reduced to the input.
+    """
+    return all(0 <= side - scale * small < scale for side, small in zip(size, input_size, strict=True))
+
+
 class Images(Protocol):
     """Images by index, as (H, W, C) arrays of uint8 or uint16; a `Store` is one."""
 
@@ -27,8 +35,9 @@ class Images(Protocol):
 class ValidationDataset:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
-    A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. Its gt
-    is first cropped at the bottom and right to multiples of the scale, as in the published tables.
+    A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. gt is
+    cropped at the bottom and right to multiples of the scale, as in the published tables: before it is degraded, or if
+    it is larger than the input allows (see `can_crop_gt`).
     """
 
     def __init__(
@@ -74,6 +83,8 @@ class ValidationDataset:
         gt = to_float(torch.from_numpy(self.gt[self.images[index]])[None])
         if self.input is not None:
             degraded = to_float(torch.from_numpy(self.input[self.images[index]])[None])
+            height, width = (self.scale * side for side in degraded.shape[-2:])
+            gt = gt[..., :height, :width].contiguous()
         else:
             height, width = (side - side % self.scale for side in gt.shape[-2:])
             gt = gt[..., :height, :width].contiguous()

@@ -12,6 +12,7 @@ from accel_restore.data.cache import Opened, Track, each_ahead
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.pairs import Pair
+from accel_restore.data.val_dataset import can_crop_gt
 from accel_restore.data_check.colour_spaces import ColourSpace, find_unlike_spaces, read_colour_space
 from accel_restore.data_check.findings import GRAY, Finding
 from accel_restore.data_check.measure import PairFacts, examine_pair
@@ -107,7 +108,10 @@ def _is_comparable(images: Images, pair: Pair, scale: int) -> bool:
     size = images.gt.sizes[place]
     if size is None or min(size) < _MIN_SIDE:
         return False
-    return images.input is None or images.input.sizes[place] == (size[0] / scale, size[1] / scale)
+    if images.input is None:
+        return True
+    small = images.input.sizes[place]
+    return small is not None and can_crop_gt(size, small, scale)
 
 
 def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[Pair, Headers, Spaces, PairFacts]]:
@@ -128,7 +132,8 @@ def _pixels(images: Images, data: Data, pair: Pair) -> tuple[np.ndarray | None, 
     gt = _floats(images.gt, place, pair.gt, data)
     if pair.input is None or images.input is None:
         return None, gt
-    return _floats(images.input, place, pair.input, data), gt
+    input = _floats(images.input, place, pair.input, data)
+    return input, gt[: data.scale * input.shape[0], : data.scale * input.shape[1]]
 
 
 def _floats(opened: Opened, place: int, image: ImageSource, data: Data) -> np.ndarray:

@@ -19,7 +19,7 @@ from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.image_formats import ImageError
 from accel_restore.data.pairs import Pair
 from accel_restore.data.store import digest_of
-from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import PRECISIONS, NonFiniteError, finite
 from accel_restore.inference.restorer import Restorer
@@ -28,7 +28,7 @@ from accel_restore.models.blocks import upscale
 from accel_restore.registry import METRICS
 from accel_restore.utils.memory import is_out_of_memory
 
-SETTINGS = ("crop_border", "y_channel", "quantize", "self_ensemble", "tile", "tile_overlap")
+SETTINGS = ("crop_border", "y_channel", "quantize", "crop_gt", "self_ensemble", "tile", "tile_overlap")
 Row = dict[str, float]  # scores by name; scores of the input start with input_
 
 
@@ -107,7 +107,9 @@ def protocol_of(
     return Protocol(restorer.channels, tuple(degradation), tuple(checked["metrics"]), **kept), notes
 
 
-def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: int) -> list[str]:
+def find_misfits(
+    pairs: list[Pair], scale: int, smallest_side: int, max_pixels: int, crop_gt: bool = False
+) -> list[str]:
     """Return a message for each image that cannot be read, does not match its partner, or is too small to score."""
     problems = []
     sources = [(pair.gt, pair.input) for pair in pairs]
@@ -116,10 +118,13 @@ def find_misfits(pairs: list[Pair], scale: int, smallest_side: int, max_pixels: 
             problems.append(str(sizes))
             continue
         (height, width), small = sizes
-        if small is not None and (height, width) != (small[0] * scale, small[1] * scale):
+        can_crop = small is not None and can_crop_gt((height, width), small, scale)
+        fits = small is None or (can_crop and (crop_gt or (height, width) == (small[0] * scale, small[1] * scale)))
+        if small is not None and not fits:
             relation = f"gt must be {scale} times as large" if scale > 1 else "they must be of equal size"
             problems.append(
                 f"{input}: is {small[1]}x{small[0]}, its gt {gt} is {width}x{height}; for these weights {relation}"
+                + ("; to crop gt at the bottom and right, give --crop-gt" if can_crop else "")
             )
         elif min(height - height % scale, width - width % scale) < smallest_side:
             problems.append(f"{gt}: is {width}x{height}; scores need at least {smallest_side} pixels a side")

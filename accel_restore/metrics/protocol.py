@@ -29,6 +29,7 @@ class Protocol:
     crop_border: int = 0
     y_channel: bool = False
     quantize: bool = False
+    crop_gt: bool = False
     self_ensemble: bool = False
     tile: int | None = None
     tile_overlap: int = 64
@@ -49,7 +50,7 @@ class Protocol:
         y = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds the Y of 8-bit images"
         noise = "made by data.degradation; its draws depend on the image's name alone, not on run.seed or the epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
-        hidden = ("metrics", "degradation", "weights")  # are described below, or hold paths
+        hidden = {"metrics", "degradation", "weights", "crop_gt"}  # are described below, or hold paths
         settings = {key: value for key, value in asdict(self).items() if key not in hidden}
         return {
             **settings,
@@ -58,6 +59,7 @@ class Protocol:
             **{name: get_metric(name).text for name in self.metrics},
             "average": "per image, then the mean over images",
             "input": noise if self.degradation else "files",
+            **({"crop_gt": True} if self.crop_gt else {}),  # protocols of older versions lack it
             **({"degradation": without_paths(with_defaults(self.degradation))} if self.degradation else {}),
             "network": network + (", mean over 8 flips and rotations" if self.self_ensemble else ""),
         }

@@ -71,7 +71,8 @@ def plan_rows(
     ]
     if config.scheduler.warmup_epochs >= epochs:
         warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs}, the epochs of the run are {epochs}"
-        rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr"))
+        remedy = "for a short try, set scheduler.warmup_epochs=0"
+        rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr; {remedy}"))
     if plan.batch_size != config.data.batch_size:
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
     if (data.train.input is None) != (data.val.input is None):

@@ -236,7 +236,15 @@ def _open_data(
     builder = Console(True)  # whichever rank decodes the images shows progress
     data = on_all_ranks(
         accelerator,
-        lambda: open_data(config.data, config.run.seed, smallest_side, accelerator.device, builder.track, console.log),
+        lambda: open_data(
+            config.data,
+            config.run.seed,
+            smallest_side,
+            accelerator.device,
+            builder.track,
+            console.log,
+            config.validation.crop_gt,
+        ),
     )
     seen = gather_object([facts_of(data.identity)])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:

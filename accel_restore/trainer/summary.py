@@ -13,6 +13,8 @@ from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import read_audit, read_status, write_status
 
+_FEW_STEPS = 300  # the demo gains 11 dB in 320
+
 
 def state_of(error: BaseException) -> str:
     """The state in status.json of a run that ended by `error`."""
@@ -55,7 +57,11 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
     scores = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
     console.log(f"finished: best epoch {best['epoch'] + 1}: {scores}")
     if "psnr" in best and best["psnr"] < best["input_psnr"]:
-        console.log("that is worse than the input: train longer, lower optimizer.lr, or run accel-restore check")
+        if state.step < _FEW_STEPS:
+            why = "networks need some hundred steps to improve on their input; train longer to judge"
+            console.log(f"not yet better than the input, as expected of {state.step} steps: {why}")
+        else:
+            console.log("that is worse than the input: train longer, lower optimizer.lr, or run accel-restore check")
     console.log(f"weights  {folder / WEIGHTS}")
     if (folder / "samples").is_dir():
         console.log(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")

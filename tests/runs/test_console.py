@@ -171,10 +171,14 @@ def test_only_the_main_process_prints(config):
 
 
 def test_a_result_worse_than_its_input_is_reported(tmp_path):
-    def warnings_for(psnr):
+    def lines_for(psnr, step):
         lines = []
         best = {"epoch": 0, "loss": 0.1, "psnr": psnr, "input_psnr": 20.0}
-        report_result(SimpleNamespace(log=lines.append), tmp_path, SimpleNamespace(best=best))
-        return [line for line in lines if "worse than the input" in line]
+        report_result(SimpleNamespace(log=lines.append), tmp_path, SimpleNamespace(best=best, step=step))
+        return [line for line in lines if "than the input" in line]
 
-    assert len(warnings_for(19.9)) == 1 and warnings_for(20.1) == []
+    assert lines_for(20.1, 1000) == lines_for(20.1, 50) == []
+    (line,) = lines_for(19.9, 1000)
+    assert "worse than the input: train longer, lower optimizer.lr" in line
+    (line,) = lines_for(19.9, 50)
+    assert "not yet better than the input, as expected of 50 steps" in line and "optimizer.lr" not in line

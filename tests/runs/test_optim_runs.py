@@ -54,7 +54,8 @@ def test_the_plan_warns_if_warm_up_outlasts_the_run(photos, tmp_path, warm_up):
     succeed(launch(config))
     plan = json.loads((run_folder(config) / "plan.json").read_text())["plan"]
     notes = [text for what, text in plan if what == "note"]
-    said = "scheduler.warmup_epochs is 2, the epochs of the run are 2: the rate never reaches optimizer.lr"
+    said = "scheduler.warmup_epochs is 2, the epochs of the run are 2: the rate never reaches optimizer.lr; for a "
+    said += "short try, set scheduler.warmup_epochs=0"
     assert notes == ([said] if warm_up == 2 else [])
     rates = [line["lr"] for line in epochs_of(config)]
     assert (max(rates) < config["optimizer"]["lr"]) == (warm_up == 2)

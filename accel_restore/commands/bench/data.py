@@ -75,7 +75,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
 
     Raises: UserError if the data cannot be used.
     """
-    found = find_data(config.data, 1, console.track)
+    found = find_data(config.data, 1, console.track, crop_gt=config.validation.crop_gt)
     raise_found(found)
     cpu, data = torch.device("cpu"), config.data
     sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)

@@ -21,6 +21,7 @@ from accel_restore.data.identity import RECORD, ImageSet, to_record
 from accel_restore.data.store import digest_of
 from accel_restore.inference.training_images import changed_validation
 from accel_restore.metrics.protocol import Protocol
+from accel_restore.models import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,6 +182,26 @@ def test_invalid_arguments_are_refused_with_their_name(weights, pairs, tmp_path,
         return
     evaluate(weights[0], *arguments, code=2)
     assert words in capsys.readouterr().err
+
+
+def test_gt_that_is_no_multiple_of_the_scale_is_cropped_on_request(tmp_path, capsys):
+    net = build_model("unet", {"width": 8}, 3, scale=2)
+    file = write(tmp_path / "x2.safetensors", net, data=json.dumps({"channels": 3, "scale": 2}))
+    photo = np.asarray(Image.open(next(make_photos(tmp_path / "photos", 1).iterdir())))[:45, :61]
+    for name in ("gt", "cut", "small"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(photo).save(tmp_path / "gt" / "a.png")
+    Image.fromarray(photo[:44, :60]).save(tmp_path / "cut" / "a.png")
+    Image.fromarray(photo[:44:2, :60:2]).save(tmp_path / "small" / "a.png")
+    images = ["--input", tmp_path / "small", "--gt"]
+    evaluate(file, *images, tmp_path / "gt", code=2)
+    assert "give --crop-gt" in capsys.readouterr().err
+    report = evaluate(file, *images, tmp_path / "gt", "--crop-gt")
+    assert report["protocol"]["crop_gt"] is True
+    assert report["mean"] == evaluate(file, *images, tmp_path / "cut")["mean"]
+    Image.fromarray(photo[:42]).save(tmp_path / "gt" / "a.png")
+    evaluate(file, *images, tmp_path / "gt", "--crop-gt", code=2)
+    assert "--crop-gt" not in capsys.readouterr().err
 
 
 def test_a_report_never_overwrites_an_input(weights, pairs, capsys):

@@ -86,6 +86,37 @@ def test_input_that_is_off_by_a_pixel_is_reported(tmp_path):
     assert "is 14x10, its gt" in found.problems[0] and "is 30x20; gt must be 2 times as large" in found.problems[0]
 
 
+@pytest.mark.parametrize("scale, rows, columns", [(2, 41, 60), (3, 62, 61), (4, 83, 81)])
+def test_gt_that_is_no_multiple_of_the_scale_can_be_cropped(tmp_path, scale, rows, columns):
+    gt = photo(rows, columns)
+    gt[rows // scale * scale :] = 0
+    gt[:, columns // scale * scale :] = 0
+    for name in ("a", "b", "c"):
+        save(tmp_path / "gt" / f"{name}.png", gt)
+        save(
+            tmp_path / "small" / f"{name}.png", gt[: rows // scale * scale : scale, : columns // scale * scale : scale]
+        )
+    both = {"gt": str(tmp_path / "gt"), "input": str(tmp_path / "small")}
+    data = settings(tmp_path, train=both, scale=scale, patch_size=4 * scale, crops_per_image=30)
+    (problem,) = find_data(data, 11).problems
+    assert "and 2 more such pairs" in problem and "set validation.crop_gt=true" in problem
+    sets = open_data(data, 0, 11, torch.device("cpu"), crop_gt=True)
+    whole = sets.val[0]
+    assert whole["gt"].shape[-2:] == (rows // scale * scale, columns // scale * scale)
+    assert torch.equal(whole["gt"][..., ::scale, ::scale], whole["input"])
+    batch = sets.train.__getitems__([Sample(0, number, 1.0, 4 * scale) for number in range(60)])
+    assert torch.equal(batch["gt"][:, ::scale, ::scale], batch["input"])
+
+
+@pytest.mark.parametrize("size", [(42, 60), (39, 60), (40, 59)])
+def test_a_larger_difference_of_sizes_is_an_error_also_with_crop_gt(tmp_path, size):
+    save(tmp_path / "gt" / "a.png", photo(*size))
+    save(tmp_path / "small" / "a.png", photo(20, 30))
+    both = {"gt": str(tmp_path / "gt"), "input": str(tmp_path / "small")}
+    found = find_data(settings(tmp_path, train=both, val=both, scale=2), 11, crop_gt=True)
+    assert any("gt must be 2 times as large" in problem and "crop_gt" not in problem for problem in found.problems)
+
+
 def test_gt_too_small_after_cropping_to_the_scale_is_reported(tmp_path):
     train, val = save_all(tmp_path / "gt", "a.png"), save(tmp_path / "val" / "small.png", photo(13, 30))
     sources = {"train": {"gt": str(train)}, "val": {"gt": [str(val)]}, "patch_size": 16}

@@ -184,6 +184,11 @@ def test_each_key_appears_in_the_description(key, value, where, text):
     assert text in str(described[where]) and text not in str(plain[where])
 
 
+def test_a_cropped_gt_is_recorded_and_records_of_older_versions_stay_equal():
+    assert "crop_gt" not in protocol_of().describe()
+    assert protocol_of(validation={"crop_gt": True}).describe()["crop_gt"] is True
+
+
 def test_every_metric_describes_itself_and_psnr_and_ssim_fall_with_noise():
     for metric in map(get_metric, METRICS):
         assert metric.text and isinstance(metric.higher_is_better, bool)
