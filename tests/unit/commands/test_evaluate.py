@@ -187,19 +187,19 @@ def test_invalid_arguments_are_refused_with_their_name(weights, pairs, tmp_path,
 def test_gt_that_is_no_multiple_of_the_scale_is_cropped_on_request(tmp_path, capsys):
     net = build_model("unet", {"width": 8}, 3, scale=2)
     file = write(tmp_path / "x2.safetensors", net, data=json.dumps({"channels": 3, "scale": 2}))
-    photo = np.asarray(Image.open(next(make_photos(tmp_path / "photos", 1).iterdir())))[:45, :61]
+    photo = np.asarray(Image.open(next(make_photos(tmp_path / "photos", 1).iterdir())))[:31]
     for name in ("gt", "cut", "small"):
         (tmp_path / name).mkdir()
     Image.fromarray(photo).save(tmp_path / "gt" / "a.png")
-    Image.fromarray(photo[:44, :60]).save(tmp_path / "cut" / "a.png")
-    Image.fromarray(photo[:44:2, :60:2]).save(tmp_path / "small" / "a.png")
+    Image.fromarray(photo[:30, :36]).save(tmp_path / "cut" / "a.png")
+    Image.fromarray(photo[:30:2, :36:2]).save(tmp_path / "small" / "a.png")
     images = ["--input", tmp_path / "small", "--gt"]
     evaluate(file, *images, tmp_path / "gt", code=2)
     assert "give --crop-gt" in capsys.readouterr().err
     report = evaluate(file, *images, tmp_path / "gt", "--crop-gt")
     assert report["protocol"]["crop_gt"] is True
     assert report["mean"] == evaluate(file, *images, tmp_path / "cut")["mean"]
-    Image.fromarray(photo[:42]).save(tmp_path / "gt" / "a.png")
+    Image.fromarray(photo[:29]).save(tmp_path / "gt" / "a.png")
     evaluate(file, *images, tmp_path / "gt", "--crop-gt", code=2)
     assert "--crop-gt" not in capsys.readouterr().err
 
