@@ -10,15 +10,19 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from accel_restore.config.data import MAX_PIXELS
-from accel_restore.data.decode_pillow import read_pillow_header, read_pillow_pixels
+from accel_restore.data.decode_pillow import read_pil_image, read_pillow_header, read_pillow_pixels
 from accel_restore.data.decode_png import read_png_header, read_png_pixels
 from accel_restore.data.image_formats import Content, Header, ImageError, damaged, image_errors, opened, too_large
 from accel_restore.data.orientation import upright
 from accel_restore.data.png_chunks import SIGNATURE
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _START = 64  # bytes of a file that show its format
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, up to 4 GB and larger
@@ -69,6 +73,19 @@ def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: in
         raise ImageError("has 16 bits, but 8 were requested")
     if pixels.dtype == np.uint8 and bits == 16:
         pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
+    return _with_channels(pixels, channels)
+
+
+def read_pil(image: "Image.Image", channels: int) -> tuple[np.ndarray, int]:
+    """Return the upright pixels (H, W, channels) of a PIL image, uint8 or uint16, and the orientation applied to them.
+
+    The rules are those for files. Raises: ImageError.
+    """
+    pixels, orientation = read_pil_image(image)
+    return _with_channels(upright(_opaque(pixels), orientation), channels), orientation
+
+
+def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if channels == 1 and pixels.shape[2] == 3:
         return luma(pixels)
     return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
@@ -123,14 +140,19 @@ def _decoded(content: Content, max_pixels: int) -> np.ndarray:
         pixels = decode_tiff.read_tiff_pixels(content)
     else:
         pixels = read_pillow_pixels(content, start, header)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.shape[:2] != header.stored_size or pixels.itemsize * 8 != header.bits:
         raise damaged("its pixels are not those that its header describes")
-    if pixels.shape[2] in (2, 4):
-        if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
-            raise ImageError("has transparent pixels, which have no single colour; flatten it onto a background")
-        pixels = pixels[..., :-1]
-    return upright(pixels, header.orientation)
+    return upright(_opaque(pixels), header.orientation)
+
+
+def _opaque(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1 or 3), less an opaque alpha channel."""
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.shape[2] not in (2, 4):
+        return pixels
+    if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
+        raise ImageError("has transparent pixels, which have no single colour; flatten it onto a background")
+    return pixels[..., :-1]
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:

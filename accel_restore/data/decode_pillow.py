@@ -10,6 +10,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from accel_restore.data.decode_jpeg import decode_jpeg, unsupported_jpeg
 from accel_restore.data.image_formats import FORMATS, Content, Header, ImageError, data_of, make_header, opened
@@ -19,6 +21,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # they concern metadata; dam
 _FORMATS = tuple(name for name in FORMATS if name not in ("PNG", "TIFF"))  # these have decoders of their own
 _MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "palette", "PA": "palette", "RGB": "RGB",
           "RGBA": "RGB with alpha"}  # fmt: skip
+_BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF tags
 _FOREIGN = {  # the first bytes of files that are often taken for images
     b"8BPS": "a Photoshop file", b"%PDF": "a PDF document", b"%!PS": "a PostScript file", b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "a Radiance HDR file", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"<svg": "SVG",
@@ -88,14 +91,20 @@ def _problem(image: ImageFile, content: Content) -> str | None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's MPO: the first picture is the photograph
         return f"contains {frames} images; save the one that you want as a separate file"
-    if image.mode == "CMYK":
-        return "is CMYK, whose colours depend on the printer; convert it to RGB with its colour profile"
     if _is_deep(image):
         return f"is a 16-bit {image.format}, whose lower bits would be lost; convert it to PNG or TIFF"
     if image.format in ("JPEG2000", "AVIF") and _has_more_bits(image.format, content):
         return f"is {image.format} with more than 8 bits, whose lower bits would be lost; convert it to PNG"
+    return _mode_problem(image)
+
+
+def _mode_problem(image: Image.Image) -> str | None:
+    """Why the pixel format of an image, of a file or in memory, is refused, or None."""
+    if image.mode == "CMYK":
+        return "is CMYK, whose colours depend on the printer; convert it to RGB with its colour profile"
     if image.mode not in _MODES:
-        return f"is a {image.format} of the pixel format {image.mode}; convert it to gray or RGB with 8 or 16 bits"
+        kind = f"is a {image.format} of" if image.format else "has"
+        return f"{kind} the pixel format {image.mode}; convert it to gray or RGB with 8 or 16 bits"
     return None
 
 
@@ -128,12 +137,39 @@ def read_pillow_pixels(content: Content, start: bytes, header: Header) -> np.nda
         import imagecodecs
 
         imagecodecs.gif_decode(data_of(content))
-    with open_image(content, start) as file:
-        image: Image.Image = file
-        if "transparency" in image.info or image.mode == "PA":
-            image = image.convert("RGBA")
-        elif image.mode == "P":
-            image = image.convert("RGB")
-        elif image.mode == "1":
-            image = image.convert("L")
-        return np.asarray(image)
+    with open_image(content, start) as image:
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data and image.mode not in ("LA", "RGBA"):
+        image = image.convert("RGBA")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    return np.asarray(image)
+
+
+def read_pil_image(image: Image.Image) -> tuple[np.ndarray, int]:
+    """Return the pixels of an image in memory, as `read_pillow_pixels` does, and its orientation.
+
+    8 bits, or 16 bits of gray. Raises: ImageError for what files are refused for.
+    """
+    if isinstance(image, TiffImageFile) and image.mode == "RGB" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ()):
+        raise ImageError("is 16-bit RGB, of which Pillow keeps 8 bits; give a numpy array of uint16")
+    if isinstance(image, PngImageFile) and image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
+        raise ImageError("is 16-bit RGB, of which Pillow keeps 8 bits; give a numpy array of uint16")
+    image.load()  # of a PNG, also the EXIF data behind the pixels
+    if image.mode.startswith("I;16"):  # of either byte order
+        pixels = np.asarray(image).astype(np.uint16)
+        if np.any(pixels == image.info.get("transparency", -1)):
+            raise ImageError("names a transparent colour; flatten it onto a background")
+    elif problem := _mode_problem(image):
+        raise ImageError(problem)
+    else:
+        pixels = _pixels(image)
+    if isinstance(image, TiffImageFile):  # Pillow has applied the orientation, or else still names it
+        return pixels, image.getexif().get(_ORIENTATION, 1)
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    return pixels, orientation_of(image.info.get("exif"), _bytes(xmp))

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from accel_restore.data.decode import luma
+from accel_restore.data.decode import luma, read_pil
+from accel_restore.data.image_formats import ImageError
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import Advance, ModelRunner, Settings
 from accel_restore.inference.picture import with_metadata
@@ -17,7 +18,6 @@ from accel_restore.models.load_weights import load_module
 from accel_restore.models.weights_file import find_weights
 from accel_restore.registry import MODELS
 
-_ORIENTATION = 0x0112  # EXIF tag
 _MAX_FLOAT = 10.0  # noise may take floats out of [0, 1], but not beyond this value
 
 
@@ -53,11 +53,12 @@ class Restorer:
 
         Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
         in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation; 16-bit gray PIL images ("I;16"),
-        which stay 16-bit gray (the luma of the output if the weights are for colour). Float input may exceed [0, 1]
-        slightly, as noise does; the output is clamped.
+        which stay 16-bit gray (the luma of the output if the weights are for colour). The rules for PIL images are
+        those for files: transparent pixels and CMYK are refused. `save` of the result keeps the original's metadata.
+        Float input may exceed [0, 1] slightly, as noise does; the output is clamped.
 
-        Raises: TypeError for other types; ValueError for a wrong number of channels, invalid options, NaN or inf, or
-            floats far outside [0, 1], such as 0 to 255; UserError if the network's output is NaN or inf.
+        Raises: TypeError for other types; ValueError for a wrong number of channels, transparency, invalid options,
+            NaN or inf, or floats far outside [0, 1], such as 0 to 255; UserError if the network's output is NaN or inf.
         """
         settings = Settings(tile, tile_overlap, self_ensemble, precision, batch)
         if isinstance(image, Tensor | np.ndarray):
@@ -74,18 +75,17 @@ class Restorer:
         raise TypeError(f"cannot restore a {type(image).__name__}; give a PIL image, a numpy array or a tensor")
 
     def _restore_picture(self, image: Image.Image, settings: Settings) -> Image.Image:
-        deep = image.mode.startswith("I;16")
-        if image.mode.startswith(("I", "F")) and not deep:
+        if image.mode.startswith(("I", "F")) and not image.mode.startswith("I;16"):
             raise TypeError(f"PIL images of mode {image.mode} cannot be restored; give 8-bit or I;16 ones, or an array")
-        upright = ImageOps.exif_transpose(image)
-        if not deep:
-            upright = upright.convert("L" if self.channels == 1 else "RGB")
-            restored = self._restore_array(np.asarray(upright), settings)
-        else:
-            pixels = np.asarray(upright).astype(np.uint16)[..., None]  # of either byte order
-            restored = self._restore_array(np.repeat(pixels, self.channels, axis=2), settings)
-            restored = (luma(restored) if self.channels == 3 else restored)[..., 0]
-        return with_metadata(Image.fromarray(restored), image, image.getexif().get(_ORIENTATION, 1), self.scale)
+        try:
+            pixels, orientation = read_pil(image, self.channels)
+        except ImageError as error:
+            raise ValueError(f"the image {error}") from None
+        restored = self._restore_array(pixels, settings)
+        if restored.dtype == np.uint16 and self.channels == 3:  # Pillow has no 16-bit RGB
+            restored = luma(restored)
+        picture = Image.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored)
+        return with_metadata(picture, image, orientation, self.scale)
 
     def _restore_array(self, array: np.ndarray, settings: Settings) -> np.ndarray:
         if array.dtype in (np.uint8, np.uint16):

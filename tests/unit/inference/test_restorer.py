@@ -94,7 +94,7 @@ def test_tensors_keep_type_and_shape(colour, dtype):
     torch.testing.assert_close(restore(images[0]), result[0], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1"])
 def test_pil_images_of_any_mode_are_restored_in_colour(colour, mode):
     (model, restore), image = colour, Image.fromarray(PHOTO).convert(mode)
     result = restore(image)
@@ -336,3 +336,44 @@ def test_a_restored_png_keeps_its_colours_and_no_mark(colour, gray, tmp_path):
     (tmp_path / "marked.png").write_bytes(encode(PHOTO, "PNG", About(made_exif()), "mark"))
     colour[1](Image.open(tmp_path / "marked.png")).save(tmp_path / "c.png")
     assert read_mark(tmp_path / "marked.png") == "mark" and read_mark(tmp_path / "c.png") is None
+
+
+def transparent(mode: str) -> Image.Image:
+    image = Image.fromarray(PHOTO).convert("RGBA")
+    image.putpixel((3, 4), (1, 2, 3, 254))
+    return image.quantize(16) if mode == "P" else image.convert(mode)
+
+
+def named_colour(mode: str, colour: object) -> Image.Image:
+    image = Image.new(mode, (20, 20), 7 if mode != "RGB" else (7, 7, 7))
+    image.info["transparency"] = colour
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        *((transparent(mode), "has transparent pixels") for mode in ("RGBA", "LA", "PA", "P")),
+        (named_colour("RGB", (7, 7, 7)), "transparent"), (named_colour("L", 7), "transparent"),
+        (named_colour("P", 7), "transparent"), (named_colour("I;16", 7), "transparent"),
+        (Image.new("CMYK", (20, 20)), "is CMYK"),
+        *((Image.new(mode, (20, 20)), f"pixel format {mode}") for mode in ("YCbCr", "HSV", "LAB", "RGBa", "RGBX")),
+    ],
+)  # fmt: skip
+def test_pil_images_are_refused_by_the_rules_for_files(colour, gray, image, words):
+    for _, restore in (colour, gray):
+        with pytest.raises(ValueError, match=f"the image .*{words}"):
+            restore(image)
+
+
+def test_a_colour_named_as_transparent_that_no_pixel_has_is_no_transparency(colour):
+    for mode, other in (("RGB", (1, 1, 1)), ("L", 1), ("I;16", 1)):
+        assert colour[1](named_colour(mode, other)).size == (20, 20)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_rgb_of_which_pillow_keeps_8_bits_is_refused(colour, tmp_path, suffix):
+    file = tmp_path / f"a.{suffix}"
+    file.write_bytes(encode(PHOTO.astype(np.uint16) * 257, {"png": "PNG", "tif": "TIFF"}[suffix], About(), "mark"))
+    with pytest.raises(ValueError, match="Pillow keeps 8 bits; give a numpy array"):
+        colour[1](Image.open(file))
