@@ -24,6 +24,7 @@ SUFFIXES = {
 DEEP = ("PNG", "TIFF")  # formats of 16 bits
 
 _STRIP_BYTES = 2**18
+_MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
 _BYTE, _SHORT, _LONG, _UNDEFINED = 1, 3, 4, 7  # types of TIFF
 _PER_INCH = Fraction(254, 100)
 
@@ -52,6 +53,8 @@ def encode(pixels: np.ndarray, format: str, about: About, mark: str, quality: in
     Raises: ValueError or OSError if the format cannot store the pixels.
     """
     size = (pixels.shape[1], pixels.shape[0])
+    if max(size) > _MAX_SIDE.get(format, max(size)):
+        raise ValueError(f"a {format} has at most {_MAX_SIDE[format]:,} pixels a side; use the suffix .png or .tif")
     exif = renewed(about.exif, size, about.density, mark, adds_density=format in ("TIFF", "WEBP"))
     xmp = renewed_xmp(about.xmp, size) if about.xmp is not None else b""
     if format == "PNG":

@@ -119,11 +119,12 @@ class Tiff:
         return Fraction(*struct.unpack(self.order + "II", value))
 
     def density(self) -> Density | None:
-        """Return the density of the first directory."""
-        if not all(tag in self.first for tag in _DENSITY[:2]):
+        """Return the density of the first directory; None if it has none that makes sense."""
+        try:
+            x, y = (self.rational(self.first[tag]) for tag in _DENSITY[:2])
+            unit = self.number(self.first[_DENSITY[2]]) if _DENSITY[2] in self.first else 2
+        except (KeyError, ValueError):
             return None
-        x, y = (self.rational(self.first[tag]) for tag in _DENSITY[:2])
-        unit = self.number(self.first[_DENSITY[2]]) if _DENSITY[2] in self.first else 2
         return Density(x, y, unit) if x > 0 and y > 0 and unit in (1, 2, 3) else None
 
     def store(self, kind: int, values: bytes | Sequence[int]) -> Entry:
@@ -172,6 +173,8 @@ def renewed(
     if _ORIENTATION in tiff.first:
         tiff.first[_ORIENTATION] = tiff.store(SHORT, [1])
     _change_directory(tiff, tiff.first, _EXIF, size, _SIZE)
+    if tiff.density() is None:
+        tiff.first = {tag: entry for tag, entry in tiff.first.items() if tag not in _DENSITY}
     if density is not None and (adds_density or _DENSITY[0] in tiff.first):
         for tag, value in zip(_DENSITY[:2], (density.x, density.y), strict=True):
             tiff.first[tag] = tiff.store(RATIONAL, as_rational(value))

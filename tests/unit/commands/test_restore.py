@@ -149,6 +149,14 @@ def test_a_large_tiff_of_many_strips_is_read_by_other_libraries():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(eight, "TIFF", About(), "m")))), eight)
 
 
+@pytest.mark.parametrize(("format", "side"), [("JPEG", 65_500), ("WEBP", 16_383)])
+def test_an_image_that_a_format_cannot_hold_is_refused_with_the_limit(format, side, capfd):
+    with pytest.raises(ValueError, match=f"a {format} has at most {side:,} pixels a side; use the suffix"):
+        encode(np.zeros((1, side + 1, 3), np.uint8), format, About(), "mark")
+    assert capfd.readouterr() == ("", "")  # of the encoder
+    assert encode(np.zeros((1, side, 3), np.uint8), format, About(), "mark")
+
+
 def test_transparent_and_damaged_files_are_reported_and_the_others_restored(weights, photos, tmp_path, capsys):
     clear = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 100, np.uint8)])
     Image.fromarray(clear).save(photos / "clear.png")
