@@ -93,6 +93,8 @@ def _problem(image: ImageFile, content: Content) -> str | None:
         return f"contains {frames} images; save the one that you want as a separate file"
     if _is_deep(image):
         return f"is a 16-bit {image.format}, whose lower bits would be lost; convert it to PNG or TIFF"
+    if image.format == "JPEG2000" and any(depth & 0x80 for depth in _depths(data_of(content))):
+        return "is JPEG2000 with signed values; convert it to PNG with unsigned values"
     if image.format in ("JPEG2000", "AVIF") and _has_more_bits(image.format, content):
         return f"is {image.format} with more than 8 bits, whose lower bits would be lost; convert it to PNG"
     return _mode_problem(image)
@@ -121,9 +123,13 @@ def _has_more_bits(format: str, content: Content) -> bool:
     if format == "AVIF":
         profile = re.search(rb"av1C..(.)", data, re.DOTALL)
         return profile is not None and bool(profile[1][0] & 0x40)  # high_bitdepth
+    return any((depth & 0x7F) + 1 > 8 for depth in _depths(data))
+
+
+def _depths(data: bytes) -> bytes:
+    """A byte for each component of a JPEG 2000 file: its bits less 1, and 0x80 for signed values."""
     sizes = re.search(rb"\xff\x4f\xff\x51.{36}(..)", data, re.DOTALL)  # SIZ, up to the number of components
-    depths = data[sizes.end() :: 3][: int.from_bytes(sizes[1], "big")] if sizes is not None else b""
-    return any((depth & 0x7F) + 1 > 8 for depth in depths)
+    return data[sizes.end() :: 3][: int.from_bytes(sizes[1], "big")] if sizes is not None else b""
 
 
 def read_pillow_pixels(content: Content, start: bytes, header: Header) -> np.ndarray:

@@ -163,3 +163,15 @@ def test_cells_hold_encoded_files_or_pixels(tmp_path):
     for wrong in (pixels.astype(np.int32), pixels[..., :2], pixels[:0], pixels[None]):
         with pytest.raises(ImageError, match=re.escape(str(wrong.dtype))):
             read_image(Cell("row 0", "0", lambda wrong=wrong: wrong), 3)
+
+
+def test_signed_values_of_jpeg2000_are_refused():
+    stream = io.BytesIO()
+    Image.fromarray(photo(64, 64)).save(stream, "JPEG2000")
+    data = bytearray(stream.getvalue())
+    place = data.index(b"\xff\x4f\xff\x51") + 42  # the depth of the first component
+    assert data[place] == 7
+    data[place] |= 0x80
+    assert read_image(Cell("row", "1", stream.getvalue), 3).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match="signed values"):
+        read_header(Cell("row", "1", lambda: bytes(data)))
