@@ -102,6 +102,11 @@ def test_images_among_the_files_of_the_run_are_found_one_by_one(work):
     Path("runs/old/mine.png").touch()
     with pytest.raises(UserError, match=r"data: runs/old/curves\.png"):
         check_inputs(Path("runs/old"), [("data", Path("runs/old/mine.png")), ("data", Path("runs/old/curves.png"))])
+    images = [("data", Path("runs/old/samples", f"{number}.png")) for number in range(2000)]
+    Path("runs/old/samples").mkdir()
+    with pytest.raises(UserError) as caught:
+        check_inputs(Path("runs/old"), images)
+    assert str(caught.value).splitlines()[1:] == ["  - data: runs/old/samples/0.png and 1,999 more"]
 
 
 def test_the_advice_to_overwrite_is_not_given_where_it_would_be_refused(work):
