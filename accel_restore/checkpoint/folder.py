@@ -48,13 +48,10 @@ def check_inputs(folder: Path, inputs: Iterable[tuple[str, Path]]) -> None:
     lost: dict[str, list[Path]] = {}
     for key, path in find_lost(folder, inputs):
         lost.setdefault(key, []).append(path)
-    shown = {
-        key: f"{paths[0]}{f' and {len(paths) - 1:,} more' if len(paths) > 1 else ''}" for key, paths in lost.items()
-    }
     raise_problems(
         f"{folder}: starting again removes the files of the run in this folder, and the new run needs some of them; "
         "choose another run.name, or copy them to another folder and name the copies",
-        [f"{key}: {paths}" for key, paths in shown.items()],
+        [f"{key}: {first}" + (f" and {len(more):,} more" if more else "") for key, (first, *more) in lost.items()],
     )
 
 
