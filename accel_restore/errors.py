@@ -35,6 +35,10 @@ class RunAbortedError(Exception):
         self.is_reporter = is_reporter
 
 
+class FolderLostError(RunAbortedError):
+    """The run's folder was moved, removed or replaced, so nothing more may be written there."""
+
+
 class AuditError(Exception):
     """`--audit` saw weights or the learning rate change where they must not: exit 1."""
 

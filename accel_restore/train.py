@@ -77,7 +77,10 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             record_preempted(run_folder(config))
         return _report(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
     except (AuditError, RunAbortedError) as error:
-        return _report(error, 1, getattr(error, "is_reporter", None))
+        is_reporter = getattr(error, "is_reporter", None)
+        if is_reporter is None:  # all ranks raise it
+            _leave_group()
+        return _report(error, 1, is_reporter)
     except DivergedError as error:
         return _report(error, 3)
     return 0

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from accel_restore.callbacks.folder_check import FolderCheck
 from accel_restore.callbacks.metrics_logger import MetricsLogger
 from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.checkpoint.commits import find_commits, prune, write_commit
@@ -44,13 +46,16 @@ class Checkpointer(Callback):
         epochs: int,
         stages: BatchSchedule,
         logger: MetricsLogger,
+        folder_check: FolderCheck,
         replica_check: ReplicaCheck,
     ):
         self.folder, self.schedule, self.accelerator, self.source = logger.log.folder, schedule, accelerator, source
         self.epochs, self.stages = epochs, stages
-        self.logger, self.replica_check, self.log = logger, replica_check, logger.console.log
+        self.folder_check, self.replica_check = folder_check, replica_check
+        self.logger, self.log = logger, logger.console.log
         self.best, self.best_is_written = source.best, True
         self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or attempt at one
+        self.written: Path | None = None  # the last commit
         self.failure: OSError | None = None  # of the last attempt, on the main process
 
     def on_step(self, state: TrainState) -> None:
@@ -90,18 +95,20 @@ class Checkpointer(Callback):
             )
 
     def _write_best(self) -> None:
-        if not self.best_is_written and self.best is not None:
+        is_there = self.best_is_written and (self.folder / WEIGHTS).exists()
+        if self.best is not None and not is_there:
             replace_file(self.folder / WEIGHTS, self.best)
             self.best_is_written = True
 
     def commit(self, state: TrainState) -> None:
         """Commit the state, unless that is done. Every rank calls it.
 
-        Raises: DivergedError, RunAbortedError, if the weights are not worth keeping.
+        Raises: DivergedError, RunAbortedError, if the weights are not worth keeping, or the folder is not this run's.
         """
         if self.saved == (state.epoch, state.step):
             return
         self.saved = (state.epoch, state.step)
+        self.folder_check.check()
         self.replica_check.check(state)
         files = collect(state, self.logger.window_sums, self.accelerator, self.source.counters())
         if files is not None:
@@ -115,7 +122,10 @@ class Checkpointer(Callback):
             last = next((commit.name for commit in reversed(find_commits(folder))), last)
             self._write_best()
             self.logger.log.sync()  # a commit is never newer than the lines before it
-            write_commit(folder, state.step, state.epoch, files)
+            former, is_gone = self.written, self.written is not None and not self.written.exists()
+            self.written = write_commit(folder, state.step, state.epoch, files)
+            if is_gone:
+                self.log(f"{former}: was removed by someone else; the commit of step {state.step} replaces it")
         except OSError as error:
             self.failure = error
             self._report(f"checkpoint of step {state.step} (the last one is {last})", error)

@@ -75,10 +75,13 @@ class RunLog:
             self.memory.write({"event": "memory", "step": step, "rank": rank, "memory": memory})
 
     def sync(self) -> None:
-        """Force the lines written so far to the disk.
+        """Force the lines written so far to the disk, into new files if someone has removed the files.
 
         Raises: OSError.
         """
+        for file in (self.metrics, self.memory):
+            if file is not None and file.restore():
+                self.console.log(f"{file.path}: was removed or replaced by someone else; it is written again")
         if self.metrics is not None:
             self.metrics.sync()
 

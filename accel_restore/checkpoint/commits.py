@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_restore.errors import UserError
-from accel_restore.utils.files import discard, make_folder, remove_temporaries, sync_folder, to_json, write_durably
+from accel_restore.utils.files import discard, remove_temporaries, sync_folder, to_json, write_durably
 
 SCHEMA = 1
 _MANIFEST = "COMMIT.json"
@@ -32,7 +32,9 @@ def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -
     """
     final = folder / f"step-{step:08d}"
     staging = folder / f"{_STAGING}{final.name}"
-    make_folder(folder)
+    if not folder.is_dir():
+        folder.mkdir()  # not its parent: a run's folder that has gone is not made again
+        sync_folder(folder.parent)
     try:
         shutil.rmtree(staging, ignore_errors=True)  # left by a crash
         staging.mkdir()

@@ -1,6 +1,7 @@
 """The lock on a run's folder: one training at a time, on one host or several. A dead process does not block it."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,8 @@ _BEAT_SECONDS = 10.0  # between two touches of the lock file by its holder
 _LEASE_SECONDS = 60.0  # a process on another host that has not touched the file for this long is taken for dead
 _ATTEMPT_SECONDS = 0.2  # filelock removes the file of a dead process in one attempt and locks in the next
 
+_held: set[str | None] = set()  # tokens of the locks that this process holds
+
 
 def run_folder(config: Config) -> Path:
     """Return the folder of the run."""
@@ -37,6 +40,7 @@ class RunLock:
     def __init__(self, folder: Path, log: Callable[[str], None] = print):
         self.folder, self.log = folder, log
         self.lock = self._lease(_FILE)
+        self._inode: tuple[int, int] | None = None  # of the held lock file
 
     @property
     def is_held(self) -> bool:
@@ -59,8 +63,41 @@ class RunLock:
         try:
             if not self.try_acquire():
                 self._wait_for_lease()
+            self._inode = self._found_inode()
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
+
+    def find_loss(self) -> str | None:
+        """Return why the folder is no longer this run's: its lock file is missing, or is another one. Otherwise None.
+
+        The lock file stays open while it is held, so its inode is not used again.
+        """
+        if self._inode is None or self._holds():
+            return None
+        time.sleep(_ATTEMPT_SECONDS)  # a process that wrongly takes the lock for abandoned moves it for a moment
+        if self._holds():
+            return None
+        what = f"it or its {_FILE} was moved or removed"
+        if (owner := self.lock.owner) is not None:
+            what = f"{'a copy' if owner.token == self.lock.token else 'another run'} has replaced it"
+        return (
+            f"{self.folder}: is no longer the folder of this run: {what}; nothing more is written. To continue from "
+            "the last commit, put the folder back and run the same command again"
+        )
+
+    def _holds(self) -> bool:
+        """Return whether the folder has the lock file that this object holds, or does not answer."""
+        try:
+            return self._found_inode() == self._inode
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # whatever is written there fails too, and is tried again
+            return True
+
+    def _found_inode(self) -> tuple[int, int]:
+        with Path(self.lock.lock_file).open("rb") as file:  # opened, so that a network file system asks its server
+            found = os.fstat(file.fileno())
+        return found.st_dev, found.st_ino
 
     def try_acquire(self) -> bool:
         """Take the lock without waiting for another process, and return whether that succeeded."""
@@ -68,10 +105,12 @@ class RunLock:
             self.lock.force_break()
         with suppress(Timeout):
             self.lock.acquire(timeout=_ATTEMPT_SECONDS)
+            _held.add(self.lock.token)
         return self.is_held
 
     def release(self) -> None:
         """Remove the lock file."""
+        _held.discard(self.lock.token)
         with suppress(OSError):  # the disk is gone
             self.lock.release()
 
@@ -91,13 +130,15 @@ class RunLock:
 
         A holder on another host has been silent for long, or has recorded the end of its run. Or the file is empty: an
         older version, or a power failure before its content was on the disk, leaves it so. A zombie on this host holds
-        nothing any more.
+        nothing any more, and neither does a former run of this process, whose folder was moved away and back.
         """
         beat = self._last_beat()
         if beat is None:
             return False
         owner, (here, now) = self.lock.owner, self._here()
         if owner is not None and owner.hostname == here:
+            if owner.pid == os.getpid():
+                return owner.token not in _held
             with suppress(psutil.Error):
                 return psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
             return False
@@ -127,6 +168,7 @@ class RunLock:
             )
         except Timeout:
             self._refuse()
+        _held.add(self.lock.token)
 
     def _last_beat(self) -> float | None:
         with suppress(OSError), Path(self.lock.lock_file).open("rb") as file:

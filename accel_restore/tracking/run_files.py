@@ -48,7 +48,7 @@ class JsonlWriter:
             replace_file(aside, former + b"".join(text for _, text in tail.damaged))
             log(f"{tail.describe_damage()}; kept in {aside.name}")
         replace_file(path, "".join(to_json(line) + "\n" for line in kept).encode())
-        self.file = path.open("ab", buffering=0)
+        self.file = path.open("a+b", buffering=0)
         self.size = path.stat().st_size
 
     def write(self, line: dict[str, Any]) -> OSError | None:
@@ -78,6 +78,20 @@ class JsonlWriter:
         """
         self._write_all()
         os.fsync(self.file.fileno())
+
+    def restore(self) -> bool:
+        """Write the file again if it was removed or replaced, and return whether it was.
+
+        Raises: OSError.
+        """
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(self.file.fileno())):
+                return False
+        self.file.seek(0)
+        replace_file(self.path, self.file.read())
+        self.file.close()
+        self.file = self.path.open("a+b", buffering=0)
+        return True
 
     def close(self) -> None:
         """Write the lines kept in memory, if possible, and close the file."""

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from accel_restore.callbacks.audit import Audit
 from accel_restore.callbacks.checkpointer import Checkpointer, CommitSource
+from accel_restore.callbacks.folder_check import FolderCheck
 from accel_restore.callbacks.heartbeat import Heartbeat
 from accel_restore.callbacks.metrics_logger import MetricsLogger, RunLog, Trackers
 from accel_restore.callbacks.nan_monitor import NaNMonitor
@@ -204,6 +205,7 @@ def make_callbacks(
     )
     limit = config.train.max_skipped_steps
     nan_monitor = NaNMonitor(accelerator, loader, run.loss_fn, run.data.train_files, limit, log.write, run.console.log)
+    folder_check = FolderCheck(accelerator, run.lock)
     replica_check = ReplicaCheck(accelerator, config.train.check_ranks_every_steps)
     checkpointer = Checkpointer(
         config.checkpoint,
@@ -212,11 +214,13 @@ def make_callbacks(
         epochs=epochs,
         stages=loader.stages,
         logger=logger,
+        folder_check=folder_check,
         replica_check=replica_check,
     )
     return [
         StragglerDetector(accelerator, loader, state, run.console.log),  # first: measures from step to step
         Heartbeat(monitor, loader, state),
+        folder_check,  # before all that write
         # Before the logger: its line makes W&B look for the picture.
         ValidationPictures(log, samples, accelerator, epochs),
         logger,

@@ -52,7 +52,7 @@ class RunContext(TrainingRun):
     """A run that is ready to train: its folder is locked and prepared."""
 
     console: Console
-    folder: Path
+    lock: RunLock
     start: Start
     data: DataSets
     plan: list[tuple[str, str]]  # the rows of the printed plan
@@ -63,13 +63,19 @@ class RunContext(TrainingRun):
     trackers: Trackers = field(default_factory=Trackers)
     report: Report | None = None  # on the main process
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.lock.folder
+
     def write_status(self, state: str, **more: Any) -> None:
-        """Write status.json."""
-        write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
+        """Write status.json, if the folder is still this run's."""
+        if self.lock.find_loss() is None:
+            write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
 
     def close(self, failed: bool) -> None:
         """Write the last report and close the files; W&B is last, as its uploads may have to be waited for."""
-        if self.report is not None:
+        if self.report is not None and self.lock.find_loss() is None:
             self.report.write()  # says how the run has ended
         self.console.stop()
         if self.log is not None:
@@ -113,9 +119,9 @@ def prepare(
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
     loop = config, accelerator, state, loader, data.val, loss_fn, protocol, epochs
-    run = RunContext(*loop, console, lock.folder, start, data, plan, window_sums, description)
+    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
-    on_all_ranks(accelerator, lambda: _prepare_folder(run, lock, record), only_main=True)
+    on_all_ranks(accelerator, lambda: _prepare_folder(run, record), only_main=True)
     console.table("plan", plan)
     return run
 
@@ -253,8 +259,10 @@ def _open_data(
     return data
 
 
-def _prepare_folder(run: RunContext, lock: RunLock, plan: dict[str, Any]) -> None:
-    folder = run.folder
+def _prepare_folder(run: RunContext, plan: dict[str, Any]) -> None:
+    folder, lock = run.folder, run.lock
+    if (loss := lock.find_loss()) is not None:
+        raise UserError(loss)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not lock.is_held:  # there was no run

@@ -1,0 +1,38 @@
+"""The callback that ends a run whose folder is no longer its own."""
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from accel_restore.checkpoint.run_lock import RunLock
+from accel_restore.errors import FolderLostError
+from accel_restore.state import Callback, EpochRecord, TrainState
+
+
+class FolderCheck(Callback):
+    """Checks the folder after each validation and epoch, at the end, and before each commit.
+
+    What the run writes into a folder that was moved, removed or replaced would be lost, or would harm another run. The
+    lines of metrics.jsonl between two checks are safe: they go to the open file, wherever it is.
+    """
+
+    def __init__(self, accelerator: Accelerator, lock: RunLock):
+        self.accelerator, self.lock = accelerator, lock
+
+    def on_validation(self, state: TrainState) -> None:
+        self.check()
+
+    def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
+        self.check()
+
+    def on_exit(self, state: TrainState, error: BaseException | None) -> None:
+        if error is None:
+            self.check()
+
+    def check(self) -> None:
+        """Check now; every rank calls it.
+
+        Raises: FolderLostError, on all ranks, if the folder is no longer this run's.
+        """
+        loss = self.lock.find_loss() if self.accelerator.is_main_process else None
+        if (loss := gather_object([loss])[0]) is not None:
+            raise FolderLostError(loss)
