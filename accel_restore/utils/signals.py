@@ -18,7 +18,9 @@ from accel_restore.utils.launch import is_reporter
 
 EXIT_CODE = 143  # 128 + SIGTERM, as schedulers expect
 # Slurm sends SIGUSR1 before a job's time limit (--signal=USR1@120).
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+# A closed terminal or a lost connection sends SIGHUP.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 # One request may arrive twice: `timeout` signals the process and its group, and a launcher forwards signals that the
 # terminal or Slurm has already sent to all of its processes.
 _COPIES_SECONDS = 2.0
@@ -143,7 +145,10 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Treat SIGTERM, SIGINT and SIGUSR1 as requests to stop; do nothing outside the main thread."""
+    """Treat SIGTERM, SIGINT, SIGUSR1 and SIGHUP as requests to stop; do nothing outside the main thread.
+
+    If SIGHUP is ignored, as under `nohup`, it stays ignored.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -151,7 +156,7 @@ def listening() -> Iterator[StopRequest]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     former_wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    _former.update({number: signal.signal(number, stop._handle) for number in _SIGNALS})
+    _former.update({number: signal.signal(number, stop._handle) for number in _SIGNALS if not _is_nohup(number)})
     sys.unraisablehook = stop._discarded
     thread = threading.Thread(target=stop._listen, args=(reading,), name="accel-restore-signals", daemon=True)
     thread.start()
@@ -166,6 +171,11 @@ def listening() -> Iterator[StopRequest]:
         sys.unraisablehook = stop._former_hook
         os.close(writing)
         os.close(reading)
+
+
+def _is_nohup(number: int) -> bool:
+    """Return whether the signal is SIGHUP, and whoever started this process has it ignored."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _restore(wakeup: int = -1) -> None:

@@ -43,6 +43,9 @@ CASES = {
     "accelerate, two processes, TERM": (lambda: TWO, 2, signal.SIGTERM, to_launcher, "SIGTERM"),
     "torchrun, TERM": (torchrun, 2, signal.SIGTERM, to_launcher, "SIGTERM"),
     "torchrun, INT": (torchrun, 2, signal.SIGINT, to_launcher, "SIGINT"),
+    "accelerate, one process, HUP": (lambda: ONE, 1, signal.SIGHUP, to_launcher, "SIGTERM"),
+    "accelerate, two processes, HUP": (lambda: TWO, 2, signal.SIGHUP, to_launcher, "SIGHUP"),
+    "torchrun, HUP": (torchrun, 2, signal.SIGHUP, to_launcher, "SIGHUP"),
     "torchrun, killed": (torchrun, 2, signal.SIGKILL, to_launcher, "SIGTERM"),
     "torchrun, USR1": (
         lambda: torchrun("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"),

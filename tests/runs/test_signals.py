@@ -44,14 +44,14 @@ PHASES = {
     "in a save": ("commit", 1, STEPS, STEPS),
     "at the end of step 11": ("step", 11, 12, 13),
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the last one to all processes
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # Slurm sends SIGUSR1 to all processes
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", range(len(PHASES)), ids=PHASES)
 def test_a_signal_in_any_phase_saves_and_the_run_continues(reference, tmp_path, number, ranks):
     phase, count, *steps = list(PHASES.values())[number]
-    config, asked, step = configuration(reference, tmp_path, ranks), SIGNALS[number % 3], steps[ranks - 1]
+    config, asked, step = configuration(reference, tmp_path, ranks), SIGNALS[number % 4], steps[ranks - 1]
     training = start_forked(config, f"await={phase}:{count}:{GENEROUS}", ranks=ranks)
     reaching = range(ranks) if phase in ("micro", "step", "image") else [None]  # only one rank decodes and saves
     for rank in reaching:

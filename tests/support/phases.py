@@ -81,6 +81,7 @@ def install(mode: str) -> None:
         preemption.StopRequest._is_copy = lambda _: False
     else:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in the background
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if tests run under nohup
         TELLER.file = Path(value)
         _wrap_all()
 

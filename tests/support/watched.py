@@ -95,10 +95,15 @@ def start_launcher(command, config, *modes, script=DRIVER, env=None, **options):
             stdout=log,
             stderr=log,
             env={**clean_environment(), "RUN_TEST_MODE": ",".join([f"phases={told}", *modes]), **(env or {})},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if tests run in background
+            preexec_fn=_default_signals,  # SIGINT is ignored if tests run in background, SIGHUP under nohup
             **options,
         )
     return Training(config, told, [process])
+
+
+def _default_signals():
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def processes_of(config):
