@@ -35,6 +35,7 @@ from accel_restore.optim import arm_skip_if_nan, get_optimizer
 from accel_restore.optim.ema import Ema
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
 from accel_restore.state import Callback, EpochRecord, Scores, TrainState
+from accel_restore.utils.stoppable import stoppable
 
 
 @dataclass
@@ -92,6 +93,8 @@ def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable
 
         scores, is_best = None, False
         if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == run.epochs:
+            for callback in callbacks:
+                callback.on_validation_start(state)
             scores = validate(
                 state, run.images, run.loss_fn, run.protocol, run.accelerator, callbacks, should_stop,
                 config.validation.batch_size,
@@ -196,26 +199,25 @@ def validate(
     Batches of at most `batch_size` images of equal size are dealt out to the ranks. Which images share a batch does
     not depend on the number of ranks. For super-resolution the input is scored after bicubic enlarging.
 
-    Raises: PreemptedError on all ranks if `should_stop`, asked before each batch, returns true on one.
+    Raises: PreemptedError on all ranks if `should_stop`, asked between operations of torch, returns true on one.
     """
     model = model_to_validate(state, accelerator).eval()
     rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
     terms = tuple(loss_fn.names) if len(loss_fn.names) > 1 else ()
     columns = 1 + 2 * len(metrics) + len(terms) + 1  # loss, metrics of output and of input, terms, images
     table = torch.zeros(len(images), columns, dtype=torch.float64, device=accelerator.device)
-    for indices in images.batches(batch_size)[rank::world_size]:
-        if should_stop():
-            break
-        batch = images.batch(indices)
-        # A compiled model runs eagerly here: it would be compiled again for each size of image.
-        with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            output = protocol.output(model, batch["input"], images.scale)
-        output, gt = output.to(batch["gt"].dtype), batch["gt"]
-        enlarged = upscale(batch["input"], images.scale)
-        for index, *image in zip(indices, enlarged.split(1), output.split(1), gt.split(1), strict=True):
-            table[index] = score_image(image, loss_fn, terms, metrics)
-            for callback in callbacks:
-                callback.on_validation_image(state, index, *image)
+    with stoppable(should_stop):
+        for indices in images.batches(batch_size)[rank::world_size]:
+            batch = images.batch(indices)
+            # A compiled model runs eagerly here: it would be compiled again for each size of image.
+            with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                output = protocol.output(model, batch["input"], images.scale)
+            output, gt = output.to(batch["gt"].dtype), batch["gt"]
+            enlarged = upscale(batch["input"], images.scale)
+            for index, *image in zip(indices, enlarged.split(1), output.split(1), gt.split(1), strict=True):
+                table[index] = score_image(image, loss_fn, terms, metrics)
+                for callback in callbacks:
+                    callback.on_validation_image(state, index, *image)
     means = accelerator.reduce(table, "sum").mean(0)  # each image's row was filled by one rank; the others hold zeros
     loss, *values, scored = means.tolist()
     if scored < 1:

@@ -54,6 +54,9 @@ class Callback:
     def on_step(self, state: "TrainState") -> None:
         """Run after an optimizer step, also a skipped one. The gradients are still there, already clipped."""
 
+    def on_validation_start(self, state: "TrainState") -> None:
+        """Run before a validation."""
+
     def on_validation_image(self, state: "TrainState", index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
         """Run for each validation image that this rank scores.
 

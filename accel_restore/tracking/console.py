@@ -34,6 +34,7 @@ class Console:
         self.rich = _RichConsole(highlight=False, width=None if is_terminal else _LOG_WIDTH)
         self.shows_bars = main and is_terminal and not self.rich.is_dumb_terminal and not _is_ci()
         self.progress: Progress | None = None
+        self.values = "loss -"  # of training, next to the bar
         self.last_line = self.last_score = 0.0
 
     def log(self, text: str) -> None:
@@ -93,7 +94,7 @@ class Console:
             expand=True,
         )
         self.task = self.progress.add_task(
-            "", total=total, completed=completed, epoch=0, epochs=epochs, values="loss -"
+            "", total=total, completed=completed, epoch=0, epochs=epochs, values=self.values
         )
         _start(self.progress)
 
@@ -110,10 +111,25 @@ class Console:
         if self.progress is not None:
             if self.rich.width < _WIDE:
                 values[2] = f"{samples_per_second:.0f}/s"
-            self.progress.update(self.task, values=" · ".join(values))
+            self.values = " · ".join(values)
+            self.progress.update(self.task, values=self.values)
         elif time.monotonic() - self.last_line >= _LINE_SECONDS:
             self.last_line = time.monotonic()
             self.log(" · ".join([f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total}", *values]))
+
+    def validating(self, scored: int, images: int) -> None:
+        """Show how many images of a validation are scored."""
+        text = f"validating {scored}/{images}"
+        if self.progress is not None:
+            self.progress.update(self.task, values=text)
+        elif time.monotonic() - self.last_line >= _LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self.log(text)
+
+    def validated(self) -> None:
+        """Show the values of training again."""
+        if self.progress is not None:
+            self.progress.update(self.task, values=self.values)
 
     def _time_left(self, step: int) -> str:
         """Extrapolate the pace of this process, including validations and commits."""

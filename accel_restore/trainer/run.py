@@ -20,6 +20,7 @@ from accel_restore.callbacks.pictures import Curves, ValidationPictures
 from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.callbacks.straggler import StragglerDetector
+from accel_restore.callbacks.validation_progress import ValidationProgress
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
@@ -221,6 +222,7 @@ def make_callbacks(
         StragglerDetector(accelerator, loader, state, run.console.log),  # first: measures from step to step
         Heartbeat(monitor, loader, state),
         folder_check,  # before all that write
+        ValidationProgress(run.console, len(run.data.val), accelerator.num_processes),
         # Before the logger: its line makes W&B look for the picture.
         ValidationPictures(log, samples, accelerator, epochs),
         logger,
