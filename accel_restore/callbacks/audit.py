@@ -19,7 +19,7 @@ from torch import nn
 
 from accel_restore.data.loader import LoaderObserver, TrainLoader
 from accel_restore.distributed.fsdp import full_tensor
-from accel_restore.errors import AuditError, FolderLostError, RunAbortedError
+from accel_restore.errors import AuditError, RunAbortedError
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.run_files import JsonlWriter
 from accel_restore.utils.files import replace_file, to_json
@@ -113,8 +113,7 @@ class Audit(Callback, LoaderObserver):
         )
 
     def on_exit(self, state: TrainState, error: BaseException | None) -> None:
-        is_of_all_ranks = error is None or isinstance(error, RunAbortedError)
-        if is_of_all_ranks and not isinstance(error, FolderLostError):
+        if error is None or isinstance(error, RunAbortedError):  # raised by all ranks
             self.report()
 
     def report(self) -> None:

@@ -4,12 +4,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from accel_restore.checkpoint.run_lock import RunLock
-from accel_restore.errors import FolderLostError
+from accel_restore.errors import FolderLostError, PreemptedError
 from accel_restore.state import Callback, EpochRecord, TrainState
 
 
 class FolderCheck(Callback):
     """Checks the folder after each validation and epoch, at the end, and before each commit.
+
+    Comes before the callbacks that write.
 
     What the run writes into a folder that was moved, removed or replaced would be lost, or would harm another run. The
     lines of metrics.jsonl between two checks are safe: they go to the open file, wherever it is.
@@ -25,8 +27,11 @@ class FolderCheck(Callback):
         self.check()
 
     def on_exit(self, state: TrainState, error: BaseException | None) -> None:
-        if error is None:
+        """Check, and raise, so that the callbacks after this one are not called."""
+        if error is None or isinstance(error, PreemptedError):  # of all ranks
             self.check()
+        elif isinstance(error, FolderLostError):
+            raise error
 
     def check(self) -> None:
         """Check now; every rank calls it.

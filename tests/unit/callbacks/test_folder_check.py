@@ -1,7 +1,9 @@
 """A run whose folder is moved, removed or replaced ends, and writes nothing into what is there now."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 from runs import json_lines, make_photos, small_config
@@ -101,6 +103,16 @@ def test_a_run_without_its_folder_fails_and_writes_nothing(train, tmp_path, acti
         folder.with_name("elsewhere").rename(folder)
         train(lambda _: None, checkpoint={"every_steps": every_steps})
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_run_without_its_folder_writes_nothing_when_it_is_stopped(train, tmp_path):
+    def act(folder):
+        folder.rename(folder.with_name("elsewhere"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunAbortedError, match="small: is no longer the folder of this run"):
+        train(act, checkpoint={"every_steps": None})
+    assert not (tmp_path / "runs" / "small").exists()
 
 
 def test_another_run_in_the_same_place_is_left_alone(train, tmp_path):
