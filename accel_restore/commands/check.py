@@ -131,7 +131,7 @@ def _measure_inputs(parts: dict[str, Part], degrade: DegradationPipeline) -> tup
 
 def _find(found: ScannedData, parts: dict[str, Part], config: Config, degrade: DegradationPipeline) -> list[Finding]:
     """Return the findings about files, sets and the settings that concern them."""
-    warnings: list[Finding] = []
+    warnings = [Finding("left out", note) for note in found.notes]
     for part in parts.values():
         warnings += find_in_headers(part)
         warnings += find_in_set(part.facts, part.gts, part.inputs)

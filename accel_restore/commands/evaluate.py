@@ -69,6 +69,7 @@ def _prepare(
     if options.seed is not None and pairs[0].input is not None:
         raise UserError("--seed: chooses the draws of a degradation, but the input is in files; omit it")
     protocol, notes = protocol_of(first, validation.steps, {**validation.settings, **given})
+    notes += validation.notes
     _ = protocol.scores  # loads the weights of metrics, so that errors appear now
     max_pixels = options.max_pixels or validation.max_pixels
     _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt))
@@ -109,9 +110,16 @@ def _named_images(options: argparse.Namespace, steps: list, restorer: "Restorer"
         except UserError as error:
             raise UserError(str(error).replace("data.degradation", "--degrade")) from None
     input = None if options.input is None else _place(options.input)
-    pairs, problems = find_pairs(_place(options.gt), input, "evaluate", options.recursive)
-    _raise_misfits([re.sub(r"\bevaluate\.(gt|input)", r"--\1", problem) for problem in problems])
-    return ValidationSettings(pairs, degrade, steps, {})
+    notes: list[str] = []
+    pairs, problems = find_pairs(_place(options.gt), input, "evaluate", options.recursive, notes)
+    _raise_misfits([_with_options(problem) for problem in problems])
+    return ValidationSettings(pairs, degrade, steps, {}, notes=[_with_options(note) for note in notes])
+
+
+def _with_options(message: str) -> str:
+    """Name the options in place of keys."""
+    text = re.sub(r"\bevaluate\.(gt|input)", r"--\1", message)
+    return text.replace("recursive: true searches", "--recursive searches")
 
 
 def _raise_misfits(problems: list[str]) -> None:

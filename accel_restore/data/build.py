@@ -41,6 +41,7 @@ class DataSets:
     train_files: list[str]  # of each training image: its input, or its gt if the input is synthetic
     files: list[Path]  # all image files
     identity: Identity  # equal when a run resumes
+    notes: list[str]  # on what was left out of folders
     nbytes: int  # decoded images
     fits_in_memory: bool
 
@@ -77,6 +78,7 @@ class ScannedData:
     train_pairs: list[Pair]
     val_pairs: list[Pair]
     problems: list[str]
+    notes: list[str]  # on what was left out of folders
 
 
 def open_data(
@@ -120,7 +122,8 @@ def find_data(
     `crop_gt` accepts gts that can be cropped to `data.scale` times their input; see `can_crop_gt`.
     """
     sources = {"data.train": data.train} | ({"data.val": data.val} if data.val is not None else {})
-    opened, problems = _open_sources(sources, data, track, log)
+    notes: list[str] = []
+    opened, problems = _open_sources(sources, data, notes, track, log)
     for images in opened.values():
         problems += _unequal(images, data.scale, crop_gt)
     train = opened.get("data.train")
@@ -131,7 +134,7 @@ def find_data(
     problems += _too_small(train, train_pairs, data.scale, largest, f"of {key}; lower it")
     needed = "that validation needs for its metrics and the loss; remove the image"
     problems += _too_small(val, val_pairs, data.scale, smallest_val_side, needed)
-    return ScannedData(train, val, train_pairs, val_pairs, problems)
+    return ScannedData(train, val, train_pairs, val_pairs, problems, notes)
 
 
 def raise_found(found: ScannedData) -> None:
@@ -166,6 +169,7 @@ def build_sets(
         [str(pair.input or pair.gt) for pair in found.train_pairs],
         [image for pair in pairs for image in (pair.input, pair.gt) if isinstance(image, Path)],
         {"train": _image_set(found.train_pairs, train), "val": _image_set(found.val_pairs, val)},
+        found.notes,
         nbytes,
         fits,
     )
@@ -192,13 +196,13 @@ def _prepare_reading(*pairs: StoredPairs) -> tuple[int, bool]:
 
 
 def _open_sources(
-    sources: dict[str, Source], data: Data, track: Track | None, log: Callable[[str], None] | None
+    sources: dict[str, Source], data: Data, notes: list[str], track: Track | None, log: Callable[[str], None] | None
 ) -> tuple[dict[str, Images], list[str]]:
-    """Decode the images of all sources; return the sources that have pairs, and the problems found."""
+    """Decode the images of all sources; return the sources that have pairs, and the problems found. Adds `notes`."""
     pairs: dict[str, list[Pair]] = {}
     problems: list[str] = []
     for key, source in sources.items():
-        found, more = pairs_of(source, key, data)
+        found, more = pairs_of(source, key, data, notes)
         problems += more
         if found:
             pairs[key] = found
@@ -215,13 +219,13 @@ def _open_sources(
     return images, problems
 
 
-def pairs_of(source: Source, key: str, data: Data) -> tuple[list[Pair], list[str]]:
-    """Return the pairs of a source, and the problems found."""
+def pairs_of(source: Source, key: str, data: Data, notes: list[str] | None = None) -> tuple[list[Pair], list[str]]:
+    """Return the pairs of a source, and the problems found. What is left out of folders is added to `notes`."""
     if source.dataset is not None:
         pairs, problems = find_rows(source, key)
     else:
         assert source.gt is not None  # the configuration requires gt or dataset
-        pairs, problems = find_pairs(source.gt, source.input, key, source.recursive)
+        pairs, problems = find_pairs(source.gt, source.input, key, source.recursive, notes)
     return pairs[: data.max_images], problems
 
 

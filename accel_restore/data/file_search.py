@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
@@ -9,9 +10,14 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from accel_restore.errors import UserError
-from accel_restore.utils.glob import matches
+from accel_restore.utils.glob import LeftOut, in_any_form, matches, nfc
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
+# Of the formats that are decoded; .pfm is left out, which holds floats. A test compares them with Pillow's.
+EXTENSIONS = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs",
+}  # fmt: skip
+_OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # that Windows' file manager writes
 _MAX_READINGS = 10_000  # per name: {}*{}*{}.png can match a name of 200 letters in 60 million ways
 
 
@@ -20,7 +26,7 @@ class NamedFile:
     """An image file, with the name of the gt that it belongs to."""
 
     path: Path
-    gt_name: str
+    gt_name: str  # in NFC, like all names
     variant: str = ""  # the part matched by *: distinguishes the inputs of one gt
 
     @property
@@ -32,16 +38,55 @@ class NamedFile:
 Files = tuple[list[NamedFile], list[str]]  # with the problems found
 
 
-def find_files(source: str | list[str], key: str, recursive: bool, gt_names: Container[str] = ()) -> Files:
+@dataclass(frozen=True)
+class ImageSearch:
+    """The images that a search has found, and what it has left out."""
+
+    names: list[str]  # relative to the root; also links that lead nowhere, so that reading them reports it
+    problems: list[str]  # one for each folder that cannot be read
+    left_out: str  # in words, the number of other entries by kind; empty if there are none
+    folders: int  # that were not searched
+
+
+def search_images(pattern: str, root: Path, hint: str = "") -> ImageSearch:
+    """Find the images below `root` that match a pattern of `glob`; `hint` says how to search sub-folders too."""
+    left_out, names, others = LeftOut(), [], Counter[str]()
+    for name in [*matches(pattern, root, left_out), *left_out.broken]:
+        if f".{name.rpartition('.')[2].lower()}" in EXTENSIONS:  # many times faster than pathlib
+            names.append(name)
+        elif PurePath(name).name not in _OF_THE_SYSTEM:
+            kind = PurePath(name).suffix.lower() or "without a suffix"
+            others["links that lead nowhere" if name in left_out.broken else kind] += 1
+    others.update({"hidden": len(left_out.hidden), "that are no files (pipes, devices)": len(left_out.special)})
+    counted = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
+    if folders := len(left_out.folders):
+        counted.append(f"{folders} folder{'s' * (folders > 1)}{hint}")
+    return ImageSearch(sorted(names), unreadable_folders(root, left_out), ", ".join(counted), folders)
+
+
+def unreadable_folders(root: Path, left_out: LeftOut) -> list[str]:
+    """Return a problem for each folder that a search could not read."""
+    return [
+        f"{root / name}: cannot be read ({reason}); change its permissions, or move it elsewhere"
+        for name, reason in left_out.unreadable.items()
+    ]
+
+
+def find_files(
+    source: str | list[str], key: str, recursive: bool, gt_names: Container[str] = (), notes: list[str] | None = None
+) -> Files:
     """Return the images of a folder, a pattern or a list of files, and the problems found.
 
     If a name can be divided between {} and * in several ways, the longest part that is in `gt_names` is chosen for {}.
+    What is left out of a folder is added to `notes`.
     """
     if isinstance(source, str):
-        return _matching(source, key, gt_names) if is_pattern(source) else _in_folder(locate(source), key, recursive)
+        if is_pattern(source):
+            return _matching(source, key, gt_names)
+        return _in_folder(locate(source), key, recursive, notes if notes is not None else [])
     paths = [locate(name) for name in source]
-    problems = [f"{key}: no such file: {path}" for path in paths if not path.is_file()]
-    return [NamedFile(path, path.stem) for path in paths if path.is_file()], problems
+    problems = [f"{key}: no such file: {path}" for path in paths if not (path.is_file() or path.is_symlink())]
+    return [NamedFile(path, nfc(path.stem)) for path in paths if path.is_file() or path.is_symlink()], problems
 
 
 def is_pattern(place: str) -> bool:
@@ -56,7 +101,7 @@ def locate(name: str) -> Path:
     """
     scheme, _, rest = name.partition(":")
     if scheme != "package":
-        return Path(name).expanduser()
+        return in_any_form(Path(name).expanduser())
     package, _, inside = rest.partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -64,21 +109,20 @@ def locate(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 
-def _in_folder(folder: Path, key: str, recursive: bool) -> Files:
+def _in_folder(folder: Path, key: str, recursive: bool, notes: list[str]) -> Files:
     if not folder.is_dir():
         what = "is a file; give a list [file, ...]" if folder.exists() else f"does not exist (looked in {Path.cwd()})"
         return [], [f"{key}: {folder} {what}"]
-    found = [
-        NamedFile(folder / name, PurePath(name).with_suffix("").as_posix())
-        for name in matches("**/*" if recursive else "*", folder)  # without hidden files
-        if PurePath(name).suffix.lower() in EXTENSIONS and (folder / name).is_file()
-    ]
-    if found:
-        return found, []
-    inside, hint = sum(path.is_dir() for path in folder.iterdir()), ""
-    if inside and not recursive:
-        hint = f"; it has {inside} folders: set recursive: true, name one of them, or a pattern {folder}/{{}}/NAME.png"
-    return [], [f"{key}: no images in {folder} (looked for {' '.join(sorted(EXTENSIONS))}){hint}"]
+    search = search_images("**/*" if recursive else "*", folder, " (recursive: true searches them)")
+    problems = [f"{key}: {problem}" for problem in search.problems]
+    if search.names or problems:
+        notes += [f"{key}: left out of {folder}: {search.left_out}"] if search.left_out else []
+        return [NamedFile(folder / name, nfc(name.rpartition(".")[0])) for name in search.names], problems
+    has = f"; it holds {search.left_out}" if search.left_out else ""
+    if search.folders and not recursive:
+        pattern = f"{folder}/{{}}/NAME.png"
+        has = f"; it has {search.folders} folders: set recursive: true, name one of them, or a pattern {pattern}"
+    return [], [f"{key}: no images in {folder} (looked for {' '.join(sorted(EXTENSIONS))}){has}"]
 
 
 def _matching(pattern: str, key: str, gt_names: Container[str]) -> Files:
@@ -94,12 +138,12 @@ def _matching(pattern: str, key: str, gt_names: Container[str]) -> Files:
             break
         root /= part
     inside = located.relative_to(root).as_posix()
-    tokens = re.split(r"(\{\}|(?<![^/])\*\*/|\*)", inside)
-    found = [
-        NamedFile(root / name, *reading)
-        for name in set(matches(_as_glob(inside), root))
-        if (root / name).is_file() and (reading := _reading(tokens, PurePath(name).as_posix(), gt_names))
-    ]
+    tokens = re.split(r"(\{\}|(?<![^/])\*\*/|\*)", nfc(inside))
+    left_out = LeftOut()
+    names = {*matches(_as_glob(inside), root, left_out), *left_out.broken}
+    found = [NamedFile(root / name, *parts) for name in names if (parts := _reading(tokens, nfc(name), gt_names))]
+    if left_out.unreadable:
+        return found, [f"{key}: {problem}" for problem in unreadable_folders(root, left_out)]
     first = root / inside.partition("/")[0]
     hint = f"; {first} does not exist" if not re.search(r"\{\}|\*", first.name) else ""
     return found, [] if found else [f"{key}: no file matches {located}{hint}"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from accel_restore.data.decode import Cell
 from accel_restore.data.image_formats import ImageError
+from accel_restore.utils.glob import nfc
 from accel_restore.utils.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _contents(dataset: "Dataset", column: str) -> Iterator[tuple[int, str | None
 def names_of(dataset: "Dataset", column: str) -> list[str]:
     """Return the stems of the rows' paths if all rows have one and all differ, otherwise the row numbers."""
     column = _KEY if _KEY in dataset.features else column
-    stems = [PurePath(path or "").stem for _, path, _ in _contents(dataset, column)]
+    stems = [nfc(PurePath(path or "").stem) for _, path, _ in _contents(dataset, column)]
     if all(stems) and len(set(stems)) == len(stems):
         return stems
     return [f"{row:0{len(str(len(stems) - 1))}d}" for row in range(len(stems))]

@@ -22,9 +22,15 @@ class Pair:
 
 
 def find_pairs(
-    gt: str | list[str], input: str | list[str] | None, key: str, recursive: bool = False
+    gt: str | list[str],
+    input: str | list[str] | None,
+    key: str,
+    recursive: bool = False,
+    notes: list[str] | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Return the pairs in order of their names, and the problems found; `key` is the dotted key of the source.
+
+    What is left out of folders is added to `notes`.
 
     A folder's images are named by their stems (with `recursive`, sub-folders too: "scene/0001"). In a pattern, each
     `{}` names the image, `*` matches anything and `**` folders of any depth. If an input pattern has `*`, each input
@@ -33,7 +39,7 @@ def find_pairs(
     Raises: UserError if a named package is not installed, or links make endless folders.
     """
     try:
-        return _find_all(gt, input, key, recursive)
+        return _find_all(gt, input, key, recursive, notes if notes is not None else [])
     except OSError as error:  # a name that is too long, a folder without permission
         return [], [f"{key}: cannot be searched: {error.strerror}: {error.filename!s:.200}"]
 
@@ -54,7 +60,7 @@ def held_out(pairs: list[Pair], fraction: float) -> tuple[list[Pair], list[Pair]
 
 
 def _find_all(
-    gt: str | list[str], input: str | list[str] | None, key: str, recursive: bool
+    gt: str | list[str], input: str | list[str] | None, key: str, recursive: bool, notes: list[str]
 ) -> tuple[list[Pair], list[str]]:
     gts, problems = _elements(gt, f"{key}.gt")
     inputs, more = _elements(input, f"{key}.input") if input is not None else ([None] * len(gts), [])
@@ -70,7 +76,7 @@ def _find_all(
     pairs: list[Pair] = []
     for number, (one_gt, one_input) in enumerate(zip(gts, inputs, strict=True)):
         place, before = (f".{number}", f"{number}/") if numbered else ("", "")
-        found, more = _find(one_gt, one_input, key, place, recursive)
+        found, more = _find(one_gt, one_input, key, place, recursive, notes)
         pairs += [Pair(before + pair.name, pair.gt, pair.input) for pair in found]
         problems += more
     return sorted(pairs, key=lambda pair: pair.name), problems
@@ -90,7 +96,7 @@ def _elements(source: str | list[str], key: str) -> tuple[Sequence, list[str]]:
 
 
 def _find(
-    gt: str | list[str], input: str | list[str] | None, key: str, place: str, recursive: bool
+    gt: str | list[str], input: str | list[str] | None, key: str, place: str, recursive: bool, notes: list[str]
 ) -> tuple[list[Pair], list[str]]:
     """The pairs of one folder, pattern or list of files; `place` follows `gt` and `input` in dotted keys."""
     if isinstance(gt, str) and isinstance(input, str) and is_pattern(gt) and is_pattern(input):
@@ -100,11 +106,11 @@ def _find(
                 f"{key}: gt{place} has {{}} {numbers[0]} times, input{place} {numbers[1]} times ('{gt}', '{input}'); "
                 "use the same number, one for each part that both share"
             ]
-    found, problems = find_files(gt, f"{key}.gt{place}", recursive)
+    found, problems = find_files(gt, f"{key}.gt{place}", recursive, notes=notes)
     gts = {name: file.path for name, file in _by_name([NamedFile(f.path, f.gt_name) for f in found], problems).items()}
     if input is None:
         return [Pair(name, path) for name, path in gts.items()], problems
-    found, more = find_files(input, f"{key}.input{place}", recursive, gts)
+    found, more = find_files(input, f"{key}.input{place}", recursive, gts, notes)
     problems += more
     inputs = _by_name(found, problems)
     problems += _without_partner(gts, inputs, key, (f"gt{place}", gt), (f"input{place}", input))

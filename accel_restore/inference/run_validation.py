@@ -1,6 +1,6 @@
 """A run's own validation, read from its folder: the images and how they are scored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ValidationSettings:
     settings: dict[str, Any]  # of the protocol
     precision: str = "no"  # no | bf16 | fp16 | auto
     max_pixels: int = MAX_PIXELS
+    notes: list[str] = field(default_factory=list)  # on what was left out of folders
 
 
 def read_validation(folder: Path, channels: int, scale: int) -> ValidationSettings:

@@ -77,6 +77,7 @@ def plan_rows(
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
     if (data.train.input is None) != (data.val.input is None):
         rows.append(("note", "only one of training and validation has its inputs made by degradation"))
+    rows += [("note", note) for note in data.notes]
     if shared := find_shared(data.identity):
         same = f"{len(shared)} of {len(data.val)} validation images are also training images"
         rows.append(("note", f"{same} (equal gt: {in_words(shared)}), so scores are too high"))

@@ -1,12 +1,17 @@
 """Folders, patterns and lists of files become pairs; all files without a partner are reported at once."""
 
+import errno
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from accel_restore.data.decode import Cell
+from accel_restore.data.file_search import EXTENSIONS
+from accel_restore.data.image_formats import FORMATS
 from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.errors import UserError
 
@@ -192,3 +197,108 @@ def test_inputs_of_one_gt_are_held_out_together():
     train, val = held_out(pairs, 0.2)
     assert {pair.gt for pair in train}.isdisjoint(pair.gt for pair in val)
     assert (len(train), len(val)) == (24, 6)
+
+
+def all_suffixes() -> set[str]:
+    """The suffixes of the formats that are decoded, by Pillow's registry."""
+    Image.init()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}} - {".pfm"}
+
+
+def test_a_folder_is_searched_for_every_format_that_is_decoded(tmp_path):
+    assert all_suffixes() == EXTENSIONS
+    folder = make(tmp_path / "all", *(f"{number}{suffix}" for number, suffix in enumerate(sorted(EXTENSIONS))))
+    notes: list[str] = []
+    pairs, problems = find_pairs(str(folder), None, "data.train", notes=notes)
+    assert len(pairs) == len(EXTENSIONS) and not problems and not notes
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_what_a_folder_search_leaves_out_is_counted_by_kind(tmp_path, recursive):
+    gt = make(tmp_path / "gt", "a.png", "b.HEIC", "c.heic", "notes.txt", "README", "d.pfm", ".e.png", "sub/f.png")
+    make(gt, ".DS_Store", "Thumbs.db", ".hidden/x.png")
+    os.mkfifo(gt / "pipe.png")
+    (gt / "gone").symlink_to("nowhere")
+    notes: list[str] = []
+    pairs, problems = find_pairs(str(gt), None, "data.train", recursive, notes)
+    assert not problems and [pair.name for pair in pairs] == ["a", *(["sub/f"] * recursive)]
+    (note,) = notes
+    assert note.startswith(f"data.train.gt: left out of {gt}: ")
+    for count in (
+        "2 .heic",
+        "1 .txt",
+        "1 .pfm",
+        "1 without a suffix",
+        "2 hidden",
+        "1 links that lead nowhere",
+        "1 that are no files",
+    ):
+        assert count in note
+    assert ("1 folder (recursive: true" in note) is not recursive
+
+
+@pytest.mark.parametrize("kind", ["folder", "pattern", "list", "recursive"])
+def test_a_link_that_leads_nowhere_is_one_problem_of_its_image(tmp_path, kind):
+    def place(side: str) -> str | list[str]:
+        folder = tmp_path / side
+        files = [f"{folder}/{name}.png" for name in "abc"]
+        return {"pattern": f"{folder}/{{}}.png", "list": files}.get(kind, str(folder))
+
+    for sides in (["gt"], ["noisy"], ["gt", "noisy"]):
+        for side in ("gt", "noisy"):
+            make(tmp_path / side, "a.png", "b.png", "c.png")
+        for side in sides:
+            (tmp_path / side / "b.png").unlink()
+            (tmp_path / side / "b.png").symlink_to("b.png" if side == "gt" else "nowhere/b.png")
+        pairs, problems = find_pairs(place("gt"), place("noisy"), "data.train", kind == "recursive")
+        assert not problems and [pair.name for pair in pairs] == ["a", "b", "c"], "reading it reports it"
+        broken = [path for pair in pairs for path in (pair.gt, pair.input) if not path.exists()]
+        assert sorted(path.parent.name for path in broken) == sides
+        for side in sides:
+            (tmp_path / side / "b.png").unlink()
+
+
+@pytest.mark.parametrize("kind", ["recursive", "pattern", "deep pattern", "folder"])
+def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, kind, monkeypatch):
+    make(tmp_path / "gt", "1/a.png", "2/b.png")
+    source = {"pattern": "gt/*/{}.png", "deep pattern": "gt/**/{}.png", "folder": "gt/2"}.get(kind, "gt")
+    deny(monkeypatch, tmp_path / "gt" / "2")
+    _, (problem,) = find_pairs(str(tmp_path / source), None, "data.train", kind == "recursive")
+    assert problem.startswith(f"data.train.gt: {tmp_path / 'gt' / '2'}: cannot be read (Permission denied)")
+
+
+def deny(monkeypatch, folder: Path) -> None:
+    """Refuse to list a folder, also for root."""
+    scan = os.scandir
+
+    def refuse(path="."):
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+NFC_NAME, NFD_NAME = (unicodedata.normalize(form, "Übung é") for form in ("NFC", "NFD"))
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    assert NFC_NAME != NFD_NAME
+    make(tmp_path / "gt", f"{NFC_NAME}.png", f"{NFC_NAME}_gt.png")
+    make(tmp_path / "noisy", f"{NFD_NAME}.png", f"{NFD_NAME}_in.png", f"{NFD_NAME}/{NFD_NAME}/x.png")
+    (pair,) = find_pairs([f"{tmp_path}/gt/{NFC_NAME}.png"], [f"{tmp_path}/noisy/{NFC_NAME}.png"], "data.train")[0]
+    assert pair.name == NFC_NAME and pair.input.exists() and pair.input.stem == NFD_NAME
+    (pair,) = find_pairs(f"{tmp_path}/gt/{{}}_gt.png", f"{tmp_path}/noisy/{{}}_in.png", "data.train")[0]
+    assert pair.name == NFC_NAME and pair.gt.stem == f"{NFC_NAME}_gt" and pair.input.stem == f"{NFD_NAME}_in"
+    pairs, problems = find_pairs(f"{tmp_path}/noisy/{NFC_NAME}", None, "data.train", recursive=True)
+    assert not problems and [pair.name for pair in pairs] == [f"{NFC_NAME}/x"], "also the folders"
+    (pair,) = find_pairs(f"{tmp_path}/noisy/{NFC_NAME}/{NFC_NAME}/{{}}.png", None, "data.train")[0]
+    assert pair.gt.exists() and pair.name == "x"
+    make(tmp_path / "gt", f"{NFD_NAME}.png")
+    (problem,) = find_pairs(str(tmp_path / "gt"), None, "data.train")[1]
+    assert f"has the same name '{NFC_NAME}'" in problem
+
+
+def test_folders_pair_in_any_unicode_form(tmp_path):
+    gt, noisy = make(tmp_path / "gt", f"{NFD_NAME}.png", "b.png"), make(tmp_path / "in", f"{NFC_NAME}.jpg", "b.png")
+    assert names(str(gt), str(noisy)) == sorted(["b", NFC_NAME])
