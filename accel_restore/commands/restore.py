@@ -17,7 +17,7 @@ from accel_restore.tracking.console import Console
 if TYPE_CHECKING:
     from accel_restore.inference.apply import Settings
     from accel_restore.inference.files import Outcome
-    from accel_restore.inference.jobs import Job
+    from accel_restore.inference.jobs import Job, LeftOut
     from accel_restore.inference.restorer import Restorer
 
 _LINE_SECONDS = 30.0  # between lines of progress without a terminal
@@ -72,11 +72,14 @@ class _Work:
     restorer: "Restorer"
     settings: "Settings"
     jobs: "list[Job]"
+    left_out: "LeftOut"
 
 
 def _restore(options: argparse.Namespace, processes: Processes) -> int:
     console = Console(processes.rank == 0)
     work = processes.run_together(lambda: _prepare(options, processes))
+    for note in work.left_out.notes:
+        console.log(f"note: {note}")
     # Each file belongs to one process, which finds out whether it is done.
     mine = work.jobs[processes.rank :: processes.world_size]
     mine = _check_done(mine, work, options, processes)
@@ -94,24 +97,27 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
     left_out: Counter[str] = sum(processes.gather([outcome.left_out]), Counter())
     for what, count in sorted(left_out.items()):
         console.log(f"note: not kept in {count} file{'s' * (count != 1)}: {what}")
-    raise_problems(f"{len(problems)} of {len(work.jobs)} files could not be restored", problems)
+    unread = work.left_out.problems
+    wanted = f"{len(work.jobs)} files{f' and {len(unread)} folders' * bool(unread)}"
+    raise_problems(f"{len(problems) + len(unread)} of {wanted} could not be restored", [*unread, *problems])
     return 0
 
 
 def _prepare(options: argparse.Namespace, processes: Processes) -> _Work:
     from accel_restore.distributed.accelerator import keep_freed_memory
-    from accel_restore.inference.jobs import find_jobs, remove_unfinished
+    from accel_restore.inference.jobs import LeftOut, find_jobs, remove_unfinished
     from accel_restore.inference.restorer import load
 
     settings = _settings(options, choose_precision(options.precision, processes.device))
     suffix = _SUFFIXES.get(options.format)
-    jobs = find_jobs(options.input, options.output, options.recursive, suffix, options.weights)
+    left_out = LeftOut()
+    jobs = find_jobs(options.input, options.output, options.recursive, suffix, options.weights, left_out)
     if processes.device.type == "cpu":
         keep_freed_memory()
     restorer = load(options.weights, processes.device)
     if processes.rank == 0:
         remove_unfinished(jobs)
-    return _Work(restorer, settings, jobs)
+    return _Work(restorer, settings, jobs, left_out)
 
 
 def _check_done(jobs: "list[Job]", work: _Work, options: argparse.Namespace, processes: Processes) -> "list[Job]":

@@ -6,18 +6,18 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_restore import __version__
 from accel_restore.data.cache import each_ahead
 from accel_restore.data.encode import SUFFIXES, read_mark
-from accel_restore.data.file_search import EXTENSIONS
+from accel_restore.data.file_search import EXTENSIONS, search_images
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import Settings
 from accel_restore.inference.restorer import Restorer
 from accel_restore.utils.files import short_name
-from accel_restore.utils.glob import matches
+from accel_restore.utils.glob import in_any_form
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,27 @@ class Job:
     target: Path
 
 
-def find_jobs(inputs: list[str], output: Path, recursive: bool, suffix: str | None, weights: Path) -> list[Job]:
+@dataclass(frozen=True)
+class LeftOut:
+    """What the search for inputs has left out."""
+
+    notes: list[str] = field(default_factory=list)  # entries that are no images, counted by kind
+    problems: list[str] = field(default_factory=list)  # folders that cannot be read
+
+
+def find_jobs(
+    inputs: list[str], output: Path, recursive: bool, suffix: str | None, weights: Path, left_out: LeftOut | None = None
+) -> list[Job]:
     """Return the jobs for `inputs` (files, folders, patterns); `output` is a file for one file, else a folder.
 
     Files keep their path below the folder or the fixed part of the pattern. They keep their suffix unless `suffix` is
-    given; formats that cannot be written become .png.
+    given; formats that cannot be written become .png. What is left out of folders is added to `left_out`.
 
     Raises: UserError if an input is missing, two files have one target, or a target is an input or the `weights`.
     """
     _ = status_of(output)
-    found = [(root, name) for given in inputs for root, name in _find(given, output, recursive)]
+    left_out = left_out or LeftOut()
+    found = [(root, name) for given in inputs for root, name in _find(given, output, recursive, left_out)]
     alone = len(inputs) == 1 and Path(inputs[0]).expanduser().is_file()
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if not alone:
@@ -70,9 +81,9 @@ def status_of(path: Path) -> os.stat_result | None:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
+def _find(given: str, output: Path, recursive: bool, left_out: LeftOut) -> Iterator[tuple[Path, str]]:
     """Yield the images of an input: its root folder, and their paths below it."""
-    place = Path(given).expanduser()
+    place = in_any_form(Path(given).expanduser())
     exists = status_of(place) is not None
     if exists and not place.is_dir():
         yield place.parent, place.name
@@ -89,16 +100,15 @@ def _find(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, str
         raise UserError(f"{given}: does not exist; name a file, a folder or a pattern such as 'photos/*.jpg'")
     own = output.resolve()  # outputs of an earlier command below the inputs are no inputs
     is_below = own != root.resolve() and own.is_relative_to(root.resolve())
-    names = [
-        name
-        for name in sorted(set(matches(pattern, root)))
-        if Path(name).suffix.lower() in EXTENSIONS
-        and (root / name).is_file()
-        and not (is_below and (root / name).resolve().is_relative_to(own))
-    ]
+    search = search_images(pattern, root, " (--recursive searches them)")
+    names = [n for n in search.names if not (is_below and (root / n).resolve().is_relative_to(own))]
     if not names:
-        hint = "; --recursive includes subfolders" if exists and not recursive else ""
-        raise UserError(f"{given}: holds no images ({' '.join(sorted(EXTENSIONS))}){hint}")
+        raise_problems(f"{given}: no images", search.problems)
+        holds = f"; it holds {search.left_out}" if search.left_out else ""
+        raise UserError(f"{given}: holds no images ({' '.join(sorted(EXTENSIONS))}){holds}")
+    left_out.problems.extend(search.problems)
+    if search.left_out:
+        left_out.notes.append(f"left out of {given}: {search.left_out}")
     yield from ((root, name) for name in names)
 
 

@@ -211,3 +211,40 @@ def test_a_network_that_cannot_take_a_size_fails_for_that_file_alone(weights, tm
 def test_an_input_out_of_reach_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         finding.status_of(Path("a\0b"))
+
+
+def test_what_a_folder_holds_besides_images_is_counted(weights, tmp_path, capsys):
+    folder = picture(tmp_path / "in" / "a.png", suffix="PNG").parent
+    for name in ("b.heic", "c.txt", ".d.png"):
+        (folder / name).touch()
+    (folder / "sub").mkdir()
+    assert restore(weights, folder, "-o", tmp_path / "out") == 0 and names_in(tmp_path / "out") == ["a.png"]
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 .heic, 1 .txt, 1 hidden, 1 folder (--recursive searches them)" in out
+
+
+def test_formats_that_are_read_when_named_are_read_in_a_folder(weights, tmp_path):
+    for name in ("a.jfif", "b.jpe", "c.gif", "d.jp2"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (24, 24)).save(tmp_path / "in" / name)
+    assert restore(weights, tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert {Path(name).stem for name in names_in(tmp_path / "out")} == {"a", "b", "c", "d"}
+
+
+def test_a_link_that_leads_nowhere_and_an_unreadable_folder_fail_alone(weights, tmp_path, capsys, monkeypatch):
+    folder = picture(tmp_path / "in" / "a.png", suffix="PNG").parent
+    (folder / "b.png").symlink_to("nowhere.png")
+    (folder / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path="."):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert restore(weights, folder, "--recursive", "-o", tmp_path / "out") == 2
+    assert names_in(tmp_path / "out") == ["a.png"]
+    message = capsys.readouterr().err
+    assert "2 of 2 files and 1 folders could not be restored" in message
+    assert "b.png: " in message and "closed: cannot be read (Permission denied)" in message
