@@ -5,7 +5,7 @@ import os
 import sys
 
 from accel_restore import __version__
-from accel_restore.errors import UserError
+from accel_restore.errors import UserError, permission_denied
 from accel_restore.utils.imports import did_you_mean, resolve
 from accel_restore.utils.launch import is_reporter
 from accel_restore.utils.utf8 import use_utf8
@@ -56,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         if is_reporter() if error.is_reporter is None else error.is_reporter:
             print(f"accel-restore: {error}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        if is_reporter():
+            print(f"accel-restore: {permission_denied(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("accel-restore: interrupted", file=sys.stderr)

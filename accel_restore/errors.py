@@ -43,6 +43,12 @@ class AuditError(Exception):
     """`--audit` saw weights or the learning rate change where they must not: exit 1."""
 
 
+def permission_denied(error: PermissionError) -> UserError:
+    """Return the sentence for a file or a folder that may not be accessed."""
+    name = error.filename if isinstance(error.filename, str) else str(error)
+    return UserError(f"{name}: permission denied; change the permissions of the file or of its folders")
+
+
 def resume_hint(overwrite: bool) -> str:
     """The words that say how to continue a run; a command with `overwrite` would remove it."""
     return f"the same command{' without --overwrite' if overwrite else ''} continues"

@@ -13,7 +13,15 @@ import argparse
 from accel_restore.checkpoint.run_lock import record_preempted, run_folder
 from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.config.load import load_config
-from accel_restore.errors import AuditError, DivergedError, PreemptedError, RunAbortedError, UserError, resume_hint
+from accel_restore.errors import (
+    AuditError,
+    DivergedError,
+    PreemptedError,
+    RunAbortedError,
+    UserError,
+    permission_denied,
+    resume_hint,
+)
 from accel_restore.utils.launch import is_main, is_reporter
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
@@ -72,6 +80,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         )
     except (UserError, MemoryError) as error:
         return _report(error, 2, getattr(error, "is_reporter", None))
+    except PermissionError as error:
+        return _report(permission_denied(error), 2)
     except PreemptedError as error:
         if config is not None and not error.recorded and is_main():
             record_preempted(run_folder(config))

@@ -264,7 +264,11 @@ class StoredSource:
 def list_stores(cache: Path) -> list[StoredSource]:
     """Return the stores of a cache folder, and the remains of killed processes; the last used first."""
     found = []
-    for path in [*cache.glob("*.arrow"), *cache.glob("*.tmp")]:
+    try:
+        paths = list(cache.iterdir())
+    except FileNotFoundError:  # no run has decoded images yet
+        return []
+    for path in [path for path in paths if path.suffix in (".arrow", ".tmp")]:
         with suppress(FileNotFoundError):  # a process has just finished or deleted it
             stat = path.stat()
             found.append(StoredSource(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))

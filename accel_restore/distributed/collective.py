@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
 
-from accel_restore.errors import UserError
+from accel_restore.errors import UserError, permission_denied
 
 
 def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
@@ -19,6 +19,8 @@ def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main:
             result = action()
         except UserError as raised:
             error = raised
+        except PermissionError as raised:
+            error = permission_denied(raised)
     ranks = gather_object([(error, result if only_main else None)])
     if errors := [raised for raised, _ in ranks if raised is not None]:
         raise errors[0]

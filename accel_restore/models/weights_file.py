@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,8 @@ def require_file(path: Path) -> None:
         raise UserError("is not a regular file" if path.exists() else "does not exist")
     if problem := problem_of_name(path):
         raise UserError(problem)
+    if not os.access(path, os.R_OK):  # safetensors reports a missing file
+        raise UserError("cannot be read (Permission denied); change its permissions")
 
 
 def starts_as_safetensors(path: Path) -> bool:

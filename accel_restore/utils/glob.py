@@ -126,6 +126,9 @@ def _folders(root: Path, top: str, left_out: LeftOut) -> Iterator[str]:
             status = Path(name).stat()
         except FileNotFoundError:  # removed since its name was read
             continue
+        except OSError as error:  # its folder may be listed, but not entered
+            fail(error)
+            continue
         identity = (status.st_dev, status.st_ino)
         if identity in visited:
             inside.clear()
@@ -134,4 +137,4 @@ def _folders(root: Path, top: str, left_out: LeftOut) -> Iterator[str]:
         yield relative(name)
         # In a fixed order, and folders before links to them, so that a file is found under the same path everywhere.
         visible = (each for each in inside if not each.startswith("."))
-        inside[:] = sorted(visible, key=lambda each: (Path(name, each).is_symlink(), each))
+        inside[:] = sorted(visible, key=lambda each: (_is(Path(name, each).is_symlink), each))
