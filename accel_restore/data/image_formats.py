@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,15 @@ def damaged(reason: object) -> ImageError:
     return ImageError(f"is damaged ({' '.join(str(reason).split()).rstrip('.')}); replace or remove it")
 
 
+def _inaccessible(error: OSError) -> str:
+    """Say why the system does not give a file."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else None
+    if isinstance(error, FileNotFoundError) and path is not None and path.is_symlink():
+        return f"is a link to {path.readlink()!s:.200}, which does not exist; restore that file, or remove the link"
+    remedy = "change its permissions" if isinstance(error, PermissionError) else "replace or remove it"
+    return f"cannot be read ({error.strerror}); {remedy}"
+
+
 @contextmanager
 def image_errors() -> Iterator[None]:
     """Turn whatever a decoder raises into an ImageError: decoders raise exceptions of many kinds for damaged files."""
@@ -72,7 +82,7 @@ def image_errors() -> Iterator[None]:
         raise ImageError("does not fit in memory; cut it into pieces") from None
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:  # of the system, not of a decoder
-            raise ImageError(f"cannot be read ({error.strerror}); replace or remove it") from None
+            raise ImageError(_inaccessible(error)) from None
         plain = isinstance(error, ValueError | OSError | RuntimeError | SyntaxError) and str(error)
         raise damaged(str(error) if plain else f"{type(error).__name__} {error}") from None
 

@@ -13,6 +13,7 @@ from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.inference.evaluate import SETTINGS
 from accel_restore.tracking.run_files import read_object
+from accel_restore.utils.glob import nfc
 
 _SETTINGS = {"metrics", "weights", *SETTINGS}
 
@@ -81,4 +82,6 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
 def _names(plan: dict[str, Any]) -> list[str] | None:
     """Return the names of the validation images, None if the plan has none."""
     names = plan.get("validation_images")
-    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return [nfc(name) for name in names]

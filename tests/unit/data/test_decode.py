@@ -175,3 +175,12 @@ def test_signed_values_of_jpeg2000_are_refused():
     assert read_image(Cell("row", "1", stream.getvalue), 3).shape == (64, 64, 3)
     with pytest.raises(ImageError, match="signed values"):
         read_header(Cell("row", "1", lambda: bytes(data)))
+
+
+def test_a_link_that_leads_nowhere_is_named_as_one(tmp_path):
+    for target in ("nowhere/b.png", "a.png"):  # the second leads to itself
+        link = tmp_path / "a.png"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(ImageError, match=r"is a link to nowhere/b\.png, which|symbolic links"):
+            read_header(link)
