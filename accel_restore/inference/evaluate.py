@@ -168,7 +168,8 @@ class Scorer:
             try:
                 rows.append((index, self._row(image)))
             except NonFiniteError as error:
-                problems.append(f"{self.images.names[index]}: {error}")
+                source = cast(Decoded, self.images.input or self.images.gt).sources[index]
+                problems.append(f"{source}: {error}")
         return rows, problems
 
     def digests(self, index: int) -> tuple[str, str | None]:

@@ -124,7 +124,7 @@ def test_an_output_of_nan_or_inf_is_no_score(weights, pairs, tmp_path, capsys):
     input, gt = pairs
     Image.new("RGB", Image.open(input / "photo001.png").size, "white").save(input / "photo001.png")
     file = write(tmp_path / "inf.safetensors", Infinite(3), model='{"name": "test_evaluate:Infinite", "arguments": {}}')
-    for given, words in (([file], "photo001: the network's"), ([weights[0], file], "photo001: weights 2: the network")):
+    for given, words in (([file], "photo001.png: the network's"), ([weights[0], file], "photo001.png: weights 2: ")):
         evaluate(*given, "--input", input, "--gt", gt, "--csv", tmp_path / "scores.csv", code=2)
         message = capsys.readouterr().err
         assert words in message and "cannot be scored" in message and not (tmp_path / "scores.csv").exists()
