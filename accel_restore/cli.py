@@ -8,6 +8,7 @@ from accel_restore import __version__
 from accel_restore.errors import UserError, permission_denied
 from accel_restore.utils.imports import did_you_mean, resolve
 from accel_restore.utils.launch import is_reporter
+from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.utf8 import use_utf8
 
 COMMANDS = {  # name: (help, import path of the function)
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     command = parser.parse_args(arguments[:1]).command
     try:
+        use_writable_caches()
         if command not in COMMANDS:
             raise UserError(_unknown_command(command))
         return resolve(COMMANDS[command][1], {}, command)(arguments[1:])

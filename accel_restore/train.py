@@ -23,6 +23,7 @@ from accel_restore.errors import (
     resume_hint,
 )
 from accel_restore.utils.launch import is_main, is_reporter
+from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 from accel_restore.utils.utf8 import use_utf8
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         use_utf8()
     try:
         options = parse_arguments(arguments)
+        use_writable_caches()
     except UserError as error:
         return _report(error, 2)
     with listening() as stop:  # first: what follows imports torch, which takes seconds

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.config.load import load_run_config
 from accel_restore.config.schema import Tracking
@@ -55,20 +57,24 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="show this run alone, in its project")
     parser.add_argument("--entity", help="the project's owner (default: the account's entity)")
-    parser.add_argument("--project", help="default: the run's tracking.project, or accel-restore")
+    parser.add_argument("--project", help="PROJECT or ENTITY/PROJECT (default: the run's tracking.project)")
     parser.add_argument("--print", action="store_true", help="print the panels; save nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the view to FILE; save nothing")
     options = parser.parse_args(arguments)
     config = load_run_config(options.run) if options.run else None
     name = config.run.name if config else None
-    project = options.project or (config.tracking if config else Tracking()).project
+    tracking = config.tracking if config else Tracking()
+    if options.project:
+        tracking = _tracking(options.project)
+    entity, project = tracking.entity_and_project
+    entity = options.entity or entity
     if options.print:
         rows = [(title, panel, x, _joined(y)) for title, panels in SECTIONS.items() for panel, x, y in panels]
         title = f"view '{_name(name)}' of project {project}"
         Console(True).table(title, [*rows, ("Pictures", "Validation", "step", PICTURES)])
     if options.json:
         check_writable(options.json)
-        view = make_view(options.entity, project, name)._to_model()
+        view = make_view(entity, project, name)._to_model()
         write_report(
             options.json,
             {"name": view.display_name, "spec": view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)},
@@ -80,8 +86,15 @@ def main(arguments: list[str]) -> int:
                 "the panels, and wandb leet RUN_DIR/wandb shows a run's curves in the terminal"
             )
         _require_client()
-        print(f"saved: {_within(ANSWER_SECONDS, lambda: _save(options.entity, project, name))}", flush=True)
+        print(f"saved: {_within(ANSWER_SECONDS, lambda: _save(entity, project, name))}", flush=True)
     return 0
+
+
+def _tracking(project: str) -> Tracking:
+    try:
+        return Tracking(project=project)
+    except ValidationError as error:
+        raise UserError(f"--project: {error.errors()[0]['msg']}") from None
 
 
 def _name(run: str | None) -> str:

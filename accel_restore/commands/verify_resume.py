@@ -15,7 +15,7 @@ from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
-from accel_restore.tracking.run_files import read_lines
+from accel_restore.tracking.run_files import read_lines, read_status
 from accel_restore.trainer.batch_size import assume_batch_size
 
 _STEPS = 3.5  # per epoch, so that the last step of an epoch is ragged
@@ -101,9 +101,7 @@ class _Launcher:
         file.write_text(yaml.safe_dump(self.tree), encoding="utf-8")
         given = ["--config", str(file), *self.arguments, *arguments]
         done = run_module("accel_restore.train", given, self.processes)
-        status = self.folder / name / "status.json"
-        state = json.loads(status.read_bytes())["state"] if status.exists() else "failed"
-        if state != ("preempted" if arguments else "finished"):
+        if read_status(self.folder / name).get("state") != ("preempted" if arguments else "finished"):
             raise UserError(f"verify-resume: the short run failed\n{error_of(done)}")
 
 

@@ -27,6 +27,19 @@ def _one_folder(name: str) -> str:
     return name
 
 
+def _check_project(name: str) -> str:
+    """Return the name if W&B accepts it as a project, or as entity/project."""
+    entity, slash, project = name.rpartition("/")
+    parts = [entity, project] if slash else [project]
+    if any(not part.strip() or set(part) & set("/\\#?%:") or not part.isprintable() for part in parts):
+        problem = "must be a project or entity/project, without the characters / \\ # ? % : in a name"
+    elif len(project) > 128:
+        problem = "must be at most 128 characters long"
+    else:
+        return name
+    raise PydanticCustomError("project", "{problem}, not {name}", {"problem": problem, "name": repr(name)})
+
+
 class Run(Section):
     """Where the run is written, its seed, and whether it continues."""
 
@@ -211,8 +224,16 @@ class Tracking(Section):
     )
     wandb_per_rank: bool = Field(False, description="also log each rank as a W&B run; all runs are in one group")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run's folder")
-    project: str = Field("accel-restore", description="name of the W&B project")
+    project: Annotated[str, AfterValidator(_check_project)] = Field(
+        "accel-restore", description="the W&B project, or entity/project; the default entity is the account's"
+    )
     log_every_steps: PositiveInt = Field(10, description="steps between two log entries")
+
+    @property
+    def entity_and_project(self) -> tuple[str | None, str]:
+        """The owner of the W&B project, if `project` names one, and the project."""
+        entity, _, project = self.project.rpartition("/")
+        return entity or None, project
 
 
 class Config(Section):

@@ -30,6 +30,7 @@ from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
 from accel_restore.utils.cgroups import num_cores
 from accel_restore.utils.files import replace_file, sync_folder
+from accel_restore.utils.places import user_cache
 from accel_restore.utils.redaction import redacted
 
 _VERSION = 3  # of the stored layout
@@ -41,8 +42,7 @@ Track = Callable[[Iterable, int, str], Iterable]  # (items, their number, descri
 
 def default_cache() -> Path:
     """Return the folder of decoded images if `data.cache_dir` is not set."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "accel_restore"
+    return user_cache() / "accel_restore"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Files in a run's folder that change during training: JSON-lines files such as metrics.jsonl, and status.json."""
 
+import math
 import os
 import re
 import socket
@@ -190,8 +191,32 @@ def read_audit(folder: Path) -> dict[str, Any]:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return the content of status.json; empty if it is missing."""
-    return read_object(folder / "status.json")
+    """Return the fields of status.json that have the form `write_status` gives them; empty if the file is missing.
+
+    Whoever reads it may rely on the types of the fields, but not on their presence.
+    """
+    status = {key: value for key, value in read_object(folder / "status.json").items() if _is_valid(key, value)}
+    if "best" in status:
+        status["best"] = {key: value for key, value in status["best"].items() if _is_score(key, value)}
+    return status
+
+
+def _is_valid(key: str, value: Any) -> bool:
+    if key in ("epoch", "step", "world_size", "pid"):
+        return is_number(value) and isinstance(value, int) and value >= 0
+    return isinstance(value, dict if key == "best" else str)
+
+
+def _is_score(key: str, value: Any) -> bool:
+    if key in ("epoch", "step"):
+        return _is_valid(key, value)
+    return value is None or is_number(value)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number of at most 64 bits and finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < (2**63 if isinstance(value, int) else math.inf)
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
+from pydantic import ValidationError
 
+from accel_restore.config.schema import Tracking
+from accel_restore.errors import UserError
+from accel_restore.utils.places import can_write, home, user_cache
+
+_MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "dryrun": "offline", "run": "online"}
+_OWN = {"WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_DIR", "WANDB_ERROR_REPORTING"}  # not checked by W&B
 _OFFLINE_SECONDS = 60.0  # to start a run without a server, on a busy machine
 
 
@@ -32,6 +39,8 @@ def start_run(
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry can delay the end by 20 seconds
     import wandb
 
+    with _usable_environment():
+        wandb.setup(settings=wandb.Settings(silent=True))
     settings = wandb.Settings(
         init_timeout=server_seconds if mode == "online" else _OFFLINE_SECONDS,
         finish_timeout=upload_seconds,
@@ -41,11 +50,10 @@ def start_run(
         disable_git=True,  # a remote URL may contain a token, uncommitted changes anything
         disable_code=True,
     )
-    wandb.setup(settings=wandb.Settings(silent=True))
     folder = Path(arguments["dir"]) / "wandb"
     former = set(folder.glob("*run-*"))
     try:
-        with _without_command_line():
+        with _without_command_line(), _usable_environment():
             # create_new leaves a run of the caller untouched
             run = wandb.init(mode=cast(Any, mode), settings=settings, reinit="create_new", **arguments)
         run.define_metric("train/step")
@@ -122,11 +130,72 @@ def drop_service() -> None:
         wandb.teardown()
 
 
+@contextmanager
+def _usable_environment() -> Iterator[None]:
+    """Hide what W&B stumbles over: empty variables, a missing home, and a cache that cannot be written.
+
+    Without its cache, W&B's background process would print its log.
+    """
+    changes: dict[str, str | None] = {
+        name: None for name in os.environ if name.startswith("WANDB_") and not os.environ[name]
+    }
+    own = home()
+    if own is None:
+        changes["HOME"] = str(user_cache())
+    named = os.environ.get("WANDB_CACHE_DIR")
+    cache = (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or (own or user_cache()) / ".cache", "wandb")
+    )
+    if not can_write(cache / "logs"):
+        changes["WANDB_CACHE_DIR"] = str(user_cache() / "wandb")
+    before = {name: os.environ.get(name) for name in changes}
+    _change_environment(changes)
+    try:
+        yield
+    finally:
+        _change_environment(before)
+
+
+def _change_environment(changes: dict[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def auto_mode() -> str:
-    """Return the mode for `wandb: auto`: WANDB_MODE if it is set, else online with an API key and offline without."""
+    """Return the mode for `wandb: auto`: disabled if WANDB_DISABLED is true, else WANDB_MODE if it is set.
+
+    Otherwise it is online with an API key and offline without.
+    """
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
     if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+        return _MODES.get(mode, mode)
     return "online" if has_key() else "offline"
+
+
+def check_settings(tracking: Tracking) -> None:
+    """Check the environment variables that W&B reads, before anything is written.
+
+    Raises: UserError that names the variable.
+    """
+    if "disabled" in (tracking.wandb, tracking.wandb == "auto" and auto_mode()):
+        return
+    if (mode := os.environ.get("WANDB_MODE")) and mode not in _MODES:
+        raise UserError(f"WANDB_MODE={mode}: is none of {', '.join(_MODES)}; correct it or unset it")
+    names = {name for name, value in os.environ.items() if name.startswith("WANDB_") and value} - _OWN
+    if not names:
+        return
+    import wandb
+
+    for name in sorted(names):
+        try:
+            wandb.Settings().update_from_env_vars({name: os.environ[name]})
+        except Exception as error:  # pydantic's or W&B's
+            text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise UserError(f"{name}: W&B does not accept its value ({text}); correct it or unset it") from None
 
 
 def has_key() -> bool:

@@ -15,6 +15,7 @@ also after a resumption or the loss of W&B's background process. Older folders m
 keeps the rows that arrive last, so `wandb sync` of an older folder would overwrite newer rows.
 """
 
+import os
 import secrets
 import shlex
 import string
@@ -74,8 +75,15 @@ class WandbLogger:
         if mode == "online" and not has_key():  # W&B would prompt for one
             log("W&B: no API key (run wandb login, or set WANDB_API_KEY); this run is logged offline; sync it later")
             mode = "offline"
+        entity, project = tracking.entity_and_project
+        if tracking.wandb == "auto" and not rank:
+            place = f"online, project {tracking.project}" if mode == "online" else "offline"
+            log(f"W&B      {place}; files in {folder / 'wandb'}; tracking.wandb=false turns W&B off")
         self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
-        settings = {"project": tracking.project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
+        if (ignored := os.environ.get("WANDB_PROJECT")) and ignored != tracking.project and not rank:
+            log(f"W&B: WANDB_PROJECT is ignored; the run goes to tracking.project, {tracking.project}")
+        owner = {"entity": entity} if entity else {}
+        settings = {**owner, "project": project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
         own = {"name": f"{name}-rank{rank}", "id": f"{self.id}-rank{rank}", "group": name, "job_type": "rank"}
         rank_run = _Run({**settings, **own}, lambda: RankRows(folder, rank))
         main_run = _Run(settings, lambda: Rows(folder, ranks))
@@ -223,6 +231,8 @@ class _Sender:
         self.mode = "offline"
         if lost:
             self.log(f"W&B's background process failed ({reason}); the run continues offline, with all its rows")
+        elif type(error).__name__ == "AuthenticationError":
+            self.log(f"W&B does not accept the API key ({reason}); this run is logged offline; sync it later")
         else:
             self.log(f"W&B cannot be reached ({reason}); this run is logged offline; sync it later")
 

@@ -35,6 +35,7 @@ from accel_restore.tracking.console import Console, restored_output
 from accel_restore.tracking.pictures import Samples
 from accel_restore.tracking.report.page import Report
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
+from accel_restore.tracking.wandb_client import check_settings
 from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.trainer.summary import report_result, state_of
@@ -82,6 +83,7 @@ def run_training(
     Raises: UserError, MemoryError, DivergedError, RunAbortedError, AuditError; PreemptedError when asked to stop, or
     after step `stop_after`.
     """
+    check_settings(config.tracking)
     accelerator = create_accelerator(config, cpu)
     console = Console(accelerator.is_main_process)
     if not console.main:  # all ranks get the same warnings from libraries

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from accel_restore.utils.places import home
+
 HIDDEN = "***"
 _MIN_LENGTH = 8  # characters; shorter values are often ordinary words
 _NAMES = r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)S?(?:_?\d+)?"
@@ -49,11 +51,12 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
+    own = home()
     if not _ABSOLUTE.match(value):
-        return value.replace(str(Path.home()), "~") if Path.home() != Path("/") else value
+        return value.replace(str(own), "~") if own not in (None, Path("/")) else value
     parts = [part for part in re.split(r"[\\/]+", value) if part and not part.endswith(":")]
     first = next((place for place, part in enumerate(parts) if re.search(r"[{*?]", part)), len(parts))
-    base = [part for part in parts[max(0, first - 1) : first] if part not in ("~", "..", Path.home().name)]
+    base = [part for part in parts[max(0, first - 1) : first] if part not in ("~", "..", own.name if own else "")]
     return "/".join([*base, *parts[first:]]) or "data"
 
 

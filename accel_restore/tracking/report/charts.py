@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from accel_restore.tracking.report.series import Metrics, thin
-from accel_restore.tracking.run_files import validation_scores
+from accel_restore.tracking.run_files import is_number, validation_scores
 
 _MAX_POINTS = 4000  # of a curve
 _MAX_CHART_POINTS = 24_000  # of all curves in a chart: a page of 64 ranks stays below a few MB
@@ -107,7 +107,7 @@ def _epoch_chart(id: str, title: str, series: list[dict[str, Any]], log: bool) -
 
 def _epoch_series(name: str, epochs: list[int], lines: list[dict[str, Any]], key: str) -> dict[str, Any]:
     values = [line.get(key) for line in lines]
-    numbers = [value if isinstance(value, int | float) else np.nan for value in values]
+    numbers = [value if is_number(value) else np.nan for value in values]
     return _series(name, np.array(epochs), np.array(numbers, float), _MAX_POINTS)
 
 

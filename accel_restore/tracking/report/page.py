@@ -73,11 +73,12 @@ class Page:
         Raises: UserError if the folder contains no run.
         """
         status = read_status(self.folder)
-        if not status:
+        if not (self.folder / "status.json").exists():
             raise UserError(f"{self.folder}: not a run's folder (no status.json); pass one such as runs/demo")
         self.metrics.read()
         name = self.folder.resolve().name
-        return fill(f"{name} · {status.get('state')}", self._content(name, status))
+        status.setdefault("state", "unknown")  # the file is damaged
+        return fill(f"{name} · {status['state']}", self._content(name, status))
 
     def _content(self, name: str, status: dict[str, Any]) -> dict[str, Any]:
         plan = read_object(self.folder / PLAN)

@@ -7,6 +7,7 @@ import numpy as np
 
 from accel_restore.metrics.format import TITLES, format_score
 from accel_restore.tracking.report.series import Metrics
+from accel_restore.tracking.run_files import is_number
 from accel_restore.utils.files import to_json
 
 _AUDIT = ("operation", "calls", "calls_per_epoch", "weights_changed", "lr_changed")
@@ -33,7 +34,7 @@ def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]
             rows.append((TITLES.get(name, name), format_score(name, best[name]), detail))
     ranks, host = metrics.ranks(), status.get("host")
     rows.append(("ranks", str(status.get("world_size") or len(ranks)), f"on {host}" if host else ""))
-    seconds = [line["seconds"] for line in metrics.epochs if isinstance(line.get("seconds"), int | float)]
+    seconds = [line["seconds"] for line in metrics.epochs if is_number(line.get("seconds"))]
     if seconds:
         rows.append(("training time", _time(sum(seconds)), f"median {_time(float(np.median(seconds)))} per epoch"))
     return rows
@@ -41,13 +42,11 @@ def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]
 
 def best_epoch(status: dict[str, Any]) -> int | None:
     """Return the epoch of the best weights, counted from 0, if there is one."""
-    epoch = _best(status).get("epoch")
-    return epoch if isinstance(epoch, int) and epoch >= 0 else None
+    return _best(status).get("epoch")
 
 
 def _best(status: dict[str, Any]) -> dict[str, Any]:
-    found = status.get("best")
-    return found if isinstance(found, dict) else {}
+    return status.get("best") or {}
 
 
 def _time(seconds: float) -> str:
