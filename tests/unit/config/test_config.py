@@ -313,7 +313,8 @@ def test_true_means_the_default_choice_where_there_is_one():
 
 @pytest.mark.parametrize("text", ["007", "2024", "1e3", "5e-4", "1_000", "12:30", ".5"])
 def test_a_text_on_the_command_line_may_look_like_a_number(text):
-    for key in ("run.name", "tracking.project", "data.train.gt", "model.checkpoint", "run.resume"):
+    keys = ["run.name", "data.train.gt", "model.checkpoint", "run.resume"]
+    for key in [*keys, *(["tracking.project"] if ":" not in text else [])]:  # W&B's projects have no colon
         assert value_at(config_from(LEAST, [f"{key}={text}"]), key) == text
     assert config_from(LEAST, ["run.name=off"]).run.name == "off"
     assert problems(run={"name": 12}) == ["run.name: must be text, not 12; put it in quotes: name: '12'"]
