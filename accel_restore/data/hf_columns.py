@@ -158,11 +158,12 @@ def _version(dataset: "Dataset") -> str:
 
     The data set's fingerprint is a hash of the steps that made it (for tables in memory: of the bytes; for loaded
     files: of paths and modification times). It does not change if equal steps write a save_to_disk folder again, so the
-    folder's modification times are added.
+    times and the inode of the folder's state.json are added; unpacking an archive sets the modification time alone.
     """
     files = sorted({Path(file["filename"]) for file in dataset.cache_files})
     states = sorted({state for file in files if (state := file.with_name("state.json")).is_file()})
-    facts = [dataset._fingerprint, [file.stat().st_size for file in files], [s.stat().st_mtime_ns for s in states]]
+    written = [[s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for s in map(Path.stat, states)]
+    facts = [dataset._fingerprint, [file.stat().st_size for file in files], written]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

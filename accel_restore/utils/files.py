@@ -77,7 +77,7 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what `replace_file` and `discard` left in a folder when their process died."""
     for path in list(folder.iterdir()):
         if _TEMPORARY.fullmatch(path.name):
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif path.name.startswith(REMOVING):
             shutil.rmtree(path)
 

@@ -238,6 +238,15 @@ def test_identity_changes_only_with_the_source(kind, tmp_path):
     assert set(identities(**source)).isdisjoint(first)
 
 
+def test_a_saved_data_set_unpacked_over_another_at_equal_times_is_another(tmp_path):
+    source = write("saved", tmp_path)
+    first, times = identities(**source), {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
+    write("saved", tmp_path)
+    for file, time in times.items():
+        os.utime(file, ns=(time, time))
+    assert set(identities(**source)).isdisjoint(first)
+
+
 def test_identity_of_an_object_depends_on_its_content():
     first = identities(table())
     assert identities(table()) == first
