@@ -1,7 +1,6 @@
 """The `accel-restore` command and the table of its sub-commands."""
 
 import argparse
-import os
 import sys
 
 from accel_restore import __version__
@@ -9,6 +8,7 @@ from accel_restore.errors import UserError, permission_denied
 from accel_restore.utils.imports import did_you_mean, resolve
 from accel_restore.utils.launch import is_reporter
 from accel_restore.utils.places import use_writable_caches
+from accel_restore.utils.streams import safe_streams
 from accel_restore.utils.utf8 import use_utf8
 
 COMMANDS = {  # name: (help, import path of the function)
@@ -38,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         use_utf8()
         arguments = sys.argv[1:]
+    with safe_streams() as output:
+        code = _run(arguments)
+    # Text that is lost is the result of a command; that of training is in the run's folder.
+    return 2 if code == 0 and output.error is not None and arguments[0] != "train" else code
+
+
+def _run(arguments: list[str]) -> int:
     lines = "\n".join(f"  {name:13} {what}" for name, (what, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="accel-restore",
@@ -66,9 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("accel-restore: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _unknown_command(name: str) -> str:

@@ -26,6 +26,7 @@ from accel_restore.utils.launch import is_main, is_reporter
 from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
+from accel_restore.utils.streams import safe_streams
 from accel_restore.utils.utf8 import use_utf8
 
 
@@ -52,15 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Train; return the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 otherwise (audit, lost rank)."""
     if arguments is None:
         use_utf8()
-    try:
-        options = parse_arguments(arguments)
-        use_writable_caches()
-    except UserError as error:
-        return _report(error, 2)
-    with listening() as stop:  # first: what follows imports torch, which takes seconds
-        code = _train(options, stop)
-        if code != 1:  # leaving a group that has lost a rank may hang
-            _leave_group()
+    with safe_streams():
+        try:
+            options = parse_arguments(arguments)
+            use_writable_caches()
+        except UserError as error:
+            return _report(error, 2)
+        with listening() as stop:  # first: what follows imports torch, which takes seconds
+            code = _train(options, stop)
+            if code != 1:  # leaving a group that has lost a rank may hang
+                _leave_group()
     return code
 
 
@@ -101,10 +103,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
 def _report(error: Exception | str, code: int, reports: bool | None = None) -> int:
     """Print a message from one rank, the main process unless `reports` is given; return `code`."""
     if is_reporter() if reports is None else reports:
-        try:
-            print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
-        except OSError:  # its reader is gone; what is left in the buffer must not make Python exit with 120
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        print(f"accel-restore: {redacted(str(error))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -1,20 +1,18 @@
 """Console output: tables, messages and progress. A terminal shows a bar; a log gets a line every 30 seconds."""
 
-import errno
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import IO, cast
 
 from rich import console as rich_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from accel_restore.metrics.format import format_score
+from accel_restore.utils.streams import safe
 
 _LINE_SECONDS = 30.0
 _SCORE_SECONDS = 2.0
@@ -28,10 +26,10 @@ class Console:
 
     def __init__(self, main: bool):
         self.main = main
-        if hasattr(sys.stdout, "reconfigure"):  # a stream that cannot encode a character must not end a run
-            sys.stdout.reconfigure(errors="backslashreplace")
-        is_terminal = sys.stdout.isatty()
-        self.rich = _RichConsole(highlight=False, width=None if is_terminal else _LOG_WIDTH)
+        stream = safe(sys.stdout)
+        is_terminal = stream.isatty()
+        width = None if is_terminal else _LOG_WIDTH
+        self.rich = rich_console.Console(file=cast(IO[str], stream), highlight=False, width=width)
         self.shows_bars = main and is_terminal and not self.rich.is_dumb_terminal and not _is_ci()
         self.progress: Progress | None = None
         self.values = "loss -"  # of training, next to the bar
@@ -40,7 +38,7 @@ class Console:
     def log(self, text: str) -> None:
         """Print a line as it is, without markup or wrapping."""
         if self.main:
-            self._print(text, markup=False, soft_wrap=True)
+            self.rich.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
         """Print a table."""
@@ -51,11 +49,7 @@ class Console:
             table.add_column(name, justify="right" if header and position else "left")
         for row in rows:
             table.add_row(*map(str, row))
-        self._print(table)
-
-    def _print(self, *objects: Any, **options: Any) -> None:
-        with _tolerate_closed_output():
-            self.rich.print(*objects, **options)
+        self.rich.print(table)
 
     def track(self, items: Iterable, total: int, description: str) -> Iterable:
         """Yield the items and show progress."""
@@ -68,7 +62,7 @@ class Console:
                 _start(progress)
                 yield from progress.track(items, total, description=description)
             finally:
-                _stop(progress)
+                progress.stop()
         else:
             self.log(description)
             last = time.monotonic()
@@ -145,21 +139,8 @@ class Console:
     def stop(self) -> None:
         """Remove the bar."""
         if self.progress is not None:
-            _stop(self.progress)
+            self.progress.stop()
             self.progress = None
-
-
-@contextmanager
-def restored_output() -> Iterator[None]:
-    """Restore the settings of standard output and the filters of warnings at the end of the block."""
-    output = sys.stdout
-    errors = getattr(output, "errors", None)
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        if hasattr(output, "reconfigure"):
-            output.reconfigure(errors=errors)
 
 
 def _is_ci() -> bool:
@@ -169,32 +150,5 @@ def _is_ci() -> bool:
 
 def _start(progress: Progress) -> None:
     """Show the bar, and keep the cursor visible: a process that is killed could not restore it."""
-    with _tolerate_closed_output():
-        progress.start()
-        progress.console.show_cursor(True)
-
-
-def _stop(progress: Progress) -> None:
-    with _tolerate_closed_output():
-        progress.stop()
-
-
-class _RichConsole(rich_console.Console):
-    """Keeps the process alive when the reader of a pipe is gone; rich would end it."""
-
-    def on_broken_pipe(self) -> None:
-        _discard_output()
-
-
-@contextmanager
-def _tolerate_closed_output() -> Iterator[None]:
-    """Continue after a terminal was closed. Output that does not fit on a full disk is lost."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EIO:
-            _discard_output()
-
-
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    progress.start()
+    progress.console.show_cursor(True)

@@ -31,7 +31,7 @@ from accel_restore.engine import train
 from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Callback, TrainState
-from accel_restore.tracking.console import Console, restored_output
+from accel_restore.tracking.console import Console
 from accel_restore.tracking.pictures import Samples
 from accel_restore.tracking.report.page import Report
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
@@ -58,7 +58,7 @@ def fit(
     signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
-    with restored_output(), listening() as stop:
+    with warnings.catch_warnings(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
         except PreemptedError as error:
