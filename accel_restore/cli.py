@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     with safe_streams() as output:
         code = _run(arguments)
     # Text that is lost is the result of a command; that of training is in the run's folder.
-    return 2 if code == 0 and output.error is not None and arguments[0] != "train" else code
+    return 2 if code == 0 and output.error is not None and arguments[:1] != ["train"] else code
 
 
 def _run(arguments: list[str]) -> int:

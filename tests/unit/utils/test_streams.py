@@ -90,7 +90,7 @@ def test_every_command_has_the_same_exit_code_on_every_stream(cache, monkeypatch
     assert sys.stdout is output and sys.stderr is errors
 
 
-@pytest.mark.parametrize(("command", "code"), [(["config"], 2), (["cache"], 2), (["config", "nonsense=1"], 2)])
+@pytest.mark.parametrize(("command", "code"), [(["config"], 2), (["cache"], 2), ([], 2), (["config", "nonsense=1"], 2)])
 def test_lost_output_of_a_command_is_an_error(cache, monkeypatch, capsys, command, code):
     monkeypatch.setattr(sys, "stdout", Failing(errno.ENOSPC))
     assert cli.main(command) == code
