@@ -15,7 +15,7 @@ def install(policy: str, version: str = "2") -> None:
     """Set the environment as `accelerate launch --config_file launch/fsdp2.yaml` does.
 
     A process crashed once in malloc, in a thread of gloo, with torch 2.14 on a busy machine. Neither 30 runs under load
-    nor 24 runs of torch's `fully_shard` alone over gloo, half of them with glibc's malloc checks, repeated it. If it
+    nor 48 runs of torch's `fully_shard` alone over gloo, half of them with glibc's malloc checks, repeated it. If it
     happens again, the test fails and faulthandler prints the stack of each thread.
     """
     faulthandler.enable()
