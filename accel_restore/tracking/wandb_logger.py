@@ -69,6 +69,7 @@ class WandbLogger:
         """
         self.id = id
         self.sender: _Sender | None = None
+        self.notice: str | None = None  # for users who have not chosen W&B
         mode = tracking.wandb if tracking.wandb != "auto" else auto_mode()
         if mode == "disabled":
             return
@@ -76,9 +77,9 @@ class WandbLogger:
             log("W&B: no API key (run wandb login, or set WANDB_API_KEY); this run is logged offline; sync it later")
             mode = "offline"
         entity, project = tracking.entity_and_project
-        if tracking.wandb == "auto" and not rank:
+        if tracking.wandb == "auto":
             place = f"online, project {tracking.project}" if mode == "online" else "offline"
-            log(f"W&B      {place}; files in {folder / 'wandb'}; tracking.wandb=false turns W&B off")
+            self.notice = f"W&B      {place}; files in {folder / 'wandb'}; tracking.wandb=false turns W&B off"
         self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         if (ignored := os.environ.get("WANDB_PROJECT")) and ignored != tracking.project and not rank:
             log(f"W&B: WANDB_PROJECT is ignored; the run goes to tracking.project, {tracking.project}")

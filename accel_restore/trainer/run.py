@@ -272,6 +272,8 @@ def _open_trackers(run: RunContext, resolved: dict[str, Any]) -> Trackers:
     if accelerator.is_main_process:
         wandb = open_wandb(0)
         id = wandb.id
+        if wandb.notice is not None:
+            run.console.log(wandb.notice)
         if tracking.tensorboard:
             tensorboard = TensorBoardLogger(run.folder, resolved, accelerator.num_processes, run.console.log)
     if tracking.wandb_per_rank:

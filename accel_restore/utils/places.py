@@ -48,3 +48,5 @@ def use_writable_caches() -> None:
     if cache != (os.environ.get("XDG_CACHE_HOME") or str((home() or Path("~")) / ".cache")):
         os.environ["XDG_CACHE_HOME"] = cache
         os.environ.setdefault("XDG_CONFIG_HOME", str(Path(cache, "config")))
+    if (named := os.environ.get("MPLCONFIGDIR")) and not can_write(Path(named)):
+        os.environ["MPLCONFIGDIR"] = str(Path(cache, "matplotlib"))

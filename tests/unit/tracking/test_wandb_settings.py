@@ -74,7 +74,7 @@ def _started(monkeypatch, tmp_path, tracking):
     lines = []
     monkeypatch.setattr("accel_restore.tracking.wandb_logger._Sender.start", lambda sender: None)
     logger = WandbLogger(tracking, "run", tmp_path, {}, 1, None, lines.append)
-    return lines, logger.sender and logger.sender.main_run.settings
+    return [*lines, logger.notice], logger.sender and logger.sender.main_run.settings
 
 
 def test_a_run_says_where_wandb_writes_and_how_to_turn_it_off(monkeypatch, tmp_path):
@@ -84,9 +84,9 @@ def test_a_run_says_where_wandb_writes_and_how_to_turn_it_off(monkeypatch, tmp_p
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_PROJECT", "other")
     lines, settings = _started(monkeypatch, tmp_path, Tracking())
-    assert "online, project accel-restore; files in" in lines[0] and "WANDB_PROJECT is ignored" in lines[1]
+    assert "online, project accel-restore; files in" in lines[1] and "WANDB_PROJECT is ignored" in lines[0]
     assert "entity" not in settings, "the account's"
-    assert _started(monkeypatch, tmp_path, Tracking(wandb="disabled")) == ([], None)
+    assert _started(monkeypatch, tmp_path, Tracking(wandb="disabled")) == ([None], None)
 
 
 def test_wandb_gets_a_cache_that_can_be_written_and_no_empty_variable(monkeypatch, tmp_path):

@@ -33,10 +33,12 @@ def unusable_home(request, monkeypatch, tmp_path):
     return tmp_path / f"accel-restore-{os.getuid()}"
 
 
-def test_caches_are_in_the_temporary_folder_without_a_usable_home(unusable_home):
+def test_caches_are_in_the_temporary_folder_without_a_usable_home(unusable_home, monkeypatch):
     assert user_cache() == unusable_home and default_cache() == unusable_home / "accel_restore"
     assert unusable_home.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("MPLCONFIGDIR", str(unusable_home.parent / "file"))
     use_writable_caches()
+    assert os.environ["MPLCONFIGDIR"] == str(unusable_home / "matplotlib")
     assert os.environ["XDG_CACHE_HOME"] == str(unusable_home) and not Path("~").exists()
     assert os.environ["XDG_CONFIG_HOME"] == str(unusable_home / "config")
 
