@@ -5,6 +5,10 @@ __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:  # these import torch, so they are imported on first use
     if name == "fit":
         from accel_restore.trainer.run import fit

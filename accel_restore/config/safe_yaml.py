@@ -3,6 +3,7 @@
 A plain tree consists of mappings, lists, strings, numbers, booleans and null, and no part of it is shared.
 """
 
+import os
 import re
 from itertools import count
 from typing import Any
@@ -101,6 +102,7 @@ def plain_copy(tree: Any, where: str) -> Any:
             )
         if depth > _MAX_DEPTH:
             raise UserError(f"{where}: {key:.60}... is nested deeper than {_MAX_DEPTH} levels; write a flatter section")
+        value = _plain(value)
         if isinstance(value, dict):
             return {
                 copy(name, key, depth): copy(item, f"{key}.{name}".lstrip("."), depth + 1)
@@ -113,6 +115,15 @@ def plain_copy(tree: Any, where: str) -> Any:
         return value
 
     return copy(tree, "", 0)
+
+
+def _plain(value: Any) -> Any:
+    """Return a path, tuple, numpy scalar or array from Python as YAML would give it; other values as they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _problem_of(value: Any) -> str | None:

@@ -35,6 +35,13 @@ class Restorer:
         ours = metadata["model"]["name"] in MODELS  # other models may not support another layout
         self._apply = ModelRunner(model, self.channels, self.scale, device, channels_last=ours)
 
+    def __repr__(self) -> str:
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"Restorer({self.metadata['model']['name']}, {weights:,} weights, channels={self.channels}, "
+            f"scale={self.scale}, device={str(self.device)!r})"
+        )
+
     def __call__(
         self,
         image: Image.Image | np.ndarray | Tensor,

@@ -3,8 +3,10 @@
 import json
 import signal
 import sys
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from accel_restore.data.identity import facts_of
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.engine import train
-from accel_restore.errors import PreemptedError, RunAbortedError, resume_hint
+from accel_restore.errors import PreemptedError, RunAbortedError, UserError, resume_hint
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
@@ -40,10 +42,13 @@ from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.trainer.summary import report_result, state_of
 from accel_restore.utils.files import to_json
+from accel_restore.utils.globals import restored_globals
 from accel_restore.utils.launch import is_restarted
 from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
+
+_running = threading.Lock()  # held while `fit` trains
 
 
 def fit(
@@ -52,13 +57,15 @@ def fit(
     """Train, as `accel-restore train` does, and return the folder of the run.
 
     `config` is a YAML file or a mapping like one, in which `data.train.dataset` and `data.val.dataset` may be
-    `datasets.Dataset` objects. `overrides` are `key=value`.
+    `datasets.Dataset` objects. Paths, tuples, numpy scalars and arrays are taken as YAML would give them. `overrides`
+    are `key=value`. One training at a time runs in a process. Settings of the process are restored at the end:
+    `utils/globals.py` lists them.
 
     Raises: UserError for wrong input, MemoryError, DivergedError, RunAbortedError, AuditError; when stopped by a
     signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
-    with warnings.catch_warnings(), listening() as stop:
+    with _alone(), warnings.catch_warnings(), restored_globals(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
         except PreemptedError as error:
@@ -66,6 +73,23 @@ def fit(
                 raise KeyboardInterrupt(*error.args) from error
             raise SystemExit(EXIT_CODE) from error
     return run_folder(resolved)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second training in this process, in another thread or from within the first.
+
+    Both would share the random numbers, precision and process group, and get other results than alone.
+    """
+    if not _running.acquire(blocking=False):
+        raise UserError(
+            "fit: another training is running in this process; wait until it has returned, or start each in a process "
+            "of its own"
+        )
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 def run_training(
