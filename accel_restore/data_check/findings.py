@@ -15,7 +15,6 @@ _LEVEL = 1 / 255
 _CONSTANT = 0.05 * _LEVEL  # largest standard deviation of a constant image; dark 16-bit photographs have little more
 _MIN_TRAITS = np.array([1.0, 0.1, 0.3, 0.3, 0.3, 0.5, 0.2])  # smaller medians do not distinguish input from gt
 GRAY = 0.5 * _LEVEL  # largest mean distance of the channels of a gray image; 2 levels in the palest photographs
-_MAX_COMPARED = 5000  # images searched for near duplicates: the time grows with their square
 
 
 @dataclass(frozen=True)
@@ -270,10 +269,9 @@ def _duplicates(facts: Sequence[PairFacts], gts: Sequence[str], inputs: Sequence
             rivals[input_hash].append(places[0])
         groups += [(inputs, places, "the same input with different gts; keep one") for places in rivals.values()]
     singles = list({facts[places[0]].gt_hash: places[0] for places in copies.values()}.values())
-    if len(singles) <= _MAX_COMPARED:
-        how = "nearly the same picture; keep one, or keep all of them in either train or val"
-        near = _groups(near_duplicates([facts[index].thumbnail for index in singles]), len(singles))
-        groups += [(gts, [singles[place] for place in places], how) for places in near]
+    how = "nearly the same picture; keep one, or keep all of them in either train or val"
+    near = _groups(near_duplicates([facts[index].thumbnail for index in singles]), len(singles))
+    groups += [(gts, [singles[place] for place in places], how) for places in near]
     return [_duplicate([names[index] for index in places], how) for names, places, how in groups if len(places) > 1]
 
 

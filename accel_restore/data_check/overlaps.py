@@ -6,7 +6,7 @@ about a third of their area. Not found: crops that were flipped, rotated or resi
 Corners are looked up by hashes of their surroundings, so the time grows with the number of images, not with its square.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, maximum_filter
@@ -60,9 +60,7 @@ def _strength(smooth: np.ndarray) -> np.ndarray:
 def overlaps(train: Sequence[bytes], val: Sequence[bytes]) -> dict[int, tuple[int, tuple[int, int]]]:
     """Return, for each val index that overlaps a training image, the train index and where it lies (down, right)."""
     image, found = _unpack([*train, *val])
-    around = found["around"].astype(np.float32)
-    around /= np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-3)
-    one, other = _same_corners(around, image < len(train))
+    one, other = _same_corners(found["around"], image < len(train))
     if not len(one):
         return {}
     shifts = found["place"][one].astype(int) - found["place"][other]
@@ -92,16 +90,27 @@ def _same_corners(around: np.ndarray, in_train: np.ndarray) -> tuple[np.ndarray,
     powers = 1 << np.arange(_BITS)
     matches = [np.zeros((0, 2), int)]
     for table in planes:
-        keys = (around @ table > 0) @ powers
+        keys = np.concatenate([(part @ table > 0) @ powers for part in _parts(around)])
         order = np.lexsort((in_train, keys))
         for step in range(1, _NEIGHBOURS + 1):
             first, second = order[:-step], order[step:]  # val comes before train in a bucket
             kept = (keys[first] == keys[second]) & in_train[second] & ~in_train[first]
             first, second = first[kept], second[kept]
-            alike = np.einsum("nd,nd->n", around[first], around[second]) > _SAME
+            alike = np.einsum("nd,nd->n", _unit(around[first]), _unit(around[second])) > _SAME
             matches.append(np.stack([second[alike], first[alike]], 1))
     one, other = np.unique(np.concatenate(matches), axis=0).T
     return one, other
+
+
+def _parts(around: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield parts as float32; all of them at once would need 12 KB per image."""
+    for start in range(0, max(len(around), 1), 2**16):
+        yield around[start : start + 2**16].astype(np.float32)
+
+
+def _unit(around: np.ndarray) -> np.ndarray:
+    values = around.astype(np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-3)
 
 
 def _shared(one: np.ndarray, other: np.ndarray, shifts: np.ndarray) -> tuple[int, tuple[int, int]]:

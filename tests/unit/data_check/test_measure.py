@@ -8,6 +8,7 @@ import scipy
 from photographs import photograph
 from PIL import Image
 
+from accel_restore.data_check import near_duplicates as near_duplicates_module
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import find_in_set, find_leaks, outliers
 from accel_restore.data_check.measure import examine_pair
@@ -307,6 +308,34 @@ def test_duplicates_are_found_among_thousands_of_pictures():
     many = [random.integers(0, 256, 1024, np.uint8).tobytes() for _ in range(3000)]
     turned = np.rot90(np.frombuffer(many[2500], np.uint8).reshape(32, 32)).tobytes()
     assert [match[:2] for match in near_duplicates(many, [many[7], b"", turned])] == [(7, 0), (2500, 2)]
+
+
+def test_large_sets_are_compared_by_hashes_in_linear_time(monkeypatch):
+    random = np.random.default_rng(0)
+    cells = scipy.ndimage.gaussian_filter(random.normal(size=(1600, 32, 32)), (0, 2, 2)) + 0.5
+    many = [thumbnail(image.astype(np.float32)) for image in cells]
+    copies = [thumbnail(np.rot90(image + 0.02 * random.normal(size=image.shape)).astype(np.float32)) for image in cells]
+    exact = {match[:2] for match in near_duplicates(many, copies[:100])}
+    assert exact == {(place, place) for place in range(100)}
+    monkeypatch.setattr(near_duplicates_module, "_EXACT", 0)
+    assert {match[:2] for match in near_duplicates(many, copies[:100])} == exact
+
+    compared = []
+    multiply = np.einsum
+
+    def counted(what, one, other):
+        compared.append(len(one))
+        return multiply(what, one, other)
+
+    counts = []
+    for count in (400, 800, 1600):
+        compared.clear()
+        monkeypatch.setattr(np, "einsum", counted)
+        near_duplicates(many[:count])
+        monkeypatch.undo()
+        monkeypatch.setattr(near_duplicates_module, "_EXACT", 0)
+        counts.append(sum(compared))
+    assert counts[1] < 2.5 * counts[0] and counts[2] < 2.5 * counts[1]
 
 
 def test_one_pair_is_measured():
