@@ -104,7 +104,7 @@ def _hashed_matches(
     waves: np.ndarray, val_waves: list[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield the same as `_matches` among pictures that share a bucket in one of several hash tables."""
-    bits = max(8, int(np.log2(len(waves))) - 3)  # about 8 pictures in a bucket
+    bits = max(1, int(np.log2(len(waves))) - 3)  # about 8 pictures in a bucket
     planes = np.random.default_rng(0).normal(size=(_TABLES, waves.shape[1], bits)).astype(np.float32)
     powers = 1 << np.arange(bits)
     tables = []

@@ -330,10 +330,9 @@ def test_large_sets_are_compared_by_hashes_in_linear_time(monkeypatch):
     counts = []
     for count in (400, 800, 1600):
         compared.clear()
-        monkeypatch.setattr(np, "einsum", counted)
-        near_duplicates(many[:count])
-        monkeypatch.undo()
-        monkeypatch.setattr(near_duplicates_module, "_EXACT", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "einsum", counted)
+            near_duplicates(many[:count])
         counts.append(sum(compared))
     assert counts[1] < 2.5 * counts[0] and counts[2] < 2.5 * counts[1]
 
