@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     lines = "\n".join(f"  {name:13} {what}" for name, (what, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="accel-restore",
         description=f"Paired image restoration.\n\ncommands:\n{lines}\n\nRun accel-restore COMMAND --help for details.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -44,9 +44,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="remove the files of the run and start it again")
     parser.add_argument(
-        "--stop-after", type=int, metavar="STEP", help="save and stop after this optimizer step (exit code 143)"
+        "--stop-after", type=_step, metavar="STEP", help="save and stop after this optimizer step (exit code 143)"
     )
     return parser.parse_configuration(arguments)
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--stop-after: must be a step above 0, not {text}")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

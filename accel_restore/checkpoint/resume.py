@@ -22,7 +22,7 @@ from accel_restore.config.schema import Config
 from accel_restore.data.identity import Identity, describe_change, facts_of, read_record
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.models.weights_file import WEIGHTS
-from accel_restore.tracking.run_files import read_status
+from accel_restore.tracking.run_files import read_lines, read_status
 from accel_restore.utils.files import discard, replace_file
 from accel_restore.utils.redaction import redacted
 
@@ -113,12 +113,10 @@ def _candidates(folder: Path, config: Config, overwrite: bool) -> list[Path]:
     """Return the commits to try, best first, for `run.resume`: auto or a path."""
     resume = config.run.resume
     own = find_commits(folder / "checkpoints")[::-1]
-    if resume == "auto":
-        if not own and read_status(folder).get("state") == "finished":
-            again = _or_again(folder, config)
-            raise UserError(f"{folder}: holds a finished run without checkpoints; choose another run.name{again}")
-        return own
-    if own and not overwrite and _has_resumed(own, resume, folder):
+    if not own and not overwrite and not _is_inside(resume, folder) and (what := _find_result(folder)):
+        again = _or_again(folder, config)
+        raise UserError(f"{folder}: holds {what}, but no checkpoint to continue from; choose another run.name{again}")
+    if resume == "auto" or (own and not overwrite and _has_resumed(own, resume, folder)):
         return own
     path = Path(resume).expanduser()
     others = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
@@ -129,13 +127,27 @@ def _candidates(folder: Path, config: Config, overwrite: bool) -> list[Path]:
     return others
 
 
+def _find_result(folder: Path) -> str | None:
+    """Return what a run has left that must not be overwritten, in words. Steps before the first commit do not count."""
+    if read_status(folder).get("state") == "finished":
+        return "a finished run"
+    if (folder / WEIGHTS).exists():
+        return f"the {WEIGHTS} of a run"
+    lines = read_lines(folder / "metrics.jsonl")
+    return "the metrics of a run" if any(line.get("event") == "epoch" for line in lines) else None
+
+
+def _is_inside(resume: str, folder: Path) -> bool:
+    return resume != "auto" and Path(resume).expanduser().resolve().is_relative_to(folder.resolve())
+
+
 def _has_resumed(commits: list[Path], resume: str, folder: Path) -> bool:
     """Return whether the run in `folder` has already started from `resume`, and so continues from its own `commits`.
 
     A commit of another run is only a start. The run goes back to a commit of its own once, as recorded in its newest
     commit that can be read.
     """
-    if not Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
+    if not _is_inside(resume, folder):
         return True
     for commit in commits:
         try:

@@ -16,7 +16,7 @@ class ConfigurationParser(argparse.ArgumentParser):
     """Parses a command that takes a configuration: --config FILE, or the YAML file alone, and key=value overrides."""
 
     def __init__(self, prog: str, description: str | None):
-        super().__init__(prog=prog, description=description)
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--config", metavar="FILE", help="YAML configuration (default: configs/demo.yaml)")
         self.add_argument(
             "overrides",

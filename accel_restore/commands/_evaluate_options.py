@@ -17,6 +17,7 @@ WORST = 4  # default number of pictures
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises: UserError for invalid values."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="accel-restore evaluate",
         description="Score weights by the protocol of their validation, which is stored with them; options change it. "
         "Two files of weights are scored on the same images. Several processes share the images.",

@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> int:
     Raises: UserError if a folder or a name does not exist.
     """
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="accel-restore cache",
         description=f"{__doc__} A run that needs a deleted store builds it again. To keep the stores in another place, "
         "move the folder and set data.cache_dir.",

@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
     Raises: UserError if the run, the API key or wandb-workspaces is missing, or the server rejects the view.
     """
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="accel-restore dashboard",
         description=f"{__doc__} Saving needs a W&B account (wandb login). Without one, `wandb leet RUN_DIR/wandb` "
         "shows a run's curves in the terminal.",

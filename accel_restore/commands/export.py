@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
     Raises: UserError for invalid weights or options.
     """
-    parser = argparse.ArgumentParser(prog="accel-restore export", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="accel-restore export", description=__doc__)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="best.safetensors of a run")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="model.onnx or model.pt2")
     parser.add_argument("--opset", type=int, metavar="N", help=f"ONNX opset, {exported.LOWEST_OPSET} or higher")

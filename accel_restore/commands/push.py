@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
 
     Raises: UserError for invalid weights, names or folders, without a token, or if the Hub refuses.
     """
-    parser = argparse.ArgumentParser(prog="accel-restore push", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="accel-restore push", description=__doc__)
     parser.add_argument("repo", metavar="REPO", help="owner/name on the Hub; created if it does not exist")
     parser.add_argument("source", type=Path, metavar="WEIGHTS|RUN_DIR", help="a run's folder, or a best.safetensors")
     parser.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     Raises: UserError if the folder contains no run or the page cannot be written.
     """
     parser = argparse.ArgumentParser(
-        prog="accel-restore report", description=f"{__doc__} The run may still be training."
+        allow_abbrev=False, prog="accel-restore report", description=f"{__doc__} The run may still be training."
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder, such as runs/demo")
     parser.add_argument(

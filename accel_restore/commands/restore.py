@@ -27,6 +27,7 @@ _SUFFIXES = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "webp": ".webp", "tif
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises: UserError for invalid values."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="accel-restore restore",
         description="Restore images. Finished files are skipped, so the same command continues after an interrupt. "
         "Several processes (torchrun, accelerate launch -m accel_restore.cli restore ...) share the files.",

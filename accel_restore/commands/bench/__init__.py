@@ -14,6 +14,7 @@ def main(arguments: list[str]) -> int:
     Raises: UserError if the configuration or data cannot be used.
     """
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="accel-restore bench",
         description=__doc__,
         epilog="for the options, see accel-restore bench data --help and accel-restore bench train --help",

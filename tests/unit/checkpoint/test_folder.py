@@ -1,5 +1,6 @@
 """Starting again removes the files of a run, but never a file that the new run needs, whatever path leads to it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_a_commit_of_the_run_that_is_removed_is_refused(place, work):
     [
         "model.checkpoint=runs/other/best.safetensors", "model.checkpoint=runs/old/mine.safetensors",
         "model.checkpoint=hard.safetensors", "model.checkpoint=loop", f"model.file={'a/' * 3000}x", "model.file=''",
-        "tracking.project=runs/old/best.safetensors",
+        "tracking.project=runs/old",
     ],
 )  # fmt: skip
 def test_files_that_stay_may_be_read(override, work):
@@ -131,6 +132,33 @@ def test_overwrite_starts_from_the_commit_that_run_resume_names(work):
 def test_overwrite_alone_starts_from_scratch(work):
     assert start() == start("run.resume=never") == Start(overwrites=True)
     assert not start(overwrite=False).clears
+
+
+@pytest.mark.parametrize("resume", ["auto", "runs/other"])
+@pytest.mark.parametrize("state", ["preempted", "running", "failed", "diverged", "finished"])
+@pytest.mark.parametrize("kept", ["best.safetensors", "metrics.jsonl"])
+def test_a_result_without_checkpoints_is_never_overwritten(kept, state, resume, work):
+    folder = Path("runs/old")
+    shutil.copytree(folder, "runs/other")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / ({"best.safetensors", "metrics.jsonl"} - {kept}).pop()).unlink()
+    (folder / "status.json").write_text(json.dumps({"state": state}))
+    with pytest.raises(UserError, match=r"choose another run\.name, or start again with --overwrite"):
+        start(f"run.resume={resume}", overwrite=False)
+    assert start(f"run.resume={resume}").clears
+
+
+def test_a_run_without_a_result_starts_again_and_one_whose_commit_was_moved_goes_on(work):
+    folder = Path("runs/old")
+    shutil.move(folder / "checkpoints/step-00000006", folder / "moved")
+    assert start("run.resume=runs/old/moved", overwrite=False).commit == folder / "moved"
+    (folder / "best.safetensors").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in lines if '"event": "epoch"' not in line))
+    assert "train" in (folder / "metrics.jsonl").read_text()
+    for state in ("preempted", "running", "failed"):
+        (folder / "status.json").write_text(json.dumps({"state": state}))
+        assert start(overwrite=False).commit is None
 
 
 def test_every_text_of_a_configuration_is_taken_for_a_path(work):

@@ -1,5 +1,8 @@
 """The command lines of commands that take a configuration."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from accel_restore import cli, train
@@ -85,3 +88,18 @@ def test_no_command_prints_the_help(capsys):
 def test_an_unknown_command_is_rejected_with_a_remedy(word, answer, capsys):
     assert cli.main([word]) == 2
     assert answer in capsys.readouterr().err
+
+
+def test_no_parser_takes_the_start_of_an_option_for_the_option():
+    for file in Path(cli.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("ArgumentParser", "super().__init__")):
+                if ast.unparse(node.func) == "super().__init__" and file.name != "_arguments.py":
+                    continue
+                assert "allow_abbrev=False" in ast.unparse(node), file
+
+
+@pytest.mark.parametrize("step", ["0", "-1", "1.5", "x"])
+def test_a_step_to_stop_after_is_above_0(step, capsys):
+    assert train.main(["--stop-after", step]) == 2
+    assert f"--stop-after: must be a step above 0, not {step}" in capsys.readouterr().err
