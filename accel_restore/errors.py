@@ -1,5 +1,9 @@
 """The errors that end a run. The entry turns each into an exit code and a state in status.json."""
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class UserError(Exception):
     """The user's input (configuration, data, weights) is wrong: one short message, no traceback, exit 2.
@@ -49,6 +53,11 @@ def permission_denied(error: PermissionError) -> UserError:
     return UserError(f"{name}: permission denied; change the permissions of the file or of its folders")
 
 
+def one_line(text: str) -> str:
+    r"""Return the text with escapes, such as `\n`, in place of control characters. Names of files may have some."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def resume_hint(overwrite: bool) -> str:
     """The words that say how to continue a run; a command with `overwrite` would remove it."""
     return f"the same command{' without --overwrite' if overwrite else ''} continues"
@@ -58,7 +67,7 @@ def raise_problems(title: str, problems: list[str], limit: int = 100) -> None:
     """Raise one `UserError` that lists all `problems`, one per line, if there are any."""
     if not problems:
         return
-    shown = [f"  - {problem}" for problem in problems[:limit]]
+    shown = [f"  - {one_line(problem)}" for problem in problems[:limit]]
     if len(problems) > limit:
         shown.append(f"  ... and {len(problems) - limit} more")
     raise UserError("\n".join([title, *shown]))

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from accel_restore.data.cache import StoredSource, default_cache, delete_store, list_stores
-from accel_restore.errors import UserError
+from accel_restore.errors import UserError, raise_problems
 from accel_restore.tracking.console import Console
 
 
@@ -29,18 +29,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--unused-days", type=float, metavar="N", help="delete the stores that no run has used for N days"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not options.dir.is_dir() and options.dir != default_cache():
         raise UserError(f"{options.dir}: no such folder; set --dir to the cache folder")
     stores, console = list_stores(options.dir), Console(True)
     if options.action == "delete":
-        chosen = _chosen(stores, options)
-        try:
-            deleted = [store for store in chosen if delete_store(options.dir, store.name)]
-        except OSError as error:
-            raise UserError(f"{error.filename or options.dir}: cannot be deleted ({error.strerror})") from error
-        kept = f"; kept {len(chosen) - len(deleted)} that processes use" if len(deleted) < len(chosen) else ""
-        console.log(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
+        _delete(_chosen(stores, options), options.dir, console)
         return 0
     if options.names or options.all or options.unused_days is not None:
         raise UserError("cache list: takes no names, --all or --unused-days; use `accel-restore cache delete`")
@@ -63,7 +57,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _delete(chosen: list[StoredSource], folder: Path, console: Console) -> None:
+    """Delete stores that no process uses, and report. Raises: UserError, at the end, for files that remain."""
+    deleted, num_used, problems = [], 0, []
+    for store in chosen:
+        try:
+            if delete_store(folder, store.name):
+                deleted.append(store)
+            else:
+                num_used += 1
+        except OSError as error:
+            problems.append(f"{error.filename or folder}: cannot be deleted ({error.strerror})")
+    kept = f"; kept {num_used} that processes use" if num_used else ""
+    console.log(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
+    raise_problems(f"{len(problems)} of {len(chosen)} stores remain; change the permissions of {folder}", problems)
+
+
 def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[StoredSource]:
+    """Return the stores to delete. Raises: UserError unless the options choose in one way, which is valid."""
+    if bool(options.names) + options.all + (options.unused_days is not None) > 1:
+        raise UserError("cache delete: give either names of stores, --all or --unused-days N")
+    if options.unused_days is not None and not options.unused_days >= 0:  # also NaN
+        raise UserError(f"cache delete: --unused-days {options.unused_days:g} must be 0 or more")
     if options.all:
         return stores
     if options.unused_days is not None:
@@ -71,6 +86,6 @@ def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[Sto
     if not options.names:
         raise UserError("cache delete: nothing to delete; give names of stores, --all or --unused-days N")
     for name in options.names:
-        if not any(store.name.startswith(name) for store in stores):
-            raise UserError(f"{name}: no such store in {options.dir}; `accel-restore cache` lists them")
+        if not (name and any(store.name.startswith(name) for store in stores)):
+            raise UserError(f"{name or repr(name)}: no such store in {options.dir}; `accel-restore cache` lists them")
     return [store for store in stores if store.name.startswith(tuple(options.names))]

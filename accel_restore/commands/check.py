@@ -25,7 +25,7 @@ from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
 from accel_restore.data_check.made_inputs import find_one_sided, find_unscaled_noise, make_input, measure_inputs
 from accel_restore.data_check.survey import Part, find_in_headers, survey
-from accel_restore.errors import UserError
+from accel_restore.errors import UserError, one_line
 from accel_restore.losses import build_loss
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.tracking.console import Console
@@ -238,11 +238,11 @@ def _show(report: dict[str, Any], console: Console) -> None:
             f"{epoch['loading_pairs_per_second']:,.0f} pairs/s: {epoch['loading_seconds']:.1f} s of loading"
         )
     for error in report["errors"]:
-        console.log(f"error: {error}")
+        console.log(f"error: {one_line(error)}")
     for kind, group in groupby(sorted(report["warnings"], key=lambda w: w["kind"]), lambda w: w["kind"]):
         texts = [warning["text"] for warning in group]
         for text in texts[:_SHOWN]:
-            console.log(f"warning ({kind}): {text}")
+            console.log(f"warning ({kind}): {one_line(text)}")
         if len(texts) > _SHOWN:
             console.log(f"warning ({kind}): ... and {len(texts) - _SHOWN} more; --json FILE lists all")
     console.log(", ".join(_number(report[what], what) for what in ("errors", "warnings")))

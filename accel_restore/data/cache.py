@@ -8,6 +8,8 @@ appears complete or not at all, with a digest of the pixels of each image; a JSO
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import time
 from collections import deque
@@ -29,11 +31,15 @@ from accel_restore.data.store import Store, digest_of, write_store
 from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
 from accel_restore.utils.cgroups import num_cores
-from accel_restore.utils.files import replace_file, sync_folder
+from accel_restore.utils.files import read_object, replace_file, sync_folder
 from accel_restore.utils.places import user_cache
 from accel_restore.utils.redaction import redacted
 
 _VERSION = 3  # of the stored layout
+# The names of stores, of unfinished stores, and of unfinished descriptions.
+_NAME = re.compile(r"[0-9a-f]{32}\.(arrow|[0-9]+\.tmp)|\.[0-9a-f]{16}\.[0-9]+\.tmp")
+_SCHEMA_BYTES = 4096  # at the start of an Arrow file; they hold the names of its columns
+_DESCRIBED: dict[str, type] = {"images": int, "first": str, "channels": int, "bits": int, "bytes": int}
 _DECODED_AHEAD = 2**30  # bytes of decoded images waiting to be written
 
 Size = tuple[int, int]  # height, width
@@ -115,8 +121,10 @@ class _Build:
         try:
             if self.refusal.stat().st_mtime < time:
                 return False
-            found = json.loads(self.refusal.read_bytes())
         except FileNotFoundError:
+            return False
+        found = read_object(self.refusal)
+        if not ("sizes" in found and found.get("problems")):  # damaged
             return False
         self.sizes, self.problems = [size and tuple(size) for size in found["sizes"]], found["problems"]
         return True
@@ -180,9 +188,10 @@ class _Build:
         try:
             store = Store(self.path, self.channels, rows, self.lock)
         except (OSError, ValueError, KeyError) as error:
+            command = f"accel-restore cache delete {self.path.stem[:12]} --dir {shlex.quote(str(self.path.parent))}"
             raise UserError(
-                f"{self.path}: cannot be read ({error}); remove it by `accel-restore cache delete "
-                f"{self.path.stem[:12]}`, and the next run decodes its images again"
+                f"{self.path}: cannot be read ({error}); remove it by `{command}`, and the next run decodes its images "
+                "again"
             ) from error
         return Opened(store, [tuple(size) for size in store.sizes.tolist()], [])
 
@@ -262,13 +271,16 @@ class StoredSource:
 
 
 def list_stores(cache: Path) -> list[StoredSource]:
-    """Return the stores of a cache folder, and the remains of killed processes; the last used first."""
+    """Return the stores of a cache folder, and the remains of killed processes; the last used first.
+
+    Other files are left out, such as the Arrow files of other programs.
+    """
     found = []
     try:
         paths = list(cache.iterdir())
     except FileNotFoundError:  # no run has decoded images yet
         return []
-    for path in [path for path in paths if path.suffix in (".arrow", ".tmp")]:
+    for path in filter(_is_own, paths):
         with suppress(FileNotFoundError):  # a process has just finished or deleted it
             stat = path.stat()
             found.append(StoredSource(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
@@ -288,10 +300,23 @@ def delete_store(cache: Path, name: str) -> bool:
     return True
 
 
-def _described(path: Path) -> dict[str, Any]:
-    """The description next to a store; empty if there is none."""
+def _is_own(path: Path) -> bool:
+    """Whether a file has a name that only stores have, and is described as one or has the content of one."""
+    if not _NAME.fullmatch(path.name) or not path.is_file():
+        return False
+    if path.suffix == ".arrow" and _described(path):
+        return True
     try:
-        description = json.loads(path.with_suffix(".json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return description if isinstance(description, dict) else {}
+        with path.open("rb") as file:
+            start = file.read(_SCHEMA_BYTES)
+    except OSError:
+        return False
+    if path.suffix == ".tmp" and (not start or start.startswith(b"{")):  # not yet written, or a description
+        return True
+    return all(name in start for name in (b"pixels", b"height", b"width", b"large_binary"))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """The description next to a store, without values of another type than a store's; empty if there is none."""
+    found = read_object(path.with_suffix(".json"))
+    return {key: value for key, value in found.items() if type(value) is _DESCRIBED.get(key)}

@@ -12,7 +12,7 @@ from accel_restore.data.pairs import Pair, held_out
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.inference.evaluate import SETTINGS
-from accel_restore.tracking.run_files import read_object
+from accel_restore.utils.files import read_object
 from accel_restore.utils.glob import nfc
 
 _SETTINGS = {"metrics", "weights", *SETTINGS}

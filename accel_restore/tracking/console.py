@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import IO, cast
 
 from rich import console as rich_console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from accel_restore.errors import one_line
 from accel_restore.metrics.format import format_score
 from accel_restore.utils.streams import safe
 
@@ -41,14 +43,14 @@ class Console:
             self.rich.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
-        """Print a table."""
+        """Print a table of texts as they are, without markup, each in one line."""
         if not self.main:
             return
-        table = Table(title=title, title_justify="left", show_header=bool(header))
+        table = Table(title=escape(title), title_justify="left", show_header=bool(header))
         for position, name in enumerate(header or [""] * len(rows[0])):
             table.add_column(name, justify="right" if header and position else "left")
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*(escape(one_line(str(value))) for value in row))
         self.rich.print(table)
 
     def track(self, items: Iterable, total: int, description: str) -> Iterable:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic_core import from_json  # five times as fast as json; a run may write millions of lines
 
-from accel_restore.utils.files import replace_file, to_json
+from accel_restore.errors import UserError
+from accel_restore.utils.files import read_object, replace_file, to_json
 from accel_restore.utils.redaction import redacted
 
 _SHOWN = 5  # of damaged lines that a message names
@@ -105,6 +106,8 @@ class JsonlTail:
     """Iterate over the objects of a JSON-lines file that were appended since the last iteration.
 
     This is the one reader of such files. A damaged line costs what is damaged in it, and no other line.
+
+    Raises: UserError, while iterating, if the path is a folder, a pipe or a device.
     """
 
     def __init__(self, path: Path, accept: Callable[[dict[str, Any]], bool] = bool):
@@ -139,6 +142,9 @@ class JsonlTail:
     def _texts(self) -> Iterator[bytes]:
         """Yield the lines from the current position on, with their line breaks."""
         if self.path.exists():
+            if not self.path.is_file():  # reading a pipe would wait
+                what = "a folder" if self.path.is_dir() else "not a regular file"
+                raise UserError(f"{self.path}: is {what}; move it out of the run's folder")
             with self.path.open("rb") as file:
                 file.seek(self.position)
                 yield from file
@@ -217,12 +223,3 @@ def is_number(value: Any) -> bool:
     """Return whether a value is a number of at most 64 bits and finite."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and abs(value) < (2**63 if isinstance(value, int) else math.inf)
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty if the file is missing or holds no object."""
-    try:
-        found = from_json(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json  # five times as fast as json, and bounded in depth
+
 from accel_restore.utils.utf8 import printable
 
 REMOVING = ".removing-"  # prefix of a folder that is being removed
@@ -80,6 +82,15 @@ def remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
         elif path.name.startswith(REMOVING):
             shutil.rmtree(path)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if the file is missing, is not a regular file or holds no object."""
+    try:
+        found = from_json(file.read_bytes()) if file.is_file() else None  # reading a pipe would wait
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

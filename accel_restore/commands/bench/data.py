@@ -27,6 +27,7 @@ from accel_restore.data.store import Store
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
+from accel_restore.utils.launch import Launch
 
 DECODING, COPYING, TRAINING = "decode the files of each crop", "copy limit (as many bytes, in a row)", "training loader"
 
@@ -127,7 +128,8 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
 def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
     """Return the pairs per second that training on a CPU gets when it does nothing else."""
     plan = BatchPlan(len(sets.train), config.data.batch_size, 1, 1, config.run.seed, config.data.patch_size)
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    with Launch().environment():  # one process measures, also under a launcher
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     loader = TrainLoader(sets.train, BatchSchedule((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
     micro_batches = (batch for epoch in count() for step in loader.steps(epoch) for batch in step)
     rate = _rate(lambda _: next(micro_batches), count(), config.data.batch_size, seconds)

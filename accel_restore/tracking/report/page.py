@@ -24,8 +24,8 @@ from accel_restore.tracking.report.tables import (
     progress,
     speed_tables,
 )
-from accel_restore.tracking.run_files import read_audit, read_object, read_status
-from accel_restore.utils.files import replace_file, to_json
+from accel_restore.tracking.run_files import read_audit, read_status
+from accel_restore.utils.files import read_object, replace_file, to_json
 from accel_restore.utils.utf8 import printable
 
 REPORT, PLAN = "report.html", "plan.json"
@@ -73,7 +73,7 @@ class Page:
         Raises: UserError if the folder contains no run.
         """
         status = read_status(self.folder)
-        if not (self.folder / "status.json").exists():
+        if not (self.folder / "status.json").is_file():
             raise UserError(f"{self.folder}: not a run's folder (no status.json); pass one such as runs/demo")
         self.metrics.read()
         name = self.folder.resolve().name
@@ -135,7 +135,7 @@ def _hash(text: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""
 

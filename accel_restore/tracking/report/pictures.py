@@ -40,12 +40,12 @@ def read_pictures(folder: Path, best_epoch: int | None, known: dict[Path, list])
     `best_epoch` counts from 0.
     """
     sheets = []
-    paths = sorted(folder.glob("samples/epoch-*.png"))
+    paths = sorted(path for path in folder.glob("samples/epoch-*.png") if path.is_file())  # a pipe would wait
     places = {round(part * (len(paths) - 1) / (_MAX_SHEETS - 1)) for part in range(_MAX_SHEETS)} if paths else ()
     chosen = {_epoch(paths[place]): paths[place] for place in places}
     if best_epoch is not None:
         both = sheet_path(folder, best_epoch), sheet_path(folder, best_epoch, best=True)
-        chosen |= {_epoch(path): path for path in both if path.exists()}
+        chosen |= {_epoch(path): path for path in both if path.is_file()}
     for path in sorted(chosen.values(), key=lambda path: path.stem.rpartition("-")[2]):
         if path not in known:
             try:

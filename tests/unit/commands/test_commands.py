@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from damage import sound
 from image_files import photo, save
 from runs import make_photos
+from torch import distributed
 
 from accel_restore.cli import COMMANDS, main
 from accel_restore.commands.bench import data as bench_data
@@ -65,6 +67,73 @@ def test_deleting_needs_a_name_that_exists(stores, capsys):
     assert len(list_stores(stores)) == 2
 
 
+def test_only_stores_are_listed_and_deleted(stores, capsys):
+    foreign = ["data-00000-of-00001.arrow", f"{'0' * 32}.arrow", "upload.tmp", f"{'1' * 32}.7.tmp", "x.json"]
+    for name in foreign:
+        (stores / name).write_bytes(b"ARROW1 of another program")
+    for name in ("x.arrow", f"{'2' * 32}.arrow"):
+        (stores / name).mkdir()
+    remains = [f"{'3' * 32}.7.tmp", f".{'4' * 16}.7.tmp"]
+    for name in remains:
+        (stores / name).touch()
+    described = next(path for path in stores.glob("*.json") if path.name != "x.json")
+    described.unlink()  # the store's content shows what it is
+    assert len(list_stores(stores)) == 4
+    assert (
+        main(["cache", "delete", "--all", "--dir", str(stores)]) == 0 and "deleted 4 stores" in capsys.readouterr().out
+    )
+    kept = {path.name for path in stores.iterdir() if path.suffix != ".lock"}
+    assert kept == {*foreign, "x.arrow", f"{'2' * 32}.arrow"}
+
+
+def test_one_store_that_cannot_be_deleted_does_not_keep_the_others(stores, capsys):
+    (stuck := stores / f"{list_stores(stores)[0].name}.json").unlink()
+    (stuck / "inside").mkdir(parents=True)
+    assert main(["cache", "delete", "--all", "--dir", str(stores)]) == 2
+    printed = capsys.readouterr()
+    assert "deleted 1 stores" in printed.out and "1 of 2 stores remain" in printed.err and str(stuck) in printed.err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--unused-days", "-1"], "must be 0 or more"),
+        (["--unused-days", "nan"], "must be 0 or more"),
+        (["--all", "--unused-days", "30"], "give either names of stores, --all or --unused-days"),
+        (["abc", "--all"], "give either names of stores, --all or --unused-days"),
+        (["abc", "--unused-days", "0"], "give either names of stores, --all or --unused-days"),
+        ([""], "'': no such store"),
+    ],
+)
+def test_an_unclear_choice_of_stores_deletes_none(stores, capsys, given, words):
+    assert main(["cache", "delete", *given, "--dir", str(stores)]) == 2
+    assert words in capsys.readouterr().err and len(list_stores(stores)) == 2
+
+
+def test_names_of_stores_may_follow_the_options(stores):
+    newest, oldest = list_stores(stores)
+    assert main(["cache", "delete", "--dir", str(stores), newest.name]) == 0
+    assert main(["cache", "--dir", str(stores), "delete", oldest.name]) == 0 and not list_stores(stores)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": "<b>", "first": 5, "bytes": null}',
+        '{"images": [1], "first": {}, "channels": true, "bits": "[/red]"}',
+        '{"first": "[/red]"}',
+        "[1]",
+        "[" * 100_000,
+        "\xff",
+    ],
+    ids=range(6),
+)
+def test_a_foreign_description_of_a_store_is_shown_as_far_as_it_is_valid(stores, capsys, text):
+    for file in stores.glob("*.json"):
+        file.write_text(text, encoding="latin-1")
+    assert main(["cache", "--dir", str(stores)]) == 0 and "2 stores" in capsys.readouterr().out
+
+
 def write_config(tmp_path: Path, **data) -> str:
     file = tmp_path / "config.yaml"
     tree = {"patch_size": 32, "crops_per_image": 4, "cache_dir": str(tmp_path / "cache"), **data}
@@ -87,6 +156,30 @@ def test_bench_data_measures_every_stage(kind, tmp_path, capsys):
     assert all(rate > 0 for rate in rates.values()) and all(name in out for name in rates)
     assert record["gpus"] == pytest.approx(rates[bench_data.TRAINING] / 100) and record["fits_in_memory"] is True
     assert "GPUs that take 100 pairs/s each" in out
+
+
+LAUNCHES = [
+    {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"},
+    {"WORLD_SIZE": "2"},
+    {"WORLD_SIZE": "two"},
+    {"LOCAL_RANK": "x"},
+    {"ACCELERATE_USE_CPU": "nonsense"},
+    {"ACCELERATE_USE_DEEPSPEED": "true"},
+    {"OMPI_COMM_WORLD_SIZE": "2"},
+    {"PMI_SIZE": "2", "PMI_RANK": "1"},
+]
+
+
+@pytest.mark.parametrize("command", [["check"], ["bench", "data", "--seconds", "0.01"]], ids=["check", "bench data"])
+def test_a_command_of_one_process_ignores_a_launch(command, tmp_path, monkeypatch):
+    config = write_config(tmp_path, train=sound(tmp_path, 4)[0].source)
+    for variables in LAUNCHES:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert main([*command, "--config", config]) == 0, variables
+            assert not distributed.is_initialized()
 
 
 def test_bench_refuses_what_cannot_be_measured(tmp_path, capsys):

@@ -4,6 +4,7 @@ import base64
 import errno
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -34,6 +35,24 @@ def content_of(file):
 
 def cells(section):
     return [cell for table in section["tables"] for row in table["rows"] for cell in row]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("metrics.jsonl", 2), ("status.json", 2), ("plan.json", 0), ("audit.json", 0), ("config.yaml", 0),
+        ("samples/epoch-00009.png", 0),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_regular_file_is_not_read(tmp_path, capsys, make, name, code):
+    run = made_run(tmp_path / "run")
+    file = run / name
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    make(file)
+    assert main(["report", str(run)]) == code
+    assert code == 0 or name in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
