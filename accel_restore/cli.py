@@ -6,7 +6,7 @@ import sys
 from accel_restore import __version__
 from accel_restore.errors import UserError, permission_denied
 from accel_restore.utils.imports import did_you_mean, resolve
-from accel_restore.utils.launch import is_reporter
+from accel_restore.utils.launch import hide_warnings_of_torch, is_reporter
 from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.streams import safe_streams
 from accel_restore.utils.utf8 import use_utf8
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command and return its exit code."""
     if arguments is None:
         use_utf8()
+        hide_warnings_of_torch()
         arguments = sys.argv[1:]
     with safe_streams() as output:
         code = _run(arguments)

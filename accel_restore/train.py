@@ -22,7 +22,7 @@ from accel_restore.errors import (
     permission_denied,
     resume_hint,
 )
-from accel_restore.utils.launch import is_main, is_reporter
+from accel_restore.utils.launch import hide_warnings_of_torch, is_main, is_reporter
 from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train; return the exit code: 0 done, 2 wrong input, 3 diverged, 143 stopped, 1 otherwise (audit, lost rank)."""
     if arguments is None:
         use_utf8()
+        hide_warnings_of_torch()
     with safe_streams():
         try:
             options = parse_arguments(arguments)

@@ -92,9 +92,10 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
         outcome = processes.run_together(lambda: _restore_files(mine, work, options, advance))
     problems = processes.gather(outcome.problems)
     restored = len(work.jobs) - done - len(problems)
-    console.log(
-        f"restored {restored} file{'s' * (restored != 1)} in {time.monotonic() - start:.1f} s: {options.output}"
-    )
+    if restored or not problems:  # else there may be no output
+        console.log(
+            f"restored {restored} file{'s' * (restored != 1)} in {time.monotonic() - start:.1f} s: {options.output}"
+        )
     left_out: Counter[str] = sum(processes.gather([outcome.left_out]), Counter())
     for what, count in sorted(left_out.items()):
         console.log(f"note: not kept in {count} file{'s' * (count != 1)}: {what}")

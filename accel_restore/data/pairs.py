@@ -1,7 +1,7 @@
 """Match images on disk to pairs: folders and files by their stems, patterns by the part that {} matches."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +39,10 @@ def find_pairs(
     Raises: UserError if a named package is not installed, or links make endless folders.
     """
     try:
-        return _find_all(gt, input, key, recursive, notes if notes is not None else [])
+        pairs, problems = _find_all(gt, input, key, recursive, notes if notes is not None else [])
     except OSError as error:  # a name that is too long, a folder without permission
         return [], [f"{key}: cannot be searched: {error.strerror}: {error.filename!s:.200}"]
+    return pairs, list(dict.fromkeys(problems))  # a file may be found as gt and as input
 
 
 def held_out(pairs: list[Pair], fraction: float) -> tuple[list[Pair], list[Pair]]:
@@ -136,14 +137,41 @@ def _without_partner(
         return []
     served = {file.gt_name for file in inputs.values()}
     if served.isdisjoint(gts):
-        one_gt, one_input = next(iter(gts)), next(iter(inputs.values())).gt_name
+        similar = _similar(gts)
+        near = [(similar[_folded(name)], name) for name in served if _folded(name) in similar]
+        one_gt, one_input = min(near, default=(next(iter(gts)), next(iter(inputs.values())).gt_name))
+        differ = "; these differ only in case or blanks" if near else ""
         return [
             f"{key}: none of the {len(gts)} names of {gt[0]} (such as '{one_gt}') is among the {len(inputs)} of "
-            f"{input[0]} (such as '{one_input}'); rename the files, or pair them by patterns {_EXAMPLE}"
+            f"{input[0]} (such as '{one_input}'){differ}; rename the files, or pair them by patterns {_EXAMPLE}"
         ]
-    lonely = [(file.path, file.gt_name, gt) for file in inputs.values() if file.gt_name not in gts]
-    lonely += [(path, name, input) for name, path in gts.items() if name not in served]
-    return [f"{path}: has no partner '{name}' in {key}.{side} ({place})" for path, name, (side, place) in lonely]
+    problems, similar, named = [], _similar(gts), set()
+    for file in inputs.values():
+        if file.gt_name not in gts:
+            near_gt = similar.get(_folded(file.gt_name))
+            named.add(near_gt)
+            problems.append(_lonely(file.path, file.gt_name, key, gt, gts.get(near_gt or "")))
+    paths = {file.gt_name: file.path for file in inputs.values()}
+    similar = _similar(paths)
+    for name, path in gts.items():
+        if name not in served and name not in named:
+            problems.append(_lonely(path, name, key, input, paths.get(similar.get(_folded(name), ""))))
+    return problems
+
+
+def _lonely(path: Path, name: str, key: str, other: tuple[str, str | list[str]], near: Path | None) -> str:
+    """Return the problem of an image without a partner; `near` is a file of almost the same name."""
+    hint = f"; {near} differs only in case or blanks: rename one" if near is not None else ""
+    return f"{path}: has no partner '{name}' in {key}.{other[0]} ({other[1]}){hint}"
+
+
+def _similar(names: Iterable[str]) -> dict[str, str]:
+    """Return one of the names for each name without case and blanks."""
+    return {_folded(name): name for name in names}
+
+
+def _folded(name: str) -> str:
+    return "".join(name.split()).casefold()
 
 
 def _by_name(files: list[NamedFile], problems: list[str]) -> dict[str, NamedFile]:

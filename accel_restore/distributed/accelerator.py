@@ -44,8 +44,8 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
     _check_settings()
     if not cpu and not torch.accelerator.is_available() and launch.world_size > 1:
         raise UserError(
-            "this machine has no GPU and several processes were started; add --cpu to train on the CPU "
-            f"({', '.join(launch.variables)})"
+            f"this machine has no GPU and several processes were started ({', '.join(launch.variables)}); add --cpu to "
+            f"train on the CPU, or, {launch.hint}"
         )
     if cpu or not torch.accelerator.is_available():
         keep_freed_memory()
@@ -100,7 +100,11 @@ def _check_settings() -> None:
 def _named_settings() -> str:
     """The environment's settings of Accelerate, for a message."""
     prefixes = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED", "OMP_NUM_THREADS")
-    found = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
+    found = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefixes) and not (name == "OMP_NUM_THREADS" and value.isdecimal())
+    ]
     return f"; the environment sets {', '.join(found)}: unset what is wrong" if found else ""
 
 

@@ -223,7 +223,7 @@ def read_tensors(path: str | None, wanted: dict[str, torch.Size], key: str, sour
     try:
         tensors = read_safetensors(file) if starts_as_safetensors(file) else read_torch_file(file)
     except UserError as error:
-        raise UserError(f"{key}: {file} {error}; {remedy}") from error
+        raise UserError(f"{key}: {file} {error} (it should be {source})") from error  # which has a remedy
     for name, shape in wanted.items():
         value = tensors.get(name) if isinstance(tensors, dict) else None
         if not isinstance(value, Tensor) or value.shape != shape:

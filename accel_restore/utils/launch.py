@@ -123,6 +123,14 @@ def _unset(given: tuple[str, ...]) -> str:
     return f"remove the variables: unset {' '.join(variable.partition('=')[0] for variable in given)}"
 
 
+def hide_warnings_of_torch() -> None:
+    """Have torch's C++ code log errors only; call it before torch is imported. `TORCH_CPP_LOG_LEVEL` overrides it.
+
+    Its warnings about an address that does not answer hold stack traces, and each try repeats them.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def launch_or_alone() -> Launch:
     """Return how this process was started; alone, if the variables contradict each other."""
     try:

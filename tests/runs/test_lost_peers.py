@@ -1,6 +1,8 @@
 """Real processes with the variables of a launcher that did not start them, or whose other ranks do not come."""
 
 import json
+import socketserver
+import threading
 
 import pytest
 import runs
@@ -42,3 +44,19 @@ def test_a_rank_without_peers_says_whom_it_waits_for_and_gives_up(photos, tmp_pa
     assert f"rank {rank} of 2 has waited 6 s for rank {1 - rank}" in gave_up
     assert f"RANK={rank}, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT={port}" in gave_up
     assert [file.name for file in tmp_path.iterdir()] == ["small.yaml"]
+
+
+def test_a_service_that_is_no_rank_leaves_no_stack_trace(photos, tmp_path):
+    class Answers(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1)
+            self.request.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answers) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        port = service.server_address[1]
+        env = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        done = runs.launch(configuration(photos, tmp_path), env=env)
+        service.shutdown()
+    assert done.returncode == 2 and done.stdout == ""
+    assert all(line.startswith("accel-restore: rank 1 of 2 ") for line in done.stderr.splitlines()), done.stderr

@@ -421,3 +421,13 @@ def test_the_mark_holds_only_what_changes_the_result(weights):
     one, two = (recipe_of(loaded, Settings(batch=n), False, 95) for n in (1, 2))
     assert one == two != recipe_of(loaded, Settings(tile=96), False, 95)
     assert mark_of(one, "a") != mark_of(one, "b")
+
+
+def test_no_output_is_named_that_was_not_written(weights, tmp_path, capsys):
+    (broken := tmp_path / "broken\nname.png").write_bytes(b"no image")
+    assert restore(weights[3], broken, "-o", tmp_path / "a.png") == 2
+    printed = capsys.readouterr()
+    assert "restored" not in printed.out and not (tmp_path / "a.png").exists()
+    assert "broken\\nname.png: " in printed.err
+    assert len([line for line in printed.err.splitlines() if line.startswith("  - ")]) == 1
+    assert len(printed.err.splitlines()) == 2

@@ -140,6 +140,30 @@ def test_lists_of_files_and_files_of_an_installed_package(tmp_path):
     assert problem.startswith("data.train.gt: ") and "a.png is a file" in problem
 
 
+@pytest.mark.parametrize("other", ["A1", "a1 ", " a1", "A 1"])
+@pytest.mark.parametrize("also", [True, False], ids=["among others", "alone"])
+def test_a_name_that_differs_only_in_case_or_blanks_is_named(tmp_path, other, also):
+    others = ["b.png"] if also else []
+    gt, noisy = make(tmp_path / "gt", f"{other}.png", *others), make(tmp_path / "noisy", "a1.png", *others)
+    _, (problem,) = find_pairs(str(gt), str(noisy), "data.train")
+    assert "only in case or blanks" in problem
+    for name in (other, "a1"):
+        assert f"'{name}'" in problem or f"{name}.png" in problem
+
+
+def test_a_gt_without_input_names_the_similar_input_of_another(tmp_path):
+    gt, noisy = make(tmp_path / "gt", "a1.png", "A1.png"), make(tmp_path / "noisy", "a1.png")
+    _, (problem,) = find_pairs(str(gt), str(noisy), "data.train")
+    assert problem.startswith(f"{gt / 'A1.png'}: has no partner") and f"{noisy / 'a1.png'} differs only" in problem
+
+
+def test_a_file_that_is_found_twice_is_reported_once(tmp_path):
+    gt = make(tmp_path / "gt", "a.png")
+    (gt / os.fsdecode(b"\xff.png")).touch()
+    text = "\n".join(find_pairs(str(gt), str(gt), "data.train")[1])
+    assert text.count("is not valid UTF-8") == 1
+
+
 def test_all_problems_of_a_source_are_reported_together(tmp_path):
     gt = make(tmp_path / "gt", "a.png", "a.jpg", "b.png", "only_gt.png")
     noisy = make(tmp_path / "noisy", "a.png", "b.png", "only_input.png")

@@ -1,6 +1,7 @@
 """The environment may configure Accelerate. What would change the flow of weights is rejected by its name."""
 
 import pytest
+import torch
 
 from accel_restore.config.load import config_from
 from accel_restore.distributed.accelerator import create_accelerator
@@ -47,8 +48,18 @@ def test_fsdp_on_a_cpu_is_rejected_by_its_name(monkeypatch, policy):
 @pytest.mark.parametrize("name", ["ACCELERATE_DEBUG_MODE", "FORK_LAUNCHED", "ACCELERATE_TORCH_DEVICE"])
 def test_a_value_that_accelerate_cannot_read_is_named(monkeypatch, name):
     monkeypatch.setenv(name, "nonsense")
-    with pytest.raises(UserError, match=f"Accelerate does not start: .*{name}=nonsense"):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(UserError, match=f"Accelerate does not start: .*{name}=nonsense") as raised:
         create_accelerator(CONFIG, cpu=True)
+    assert "OMP_NUM_THREADS" not in str(raised.value), "its value is valid"
+
+
+def test_several_processes_without_a_gpu_are_rejected_with_both_remedies(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"add --cpu to train on the CPU.*unset RANK WORLD_SIZE MASTER_ADDR"):
+        create_accelerator(CONFIG, cpu=False)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,13 @@ def test_unusable_weights_are_rejected_on_one_line(files, tmp_path):
         build_loss({"lpips": {"weights": files["vgg16"], "linear": files["vgg16"]}})
 
 
+def test_a_pointer_of_git_lfs_has_one_remedy(tmp_path):
+    (tmp_path / "vgg.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=r"git lfs pull") as raised:
+        build_loss({"perceptual": {"weights": str(tmp_path / "vgg.pth")}})
+    assert "; get " not in str(raised.value)
+
+
 class Touch:
     """Creates a file when it is unpickled."""
 
