@@ -1,7 +1,7 @@
 """Match images on disk to pairs: folders and files by their stems, patterns by the part that {} matches."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,41 +136,36 @@ def _without_partner(
     if not gts or not inputs:  # already reported
         return []
     served = {file.gt_name for file in inputs.values()}
+    similar_gts = {_folded(name): name for name in gts}
+    similar_inputs = {_folded(file.gt_name): file.path for file in inputs.values()}
     if served.isdisjoint(gts):
-        similar = _similar(gts)
-        near = [(similar[_folded(name)], name) for name in served if _folded(name) in similar]
+        near = [(similar_gts[_folded(name)], name) for name in served if _folded(name) in similar_gts]
         one_gt, one_input = min(near, default=(next(iter(gts)), next(iter(inputs.values())).gt_name))
-        differ = "; these differ only in case or blanks" if near else ""
+        differ = ", which differ only in case or blanks" if near else ""
         return [
             f"{key}: none of the {len(gts)} names of {gt[0]} (such as '{one_gt}') is among the {len(inputs)} of "
             f"{input[0]} (such as '{one_input}'){differ}; rename the files, or pair them by patterns {_EXAMPLE}"
         ]
-    problems, similar, named = [], _similar(gts), set()
-    for file in inputs.values():
-        if file.gt_name not in gts:
-            near_gt = similar.get(_folded(file.gt_name))
-            named.add(near_gt)
-            problems.append(_lonely(file.path, file.gt_name, key, gt, gts.get(near_gt or "")))
-    paths = {file.gt_name: file.path for file in inputs.values()}
-    similar = _similar(paths)
-    for name, path in gts.items():
-        if name not in served and name not in named:
-            problems.append(_lonely(path, name, key, input, paths.get(similar.get(_folded(name), ""))))
-    return problems
-
-
-def _lonely(path: Path, name: str, key: str, other: tuple[str, str | list[str]], near: Path | None) -> str:
-    """Return the problem of an image without a partner; `near` is a file of almost the same name."""
-    hint = f"; {near} differs only in case or blanks: rename one" if near is not None else ""
-    return f"{path}: has no partner '{name}' in {key}.{other[0]} ({other[1]}){hint}"
-
-
-def _similar(names: Iterable[str]) -> dict[str, str]:
-    """Return one of the names for each name without case and blanks."""
-    return {_folded(name): name for name in names}
+    lonely = [
+        (file.path, file.gt_name, gt, gts.get(similar_gts.get(_folded(file.gt_name), "")))
+        for file in inputs.values()
+        if file.gt_name not in gts
+    ]
+    named = {near for _, _, _, near in lonely}
+    lonely += [
+        (path, name, input, similar_inputs.get(_folded(name)))
+        for name, path in gts.items()
+        if name not in served and path not in named
+    ]
+    return [
+        f"{path}: has no partner '{name}' in {key}.{side} ({place})"
+        + (f"; {near} differs only in case or blanks, so rename one" if near is not None else "")
+        for path, name, (side, place), near in lonely
+    ]
 
 
 def _folded(name: str) -> str:
+    """Return the name without case and blanks."""
     return "".join(name.split()).casefold()
 
 
