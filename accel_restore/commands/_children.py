@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import accel_restore
+from accel_restore.utils.launch import Launch
 
 
 def run_module(
@@ -16,7 +17,8 @@ def run_module(
     command = [sys.executable, "-m", *(launcher if processes > 1 else []), module, *arguments]
     paths = [str(Path(accel_restore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     text = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
-    env = {**os.environ, **text, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})}
+    with Launch().environment(settings=True):  # a launch of this process is not the child's
+        env = {**os.environ, **text, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})}
     return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
 
 

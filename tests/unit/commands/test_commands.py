@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from runs import make_photos
 from torch import distributed
 
 from accel_restore.cli import COMMANDS, main
+from accel_restore.commands._children import run_module
 from accel_restore.commands.bench import data as bench_data
 from accel_restore.data.cache import list_stores, open_stores
 from accel_restore.utils.imports import resolve
@@ -180,6 +182,17 @@ def test_a_command_of_one_process_ignores_a_launch(command, tmp_path, monkeypatc
                 patch.setenv(name, value)
             assert main([*command, "--config", config]) == 0, variables
             assert not distributed.is_initialized()
+
+
+def test_a_child_does_not_take_part_in_a_launch_of_its_parent(monkeypatch):
+    for variables in LAUNCHES[:4]:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            seen = {}
+            patch.setattr(subprocess, "run", lambda command, *, env, seen=seen, **_: seen.update(env))
+            run_module("accel_restore.train", [], 1, {"TMPDIR": "here"})
+            assert seen["TMPDIR"] == "here" and not set(variables) & set(seen)
 
 
 def test_bench_refuses_what_cannot_be_measured(tmp_path, capsys):
