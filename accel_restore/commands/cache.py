@@ -1,6 +1,7 @@
 """`accel-restore cache`: list or delete the stores of decoded images that runs share."""
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -87,5 +88,6 @@ def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[Sto
         raise UserError("cache delete: nothing to delete; give names of stores, --all or --unused-days N")
     for name in options.names:
         if not (name and any(store.name.startswith(name) for store in stores)):
-            raise UserError(f"{name or repr(name)}: no such store in {options.dir}; `accel-restore cache` lists them")
+            command = f"accel-restore cache --dir {shlex.quote(str(options.dir))}"
+            raise UserError(f"{name or repr(name)}: no such store; `{command}` lists them")
     return [store for store in stores if store.name.startswith(tuple(options.names))]
