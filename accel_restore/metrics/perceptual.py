@@ -60,7 +60,7 @@ class DISTSMetric(FeatureMetric):
         super().__init__(Features("vgg16", list(layers), weights, "validation.weights.dists", HannPool()))
         wanted = dict.fromkeys(("alpha", "beta"), torch.Size((1, 1475, 1, 1)))
         file = torchmetrics_file("dists_models/weights.pt")
-        found = read_tensors(file, wanted, "validation.weights", "it with pip install -U torchmetrics")
+        found = read_tensors(file, wanted, "validation.weights", "dists_models/weights.pt from the PyPI package torchmetrics")
         total = found["alpha"].sum() + found["beta"].sum()
         self.texture, self.structure = (
             dict(zip(("image", *layers), (found[name] / total).split([3, *layers.values()], 1), strict=True))
