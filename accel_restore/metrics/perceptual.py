@@ -59,8 +59,9 @@ class DISTSMetric(FeatureMetric):
         layers = LPIPS_LAYERS["vgg16"]  # DISTS compares the same layers, and the images
         super().__init__(Features("vgg16", list(layers), weights, "validation.weights.dists", HannPool()))
         wanted = dict.fromkeys(("alpha", "beta"), torch.Size((1, 1475, 1, 1)))
-        file = torchmetrics_file("dists_models/weights.pt")
-        found = read_tensors(file, wanted, "validation.weights", "dists_models/weights.pt from the PyPI package torchmetrics")
+        name = "dists_models/weights.pt"
+        source = f"{name} from the PyPI package torchmetrics"
+        found = read_tensors(torchmetrics_file(name), wanted, "validation.weights", source)
         total = found["alpha"].sum() + found["beta"].sum()
         self.texture, self.structure = (
             dict(zip(("image", *layers), (found[name] / total).split([3, *layers.values()], 1), strict=True))
