@@ -29,8 +29,7 @@ from accel_restore.metrics import monitored_value
 from accel_restore.metrics.protocol import Protocol, score_image
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
-from accel_restore.models.parameters import freeze
-from accel_restore.models.pretrained import build_or_load_model
+from accel_restore.models.pretrained import initial_model
 from accel_restore.optim import arm_skip_if_nan, get_optimizer
 from accel_restore.optim.ema import Ema
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
@@ -54,18 +53,15 @@ class TrainingRun:
 
 def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: int) -> TrainState:
     """Model, optimizer and scheduler at epoch 0, prepared for this rank's device; the same weights on every rank."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        model = build_or_load_model(config.model, config.data.channels, config.data.scale)
-    freeze(model, config.train.freeze)
+    model, ema = initial_model(config), None
+    full_copy = initial_model(config).to(accelerator.device) if accelerator.is_fsdp2 else None  # to validate
+    if config.train.ema_decay is not None:
+        averaged = initial_model(config).to(accelerator.device)
+        ema = Ema(averaged, config.train.ema_decay, config.train.ema_warmup)
     torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
     if config.train.channels_last and not accelerator.is_fsdp2:  # FSDP2 shards contiguous weights only
-        model = model.to(memory_format=torch.channels_last)
-    ema = None
-    full_copy = fsdp.full_copy(model, accelerator)
-    if config.train.ema_decay is not None:
-        ema = Ema(model, config.train.ema_decay, config.train.ema_warmup)
-        ema.module.to(accelerator.device)
+        for module in [model] if ema is None else [model, ema.module]:
+            module.to(memory_format=torch.channels_last)
     if config.train.compile:
         compile_blocks(model)
     # With fp16, a fused step unscales the gradients itself: after the norm and clipping, which is too late.

@@ -77,7 +77,8 @@ def _write(restorer: Restorer, options: argparse.Namespace, is_onnx: bool, file:
     """Write the file and return its format in words."""
     stored = {key: value for key, value in restorer.metadata.items() if key != "format"}  # that of safetensors
     metadata = {key: value if isinstance(value, str) else to_json(value) for key, value in stored.items()}
-    program = exported.trace(restorer, options.size, options.half)
+    traced = load(options.weights) if options.half else restorer  # which the file is compared with
+    program = exported.trace(traced, options.size, options.half)
     if not is_onnx:
         exported.write_pt2(program, file, metadata)
         return "torch.export"

@@ -4,7 +4,6 @@ The engine trains parts exactly as it trains full weights. Validation, commits a
 them here.
 """
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
@@ -31,17 +30,11 @@ def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Ten
     return state or None
 
 
-def full_copy(model: nn.Module, accelerator: Accelerator) -> nn.Module | None:
-    """Return an ordinary copy of a model that is not compiled or sharded yet; None without FSDP2.
-
-    Ranks validate images of different sizes, so they cannot gather weights within a forward. They validate this copy,
-    which `copy_full_state` fills.
-    """
-    return copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
-
-
 def copy_full_state(target: nn.Module, model: nn.Module) -> nn.Module:
-    """Copy the state of the sharded `model` into `target`, an ordinary model, and return it. Every rank calls it."""
+    """Copy the state of the sharded `model` into `target`, an ordinary model, and return it. Every rank calls it.
+
+    Ranks validate images of different sizes, so they cannot gather weights within a forward. They validate `target`.
+    """
     own = target.state_dict()
     for name, tensor in model.state_dict().items():  # one at a time, so that only one full tensor exists twice
         own[name].copy_(full_tensor(tensor.detach()))

@@ -3,7 +3,6 @@
 Both come from one trace with dynamic sizes. Each file is read back and compared with the model.
 """
 
-import copy
 import json
 import logging
 import math
@@ -30,9 +29,11 @@ LOWEST_OPSET = 18  # the first with antialiased resizing; torch translates to it
 def trace(restorer: Restorer, size: tuple[int, int] | None, half: bool) -> ExportedProgram:
     """Return the graph of the restorer's model for any batch and image size, or for one image of `size` (H, W).
 
+    With `half`, the model itself becomes float16.
+
     Raises: UserError if the model's code branches on sizes.
     """
-    model = copy.deepcopy(restorer.model).half() if half else restorer.model
+    model = restorer.model.half() if half else restorer.model
     images = torch.rand(2 if size is None else 1, restorer.channels, *(size or _EXAMPLE)).to(_dtype(half))
     shapes = (dict.fromkeys(AXES, Dim.DYNAMIC),) if size is None else None
     try:

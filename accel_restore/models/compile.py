@@ -1,9 +1,14 @@
 """The repeated blocks of a model. Each kind is compiled once, and FSDP2 gathers one block at a time."""
 
+import os
+import uuid
 from collections import Counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from accel_restore.errors import UserError
+from accel_restore.utils.imports import import_dynamo
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -32,9 +37,48 @@ def compile_blocks(model: nn.Module) -> None:
     Code is specific to one image size, because inductor fails for some dynamic sizes. Each stage of progressive
     training therefore compiles again.
     """
-    dynamo = torch._dynamo.config
+    dynamo = import_dynamo().config
     dynamo.recompile_limit = max(
         64, dynamo.recompile_limit
     )  # per kind of block; beyond this limit code runs uncompiled
     for part in repeated_blocks(model) or [model]:
         part.compile(dynamic=False)
+
+
+class _Probe(nn.Module):
+    """A model of one kernel. Its constant is new, so that torch finds no compiled code of an earlier trial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.constant = nn.Parameter(torch.ones(4)), uuid.uuid4().int / 2**128
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.weight * x * self.constant)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile one small kernel for the device, forward and backward. It takes seconds, and 50 KB of torch's cache.
+
+    Raises: UserError if torch cannot compile here: without a compiler, Python's headers, Triton or a writable cache.
+    """
+    try:
+        probe = _Probe().to(device)
+        compile_blocks(probe)
+        probe(torch.ones(4, device=device)).sum().backward()
+    except UserError:
+        raise
+    except Exception as error:  # of many types, from torch, Triton and the compiler
+        raise UserError(
+            f"train.compile: torch cannot compile for {device.type} ({_reason(error)}); install g++ and Python's "
+            "headers, on a GPU also triton, see that torch's folder of compiled code, "
+            f"{os.environ.get('TORCHINDUCTOR_CACHE_DIR')}, can be written, or set train.compile=false"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost error in a line: of a compiler's output, the first that speaks of an error."""
+    while (cause := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    line = next((line for line in lines if "error: " in line), lines[0])
+    return f"{type(error).__name__}: {line:.200}"

@@ -15,18 +15,31 @@ from torch import Tensor, nn
 from accel_restore.errors import UserError
 from accel_restore.models import build_model, weights_file
 from accel_restore.models.load_weights import as_user_error, limited, load_module
-from accel_restore.models.parameters import keep_in_eval
+from accel_restore.models.parameters import freeze, keep_in_eval
 from accel_restore.models.spandrel_models import RECOGNISED, fits, probe_image, recognise
 from accel_restore.models.torch_file import read_torch_file
 from accel_restore.models.weights_file import digest
 
 if TYPE_CHECKING:
-    from accel_restore.config.schema import Model
+    from accel_restore.config.schema import Config, Model
 
 # Keys under which trainers store a model's weights, in order of preference, and prefixes that they add to names.
 _WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 _MOST = 4  # the largest allowed ratio of the size of the weights to the size of their file; tensors may be shared
+
+
+def initial_model(config: "Config") -> nn.Module:
+    """Return the model of step 0, with its frozen parameters. Calls return equal models that share nothing.
+
+    Copies are built in this way, as a user's model may hold what `copy.deepcopy` refuses, such as a lock or a tensor
+    with a gradient function. Torch's generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        model = build_or_load_model(config.model, config.data.channels, config.data.scale)
+    freeze(model, config.train.freeze)
+    return model
 
 
 def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module:

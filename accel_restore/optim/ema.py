@@ -1,13 +1,13 @@
 """The exponential moving average of the weights."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 
 class Ema:
-    """The exponential moving average of a model's weights. Buffers are copied from the model.
+    """The exponential moving average of a model's weights, kept in `module`, a second model that was built like it.
+
+    Buffers are copied from the model. A module that makes buffers in its forward makes its own here.
 
     The first update copies the weights. Update t, counted from 0, has the decay `decay`, with `warm_up` at most
     (1 + t) / (10 + t), so that the first weights lose their influence soon. torch's AveragedModel counts updates on
@@ -16,8 +16,8 @@ class Ema:
     Source: TensorFlow's ExponentialMovingAverage with `num_updates`. Deviation: the copy at t = 0, as in torch.
     """
 
-    def __init__(self, model: nn.Module, decay: float, warm_up: bool):
-        self.module = copy.deepcopy(model).requires_grad_(False)
+    def __init__(self, module: nn.Module, decay: float, warm_up: bool):
+        self.module = module.requires_grad_(False)
         self.decay, self.warm_up, self.num_updates = decay, warm_up, 0
 
     @torch.no_grad()
@@ -28,6 +28,8 @@ class Ema:
         averages: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay if t else 1.0)
-        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
+        buffers = dict(model.named_buffers())
+        for name, average in self.module.named_buffers():
+            if name in buffers and buffers[name].shape == average.shape:
+                average.copy_(buffers[name])
         self.num_updates = t + 1

@@ -11,8 +11,7 @@ from accel_restore.config.schema import Config
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.losses import Loss
 from accel_restore.models.compile import compile_blocks
-from accel_restore.models.parameters import freeze
-from accel_restore.models.pretrained import build_or_load_model
+from accel_restore.models.pretrained import initial_model
 from accel_restore.optim import get_optimizer
 from accel_restore.optim.ema import Ema
 
@@ -41,16 +40,12 @@ class BareLoop:
         self.device, self.loss_fn, self.accumulation = accelerator.device, loss_fn, accumulation
         self.input, self.gt = batch["input"], batch["gt"]
         self.max_grad_norm, self.dtype = config.train.max_grad_norm, PRECISIONS[accelerator.mixed_precision]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
-            model = build_or_load_model(config.model, config.data.channels, config.data.scale)
-        freeze(model, config.train.freeze)
-        model = model.to(self.device).train()
-        if config.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if config.train.channels_last else torch.preserve_format
+        model = initial_model(config).to(self.device).to(memory_format=layout).train()
         self.ema = None
         if config.train.ema_decay is not None:
-            self.ema = Ema(model, config.train.ema_decay, config.train.ema_warmup)
+            averaged = initial_model(config).to(self.device).to(memory_format=layout)
+            self.ema = Ema(averaged, config.train.ema_decay, config.train.ema_warmup)
         if config.train.compile:
             compile_blocks(model)
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16

@@ -34,13 +34,21 @@ class Trial:
 
         Raises: UserError if the output has a wrong shape, or the model cannot be trained on such crops.
         """
-        if any(isinstance(parameter, nn.UninitializedParameter) for parameter in self.model.parameters()):
-            raise UserError(f"model: '{self.name}' has lazy layers without weights; give them their sizes")
+        if any(nn.parameter.is_lazy(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())):
+            raise UserError(f"model: '{self.name}' has lazy layers without sizes; give them their sizes")
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model: '{self.name}' has no parameters to train")
+        before = _stored(self.model)
         with _memory_permitting():
             self._train()
         self.model.zero_grad()
+        after = _stored(self.model)
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            raise UserError(
+                f"model: '{self.name}' adds, removes or resizes {', '.join(changed[:3])} in its forward, so its "
+                "weights could not be loaded again; create parameters and buffers in __init__, or register a buffer "
+                "that depends on the image with persistent=False"
+            )
 
     def _train(self) -> None:
         data, layout = self.config.data, torch.contiguous_format
@@ -111,6 +119,25 @@ class Trial:
             if is_out_of_memory(error):
                 raise
             raise UserError(f"model: '{self.name}' cannot {what}: {describe_error(error)}{remedy}") from error
+
+
+def check_copy(model: nn.Module, second: nn.Module, name: str) -> None:
+    """Raise `UserError` if `second`, built like the model, cannot hold averages or full copies of its weights."""
+    if _stored(model) != _stored(second):
+        raise UserError(
+            f"model: '{name}' has other weights each time it is built; build equal layers, or set train.ema_decay=null"
+        )
+    own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if shared := [key for key, parameter in second.named_parameters() if id(parameter) in own]:
+        raise UserError(
+            f"model: '{name}' shares {', '.join(shared[:3])}{', ...' * (len(shared) > 3)} between all its instances; "
+            "create its layers in __init__, or set train.ema_decay=null"
+        )
+
+
+def _stored(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the tensors that are saved, by name."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 @contextmanager

@@ -30,8 +30,8 @@ from accel_restore.engine import TrainingRun, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.models.parameters import freeze
-from accel_restore.models.pretrained import build_or_load_model, describe
+from accel_restore.models.compile import check_compiler
+from accel_restore.models.pretrained import describe, initial_model
 from accel_restore.models.spandrel_models import RECOGNISED
 from accel_restore.optim import get_optimizer
 from accel_restore.registry import MODELS
@@ -41,10 +41,11 @@ from accel_restore.tracking.report.page import PLAN, Report
 from accel_restore.tracking.run_files import write_status
 from accel_restore.tracking.tensorboard_logger import check_tensorboard
 from accel_restore.trainer.batch_size import resolve_batch_size
-from accel_restore.trainer.model_check import Trial
+from accel_restore.trainer.model_check import Trial, check_copy
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
+from accel_restore.utils.imports import import_dynamo
 
 
 @dataclass
@@ -153,12 +154,15 @@ def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protoc
     Every rank checks, as a file of weights may be on one machine only.
     """
     data = config.data
+    on_all_ranks(accelerator, lambda: bool(import_dynamo()))
     loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes))
     description, trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
     on_all_ranks(accelerator, lambda: protocol.scores)
     if config.tracking.tensorboard:
         on_all_ranks(accelerator, check_tensorboard, only_main=True)
+    if config.train.compile:
+        on_all_ranks(accelerator, lambda: check_compiler(accelerator.device))
     return loss_fn, protocol, description, trial
 
 
@@ -225,11 +229,12 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
 
 def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None]:
     """Build model and optimizer once and describe the model; one of the user's own is tried, and its trial returned."""
-    model = build_or_load_model(config.model, config.data.channels, config.data.scale)
-    freeze(model, config.train.freeze)
+    model = initial_model(config)
     description, trial = describe(config.model), None
     name = description["name"]
     if name not in MODELS and name != RECOGNISED:
+        if config.train.ema_decay is not None or accelerator.is_fsdp2:
+            check_copy(model, initial_model(config), name)
         trial = Trial(model, name, config, accelerator)
         trial.train()
     get_optimizer(model, config.optimizer)

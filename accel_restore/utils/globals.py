@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from accel_restore.utils.imports import import_dynamo
+
 
 @contextmanager
 def restored_globals() -> Iterator[None]:
@@ -21,7 +23,7 @@ def restored_globals() -> Iterator[None]:
     cuda_draws = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn, dynamo = torch.backends.cudnn, torch._dynamo.config
+    cudnn, dynamo = torch.backends.cudnn, import_dynamo().config
     benchmark, deterministic, recompile_limit = cudnn.benchmark, cudnn.deterministic, dynamo.recompile_limit
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     dtype, max_pixels = torch.get_default_dtype(), Image.MAX_IMAGE_PIXELS

@@ -96,6 +96,21 @@ def _is_users(file: str) -> bool:
     return not file.startswith("<") and not libraries and not any(path.is_relative_to(folder) for folder in ours)
 
 
+def import_dynamo() -> Any:
+    """Return the module `torch._dynamo`, which every optimizer of torch imports, with or without train.compile.
+
+    Raises: UserError if the folder of compiled code cannot be created, as torch does at the import.
+    """
+    try:
+        import torch._dynamo
+    except OSError as error:
+        raise UserError(
+            f"TORCHINDUCTOR_CACHE_DIR: torch cannot create {error.filename} ({error.strerror}); set this environment "
+            "variable to a folder that can be written"
+        ) from error
+    return torch._dynamo
+
+
 def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     """Return the object that `name` refers to: an entry of `table`, or `package.module:attribute`.
 

@@ -1,5 +1,6 @@
 """Schedules, optimizers, weight decay and the average of the weights, compared with torch and plain loops."""
 
+import copy
 import itertools
 
 import pytest
@@ -321,7 +322,7 @@ def test_weight_decay_shrinks_only_the_parameters_that_have_it():
 def average(decay: float, warm_up: bool, updates: int) -> tuple[list[float], list[float]]:
     """Return the average after each update of a changing weight, and the weight."""
     model = nn.ParameterList([torch.zeros(3, dtype=torch.float64)])
-    averaged = Ema(model, decay, warm_up)
+    averaged = Ema(copy.deepcopy(model), decay, warm_up)
     by_torch = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averages, weights = [], []
     for update in range(updates):

@@ -14,7 +14,7 @@ from accel_restore.errors import UserError
 from accel_restore.losses import build_loss
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models import build_model
-from accel_restore.trainer.model_check import Trial
+from accel_restore.trainer.model_check import Trial, check_copy
 
 
 class Own(nn.Module):
@@ -87,6 +87,30 @@ def test_model_without_parameters_or_with_lazy_ones_is_refused():
         trial(nn.Identity()).train()
     with pytest.raises(UserError, match="lazy layers"):
         trial(nn.LazyConv2d(3, 3, padding=1)).train()
+    with pytest.raises(UserError, match="lazy layers"):  # without parameters, it has lazy buffers alone
+        trial(nn.Sequential(nn.Conv2d(3, 3, 1), nn.LazyBatchNorm2d(affine=False))).train()
+
+
+@pytest.mark.parametrize("line", ["self.register_buffer('grid', x[0])", "self.extra = self.conv.bias"])
+def test_model_whose_forward_adds_what_is_saved_is_refused(line):
+    name = "grid" if "grid" in line else "extra"
+    with pytest.raises(
+        UserError, match=rf"^model: 'own:Net' adds, removes or resizes {name} in its forward, .*__init_"
+    ):
+        trial(Own(line)).train()
+    trial(Own(line.replace("x[0]", "x[0], persistent=False").replace("self.extra", "extra"))).train()
+
+
+def test_model_that_shares_layers_between_its_instances_cannot_be_averaged():
+    first, second = Own(), Own()
+    check_copy(first, second, "own:Net")
+    first.spare = second.spare
+    with pytest.raises(UserError, match=r"^model: 'own:Net' shares spare\.weight, spare\.bias .*train\.ema_decay"):
+        check_copy(first, second, "own:Net")
+    second.spare.requires_grad_(False)  # frozen layers may be shared
+    check_copy(first, second, "own:Net")
+    with pytest.raises(UserError, match="^model: 'own:Net' has other weights each time"):
+        check_copy(first, Own(channels=4), "own:Net")
 
 
 def test_validation_sizes_are_tried_as_validation_uses_them():
