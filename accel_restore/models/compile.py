@@ -76,9 +76,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the innermost error in a line: of a compiler's output, the first that speaks of an error."""
+    """Return the first error in the compiler's output, which torch's message repeats, or else the innermost error."""
+    lines = [line.strip() for line in str(error).splitlines() if "error: " in line]
+    if lines:
+        return f"{lines[0]:.200}"
     while (cause := getattr(error, "inner_exception", None) or error.__cause__) is not None:
         error = cause
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    line = next((line for line in lines if "error: " in line), lines[0])
-    return f"{type(error).__name__}: {line:.200}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}"

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import forked
+import pytest
 import yaml
-from runs import ROOT, clean_environment, make_photos, run_folder, small_config
+from runs import ROOT, clean_environment, launch, make_photos, run_folder, small_config
 from torch import nn
 
 LIGHT = """
@@ -85,3 +86,27 @@ def test_nothing_is_written_for_a_model_that_cannot_be_used(tmp_path):
     assert not run_folder(config).exists()
     config["model"]["multiple"] = 1
     assert forked.launch(config).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            {"PATH": "/nowhere", "CXX": "/nowhere/g++"},
+            "train.compile: torch cannot compile for cpu (InvalidCxxCompiler",
+        ),
+        ({"TORCHINDUCTOR_CACHE_DIR": "{file}/cache"}, "TORCHINDUCTOR_CACHE_DIR: torch cannot create {file}/cache ("),
+    ],
+)
+def test_nothing_is_written_where_torch_cannot_compile(tmp_path, setting, said):
+    photos = make_photos(tmp_path / "train", 2), make_photos(tmp_path / "val", 1, seed=1)
+    config = small_config(*photos, tmp_path / "out", train={"epochs": 1, "compile": True})
+    (tmp_path / "file").touch()
+    fresh = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "fresh")}
+    env = {**fresh, **{name: value.format(file=tmp_path / "file") for name, value in setting.items()}}
+    process = launch(config, env=env)
+    assert process.returncode == 2, process.stderr
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("accel-restore: ")]
+    assert said.format(file=tmp_path / "file") in line
+    assert "Traceback" not in process.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.yaml"]

@@ -21,7 +21,7 @@ exit 1
     [
         (None, r"InvalidCxxCompiler: No working C\+\+ compiler found"),
         ("#!/bin/sh\nexit 1\n", r"InvalidCxxCompiler: No working C\+\+ compiler found"),
-        (HEADERS_MISSING, r"CppCompileError: .*fatal error: Python\.h: No such file"),
+        (HEADERS_MISSING, r"kernel\.cpp:1:10: fatal error: Python\.h: No such file"),
     ],
 )
 def test_compilation_that_fails_is_one_sentence_with_its_key_and_remedy(script, reason, tmp_path, monkeypatch):

@@ -94,9 +94,7 @@ def test_model_without_parameters_or_with_lazy_ones_is_refused():
 @pytest.mark.parametrize("line", ["self.register_buffer('grid', x[0])", "self.extra = self.conv.bias"])
 def test_model_whose_forward_adds_what_is_saved_is_refused(line):
     name = "grid" if "grid" in line else "extra"
-    with pytest.raises(
-        UserError, match=rf"^model: 'own:Net' adds, removes or resizes {name} in its forward, .*__init_"
-    ):
+    with pytest.raises(UserError, match=rf"^model: 'own:Net' adds, removes or resizes {name} in its forward, .*"):
         trial(Own(line)).train()
     trial(Own(line.replace("x[0]", "x[0], persistent=False").replace("self.extra", "extra"))).train()
 
@@ -109,7 +107,7 @@ def test_model_that_shares_layers_between_its_instances_cannot_be_averaged():
         check_copy(first, second, "own:Net")
     second.spare.requires_grad_(False)  # frozen layers may be shared
     check_copy(first, second, "own:Net")
-    with pytest.raises(UserError, match="^model: 'own:Net' has other weights each time"):
+    with pytest.raises(UserError, match=r"^model: 'own:Net' has other weights each time"):
         check_copy(first, Own(channels=4), "own:Net")
 
 
