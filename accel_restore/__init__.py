@@ -1,5 +1,7 @@
 """accel_restore: a distributed trainer for paired image restoration."""
 
+import random
+
 __version__ = "0.1.0"
 
 __all__ = ["fit", "load"]
@@ -10,12 +12,16 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:  # these import torch, so they are imported on first use
-    if name == "fit":
-        from accel_restore.trainer.run import fit
+    draws = random.getstate()  # rich draws a number when it is imported
+    try:
+        if name == "fit":
+            from accel_restore.trainer.run import fit
 
-        return fit
-    if name == "load":
-        from accel_restore.inference.restorer import load
+            return fit
+        if name == "load":
+            from accel_restore.inference.restorer import load
 
-        return load
+            return load
+    finally:
+        random.setstate(draws)
     raise AttributeError(f"module 'accel_restore' has no attribute '{name}'")

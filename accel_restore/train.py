@@ -78,8 +78,10 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     try:
         config = load_config(options.config, options.overrides)  # reports mistakes before torch is imported
         with stop.deferred():
+            from accel_restore.distributed.accelerator import keep_freed_memory
             from accel_restore.trainer.run import run_training
 
+        keep_freed_memory(options.cpu)
         run_training(
             config,
             cpu=options.cpu,

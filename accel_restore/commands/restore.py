@@ -114,8 +114,7 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> _Work:
     suffix = _SUFFIXES.get(options.format)
     left_out = LeftOut()
     jobs = find_jobs(options.input, options.output, options.recursive, suffix, options.weights, left_out)
-    if processes.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(processes.device.type == "cpu")
     restorer = load(options.weights, processes.device)
     if processes.rank == 0:
         remove_unfinished(jobs)

@@ -1,7 +1,6 @@
 """The formats that Pillow opens: JPEG, BMP, WEBP, PPM, GIF, JPEG2000 and AVIF. What is refused, and the pixels."""
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from accel_restore.data.decode_jpeg import decode_jpeg, unsupported_jpeg
 from accel_restore.data.image_formats import FORMATS, Content, Header, ImageError, data_of, make_header, opened
 from accel_restore.data.orientation import orientation_of
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # they concern metadata; damaged pixels are an error
 _FORMATS = tuple(name for name in FORMATS if name not in ("PNG", "TIFF"))  # these have decoders of their own
 _MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "palette", "PA": "palette", "RGB": "RGB",
           "RGBA": "RGB with alpha"}  # fmt: skip

@@ -27,15 +27,18 @@ _ORIENTATION, _COLOR_MAP, _XMP = 274, 320, 700  # tags
 _REDUCED = 1  # bit of a page's kind: a smaller version of another
 _NO_INFORMATION = 0  # of an extra sample: it is no alpha channel
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters is raised as an error
-
 
 @contextmanager
 def _open(content: Content) -> Iterator[TiffFile]:
     if isinstance(content, io.BytesIO):
         content.seek(0)
-    with TiffFile(content) as file:
-        yield file
+    log, nowhere = logging.getLogger("tifffile"), logging.NullHandler()
+    log.addHandler(nowhere)  # instead of standard error; what matters is raised as an error
+    try:
+        with TiffFile(content) as file:
+            yield file
+    finally:
+        log.removeHandler(nowhere)
 
 
 def read_tiff_header(content: Content, max_pixels: int) -> Header:

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
 
@@ -47,8 +49,6 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             f"this machine has no GPU and several processes were started ({', '.join(launch.variables)}); add --cpu to "
             f"train on the CPU, or, {launch.hint}"
         )
-    if cpu or not torch.accelerator.is_available():
-        keep_freed_memory()
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -151,12 +151,31 @@ def join(launch: Launch, cpu: bool, seconds: float, limit: str) -> Any:
     return store
 
 
-def keep_freed_memory() -> None:
-    """Set glibc's malloc to keep freed memory instead of returning it to the system; elsewhere, do nothing.
+@contextmanager
+def restored_states() -> Iterator[None]:
+    """Restore the states that all Accelerators of a process share at the end of the block, also after an exception.
+
+    A process group that was formed stays joined, and what Accelerate knows of it is kept.
+    """
+    former = [(owner, dict(owner._shared_state)) for owner in (PartialState, AcceleratorState, GradientState)]
+    try:
+        yield
+    finally:
+        for owner, state in former:
+            if owner is PartialState and distributed.is_initialized():
+                continue
+            owner._shared_state.clear()
+            owner._shared_state.update(state)
+
+
+def keep_freed_memory(cpu: bool) -> None:
+    """Set glibc's malloc to keep freed memory instead of returning it to the system, if this process computes on CPUs.
 
     Each training step frees and allocates tensors of the same sizes. Fresh pages make a CPU step 15 to 20 % slower
-    (measured).
+    (measured). malloc's settings cannot be read and restored, so this is for commands, which own their process.
     """
+    if not cpu and torch.accelerator.is_available():
+        return
     trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt, as malloc.h numbers them
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -139,10 +139,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
     The file is not trusted. It may name any importable model class, so that your own models work, but only a
     `torch.nn.Module` class is called, and only if its tensors are no larger than those of the file.
 
+    `load` and the restorer leave the settings that `fit` lists as they are, random numbers too.
+
     Raises: UserError if the file is missing, damaged, not available from the Hub, or not from accel_restore.
     """
     try:
-        model, info = load_module(find_weights(path))
+        with torch.random.fork_rng(devices=[]):  # a new module draws its weights, which the file's then replace
+            model, info = load_module(find_weights(path))
     except UserError as error:
         raise UserError(f"{path!s:.500}: {error}") from error.__cause__
     return Restorer(model.to(device), info, torch.device(device))

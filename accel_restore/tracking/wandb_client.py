@@ -70,6 +70,25 @@ def start_run(
 
 
 @contextmanager
+def restored_output() -> Iterator[None]:
+    """Restore at the end whether W&B prints its messages, for runs that the caller of `fit` starts afterwards."""
+    singleton = silent = None
+    with suppress(Exception):  # not installed, or another version; `start_run` raises what matters
+        from wandb.sdk.wandb_setup import singleton
+
+        silent = singleton().settings.silent
+    try:
+        yield
+    finally:
+        with suppress(Exception):
+            import wandb
+
+            settings: Any = singleton().settings
+            settings.silent = silent
+            wandb.termsetup(settings, None)
+
+
+@contextmanager
 def _without_command_line() -> Iterator[None]:
     """Hide the command line, which W&B stores: an override may contain a secret. The run's configuration has it all."""
     arguments = sys.argv

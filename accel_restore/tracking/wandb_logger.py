@@ -36,6 +36,7 @@ from accel_restore.tracking.wandb_client import (
     has_key,
     kill_service,
     open_image,
+    restored_output,
     start_run,
 )
 from accel_restore.utils.redaction import redacted
@@ -180,13 +181,14 @@ class _Sender:
 
     def _work(self) -> None:
         try:
-            self._retry(lambda: None)
-            self.ready.set()
-            while not self.finishing:
-                self.wake.wait()
-                self.wake.clear()
-                self._retry(self._send)
-            self._retry(self._finish)
+            with restored_output():
+                self._retry(lambda: None)
+                self.ready.set()
+                while not self.finishing:
+                    self.wake.wait()
+                    self.wake.clear()
+                    self._retry(self._send)
+                self._retry(self._finish)
         except _UnavailableError as error:
             if not self.abandoned:
                 self.log(f"W&B logging stopped ({error}); training and metrics.jsonl continue")

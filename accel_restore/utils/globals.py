@@ -2,22 +2,19 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image
 
 from accel_restore.utils.imports import import_dynamo
 
 
 @contextmanager
 def restored_globals() -> Iterator[None]:
-    """Restore the settings of Python, torch, numpy and Pillow at the end of the block, also after an exception.
-
-    Not restored: malloc keeps freed memory (on CPUs), and with several ranks the process group stays joined.
-    """
+    """Restore what a training changes in Python, numpy and torch at the end of the block, also after an exception."""
     environment, draws, numpy_draws = dict(os.environ), random.getstate(), np.random.get_state()  # noqa: NPY002  the caller's
     torch_draws = torch.get_rng_state()
     cuda_draws = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -25,8 +22,7 @@ def restored_globals() -> Iterator[None]:
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn, dynamo = torch.backends.cudnn, import_dynamo().config
     benchmark, deterministic, recompile_limit = cudnn.benchmark, cudnn.deterministic, dynamo.recompile_limit
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    dtype, max_pixels = torch.get_default_dtype(), Image.MAX_IMAGE_PIXELS
+    threads, hooks = torch.get_num_threads(), (sys.excepthook, sys.exit)
     try:
         yield
     finally:
@@ -38,9 +34,9 @@ def restored_globals() -> Iterator[None]:
         torch.set_rng_state(torch_draws)
         if cuda_draws:
             torch.cuda.set_rng_state_all(cuda_draws)
+        elif torch.cuda.is_initialized():  # since then; the caller's seed had yet to reach it
+            torch.cuda.manual_seed_all(torch.initial_seed())
         torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
         cudnn.benchmark, cudnn.deterministic, dynamo.recompile_limit = benchmark, deterministic, recompile_limit
-        torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        Image.MAX_IMAGE_PIXELS = max_pixels
+        torch.set_num_threads(threads)  # a thread of the data loader sets it for threads to come, too
+        sys.excepthook, sys.exit = hooks  # W&B replaces both
