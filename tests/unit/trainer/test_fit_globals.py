@@ -8,31 +8,37 @@ import multiprocessing
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
 import matplotlib
 import numpy as np
 import pytest
+import tifffile
 import torch
+import wandb
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image, ImageFile
 from runs import make_photos, small_config
+from wandb.errors import term
+from wandb.sdk import wandb_setup
 
 import accel_restore
-from accel_restore import fit, load
+from accel_restore import fit, load, train
 from accel_restore.config.load import config_from
-from accel_restore.data.decode import read_header
-from accel_restore.data.image_formats import ImageError
+from accel_restore.distributed import accelerator as distributed
 from accel_restore.errors import UserError
 from accel_restore.state import Callback
+from accel_restore.tracking.wandb_client import restored_output
 from accel_restore.trainer import run as session
 
 
@@ -229,14 +235,40 @@ assert random.getstate() == draws
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_damaged_tiffs_leave_the_loggers_of_tifffile_alone(tmp_path, capfd):
-    log = logging.getLogger("tifffile")
-    before = log.level, list(log.handlers), log.propagate
-    (tmp_path / "damaged.tif").write_bytes(b"II*\0\x08\0\0\0\x03\0" + b"\xff" * 64)
-    with pytest.raises(ImageError):
-        read_header(tmp_path / "damaged.tif")
-    assert (log.level, list(log.handlers), log.propagate) == before
-    assert capfd.readouterr().err == ""
+def test_tifffile_is_quiet_while_a_file_is_read_and_as_before_afterwards(tmp_path):
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8), description="text", software="", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["ImageDescription"].offset
+    content = bytearray(path.read_bytes())
+    content[tag + 4 : tag + 12] = struct.pack("<II", 100, 10**6)  # count and offset: behind the file's end
+    path.write_bytes(content)
+    ours = "from accel_restore.data.decode import read_header; read_header(Path(sys.argv[1]))"
+    theirs = "import tifffile; tifffile.TiffFile(sys.argv[1]).pages[0].tags"
+    texts = []
+    for program in (ours, f"{ours}; {theirs}"):
+        command = [sys.executable, "-c", f"import sys; from pathlib import Path; {program}", str(path)]
+        texts.append(subprocess.run(command, check=True, capture_output=True, text=True).stderr)
+    assert texts[0] == "" and "invalid value offset" in texts[1]
+
+
+def test_wandb_prints_after_fit_as_before_it():
+    settings = wandb_setup.singleton().settings
+    silent = settings.silent
+    with restored_output():
+        settings.silent = True
+        wandb.termsetup(settings, SimpleNamespace())
+    assert wandb_setup.singleton().settings.silent == term._silent == silent
+    assert term._logger is None
+
+
+@pytest.mark.parametrize("arguments", [["--cpu"], []])
+def test_the_command_tunes_malloc(monkeypatch, arguments):
+    seen = []
+    monkeypatch.setattr(distributed, "keep_freed_memory", seen.append)
+    monkeypatch.setattr(session, "run_training", lambda *given, **named: None)
+    assert train.main(arguments) == 0
+    assert seen == [bool(arguments)]
 
 
 def test_a_second_fit_in_the_process_is_refused(photos, tmp_path, monkeypatch):
