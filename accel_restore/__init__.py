@@ -1,7 +1,5 @@
 """accel_restore: a distributed trainer for paired image restoration."""
 
-import random
-
 __version__ = "0.1.0"
 
 __all__ = ["fit", "load"]
@@ -12,6 +10,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:  # these import torch, so they are imported on first use
+    import random
+
     draws = random.getstate()  # rich draws a number when it is imported
     try:
         if name == "fit":

@@ -72,20 +72,25 @@ def start_run(
 @contextmanager
 def restored_output() -> Iterator[None]:
     """Restore at the end whether W&B prints its messages, for runs that the caller of `fit` starts afterwards."""
-    singleton = silent = None
+    silent = None
     with suppress(Exception):  # not installed, or another version; `start_run` raises what matters
-        from wandb.sdk.wandb_setup import singleton
-
-        silent = singleton().settings.silent
+        silent = _settings().silent
     try:
         yield
     finally:
         with suppress(Exception):
             import wandb
 
-            settings: Any = singleton().settings
+            settings = _settings()
             settings.silent = silent
             wandb.termsetup(settings, None)
+
+
+def _settings() -> Any:
+    """W&B's settings for all runs of this process; its background process is not started."""
+    from wandb.sdk import wandb_setup
+
+    return wandb_setup.singleton().settings
 
 
 @contextmanager
