@@ -47,10 +47,18 @@ def read_mapping(path: Path) -> dict:
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple = ()) -> Config:
     """Return the configuration of a YAML file (None: the demo) with `key=value` overrides, of which the last one wins.
 
+    The demo's `data.val` is forgotten if overrides name `data.train` and not `data.val`.
+
     Raises: UserError that lists every mistake with its dotted key.
     """
-    path = Path(path) if path is not None else shipped("configs", "demo.yaml")
-    return config_from(read_mapping(path), list(overrides), str(path))
+    if path is not None:
+        return config_from(read_mapping(Path(path)), list(overrides), str(path))
+    demo = shipped("configs", "demo.yaml")
+    tree = read_mapping(demo)
+    named = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
+    if "data.train" in named and "data.val" not in named:  # the demo's pictures would say nothing about other data
+        tree["data"].pop("val", None)
+    return config_from(tree, list(overrides), str(demo))
 
 
 def load_run_config(folder: Path) -> Config:

@@ -7,6 +7,7 @@ is no single right conversion to RGB. The format is detected by content, whateve
 """
 
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from accel_restore.config.data import MAX_PIXELS
-from accel_restore.data.decode_pillow import read_pil_image, read_pillow_header, read_pillow_pixels
+from accel_restore.data.decode_pillow import (
+    DEEP,
+    file_of,
+    is_as_stored,
+    read_pil_image,
+    read_pillow_header,
+    read_pillow_pixels,
+)
 from accel_restore.data.decode_png import read_png_header, read_png_pixels
 from accel_restore.data.image_formats import Content, Header, ImageError, damaged, image_errors, opened, too_large
 from accel_restore.data.orientation import upright
@@ -79,9 +87,22 @@ def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: in
 def read_pil(image: "Image.Image", channels: int) -> tuple[np.ndarray, int]:
     """Return the upright pixels (H, W, channels) of a PIL image, uint8 or uint16, and the orientation applied to them.
 
-    The rules are those for files. Raises: ImageError.
+    The rules are those for files. An image that Pillow opened and has not loaded is read from its file, because Pillow
+    drops lower bits, extra channels and further pictures without a word. Raises: ImageError.
     """
-    pixels, orientation = read_pil_image(image)
+    with image_errors():
+        content = file_of(image)
+        header = _header(content, _start(content), sys.maxsize) if content is not None else None
+        if header is not None and header.bits == 16 and header.mode.startswith("RGB"):
+            raise ImageError(DEEP)
+        if content is not None and header is not None and is_as_stored(image, header):
+            pixels = _decoded(content, sys.maxsize)
+            if header.format == "PNG":
+                image.load()  # also the EXIF data and texts behind the pixels, which are kept
+            return _with_channels(pixels, channels), header.orientation
+        pixels, orientation = read_pil_image(image)
+        if header is not None and header.bits == 16 and pixels.dtype == np.uint8:
+            raise ImageError("is of a 16-bit file, of which Pillow keeps 8 bits; give a numpy array of uint16")
     return _with_channels(upright(_opaque(pixels), orientation), channels), orientation
 
 

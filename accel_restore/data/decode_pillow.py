@@ -1,5 +1,7 @@
 """The formats that Pillow opens: JPEG, BMP, WEBP, PPM, GIF, JPEG2000 and AVIF. What is refused, and the pixels."""
 
+import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +11,6 @@ from typing import IO
 import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from accel_restore.data.decode_jpeg import decode_jpeg, unsupported_jpeg
@@ -19,7 +20,8 @@ from accel_restore.data.orientation import orientation_of
 _FORMATS = tuple(name for name in FORMATS if name not in ("PNG", "TIFF"))  # these have decoders of their own
 _MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "palette", "PA": "palette", "RGB": "RGB",
           "RGBA": "RGB with alpha"}  # fmt: skip
-_BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
+DEEP = "is 16-bit RGB, of which Pillow keeps 8 bits; give a numpy array of uint16"
 _FOREIGN = {  # the first bytes of files that are often taken for images
     b"8BPS": "a Photoshop file", b"%PDF": "a PDF document", b"%!PS": "a PostScript file", b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "a Radiance HDR file", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"<svg": "SVG",
@@ -155,15 +157,40 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
+def file_of(image: Image.Image) -> Content | None:
+    """Return the file that an image was opened from, or None if there is none or none is at hand."""
+    if not isinstance(image, ImageFile) or image.format not in (*FORMATS, "MPO"):
+        return None
+    if image.fp is not None and not image.fp.closed:  # the pixels are not loaded yet
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read()
+        image.fp.seek(place)
+        return io.BytesIO(data)
+    path = Path(os.fsdecode(image.filename)) if image.filename else None
+    return path if path is not None and path.is_file() else None
+
+
+def is_as_stored(image: Image.Image, header: Header) -> bool:
+    """Return whether the pixels of an image are still those of its file: not loaded, of the first picture, no draft."""
+    if not isinstance(image, ImageFile) or image.fp is None or image.fp.closed or image.tell():
+        return False
+    is_draft = image.format == "JPEG" and _MODES.get(image.mode) != header.mode
+    return not is_draft and sorted(image.size) == sorted(header.stored_size)
+
+
 def read_pil_image(image: Image.Image) -> tuple[np.ndarray, int]:
     """Return the pixels of an image in memory, as `read_pillow_pixels` does, and its orientation.
 
     8 bits, or 16 bits of gray. Raises: ImageError for what files are refused for.
     """
-    if isinstance(image, TiffImageFile) and image.mode == "RGB" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ()):
-        raise ImageError("is 16-bit RGB, of which Pillow keeps 8 bits; give a numpy array of uint16")
-    if isinstance(image, PngImageFile) and image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
-        raise ImageError("is 16-bit RGB, of which Pillow keeps 8 bits; give a numpy array of uint16")
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+        raise ImageError(f"contains {frames} images; give the one that you want, as image.copy()")
+    if isinstance(image, TiffImageFile) and image.mode != "L" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ()):
+        if not image.mode.startswith("I;16"):
+            raise ImageError(DEEP)
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:
+            raise ImageError("is 16-bit gray whose white is 0; convert it to gray whose black is 0")
     image.load()  # of a PNG, also the EXIF data behind the pixels
     if image.mode.startswith("I;16"):  # of either byte order
         pixels = np.asarray(image).astype(np.uint16)

@@ -129,7 +129,8 @@ def read_tiff_pixels(content: Content) -> np.ndarray:
         pixels = pixels.reshape(*size, samples)
         if page.photometric == PHOTOMETRIC.PALETTE:
             colours = np.array(page.tags.valueof(_COLOR_MAP), np.uint16).reshape(3, -1).T
-            colours = (colours >> 8).astype(np.uint8)[pixels[..., 0]]
+            shift = 8 if colours.max() > 255 else 0  # some writers store 8 bits, as libtiff knows
+            colours = (colours >> shift).astype(np.uint8)[pixels[..., 0]]
             pixels = np.concatenate([colours, pixels[..., 1:]], axis=-1)
         elif page.bitspersample < 8:
             pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))

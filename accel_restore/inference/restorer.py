@@ -95,6 +95,7 @@ class Restorer:
         return with_metadata(picture, image, orientation, self.scale)
 
     def _restore_array(self, array: np.ndarray, settings: Settings) -> np.ndarray:
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if array.dtype in (np.uint8, np.uint16):
             white = np.iinfo(array.dtype).max
         elif np.issubdtype(array.dtype, np.floating):
@@ -111,6 +112,8 @@ class Restorer:
 
     def restore(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
         """Return float32 restored images (B, C, H, W) in [0, 1], on the device of `images`; see `__call__`."""
+        if 0 in images.shape:
+            raise ValueError(f"the image is empty, of shape {tuple(images.shape)}; give one with pixels")
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(images.shape)}")
         return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)

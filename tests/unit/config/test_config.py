@@ -10,7 +10,7 @@ import yaml
 from runs import ROOT, clean_environment
 
 from accel_restore.config.explain import BASICSR_KEYS
-from accel_restore.config.load import config_from, load_config, to_yaml
+from accel_restore.config.load import config_from, load_config, shipped, to_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, Exponential
 from accel_restore.config.schema import Model
 from accel_restore.data.degradations.pipeline import DEGRADATIONS
@@ -441,3 +441,11 @@ def test_stages_must_be_in_order_and_fit_the_scale():
     assert "data.stages.0.until_epochs: unknown key; did you mean 'until_epoch'?" in lines
     data = config_from(LEAST, ["data.stages=[{until_epoch: 5, patch_size: 64}, {until_epoch: 9}]"]).data
     assert data.patch_sizes == {"data.stages.0.patch_size": 64, "data.patch_size": 256}
+
+
+@pytest.mark.parametrize("override", ["data.train={input: p/n, gt: p/c}", "data.train.gt=p/c"])
+def test_the_demos_validation_images_are_forgotten_with_its_training_images(override):
+    assert load_config(None, [override]).data.val is None
+    assert load_config(None, [override, "data.val={gt: q}"]).data.val.gt == "q"
+    assert load_config(None, ["data.batch_size=2"]).data.val is not None
+    assert load_config(shipped("configs", "demo.yaml"), [override]).data.val is not None, "a file that is named"

@@ -128,6 +128,12 @@ def test_palette_gives_its_colours():
     assert read_header(source).mode == "palette"
 
 
+def test_a_colour_map_of_8_bits_is_read_as_such():
+    indices, colours = random_values((12, 12), "uint8"), random_values((3, 256), "uint8")
+    source = tiff(indices, photometric="palette", colormap=colours.astype(np.uint16))
+    np.testing.assert_array_equal(read_image(source, 3), colours.T[indices])
+
+
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt", "jpeg", "raw", "tiff_lzw", "packbits"])
 def test_files_of_other_writers_are_read_as_by_libtiff(compression):
     image = Image.fromarray(photo(40, 50)).convert("RGB" if compression == "jpeg" else "1")

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import huggingface_hub
+import imagecodecs
 import numpy as np
 import pytest
 import safetensors.torch
+import tifffile
 import torch
 from camera_files import RGB_PROFILE, camera_file, made_exif
 from photographs import photograph
@@ -377,3 +379,70 @@ def test_16_bit_rgb_of_which_pillow_keeps_8_bits_is_refused(colour, tmp_path, su
     file.write_bytes(encode(PHOTO.astype(np.uint16) * 257, {"png": "PNG", "tif": "TIFF"}[suffix], About(), "mark"))
     with pytest.raises(ValueError, match="Pillow keeps 8 bits; give a numpy array"):
         colour[1](Image.open(file))
+
+
+DEEP = PHOTO.astype(np.uint16) * 257
+
+
+def tiff_file(pixels: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+def frames(format: str, **options) -> bytes:
+    buffer, image = io.BytesIO(), Image.fromarray(PHOTO)
+    image.save(buffer, format, save_all=True, append_images=[Image.new("RGB", image.size)], **options)
+    return buffer.getvalue()
+
+
+OTHER = np.dstack([PHOTO, PHOTO[..., 0]])
+REFUSED = {
+    "white is 0": (lambda: tiff_file(DEEP[..., 0], photometric="miniswhite"), "inverted gray"),
+    "16-bit PNG with alpha": (
+        lambda: imagecodecs.png_encode(np.dstack([DEEP, DEEP[..., 0] | 65535])), "Pillow keeps 8 bits"),
+    "16-bit TIFF with alpha": (
+        lambda: tiff_file(np.dstack([DEEP, DEEP[..., 0] | 65535]), photometric="rgb", extrasamples=["unassalpha"]),
+        "Pillow keeps 8 bits"),
+    "JPEG2000": (lambda: imagecodecs.jpeg2k_encode(DEEP, level=0, codecformat="jp2"), "more than 8 bits"),
+    "extra channel": (lambda: tiff_file(OTHER, photometric="rgb", extrasamples=["unspecified"]), "extra channel"),
+    "pages": (lambda: frames("TIFF"), "contains 2 images"),
+    "WEBP": (lambda: frames("WEBP"), "contains 2 images"),
+    "APNG": (lambda: frames("PNG"), "contains 2 images"),
+    "cut": (lambda: encode(PHOTO, "PNG", About(), "mark")[:-500], "is damaged"),
+    "cut JPEG": (lambda: encode(PHOTO, "JPEG", About(), "mark")[:-300], "is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pil_image_of_a_file_is_refused_like_the_file(colour, tmp_path, name):
+    data, words = REFUSED[name][0](), REFUSED[name][1]
+    (tmp_path / "a").write_bytes(data)
+    for image in (Image.open(tmp_path / "a"), Image.open(io.BytesIO(data))):
+        with pytest.raises(ValueError, match=f"the image .*{words}"):
+            colour[1](image)
+    if "cut" not in name and name != "extra channel":
+        with Image.open(tmp_path / "a") as image:
+            image.load()
+        with pytest.raises(ValueError, match="the image "):
+            colour[1](image)
+
+
+def test_a_draft_and_an_altered_picture_keep_their_own_pixels(colour, tmp_path):
+    Image.fromarray(np.tile(PHOTO, (4, 4, 1))).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.draft("RGB", (38, 50))
+        assert colour[1](image).size == image.size == (38, 50)
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.paste((0, 0, 0), (0, 0, *image.size))
+        assert near(np.asarray(colour[1](image)), expected(colour[0], np.zeros((100, 76, 3), np.uint8)))
+
+
+def test_either_byte_order_is_the_same_array(colour):
+    assert np.array_equal(colour[1](DEEP.astype(">u2")), colour[1](DEEP))
+
+
+@pytest.mark.parametrize("image", [PHOTO[:0], Image.new("RGB", (0, 0)), torch.zeros(3, 0, 8)])
+def test_an_empty_picture_is_refused(colour, image):
+    with pytest.raises(ValueError, match="empty"):
+        colour[1](image)
