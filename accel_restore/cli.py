@@ -1,6 +1,7 @@
 """The `accel-restore` command and the table of its sub-commands."""
 
 import argparse
+import shlex
 import sys
 
 from accel_restore import __version__
@@ -33,6 +34,23 @@ COMMANDS = {  # name: (help, import path of the function)
 }
 
 
+_RESUME = "the same accel-restore train command that started a run continues it"
+_RESTORE, _EVALUATE = "write accel-restore restore", "write accel-restore evaluate"
+_OTHER_WORDS = {  # what other programs call their commands
+    "continue": _RESUME,
+    "fit": "write accel-restore train",
+    "help": "write accel-restore --help",
+    "infer": _RESTORE,
+    "inference": _RESTORE,
+    "predict": _RESTORE,
+    "resume": _RESUME,
+    "test": _EVALUATE,
+    "val": _EVALUATE,
+    "validate": _EVALUATE,
+    "version": "write accel-restore --version",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command and return its exit code."""
     if arguments is None:
@@ -58,8 +76,11 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    command = parser.parse_args(arguments[:1]).command
+    first = arguments[0].partition("=")[0]
     try:
+        if first.startswith("-") and first not in ("-h", "--help", "--version"):
+            raise UserError(_missing_command(first, arguments))
+        command = parser.parse_args(arguments[:1]).command
         use_writable_caches()
         ignore_metadata_warnings()
         if command not in COMMANDS:
@@ -78,9 +99,23 @@ def _run(arguments: list[str]) -> int:
         return 130
 
 
+def _missing_command(option: str, arguments: list[str]) -> str:
+    """Return the message for an option in place of a command, such as `--config mine.yaml` or `--epochs 5`."""
+    from accel_restore.train import parse_arguments
+
+    start = f"{option}: a command is missing before the options; write accel-restore train"
+    try:
+        parse_arguments(arguments)
+    except UserError as error:  # an unknown option, with its remedy
+        return f"{start} ...\n{error}"
+    return f"{start} {shlex.join(arguments)}"
+
+
 def _unknown_command(name: str) -> str:
     if name.lower().endswith((".yaml", ".yml")) or "=" in name:
         return f"{name}: is not a command; write accel-restore train {name}"
+    if name in _OTHER_WORDS:
+        return f"{name}: is not a command; {_OTHER_WORDS[name]}"
     guess = did_you_mean(name, COMMANDS)
     hint = f"did you mean {guess}?" if guess else f"write one of: {', '.join(COMMANDS)}"
     return f"{name}: is not a command; {hint}"

@@ -23,6 +23,7 @@ from accel_restore.errors import AuditError, RunAbortedError
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.run_files import JsonlWriter
 from accel_restore.utils.files import replace_file, to_json
+from accel_restore.utils.words import counted
 
 ShowTable = Callable[[str, list[tuple], tuple[str, ...]], None]  # title, rows, header
 OPERATIONS = ("zero_grad", "backward", "optimizer_step", "scheduler_step", "validate")
@@ -151,7 +152,11 @@ class Audit(Callback, LoaderObserver):
             }
             replace_file(self.folder / "audit.json", (to_json(result, indent=1) + "\n").encode())
             header = ("operation", "calls", "calls per epoch", "weights changed", "learning rate changed")
-            self.show(f"audit: {epochs} epochs, {len(ranks)} ranks", [tuple(row.values()) for row in table], header)
+            self.show(
+                f"audit: {counted(epochs, 'epoch')}, {counted(len(ranks), 'rank')}",
+                [tuple(row.values()) for row in table],
+                header,
+            )
         if violations:
             more = f" (and {len(violations) - 5} more, see audit.json)" if len(violations) > 5 else ""
             raise AuditError("the audit failed:\n  - " + "\n  - ".join(violations[:5]) + more)

@@ -1,9 +1,11 @@
 """What a run that continues may change: its configuration is compared with the one that its commit was written with."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from accel_restore import __version__
 from accel_restore.checkpoint.commits import read_manifest
 from accel_restore.config.keys import is_key
 from accel_restore.config.schema import Config
@@ -30,14 +32,15 @@ _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the
 _MISSING = object()
 
 
-def take_weights(commit: Path) -> str:
-    """Return the advice to start a run from the weights of a commit alone, in place of continuing from it."""
+def take_weights(commit: Path, model: str | None) -> str:
+    """Return the advice to start a run from the weights of a commit alone, in place of continuing from it.
+
+    `model` is the name of the commit's model. It is needed next to the arguments of a model in the configuration.
+    """
     names = read_manifest(commit)["files"]
     weights = commit / next(name for name in _WEIGHTS if name in names)
-    return (
-        f"in place of run.resume, give model.checkpoint={weights}, which takes the weights alone: the new run then "
-        "starts at step 0, without the optimizer's state and the best score"
-    )
+    name = f" model.name={model}" if model else ""
+    return f"to start at step 0 from its weights alone, give model.checkpoint={weights}{name} in place of run.resume"
 
 
 class Comparison:
@@ -64,21 +67,31 @@ class Comparison:
 
     def check_own(self, folder: Path, or_again: str) -> None:
         """Raise `UserError` if the run in `folder` cannot continue; `or_again` may advise --overwrite."""
-        raise_problems(
-            f"{folder}: the run has another configuration; set these keys back, or choose another run.name{or_again}",
-            self._differences(),
-        )
+        differences, another = self._differences(), f"choose another run.name{or_again}"
+        self._refuse_lost_keys(f"{folder}: the run", folder, f", or {another}", differences)
+        raise_problems(f"{folder}: the run has another configuration; set these keys back, or {another}", differences)
 
     def check_other(self, commit: Path) -> None:
         """Raise `UserError` if a new run cannot continue from the commit of another run."""
         differences = self._differences()
-        title = (
-            f"run.resume: a run continues from {commit} exactly, also under another run.name. So its learning rate and "
-            "all else that decides the result belong to the run, and these keys cannot change. Set them back"
+        fits = not any(line.startswith("model.") for line in differences)
+        advice = f"; {take_weights(commit, self.now.get('model.name'))}" if fits else ""
+        self._refuse_lost_keys(f"run.resume: {commit}", commit.parent.parent, advice, differences)
+        raise_problems(
+            f"run.resume: a run continues from {commit} with the same settings; set these keys back{advice}",
+            differences,
         )
-        if not any(line.startswith("model.") for line in differences):  # the weights fit
-            title += f"; or, {take_weights(commit)}"
-        raise_problems(title, differences)
+
+    def _refuse_lost_keys(self, what: str, folder: Path, advice: str, differences: list[str]) -> None:
+        """Raise `UserError` if the run in `folder` used keys that this version lacks: nothing can be set back."""
+        if any(self._differs(key) and not is_key(key) for key in self.then):
+            version = _read_version(folder)
+            name = f" ({version})" if version not in (None, __version__) else ""
+            raise_problems(
+                f"{what} uses keys that this version of accel_restore ({__version__}) does not have; continue with the "
+                f"version that wrote it{name}{advice}",
+                differences,
+            )
 
     def _differences(self) -> list[str]:
         refused = [self._describe(key) for key in (self.then | self.now) if self._differs(key)]
@@ -110,11 +123,19 @@ class Comparison:
     def _describe(self, key: str) -> str:
         then, now = self.then.get(key, "unset"), self.now.get(key, "unset")
         if not is_key(key):
-            return f"{key}: {then} in the commit, which this version does not have; continue with the version before it"
+            return f"{key}: {then} in the commit; this version does not have the key"
         text = f"{key}: {then} in the commit, {now} now"
         if key in _LENGTH and isinstance(then, int) and isinstance(now, int) and then < now:
             text += f"; to train longer, give {key}={now} on the command line"
         return text
+
+
+def _read_version(folder: Path) -> str | None:
+    """Return the version of accel_restore that plan.json names."""
+    try:
+        return f"{json.loads((folder / 'plan.json').read_bytes())['versions']['accel_restore']:.20}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -24,6 +24,7 @@ from accel_restore.errors import UserError, raise_problems
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.tracking.run_files import read_lines, read_status
 from accel_restore.utils.files import discard, replace_file
+from accel_restore.utils.imports import did_you_mean, misspelt
 from accel_restore.utils.redaction import redacted
 
 
@@ -121,10 +122,25 @@ def _candidates(folder: Path, config: Config, overwrite: bool) -> list[Path]:
     path = Path(resume).expanduser()
     others = [path] if is_commit(path) else find_commits(path / "checkpoints")[::-1]
     if not others:
-        raise UserError(
-            f"run.resume: {path} is not a checkpoint (a folder step-… with COMMIT.json); other choices are auto, never"
-        )
+        raise UserError(f"run.resume: {path}: {_describe_no_commit(path)}")
     return others
+
+
+def _describe_no_commit(path: Path) -> str:
+    """Return why a run cannot start from `path`, and the nearest path that it can start from."""
+    what = "holds no checkpoint" if path.exists() else "does not exist"
+    for run in (path, *path.parents):
+        if commits := find_commits(run / "checkpoints"):
+            nearest = next((commit for commit in commits if commit.name == misspelt(path.name, _names(commits))), None)
+            return f"{what}; give {nearest or f'{run} (its newest checkpoint is {commits[-1]})'}"
+    siblings = [other for other in path.parent.glob("*") if find_commits(other / "checkpoints")]
+    if guess := did_you_mean(path.name, _names(siblings)):
+        return f"{what}; did you mean {path.parent / guess}?"
+    return f"{what}; give the folder of a run, or one of its checkpoints/step-…; other choices are auto, never"
+
+
+def _names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
 
 
 def _find_result(folder: Path) -> str | None:
@@ -200,5 +216,6 @@ def check_same_data(start: Start, identity: Identity) -> None:
     if then == {kind: {key: facts[key] for key in facts if key in then.get(kind, ())} for kind, facts in now.items()}:
         return  # a commit of an older version has no digests of pixels
     change = describe_change(then, read_record(start.commit.parent.parent), identity)
-    remedy = take_weights(start.commit) if start.of_other_run else "choose another run.name"
-    raise UserError(f"the images have changed since {start.commit}: {change}; put them back, or {remedy}")
+    model = start.counters["config"]["model"]["name"]
+    remedy = f"; {take_weights(start.commit, model)}" if start.of_other_run else ", or choose another run.name"
+    raise UserError(f"the images have changed since {start.commit}: {change}; put them back{remedy}")

@@ -31,6 +31,7 @@ from accel_restore.metrics.protocol import Protocol
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
 from accel_restore.utils.files import to_json
+from accel_restore.utils.words import counted
 
 _SHOWN = 8  # warnings of one kind; a JSON report lists all
 _SHEET = 24  # pairs of a contact sheet
@@ -233,7 +234,8 @@ def _show(report: dict[str, Any], console: Console) -> None:
     if epoch := report["epoch"]:
         where = "memory" if epoch["fits_in_memory"] else "the disk, ahead of training"
         console.log(
-            f"an epoch: {epoch['samples']} samples, {epoch['steps']} steps of {epoch['global_batch']}; "
+            f"an epoch: {counted(epoch['samples'], 'sample')}, {counted(epoch['steps'], 'step')} of "
+            f"{epoch['global_batch']}; "
             f"{epoch['decoded_bytes'] / 1e9:.2f} GB decoded, read from {where} at "
             f"{epoch['loading_pairs_per_second']:,.0f} pairs/s: {epoch['loading_seconds']:.1f} s of loading"
         )

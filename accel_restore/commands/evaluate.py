@@ -10,6 +10,7 @@ from accel_restore.commands._evaluate_report import Scores, report
 from accel_restore.commands._processes import Processes, choose_precision, joined
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.tracking.console import Console
+from accel_restore.utils.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,9 @@ def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], p
         console.log(f"note: {note}")
     mine = range(processes.rank, len(pairs), processes.world_size)
     scored, problems = processes.run_together(
-        lambda: scorer.score(mine, lambda items: console.track(items, len(mine), f"scoring {len(pairs)} images"))
+        lambda: scorer.score(
+            mine, lambda items: console.track(items, len(mine), f"scoring {counted(len(pairs), 'image')}")
+        )
     )
     digests = dict(processes.gather([(index, scorer.digests(index)) for index, _ in scored]))
     problems, by_index = processes.gather(problems), dict(processes.gather(scored))

@@ -10,12 +10,16 @@ from pydantic_core.core_schema import ErrorType
 
 from accel_restore.config.keys import sections_in
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
-from accel_restore.config.schema import Config
-from accel_restore.utils.imports import did_you_mean, misspelt, unknown_choice
+from accel_restore.config.schema import DEFAULT_NAMES, Config
+from accel_restore.utils.imports import did_you_mean, misspelt, nearest, unknown_choice
 
 _CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {"optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}
 _OF_PYDANTIC = frozenset(get_args(ErrorType))  # the messages of other kinds are our own, and complete
 _IMAGES = "a folder, a pattern with {}, a list of folders, patterns or files, or a column of a dataset"
+
+_EMPTY = {
+    "data.degradation": "needs at least one step; remove the key for the default, or give inputs (data.train.input)"
+}
 
 # Keys of BasicSR's option files, and the keys here with the same meaning.
 BASICSR_KEYS = {
@@ -101,19 +105,26 @@ def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
     if kind == "missing":
         return f"missing; set it in the file or as {'.'.join(path)}=..."
     if kind == "literal_error":
-        choices = _quoted(detail["ctx"]["expected"])
-        if choices and isinstance(value, str):
-            return unknown_choice(value, choices)
-        return f"must be {detail['ctx']['expected']}, not {value!r}"
+        return _explain_choice(value, detail["ctx"]["expected"])
     if path[0] == "loss" and kind in ("float_type", "dict_type", "greater_than", "finite_number"):
         return f"must be a weight above 0 or a section {{weight: ..., ...}}, not {value!r}"
     if path[-1] in ("input", "gt") and kind in ("string_type", "list_type"):
         return f"must be {_IMAGES}, not {value!r}"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return f"must be text, not {value!r}; put it in quotes: {path[-1]}: '{value}'"
+    if kind == "too_short":
+        return _EMPTY.get(".".join(path), "is empty; give at least one item, or remove the key")
     if kind in ("model_type", "model_attributes_type"):
+        if isinstance(value, str) and len(path) == 1 and path[0] in DEFAULT_NAMES:
+            return f"is a section; write {path[0]}.name={value:.80}, or {path[0]}: {{name: {value:.80}}} in a file"
         return f"must be a section such as {{key: value}}, not {value!r}"
     return f"{message[0].lower()}{message[1:]}, not {value!r}"
+
+
+def _explain_choice(value: object, expected: str) -> str:
+    if isinstance(value, str) and (choices := _quoted(expected)):
+        return unknown_choice(value, choices)
+    return f"must be {expected}, not {value!r}"
 
 
 def _quoted(text: str) -> list[str]:
@@ -151,10 +162,11 @@ def _hint(key: str, name: str, section: type[BaseModel] | None) -> str:
     if name in BASICSR_KEYS:
         return f"BasicSR's {name} corresponds to {BASICSR_KEYS[name]}"
     known, elsewhere = list(section.model_fields) if section else [], _keys_of_sections()
+    place = key.removesuffix(name)
     guesses = (
-        misspelt(name, known),
+        place + guess if (guess := misspelt(name, known)) else None,
         suggest_key(name) if key == name else elsewhere.get(name) or OTHER_NAMES.get(name),
-        did_you_mean(name, known),
+        place + guess if (guess := did_you_mean(name, known)) else None,
     )
     for guess in guesses:
         if guess and guess != key:  # equal: the key belongs to another choice of the section's name
@@ -165,8 +177,12 @@ def _hint(key: str, name: str, section: type[BaseModel] | None) -> str:
 def suggest_key(name: str) -> str | None:
     """Return the dotted key that a name without a section, such as `lr` or `batch-size`, stands for, or None."""
     keys = OTHER_NAMES | _keys_of_sections()
-    guess = misspelt(name, keys)
-    return keys[guess] if guess else None
+    if name.replace("-", "_") in keys:
+        return keys[name.replace("-", "_")]
+    words = set(name.lower().replace("-", "_").split("_"))
+    holding = {keys[other] for other in keys if len(name) > 2 and words <= set(other.split("_"))}
+    found = holding if len(holding) == 1 else {keys[other] for other in nearest(name, keys)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _keys_of_sections() -> dict[str, str]:

@@ -26,6 +26,12 @@ def kinds_of(dotted: str) -> set[Any]:
     return {kind for field in _fields(dotted) or [] for kind in _kinds(field.annotation)}
 
 
+def may_be_section(dotted: str) -> bool:
+    """Return whether keys of any name or of a section may follow a key; arguments of own code may hold anything."""
+    fields = _fields(dotted)
+    return fields == [] or any(sections_in(field.annotation) for field in fields or []) or dict in kinds_of(dotted)
+
+
 def _kinds(annotation: Any) -> list[Any]:
     origin = get_origin(annotation)
     if origin is Annotated:

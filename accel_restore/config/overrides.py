@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from accel_restore.config.keys import is_key, kinds_of
+from accel_restore.config.keys import is_key, kinds_of, may_be_section
 from accel_restore.config.safe_yaml import parse_yaml
 from accel_restore.config.schema import DEFAULT_NAMES
 from accel_restore.errors import UserError
@@ -63,7 +63,8 @@ def _place(tree: dict, override: str) -> tuple[Any, Any, Any]:
             node = node[name]
         if not isinstance(node, dict | list):
             above = ".".join(parents[: depth + 1])
-            raise UserError(f"{key}: '{above}' is {node!r}, not a section; set {above}={{...}}")
+            remedy = "VALUE" if is_key(above) and not may_be_section(above) else "{...}"
+            raise UserError(f"{key}: '{above}' is {node!r}, not a section; write {above}={remedy}")
     return node, _index(node, last, key) if isinstance(node, list) else last, value
 
 

@@ -34,6 +34,7 @@ from accel_restore.utils.cgroups import num_cores
 from accel_restore.utils.files import read_object, replace_file, sync_folder
 from accel_restore.utils.places import user_cache
 from accel_restore.utils.redaction import redacted
+from accel_restore.utils.words import counted
 
 _VERSION = 3  # of the stored layout
 # The names of stores, of unfinished stores, and of unfinished descriptions.
@@ -149,7 +150,7 @@ class _Build:
 
         decoded: Iterable[tuple[np.ndarray, str] | ImageError] = each_ahead(decode, self.images, at_once)
         if track is not None:
-            decoded = track(decoded, len(self.images), f"decoding {len(self.images)} images, once")
+            decoded = track(decoded, len(self.images), f"decoding {counted(len(self.images), 'image')}, once")
         try:
             write_store(staging, self._usable(decoded))
             if self.problems:

@@ -56,8 +56,8 @@ def search_images(pattern: str, root: Path, hint: str = "") -> ImageSearch:
             names.append(name)
         elif PurePath(name).name not in _OF_THE_SYSTEM:
             kind = PurePath(name).suffix.lower() or "without a suffix"
-            others["links that lead nowhere" if name in left_out.broken else kind] += 1
-    others.update({"hidden": len(left_out.hidden), "that are no files (pipes, devices)": len(left_out.special)})
+            others["broken (links that lead nowhere)" if name in left_out.broken else kind] += 1
+    others.update({"hidden": len(left_out.hidden), "special (pipes, devices)": len(left_out.special)})
     counted = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
     if folders := len(left_out.folders):
         counted.append(f"{folders} folder{'s' * (folders > 1)}{hint}")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from accel_restore.errors import UserError
-from accel_restore.utils.file_kind import describe_other_file
+from accel_restore.utils.file_kind import describe_other_file, describe_torch_file
 from accel_restore.utils.utf8 import problem_of_name
 
 WEIGHTS = "best.safetensors"
@@ -92,7 +92,7 @@ def _as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        what = describe_other_file(path)
+        what = describe_other_file(path) or describe_torch_file(path)
         raise UserError(what or f"cannot be read as safetensors ({error}){_remedy(path)}") from None
 
 

@@ -19,6 +19,7 @@ from accel_restore.metrics.protocol import Protocol
 from accel_restore.optim.schedules import preview_learning_rates
 from accel_restore.state import TrainState
 from accel_restore.utils.redaction import redacted
+from accel_restore.utils.words import counted
 
 
 def plan_rows(
@@ -47,11 +48,12 @@ def plan_rows(
     if config.train.mixed_precision == "auto":
         precision += " (chosen by auto)"
     steps = " + ".join(
-        f"{early.steps_per_epoch} per epoch × {last - first} epochs" for early, first, last in stages.spans(epochs)
+        f"{early.steps_per_epoch} per epoch × {counted(last - first, 'epoch')}"
+        for early, first, last in stages.spans(epochs)
     )
     rows = [
         ("devices", f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"),
-        ("data", f"{len(data.train.images)} images to train on, {len(data.val)} to validate; {source}"),
+        ("data", f"{counted(len(data.train.images), 'image')} to train on, {len(data.val)} to validate; {source}"),
         (
             "decoded",
             f"{_bytes(data.nbytes)}, read from {'memory' if data.fits_in_memory else 'disk, ahead of training'}",
@@ -82,7 +84,9 @@ def plan_rows(
         same = f"{len(shared)} of {len(data.val)} validation images are also training images"
         rows.append(("note", f"{same} (equal gt: {in_words(shared)}), so scores are too high"))
     if start.commit is not None:
-        rows.append(("continues", f"{start.commit.name}: {state.epoch} epochs, {state.step} steps are done"))
+        rows.append(
+            ("continues", f"{start.commit.name}: {counted(state.epoch, 'epoch')}, {counted(state.step, 'step')} done")
+        )
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(isinstance(module, kinds) for module in state.model.modules()):
         rows.append(("note", "batch statistics or dropout: a resumed run, or other devices, give another result"))
@@ -122,7 +126,7 @@ def _model(config: Config, model: nn.Module) -> str:
 
 
 def _in_words(name: str, arguments: dict[str, Any]) -> str:
-    shown = {key: f"{len(value)} steps" if key == "of" else value for key, value in arguments.items()}
+    shown = {key: f"{counted(len(value), 'step')}" if key == "of" else value for key, value in arguments.items()}
     return f"{name}({', '.join(f'{key}={value}' for key, value in shown.items())})" if shown else name
 
 

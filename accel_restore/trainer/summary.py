@@ -12,6 +12,7 @@ from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import read_audit, read_status, write_status
+from accel_restore.utils.words import counted
 
 _FEW_STEPS = 300  # the demo gains 11 dB in 320
 
@@ -40,7 +41,7 @@ def report_finished(folder: Path, start: Start, accelerator: Accelerator, consol
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
         kept = {key: counters[key] for key in ("epoch", "step", "best")}
         write_status(folder, "finished", **kept, world_size=accelerator.num_processes)
-    console.log(f"{folder}: the run is finished ({counters['epoch']} epochs); --overwrite starts it again")
+    console.log(f"{folder}: the run is finished ({counted(counters['epoch'], 'epoch')}); --overwrite starts it again")
 
 
 def report_result(console: Console, folder: Path, state: TrainState) -> None:
@@ -59,7 +60,7 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
     if "psnr" in best and best["psnr"] < best["input_psnr"]:
         if state.step < _FEW_STEPS:
             why = "networks need some hundred steps to improve on their input; train longer to judge"
-            console.log(f"not yet better than the input, as expected of {state.step} steps: {why}")
+            console.log(f"not yet better than the input, as expected of {counted(state.step, 'step')}: {why}")
         else:
             console.log("that is worse than the input: train longer, lower optimizer.lr, or run accel-restore check")
     console.log(f"weights  {folder / WEIGHTS}")

@@ -29,6 +29,7 @@ _STARTS = {
     b"MZ": "is a program; give a file of weights",
 }
 _ONNX = re.compile(rb"\x08[\x01-\x20](\x12|\x1a|\x22|\x28|\x3a|\x42)")  # ModelProto: ir_version, then another field
+_TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save wrote before version 1.6
 _ANNEX = re.compile(r"\S*/annex/objects/\S+\s*")
 _PAGE = re.compile(r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 
@@ -55,7 +56,7 @@ def describe_other_file(path: Path) -> str | None:
         return f"is an ONNX model, {_OTHER_FORMAT}"
     if start[4:8] == b"TFL3":
         return f"is a TensorFlow Lite model, {_OTHER_FORMAT}"
-    return _describe_text(start)
+    return _describe_text(start, path)
 
 
 def _describe_archive(path: Path) -> str | None:
@@ -78,7 +79,24 @@ def _describe_archive(path: Path) -> str | None:
     return None
 
 
-def _describe_text(start: bytes) -> str | None:
+def describe_torch_file(path: Path) -> str | None:
+    """Return what a file of torch.save or pickle is and what to do, where only safetensors can be used."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_TORCH_LEGACY))
+    except OSError:
+        return None
+    if start.startswith(b"PK\x03\x04") or start == _TORCH_LEGACY:
+        return (
+            "was written by torch.save, which does not store how to build the model; give the best.safetensors of a "
+            "run, or train from this file with model.checkpoint"
+        )
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "is a pickle, which may execute code and is not read; give the best.safetensors of a run"
+    return None
+
+
+def _describe_text(start: bytes, path: Path) -> str | None:
     """Return what a text is, quoting its first line; None if the bytes are no text."""
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = start.decode(encoding, errors="ignore").lstrip()
@@ -91,4 +109,8 @@ def _describe_text(start: bytes) -> str | None:
     if _PAGE.match(text):
         return "is a web page, not the file that its link offers; download the file itself"
     line = text.splitlines()[0] if text else ""
-    return f"is a text ('{line:.60}'), not the file itself; download it again"
+    best = path.with_name("best.safetensors")
+    of_run = f"give {best}" if best != path and best.is_file() else None
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return f"is a configuration; {of_run or 'give the best.safetensors of its run'}"
+    return f"is a text ('{line:.60}'), not the file itself; {of_run or 'download it again'}"

@@ -33,16 +33,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 
 
 def misspelt(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name nearest to `name` if about one letter in four is wrong at most."""
+    """Return the known name nearest to `name` if about one letter in four is wrong at most; None if two are equal."""
+    found = nearest(name, known)
+    return found[0] if len(found) == 1 else None
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names nearest to `name`: none if more than about one letter in four is wrong."""
     plain = _plain(name)
     if len(plain) > _LONGEST_NAME:
-        return None
+        return []
     distances = {other: _edit_distance(plain, _plain(other)) for other in known}
     near = [other for other, distance in distances.items() if distance <= (len(plain) + 1) // 4]
     # Of equal distances, a letter too many or too few is the more frequent slip: `ofline` is offline, not online.
-    return min(
-        near[::-1], key=lambda other: (distances[other], -SequenceMatcher(None, plain, other).ratio()), default=None
-    )
+    ranks = {other: (distances[other], -SequenceMatcher(None, plain, other).ratio()) for other in near}
+    return [other for other, rank in ranks.items() if rank == min(ranks.values())]
 
 
 def _plain(name: str) -> str:
@@ -155,7 +160,7 @@ def check_arguments(function: Callable, given: Iterable[str], key: str, skip: It
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in sorted(given - set(parameters)):
             guess = did_you_mean(name, parameters)
-            options = f"did you mean '{guess}'?" if guess else f"known keys: {', '.join(parameters) or 'none'}"
+            options = f"did you mean '{key}.{guess}'?" if guess else f"known keys: {', '.join(parameters) or 'none'}"
             problems.append(f"{key}.{name}: unknown key; {options}")
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD

@@ -56,10 +56,10 @@ def test_a_wrong_configuration_gives_one_message_and_exit_code_2(photos, tmp_pat
     config = small_config(*photos, tmp_path, optimizer={"lrr": 1}, model={"name": "unett"})
     process = forked.launch(config)
     assert process.returncode == 2 and "Traceback" not in process.stderr
-    assert "optimizer.lrr: unknown key; did you mean 'lr'?" in process.stderr
+    assert "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?" in process.stderr
     assert "did you mean 'unet'?" in process.stderr
     argument = forked.launch(small_config(*photos, tmp_path, model={"name": "unet", "widht": 8}))
-    assert argument.returncode == 2 and "model.widht: unknown key; did you mean 'width'?" in argument.stderr
+    assert argument.returncode == 2 and "model.widht: unknown key; did you mean 'model.width'?" in argument.stderr
     assert not run_folder(config).exists()
 
 

@@ -216,7 +216,7 @@ def test_failures_that_need_the_user_are_not_queued_again(cluster, photos, env, 
     job = cluster.wait_for_end(number, 120)
     assert (job["JobState"], job["Restarts"]) == ("FAILED" if how == "a mistake" else "CANCELLED", "0"), text(log)
     if how == "a mistake":
-        assert text(log).count("optimizer.lrr: unknown key; did you mean 'lr'?") == 1
+        assert text(log).count("optimizer.lrr: unknown key; did you mean 'optimizer.lr'?") == 1
 
 
 def shortened(log):

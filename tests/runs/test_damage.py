@@ -166,7 +166,7 @@ def test_a_run_killed_while_replacing_a_commit_continues_from_the_old_one(whole,
     newest.rename(newest.with_name(f".replaced-{newest.name}"))
     assert start_of(config)[0].commit.name == "step-00000007"  # control: if the old one is not put back
     assert forked.run(config) == [0]
-    assert "step-00000008: 2 epochs, 8 steps are done" in " ".join(forked.printed(config).split())
+    assert "step-00000008: 2 epochs, 8 steps done" in " ".join(forked.printed(config).split())
     assert_equal(whole, config)
 
 

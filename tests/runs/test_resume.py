@@ -109,7 +109,7 @@ def test_a_run_may_start_from_a_commit_of_another(photos, tmp_path):
     )
     assert not run_folder(second).with_name("third").exists()
     missing = launch(second, "run.resume=nowhere", "run.name=third")
-    assert missing.returncode == 2 and "nowhere is not a checkpoint" in missing.stderr
+    assert missing.returncode == 2 and "nowhere: does not exist" in missing.stderr
 
 
 def test_a_run_goes_back_to_its_own_earlier_commit_only_once(photos, tmp_path):

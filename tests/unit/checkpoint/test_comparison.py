@@ -93,13 +93,22 @@ def test_a_new_key_with_another_value_is_refused_with_the_value_that_the_old_run
     assert differences(later(train=(section, section())).model_validate(tree)) == ["train.new: 3 in the commit, 5 now"]
 
 
-def test_a_key_that_does_not_exist_any_more_is_refused_unless_it_was_off():
+def test_a_key_that_this_version_lacks_is_refused_unless_it_was_off(tmp_path):
     tree = old_tree()
     tree["train"] |= {"gone": 0.5, "off": None}
     tree["optimizer"]["gone"] = 1
     lines = sorted(differences(load_config(OLD / "old.yaml"), {**COUNTERS, "config": tree}))
-    for key, line in zip(("optimizer.gone: 1", "train.gone: 0.5"), lines, strict=True):
-        assert line.startswith(f"{key} in the commit, which this version does not have; continue with the version")
+    assert lines == [
+        f"{key} in the commit; this version does not have the key" for key in ("optimizer.gone: 1", "train.gone: 0.5")
+    ]
+    comparison = Comparison(load_config(OLD / "old.yaml"), {**COUNTERS, "config": tree}, [], "no")
+    for text, named in (('{"versions": {"accel_restore": "9.1"}}', " (9.1)"), ("[]", ""), ('{"versions": 3}', "")):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(UserError) as caught:
+            comparison.check_own(tmp_path, "")
+        title = str(caught.value).splitlines()[0]
+        assert title.endswith(f"continue with the version that wrote it{named}, or choose another run.name")
+        assert "set these keys back" not in title
 
 
 @pytest.mark.parametrize(
@@ -136,8 +145,10 @@ def test_resuming_another_run_with_another_rate_names_the_way_to_take_its_weight
     with pytest.raises(UserError) as caught:
         Comparison(config, COUNTERS, [], "no").check_other(commit)
     title, *lines = str(caught.value).splitlines()
-    assert title.startswith("run.resume: ") and "learning rate" in title and "without the optimizer's state" in title
-    assert f"model.checkpoint={commit / ('best.safetensors' if has_best else 'ema.safetensors')}," in title
+    weights = commit / ("best.safetensors" if has_best else "ema.safetensors")
+    advice = f"model.checkpoint={weights} model.name=unet"
+    assert title.startswith("run.resume: ") and f"at step 0 from its weights alone, give {advice} in place" in title
+    load_config(OLD / "old.yaml", advice.split())
     assert lines == ["  - optimizer.lr: 0.001 in the commit, 0.0001 now"]
 
 

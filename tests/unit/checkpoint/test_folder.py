@@ -1,6 +1,7 @@
 """Starting again removes the files of a run, but never a file that the new run needs, whatever path leads to it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_overwrite_starts_from_the_commit_that_run_resume_names(work):
     clear(Path("runs/old"), found)
     assert sorted(path.name for path in Path("runs/old").iterdir()) == ["config.yaml"]
     for overwrite in (True, False):
-        with pytest.raises(UserError, match="nowhere is not a checkpoint"):
+        with pytest.raises(UserError, match="nowhere: does not exist"):
             start("run.resume=nowhere", "run.name=new", overwrite=overwrite)
 
 
@@ -159,6 +160,23 @@ def test_a_run_without_a_result_starts_again_and_one_whose_commit_was_moved_goes
     for state in ("preempted", "running", "failed"):
         (folder / "status.json").write_text(json.dumps({"state": state}))
         assert start(overwrite=False).commit is None
+
+
+@pytest.mark.parametrize(
+    ("resume", "answer"),
+    [
+        ("runs/nope", "does not exist; give the folder of a run"),
+        ("runs/odl", "does not exist; did you mean runs/old?"),
+        ("runs/old/checkpoints", f"holds no checkpoint; give runs/old (its newest checkpoint is {COMMIT})"),
+        ("runs/old/best.safetensors", f"holds no checkpoint; give runs/old (its newest checkpoint is {COMMIT})"),
+        ("runs/old/checkpoints/step-6", f"does not exist; give runs/old (its newest checkpoint is {COMMIT})"),
+        ("runs/old/checkpoints/step-00000007", f"does not exist; give {COMMIT}"),
+        ("old.yaml", "holds no checkpoint; give the folder of a run"),
+    ],
+)
+def test_a_path_without_a_checkpoint_is_answered_with_the_nearest_that_has_one(resume, answer, work):
+    with pytest.raises(UserError, match=re.escape(f"run.resume: {resume}: {answer}")):
+        start(f"run.resume={resume}", "run.name=new")
 
 
 def test_every_text_of_a_configuration_is_taken_for_a_path(work):

@@ -52,7 +52,22 @@ def test_two_configurations_are_rejected():
         ("--batch_size 4", "--batch_size: write data.batch_size=4"), ("--seed 3", "--seed: write run.seed=3"),
         ("--resume auto", "--resume: write run.resume=auto"), ("-lr 3", "-lr: write optimizer.lr=3"),
         ("--num-workers 8", "--num-workers: write data.num_threads=8"),
-        ("--fp16", "--fp16: write train.mixed_precision=..."),
+        ("--fp16 mine.yaml", "--fp16: write train.mixed_precision=fp16"),
+        ("--bf16 x", "--bf16: write train.mixed_precision=bf16"), ("--patch 7", "--patch: write data.patch_size=7"),
+        ("--model=dncnn", "--model: write model.name=dncnn"),
+        ("--optimizer sgd", "--optimizer: write optimizer.name=sgd"),
+        ("--scheduler=step", "--scheduler: write scheduler.name=step"), ("--loss l1", "--loss: write 'loss={l1: 1}'"),
+        ("--checkpoint a.pth", "--checkpoint: write model.checkpoint=a.pth"),
+        ("--data a", "--data: write data.train.gt=a"),
+        ("--validation 3", "--validation: see accel-restore try --help"),
+        ("--over", "--over: did you mean --overwrite?"),
+        ("--gpu 1", "--gpu: choose GPUs by CUDA_VISIBLE_DEVICES=1 before the command"),
+        ("--device cuda", "--device: choose GPUs by CUDA_VISIBLE_DEVICES=0 before the command"),
+        ("-c a.yaml", "-c: write --config a.yaml"), ("--config-file=a", "--config-file: write --config a"),
+        ("--no-wandb", "--no-wandb: write tracking.wandb=disabled"), ("--lr a.yaml", "--lr: write optimizer.lr=..."),
+        ("--deterministic a.yaml", "--deterministic: write train.deterministic=true"),
+        ("--no-compile", "--no-compile: write train.compile=false"),
+        ("--no-lr", "--no-lr: see accel-restore try --help"),
         ("--train.epochs 5", "--train.epochs: write train.epochs=5"),
         ("--gpus 4", "--gpus: the launcher starts the processes: torchrun --nproc_per_node 4 ..."),
         ("--nproc-per-node 4", "--nproc-per-node: the launcher starts the processes: torchrun --nproc_per_node 4 ..."),
@@ -83,11 +98,21 @@ def test_no_command_prints_the_help(capsys):
 @pytest.mark.parametrize(
     ("word", "answer"),
     [("trian", "did you mean train?"), ("mine.yaml", "write accel-restore train mine.yaml"),
-     ("a=1", "write accel-restore train a=1"), ("frobnicate", "write one of: train, config, check")],
+     ("a=1", "write accel-restore train a=1"), ("resume", "the same accel-restore train command"),
+     ("predict", "write accel-restore restore"), ("--epochs", "--epochs: write train.epochs=..."),
+     ("--cpu", "write accel-restore train --cpu"), ("frobnicate", "write one of: train, config, check")],
 )  # fmt: skip
 def test_an_unknown_command_is_rejected_with_a_remedy(word, answer, capsys):
     assert cli.main([word]) == 2
     assert answer in capsys.readouterr().err
+
+
+def test_a_folder_or_a_file_of_a_run_in_place_of_a_configuration_is_answered_with_what_it_is(tmp_path):
+    (tmp_path / "best.safetensors").touch()
+    assert "is a folder; to train on its images, write data.train.gt=" in problem(str(tmp_path))
+    (tmp_path / "config.yaml").touch()
+    assert f"continues it (run.name={tmp_path.name})" in problem(str(tmp_path))
+    assert "write model.checkpoint=" in problem(str(tmp_path / "best.safetensors"))
 
 
 def test_no_parser_takes_the_start_of_an_option_for_the_option():

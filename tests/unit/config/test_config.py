@@ -40,7 +40,7 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
     )  # fmt: skip
     assert len(found) == 9
     text = "\n".join(found)
-    assert "optimizer.lrr: unknown key; did you mean 'lr'?" in text
+    assert "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?" in text
     assert "lr: unknown key; did you mean 'optimizer.lr'?" in found
     assert problems("batch_size=4") == ["batch_size: unknown key; did you mean 'data.batch_size'?"]
     assert "data.augment.0: unknown choice 'hflop'; choose one of: hflip, vflip, rot90" in text
@@ -321,13 +321,16 @@ def test_a_text_on_the_command_line_may_look_like_a_number(text):
 
 
 SUGGESTED = {
-    "optimizer.lrr": "lr", "lr": "optimizer.lr", "train.lr": "optimizer.lr", "batch_size": "data.batch_size",
-    "train.batch_size": "data.batch_size", "train.epoch": "epochs", "epochs": "train.epochs", "modle": "model",
-    "optimiser": "optimizer", "scheduler.warmup": "scheduler.warmup_epochs", "data.patch": "patch_size",
-    "data.train.inptu": "input", "validation.metric": "metrics", "name": "run.name", "data.gt": "data.train.gt",
+    "optimizer.lrr": "optimizer.lr", "lr": "optimizer.lr", "train.lr": "optimizer.lr", "batch_size": "data.batch_size",
+    "train.batch_size": "data.batch_size", "train.epoch": "train.epochs", "epochs": "train.epochs", "modle": "model",
+    "optimiser": "optimizer", "scheduler.warmup": "scheduler.warmup_epochs", "data.patch": "data.patch_size",
+    "patch": "data.patch_size",
+    "data.train.inptu": "data.train.input", "validation.metric": "validation.metrics", "name": "run.name",
+    "data.gt": "data.train.gt",
     "learning_rate": "optimizer.lr", "data.num_workers": "data.num_threads", "train.globalbatchsize":
-    "global_batch_size", "tracking.wandbb": "wandb", "checkpoint.every_epoch": "every_epochs",
-    "scheduler.epochs": "train.epochs", "run.sed": "seed",
+    "train.global_batch_size", "tracking.wandbb": "tracking.wandb",
+    "checkpoint.every_epoch": "checkpoint.every_epochs",
+    "scheduler.epochs": "train.epochs", "run.sed": "run.seed",
 }  # fmt: skip
 NOT_SUGGESTED = [
     "scheduler.per_step", "validation.every_steps", "scheduler.T_max", "checkpoint.frequency", "tracking.comet",
@@ -355,12 +358,31 @@ def test_a_key_that_is_near_no_other_gets_no_suggestion(key):
         ("model.name=nafnett", "nafnet"), ("model.name=swinir", None), ("loss.l2=1", None), ("loss.msse=1", "mse"),
         ("train.mixed_precision=fp8", None), ("train.mixed_precision=bf61", "bf16"),
         ("data.degradation=[{name: noise}]", None), ("data.degradation=[{name: jpg}]", "jpeg"),
-        ("data.augment=[hflop]", "hflip"), ("tracking.wandb=ofline", "offline"),
+        ("data.augment=[hflop]", "hflip"), ("data.augment=[flip]", None), ("tracking.wandb=ofline", "offline"),
     ],
 )  # fmt: skip
 def test_a_choice_is_suggested_only_if_it_is_near(override, guess):
     (line,) = problems(override)
     assert ("did you mean" in line) is (guess is not None) and (guess is None or f"did you mean '{guess}'?" in line)
+
+
+@pytest.mark.parametrize(("section", "name"), [("model", "dncnn"), ("optimizer", "sgd"), ("scheduler", "step")])
+def test_a_name_in_place_of_a_section_is_answered_with_the_key_of_the_name(section, name):
+    (line,) = problems(f"{section}={name}")
+    assert line == f"{section}: is a section; write {section}.name={name}, or {section}: {{name: {name}}} in a file"
+    config_from(LEAST, [f"{section}.name={name}"])
+
+
+@pytest.mark.parametrize("value", ["null", "false", "[]", "off"])
+def test_a_degradation_that_is_off_is_refused_with_a_remedy(value):
+    (line,) = problems(f"data.degradation={value}")
+    assert line.startswith("data.degradation: needs at least one step; remove the key")
+
+
+def test_a_key_below_a_value_is_answered_with_the_key_of_the_value():
+    for key, remedy in (("train.epochs", "VALUE"), ("run.name", "VALUE"), ("loss.l1", "{...}")):
+        (line,) = problems(f"{key}=5", f"{key}.x=5")
+        assert line.endswith(f"not a section; write {key}={remedy}")
 
 
 def test_flags_and_overrides_may_come_in_any_order():
@@ -417,7 +439,7 @@ def test_mistakes_are_reported_before_torch_is_imported():
     code = "import sys; from accel_restore.config.load import load_config; load_config(); print('torch' in sys.modules)"
     assert run("-c", code).stdout == "False\n"
     process = run(str(ROOT / "accel_restore" / "train.py"), "--cpu", "optimizer.lrr=1")
-    assert process.returncode == 2 and "did you mean 'lr'?" in process.stderr
+    assert process.returncode == 2 and "did you mean 'optimizer.lr'?" in process.stderr
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -438,7 +460,7 @@ def test_stages_must_be_in_order_and_fit_the_scale():
     (line,) = problems("data.stages=[{until_epoch: 5, patch_size: 31}]", "data.scale=2")
     assert line == "data: stages.0.patch_size is 31, which is not a multiple of scale 2"
     lines = problems("data.stages=[{until_epochs: 5}]")
-    assert "data.stages.0.until_epochs: unknown key; did you mean 'until_epoch'?" in lines
+    assert "data.stages.0.until_epochs: unknown key; did you mean 'data.stages.0.until_epoch'?" in lines
     data = config_from(LEAST, ["data.stages=[{until_epoch: 5, patch_size: 64}, {until_epoch: 9}]"]).data
     assert data.patch_sizes == {"data.stages.0.patch_size": 64, "data.patch_size": 256}
 

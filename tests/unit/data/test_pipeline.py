@@ -187,7 +187,7 @@ def test_invalid_strength_is_rejected(sigma):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("gaussian_noise", {"sigmma": 2}, ".0.sigmma: unknown key; did you mean 'sigma'?"),
+        ("gaussian_noise", {"sigmma": 2}, ".0.sigmma: unknown key; did you mean 'data.degradation.0.sigma'?"),
         ("gaussian_noise", {"image": 2}, ".0.image: unknown key"),
         ("gaussian_noise", {"gray": [0, 1]}, ".0.gray: must be a number from 0 up to 1, not [0, 1]"),
         ("gaussian_noise", {"probability": 1.5}, ".0.probability: must be a number from 0 up to 1, not 1.5"),
@@ -236,7 +236,7 @@ def test_invalid_strength_is_rejected(sigma):
         ),
         ("test_pipeline:gray_of", {}, ".0: test_pipeline:gray_of fails with these arguments: it must return an image"),
         ("test_pipeline:brighter", {"by": "much"}, ".0: test_pipeline:brighter fails with these arguments"),
-        ("test_pipeline:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'by'?"),
+        ("test_pipeline:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'data.degradation.0.by'?"),
     ],
 )
 def test_invalid_degradation_is_rejected_with_its_key(name, arguments, message, tmp_path, monkeypatch):

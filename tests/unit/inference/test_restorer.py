@@ -239,7 +239,7 @@ def test_a_hostile_model_name_is_refused_without_being_called(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("unet", {"widht": 8}, r"model\.widht: unknown key; did you mean 'width'"),
+        ("unet", {"widht": 8}, r"model\.widht: unknown key; did you mean 'model\.width'"),
         ("unet", {"channels": 1}, r"model\.channels"), ("unet", {"width": "wide"}, "model: unet cannot be built"),
         ("torch.nn:Linear", {}, r"model\.in_features: missing"), ("json:dumps", {}, "not a torch.nn.Module"),
         ("no.such.package:Net", {}, "cannot import"), ("torch.nn:NoNet", {}, "cannot import"),

@@ -203,7 +203,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"charbonnier": {"esp": 1e-3}}, r"loss\.charbonnier\.esp: unknown key; did you mean 'eps'"),
+        ({"charbonnier": {"esp": 1e-3}}, r"loss\.charbonnier\.esp: unknown key; did you mean 'loss\.charbonnier\.eps'"),
         ({"charbonnier": {"eps": "small"}}, r"loss\.charbonnier.*eps"),
         ({"fft": {"norm": "orto"}}, r"loss\.fft: cannot work with .*orto"),
         ({"l1": {"weight": 0}}, r"loss\.l1\.weight"),
@@ -245,5 +245,8 @@ def test_a_loss_by_import_path_may_be_a_function_or_a_class():
     loss = build_loss({"test_losses:Shifted": {"shift": 0.5}, "l1": 1.0})
     assert isinstance(loss, Loss) and loss.smallest_side == 3
     assert loss(gt + 0.5, gt).tolist() == pytest.approx([0.5, 0.5])
-    with pytest.raises(UserError, match=r"loss\.test_losses:Shifted\.shft: unknown key; did you mean 'shift'"):
+    with pytest.raises(
+        UserError,
+        match=r"loss\.test_losses:Shifted\.shft: unknown key; did you mean 'loss\.test_losses:Shifted\.shift'",
+    ):
         build_loss({"test_losses:Shifted": {"shft": 0.5}})

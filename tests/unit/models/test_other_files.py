@@ -4,6 +4,7 @@ import argparse
 import gzip
 import io
 import json
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
@@ -134,3 +135,33 @@ def test_the_files_that_are_read_are_taken_for_nothing_else(tmp_path):
     for name, options in (("new.pth", {}), ("old.pth", {"_use_new_zipfile_serialization": False})):
         (tmp_path / name).write_bytes(saved({"a": torch.ones(1)}, **options))
         assert read_tensors(str(tmp_path / name), {"a": torch.Size([1])}, "key", "a file")["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: saved({"a": torch.ones(1)}), "was written by torch.save, which does not store how to build the model"),
+        (lambda: saved({"a": 1}, _use_new_zipfile_serialization=False), "was written by torch.save, which does not"),
+        (lambda: pickle.dumps({"a": 1}), "is a pickle, which may execute code and is not read"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_a_command_that_takes_safetensors_names_the_other_formats_of_weights(make, said, suffix, tmp_path):
+    file = tmp_path / f"weights{suffix}"
+    file.write_bytes(make())
+    with pytest.raises(UserError) as caught:
+        load_module(file)
+    assert str(caught.value).startswith(said) and "give the best.safetensors of a run" in str(caught.value)
+
+
+def test_another_file_of_a_run_is_answered_with_its_best_weights(tmp_path):
+    for name, said in (("config.yaml", "is a configuration; give "), ("config.yml", "is a configuration; give ")):
+        file = tmp_path / name
+        file.write_text("a: 1\n")
+        with pytest.raises(UserError, match=said) as caught:
+            load_module(file)
+        assert "the best.safetensors of its run" in str(caught.value)
+        (tmp_path / "best.safetensors").touch()
+        with pytest.raises(UserError, match=f"{said}{tmp_path / 'best.safetensors'}"):
+            load_module(file)
+        (tmp_path / "best.safetensors").unlink()

@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit_are_rejected_with_their_names(tmp_path):
     x2 = saved(tmp_path / "x2.pth", build_model("unet", {"width": 8}, 3, 2).state_dict())
     with pytest.raises(UserError, match=r"data\.scale \(shape of tail\.weight \[12, 8, 3, 3\], not \[3, 8, 3, 3\]\)$"):
         start(x2, name="unet", width=8)
-    with pytest.raises(UserError, match=r"model\.widht: unknown key; did you mean 'width'"):
+    with pytest.raises(UserError, match=r"model\.widht: unknown key; did you mean 'model\.width'"):
         start(x2, name="unet", widht=8)
 
 
