@@ -176,6 +176,7 @@ def test_slow_data_is_the_bottleneck_and_no_temporary_file_is_left(tmp_path, mon
     record = tmp_path / "bench.json"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch makes it when it is imported
     given = ["bench", "train", "--cpu", "--config", saved(tmp_path, config), "--seconds", "0.01"]
     assert main([*given, "--json", str(record), "--profile", str(tmp_path / "trace")]) == 0
     control, out = json.loads(record.read_text()), capsys.readouterr().out
@@ -338,7 +339,7 @@ def test_invalid_options_are_rejected(tmp_path, monkeypatch, capsys):
 
 
 def test_scaling_is_relative_to_one_process(monkeypatch, capsys):
-    monkeypatch.setattr(bench_scaling, "_cores", lambda: 3)
+    monkeypatch.setattr(bench_scaling, "num_cores", lambda: 3)
     speeds = {1: 10.0, 2: 15.0, 3: 20.0}
     asked = []
 

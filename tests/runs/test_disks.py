@@ -304,7 +304,7 @@ prune(Path({str(tmp_path / "run")!r}), 1)
     seen = [
         (
             re.match(r"\w+", call)[0].replace("renameat2", "rename").replace("renameat", "rename"),
-            re.findall(r"(?:run|step-\d+|state\.json|COMMIT\.json)(?=[\">])", call)[0],
+            re.findall(r"(?:run|step-\d+|\.removing-\w+|state\.json|COMMIT\.json)(?=[\">])", call)[0],
         )
         for call in calls
     ]
