@@ -100,8 +100,9 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
     for what, count in sorted(left_out.items()):
         console.log(f"note: not kept in {count} file{'s' * (count != 1)}: {what}")
     unread = work.left_out.problems
-    wanted = f"{len(work.jobs)} files{f' and {len(unread)} folders' * bool(unread)}"
-    raise_problems(f"{len(problems) + len(unread)} of {wanted} could not be restored", [*unread, *problems])
+    lost = [f"{len(problems)} of {len(work.jobs)} files"] if problems else []
+    lost += [f"{len(unread)} folder{'s' * (len(unread) != 1)}"] if unread else []
+    raise_problems(f"{' and '.join(lost)} could not be restored", [*unread, *problems])
     return 0
 
 

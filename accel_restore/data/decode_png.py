@@ -19,6 +19,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _MODES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with alpha"}
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_PALETTE = 3  # colour type
 _MOST = 1032  # bytes that one byte of Deflate can become
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
@@ -67,24 +68,89 @@ def _layout(chunks: list[tuple[bytes, bytes]]) -> _Layout:
 def read_png_pixels(content: Content) -> np.ndarray:
     """Return the pixels (H, W) or (H, W, 2 to 4) as stored, with the alpha channel if there is transparency.
 
+    libpng is given plain gray or RGB, so that it neither warns on the terminal nor fills in missing colours.
+
     Raises: ImageError for damaged files.
     """
+    chunks = list(read_chunks(io.BytesIO(data_of(content)), without_pixels=False))
+    layout, first = _layout(chunks), dict(reversed(chunks))  # of each kind
+    compressed = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    rows = _unpacked(compressed, _raw_size(layout))
+    transparent = _transparent(layout, first.get(b"tRNS", b""))
+    pixels = _interlaced(layout, rows, transparent) if layout.interlaced else _decoded(layout, compressed, transparent)
+    if layout.colour == _PALETTE:
+        scale = 255 // (2**layout.depth - 1) if layout.depth < 8 else 1
+        return _coloured(pixels // scale, first.get(b"PLTE", b""), first.get(b"tRNS", b""))
+    return pixels
+
+
+def _unpacked(compressed: bytes, size: int) -> memoryview:
+    """Inflate all rows; a bomb takes no memory."""
     import imagecodecs
 
-    chunks = list(read_chunks(io.BytesIO(data_of(content)), without_pixels=False))
-    layout = _layout(chunks)
-    compressed = b"".join(body for kind, body in chunks if kind == b"IDAT")
-    parts = [(kind, body) for kind, body in chunks if kind in _PIXEL_CHUNKS and kind not in (b"IDAT", b"IEND")]
+    rows = bytearray(size) if size <= _MOST * len(compressed) else None
+    try:
+        if rows is None or len(imagecodecs.deflate_decode(compressed, out=rows)) != size:
+            raise damaged("it holds fewer pixels than its header names")
+    except imagecodecs.DeflateError:
+        if len(zlib.decompressobj().decompress(compressed, size + 1)) > size:
+            raise damaged("it holds more pixels than its header names") from None
+        raise
+    return memoryview(rows)
+
+
+def _transparent(layout: _Layout, chunk: bytes) -> bytes:
+    """The transparent gray or colour of a chunk tRNS, of which the bits of a pixel count; empty if there is none."""
+    if len(chunk) != {0: 2, 2: 6}.get(layout.colour):
+        return b""
+    return b"".join((value & (2**layout.depth - 1)).to_bytes(2) for (value,) in struct.iter_unpack(">H", chunk))
+
+
+def _decoded(layout: _Layout, compressed: bytes, transparent: bytes) -> np.ndarray:
+    """The pixels of rows that are not interlaced; indices of a palette as gray."""
+    import imagecodecs
+
+    colour = 0 if layout.colour == _PALETTE else layout.colour
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", layout.width, layout.height, layout.depth, colour, 0, 0, 0))]
+    parts += [(b"tRNS", transparent)] if transparent else []
     parts += [(b"IDAT", compressed), (b"IEND", b"")]
     plain = b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
         for kind, body in parts
     )
-    size = _raw_size(layout)
-    is_short = size > _MOST * len(compressed)  # without memory for pixels that are not there
-    if is_short or len(imagecodecs.deflate_decode(compressed, out=bytearray(size))) != size:
-        raise damaged("it holds fewer pixels than its header names")
     return imagecodecs.png_decode(SIGNATURE + plain)
+
+
+def _interlaced(layout: _Layout, rows: memoryview, transparent: bytes) -> np.ndarray:
+    """The pixels of an interlaced image: each pass is an image of its own."""
+    pixels, start = None, 0
+    for top, left, row_step, column_step in _PASSES:
+        height, width = -((top - layout.height) // row_step), -((left - layout.width) // column_step)
+        if height <= 0 or width <= 0:
+            continue
+        part = layout._replace(width=width, height=height, interlaced=0)
+        size = _raw_size(part)
+        image = _decoded(part, zlib.compress(rows[start : start + size], 1), transparent)
+        image = image.reshape(height, width, -1)
+        if pixels is None:  # the first pass is never empty
+            pixels = np.empty((layout.height, layout.width, image.shape[2]), image.dtype)
+        pixels[top::row_step, left::column_step] = image
+        start += size
+    assert pixels is not None
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _coloured(indices: np.ndarray, palette: bytes, alpha: bytes) -> np.ndarray:
+    """The colours of indices, with an alpha channel if `alpha` names that of some colours."""
+    if not palette or len(palette) % 3 or len(palette) > 3 * 256:
+        raise damaged("its palette is missing or has a wrong length")
+    colours = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+    if indices.max() >= len(colours):
+        raise damaged(f"a pixel has the colour {indices.max()} of a palette of {len(colours)}")
+    if 0 < len(alpha) <= len(colours):
+        values = np.frombuffer(alpha.ljust(len(colours), b"\xff"), np.uint8)
+        colours = np.concatenate([colours, values[:, None]], axis=1)
+    return colours[indices]
 
 
 def _raw_size(layout: _Layout) -> int:

@@ -105,6 +105,8 @@ def _storage_problem(page: TiffPage) -> str | None:
     fax = page.compression in _FAX and page.bitspersample == 1
     if not (jpeg or fax or page.compression in _LOSSLESS):
         return f"is a TIFF with {name} compression; save it again, uncompressed or with LZW or Deflate"
+    if jpeg and page.samplesperpixel == 2 and page.planarconfig == 1:
+        return "is a TIFF of gray with alpha in JPEG compression; save it again, uncompressed or with LZW or Deflate"
     if page.photometric == PHOTOMETRIC.YCBCR and not (jpeg and page.planarconfig == 1):
         return "is a TIFF of YCbCr values without JPEG compression; convert it to RGB"
     if page.predictor not in (1, 2) or (page.predictor == 2 and page.bitspersample < 8):

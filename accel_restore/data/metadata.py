@@ -21,9 +21,10 @@ from accel_restore.data.image_formats import FORMATS
 from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, raw_profile, read_chunks, text_of
 
 _EXIF, XMP_KEYWORD = b"Exif\0\0", b"XML:com.adobe.xmp"
-_PNG_COLOUR = (b"mDCV", b"cLLI", b"cICP", b"sRGB", b"gAMA", b"cHRM")
+_PNG_COLOUR = {b"mDCV": 24, b"cLLI": 8, b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # bytes
 _PNG_OTHER = (b"IHDR", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"eXIf", b"pHYs", b"bKGD", b"hIST", b"sBIT")
 _SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2), (1, 2, 13)  # codes of H.273; 2: unspecified
+_KNOWN_SEGMENTS = ("APP0", "APP1", "APP2", "APP13", "APP14", "COM")
 _MAX_JPEG = 63_000  # bytes of EXIF or XMP; a segment of a JPEG has 65,533, and `renewed` appends to EXIF
 
 
@@ -102,8 +103,18 @@ def _of_png(data: bytes) -> About:
     icc = text_of(b"iCCP", first[b"iCCP"]) if b"iCCP" in first else None
     known = {*_PNG_COLOUR, *_PNG_OTHER}
     others = [name.decode("latin-1") for name, body in chunks if name not in known and not _is_kept_text(body)]
-    colour = {name: body for name, body in chunks if name in _PNG_COLOUR}
-    profile = icc[1] if icc else raw_profile(dict(texts).get(b"Raw profile type icc"))
+    colour = {name: body for name, body in chunks if len(body) == _PNG_COLOUR.get(name)}
+    others += [
+        f"damaged {name.decode()}" for name, body in first.items() if len(body) != _PNG_COLOUR.get(name, len(body))
+    ]
+    named = dict(texts)
+    for kind in ("exif", "APP1", "xmp", "icc"):
+        profile_text = named.get(f"Raw profile type {kind}".encode())
+        others += [f"damaged {kind.upper()} data"] if profile_text is not None and not raw_profile(profile_text) else []
+    if b"iCCP" in first and not (icc and icc[1]):
+        others.append("a damaged colour profile")
+    others += [f"a raw profile ({kind})" for kind in ("iptc", "8bim") if f"Raw profile type {kind}".encode() in named]
+    profile = icc[1] if icc and icc[1] else raw_profile(named.get(b"Raw profile type icc"))
     return _about(exif, xmp, profile, density, colour, others)
 
 
@@ -113,9 +124,12 @@ def _of_others(data: bytes) -> About:
         about = _of_picture(image, exif)
         if isinstance(image, JpegImageFile):
             segments = b"".join(name.encode() + body[:35] for name, body in image.applist)
+            others += [name for name, body in image.applist if name not in _KNOWN_SEGMENTS]
+            others += ["FLIR's data"] if b"APP1FLIR" in segments else []
             others += ["Photoshop's data (IPTC)"] if b"APP13Photoshop" in segments else []
             others += ["the rest of a long XMP"] if b"http://ns.adobe.com/xmp/extension/" in segments else []
             others += ["further pictures (MPO)"] if image.format == "MPO" else []
+        others += ["the colour profile of a BMP"] if data[:2] == b"BM" and data[70:74] in (b"DEBM", b"KNIL") else []
         others += ["a comment"] if image.info.get("comment") else []
         colour = _avif_colour(data) if image.format == "AVIF" else {}
     return replace(about, colour=colour, left_out=(*about.left_out, *dict.fromkeys(others)))

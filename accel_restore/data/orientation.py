@@ -6,11 +6,10 @@ EXIF's orientation tag decides, also if its value is invalid, which is taken as 
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image
-
-from accel_restore.data.image_formats import damaged
 
 _TAG = 0x0112
 _XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*(\d+)""")
@@ -27,16 +26,11 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return the orientation, 1 to 8, that an image's EXIF data and XMP name.
-
-    Raises: ImageError for damaged EXIF data.
-    """
-    tags = Image.Exif()
-    try:
+    """Return the orientation, 1 to 8, that an image's EXIF data and XMP name; damaged EXIF data name none."""
+    tags, value = Image.Exif(), None
+    with suppress(Exception):  # Pillow raises exceptions of many kinds
         tags.load(exif or b"")
         value = tags.get(_TAG)
-    except Exception as error:  # Pillow raises exceptions of many kinds
-        raise damaged(f"EXIF data: {error}") from None
     if value is None and xmp and (found := _XMP.search(xmp.replace(b"\0", b""))):  # UTF-8, or ASCII in UTF-16
         value = int(found[1])
     return value if value in _UPRIGHT else 1

@@ -75,8 +75,6 @@ def make_unusable(kind: str, path: Path) -> Path:
         deep, name = photo(64, 64, dtype="uint16"), kind.split(" ", 1)[1]
         encode = {"JPEG 2000": imagecodecs.jpeg2k_encode, "AVIF": imagecodecs.avif_encode}[name]
         path.write_bytes(encode(deep) if name == "JPEG 2000" else encode(deep >> 6, bitspersample=10))
-    elif kind == "cut EXIF":
-        Image.fromarray(rgb).save(path, exif=b"II*\0")
     elif kind == "truncated, 16 bits":
         path.write_bytes(save_deep_png(path, photo(dtype="uint16")).read_bytes()[:-500])
     elif kind == "truncated":
@@ -95,5 +93,5 @@ REASONS = {
     "truncated": "damaged", "truncated, 16 bits": "damaged", "empty": "empty", "text": "is not a readable image",
     "header": "damaged .it ends before", "12-bit TIFF": "12-bit values",
     "deep JPEG 2000": "more than 8 bits",
-    "deep AVIF": "more than 8 bits|is not a readable image", "cut EXIF": "damaged",
+    "deep AVIF": "more than 8 bits|is not a readable image",
 }  # fmt: skip

@@ -97,7 +97,7 @@ def test_png_that_contradicts_itself_is_refused(kind):
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 @pytest.mark.parametrize("interlaced", [0, 1])
-def test_png_of_every_depth_and_size_is_read_as_by_pillow(depth, interlaced):
+def test_png_of_every_depth_and_size_is_read_as_by_pillow(depth, interlaced, capfd):
     random = np.random.default_rng(0)
     for width, height in [(1, 1), (2, 3), (5, 5), (8, 8), (9, 17), (33, 12)]:
         rows = []
@@ -109,6 +109,28 @@ def test_png_of_every_depth_and_size_is_read_as_by_pillow(depth, interlaced):
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", idat) + chunk(b"IEND", b"")
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
         np.testing.assert_array_equal(read_image(cell(data), 1)[..., 0], expected)
+    assert capfd.readouterr().err == ""
+
+
+def png_of(colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    header = struct.pack(">IIBBBBB", 2, 2, 8, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_libpng_says_nothing_of_a_transparent_gray_out_of_range(capfd):
+    data = png_of(0, b"\0\1\2\0\3\4", (b"tRNS", b"\1\7"))
+    assert read_image(cell(data), 1)[..., 0].tolist() == [[1, 2], [3, 4]]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_palette_without_the_colour_of_a_pixel_is_damaged_and_surplus_rows_are_named():
+    palette = (b"PLTE", bytes(range(6)))
+    assert read_image(cell(png_of(3, b"\0\0\1\0\1\0", palette)), 3)[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(ImageError, match="colour 2 of a palette of 2"):
+        read_image(cell(png_of(3, b"\0\0\1\0\2\0", palette)), 3)
+    with pytest.raises(ImageError, match="more pixels than its header"):
+        read_image(cell(png_of(0, bytes(7))), 1)
 
 
 PASSES = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]

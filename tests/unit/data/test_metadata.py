@@ -227,3 +227,12 @@ def test_the_mark_is_read_next_to_a_large_profile(tmp_path):
         format = {".png": "PNG", ".tif": "TIFF"}[name[1:]]
         (tmp_path / name).write_bytes(encode(PIXELS, format, About(icc=profile), "mark 1"))
         assert read_mark(tmp_path / name) == "mark 1"
+
+
+def test_colour_chunks_of_a_wrong_length_and_unreadable_profiles_are_named():
+    data = png(
+        (b"gAMA", b"1"), (b"cHRM", bytes(32)), (b"iCCP", b"a\0\0zz"), (b"tEXt", b"Raw profile type exif\0x 1 zz")
+    )
+    about = read_about(data, 3)
+    assert list(about.colour) == [b"cHRM"]
+    assert {"damaged gAMA", "a damaged colour profile", "damaged EXIF data"} <= set(about.left_out)

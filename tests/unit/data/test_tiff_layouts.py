@@ -194,3 +194,10 @@ def test_cut_tiff_is_named_as_such():
     moved = data[:4] + len(data).to_bytes(4, "little") + data[8:]  # as in files whose directory is at the end
     with pytest.raises(ImageError, match="its directory is missing; is the file cut"):
         read_header(Cell("row", "1", lambda: moved))
+
+
+def test_gray_with_alpha_in_jpeg_compression_is_named():
+    stream = io.BytesIO()
+    Image.fromarray(photo(40, 50)).convert("LA").save(stream, "TIFF", compression="jpeg")
+    with pytest.raises(ImageError, match="gray with alpha in JPEG compression"):
+        read_header(Cell("row 1", "1", stream.getvalue))

@@ -246,5 +246,5 @@ def test_a_link_that_leads_nowhere_and_an_unreadable_folder_fail_alone(weights, 
     assert restore(weights, folder, "--recursive", "-o", tmp_path / "out") == 2
     assert names_in(tmp_path / "out") == ["a.png"]
     message = capsys.readouterr().err
-    assert "2 of 2 files and 1 folders could not be restored" in message
+    assert "1 of 2 files and 1 folder could not be restored" in message
     assert "b.png: " in message and "closed: cannot be read (Permission denied)" in message
