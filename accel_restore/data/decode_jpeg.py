@@ -125,6 +125,15 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         yield marker, data[start + 4 : end], data[end:position]
 
 
+def holds_more(data: bytes) -> bool:
+    """Return whether anything but zeros is behind the end marker of a file's first image, such as a phone's video."""
+    position = 2
+    while (found := _MARKER.search(data, position)) and data[found.start() + 1] != _EOI:
+        length = int.from_bytes(data[found.start() + 2 : found.start() + 4], "big")
+        position = found.start() + 2 + length
+    return found is not None and bool(data[found.start() + 2 :].strip(b"\0"))
+
+
 def _image_of(data: bytes) -> bytes:
     """The first image of a file: the segments that describe pixels, the scans, and an end marker.
 

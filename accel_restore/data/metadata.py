@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from accel_restore.data.decode_jpeg import holds_more
 from accel_restore.data.decode_pillow import open_image
 from accel_restore.data.exif import XMP, Density, Tiff, exif_of_tiff, renewed
 from accel_restore.data.image_formats import FORMATS
@@ -128,7 +129,8 @@ def _of_others(data: bytes) -> About:
             others += ["FLIR's data"] if b"APP1FLIR" in segments else []
             others += ["Photoshop's data (IPTC)"] if b"APP13Photoshop" in segments else []
             others += ["the rest of a long XMP"] if b"http://ns.adobe.com/xmp/extension/" in segments else []
-            others += ["further pictures (MPO)"] if image.format == "MPO" else []
+            behind = "further pictures (MPO)" if image.format == "MPO" else "data behind the picture, such as a video"
+            others += [behind] if holds_more(data) else []
         others += ["the colour profile of a BMP"] if data[:2] == b"BM" and data[70:74] in (b"DEBM", b"KNIL") else []
         others += ["a comment"] if image.info.get("comment") else []
         colour = _avif_colour(data) if image.format == "AVIF" else {}

@@ -236,3 +236,14 @@ def test_colour_chunks_of_a_wrong_length_and_unreadable_profiles_are_named():
     about = read_about(data, 3)
     assert list(about.colour) == [b"cHRM"]
     assert {"damaged gAMA", "a damaged colour profile", "damaged EXIF data"} <= set(about.left_out)
+
+
+def test_other_segments_of_a_jpeg_and_what_is_behind_it_are_named():
+    plain = camera_file("JPEG")
+    segments = b"".join(
+        bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2) + body
+        for marker, body in ((0xEB, b"JP content credentials"), (0xE1, b"FLIR\0 heat"))
+    )
+    left_out = read_about(plain[:2] + segments + plain[2:] + b"a video", 3).left_out
+    assert {"APP11", "FLIR's data", "data behind the picture, such as a video"} <= set(left_out)
+    assert read_about(plain + bytes(9), 3).left_out == ()
