@@ -59,7 +59,7 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
     console.log(f"finished: best epoch {best['epoch'] + 1}: {scores}")
     if "psnr" in best and best["psnr"] < best["input_psnr"]:
         if state.step < _FEW_STEPS:
-            why = "networks need some hundred steps to improve on their input; train longer to judge"
+            why = "networks need a few hundred steps to improve on their input; train longer to judge"
             console.log(f"not yet better than the input, as expected of {counted(state.step, 'step')}: {why}")
         else:
             console.log("that is worse than the input: train longer, lower optimizer.lr, or run accel-restore check")
