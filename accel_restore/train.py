@@ -31,10 +31,10 @@ from accel_restore.utils.utf8 import use_utf8
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line of training. Raises: UserError for options that do not exist."""
+    """The command line of training. Raises: UserError for unknown options."""
     parser = ConfigurationParser(
         prog="accel-restore train",
-        description="Train an image restoration model. Without a file: the demo, real photographs, no network.",
+        description="Train an image restoration model. Without --config, it trains the demo and downloads nothing.",
     )
     parser.add_argument("--cpu", action="store_true", help="train on the CPU; each launched process is a rank")
     parser.add_argument(

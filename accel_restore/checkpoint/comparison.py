@@ -1,4 +1,4 @@
-"""What a run that continues may change: its configuration is compared with the one that its commit was written with."""
+"""Compare the configuration of a run with that of the commit it continues from: which keys may change."""
 
 import json
 import re
@@ -69,7 +69,7 @@ class Comparison:
         """Raise `UserError` if the run in `folder` cannot continue; `or_again` may advise --overwrite."""
         differences, another = self._differences(), f"choose another run.name{or_again}"
         self._refuse_lost_keys(f"{folder}: the run", folder, f", or {another}", differences)
-        raise_problems(f"{folder}: the run has another configuration; set these keys back, or {another}", differences)
+        raise_problems(f"{folder}: the run has another configuration; restore these keys, or {another}", differences)
 
     def check_other(self, commit: Path) -> None:
         """Raise `UserError` if a new run cannot continue from the commit of another run."""
@@ -78,7 +78,7 @@ class Comparison:
         advice = f"; {take_weights(commit, self.now.get('model.name'))}" if fits else ""
         self._refuse_lost_keys(f"run.resume: {commit}", commit.parent.parent, advice, differences)
         raise_problems(
-            f"run.resume: a run continues from {commit} with the same settings; set these keys back{advice}",
+            f"run.resume: only a run with the same settings can continue from {commit}; restore these keys{advice}",
             differences,
         )
 

@@ -51,7 +51,7 @@ class ConfigurationParser(argparse.ArgumentParser):
         given = sys.argv[1:] if arguments is None else arguments
         options, unknown = self.parse_known_intermixed_args(given)
         problems = [self._explain(option, given) for option in unknown if option.startswith("-")]  # others are values
-        raise_problems("options that do not exist:", problems)
+        raise_problems("unknown options:", problems)
         take_configuration(options)
         return options
 

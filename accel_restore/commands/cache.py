@@ -69,7 +69,7 @@ def _delete(chosen: list[StoredSource], folder: Path, console: Console) -> None:
                 num_used += 1
         except OSError as error:
             problems.append(f"{error.filename or folder}: cannot be deleted ({error.strerror})")
-    kept = f"; kept {num_used} that processes use" if num_used else ""
+    kept = f"; kept {num_used} in use" if num_used else ""
     console.log(f"deleted {len(deleted)} stores, {sum(store.nbytes for store in deleted) / 1e6:.0f} MB{kept}")
     raise_problems(f"{len(problems)} of {len(chosen)} stores remain; change the permissions of {folder}", problems)
 
@@ -77,7 +77,7 @@ def _delete(chosen: list[StoredSource], folder: Path, console: Console) -> None:
 def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[StoredSource]:
     """Return the stores to delete. Raises: UserError unless the options choose in one way, which is valid."""
     if bool(options.names) + options.all + (options.unused_days is not None) > 1:
-        raise UserError("cache delete: give either names of stores, --all or --unused-days N")
+        raise UserError("cache delete: give either store names, --all or --unused-days N")
     if options.unused_days is not None and not options.unused_days >= 0:  # also NaN
         raise UserError(f"cache delete: --unused-days {options.unused_days:g} must be 0 or more")
     if options.all:
@@ -85,7 +85,7 @@ def _chosen(stores: list[StoredSource], options: argparse.Namespace) -> list[Sto
     if options.unused_days is not None:
         return [store for store in stores if time.time() - store.last_used > 86400 * options.unused_days]
     if not options.names:
-        raise UserError("cache delete: nothing to delete; give names of stores, --all or --unused-days N")
+        raise UserError("cache delete: nothing to delete; give store names, --all or --unused-days N")
     for name in options.names:
         if not (name and any(store.name.startswith(name) for store in stores)):
             command = f"accel-restore cache --dir {shlex.quote(str(options.dir))}"

@@ -45,7 +45,7 @@ def read_mapping(path: Path) -> dict:
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple = ()) -> Config:
-    """Return the configuration of a YAML file (None: the demo) with `key=value` overrides, of which the last one wins.
+    """Return the configuration of a YAML file (None: the demo) with `key=value` overrides; the last one wins.
 
     The demo's `data.val` is forgotten if overrides name `data.train` and not `data.val`.
 

@@ -12,8 +12,8 @@ from accel_restore.errors import UserError
 def apply_overrides(tree: dict, overrides: Sequence[str]) -> list[str]:
     """Set the keys of `tree` in order, and return what is wrong with the overrides.
 
-    A mapping replaces the whole section. Naming another choice, such as `optimizer.name=sgd`, forgets all that the file
-    says about the former one; what the command line says is kept.
+    A mapping replaces the whole section. Naming another choice, such as `optimizer.name=sgd`, drops the file's settings
+    of the former one; those of the command line are kept.
     """
     problems = []
     keys = [override.partition("=")[0] for override in overrides]
@@ -32,7 +32,7 @@ def apply_overrides(tree: dict, overrides: Sequence[str]) -> list[str]:
 
 
 def _forget_former_choice(section: dict, place: str, name: Any, given: list[str]) -> None:
-    """Remove what a section says about another choice than `name`, except the keys that were `given` before."""
+    """Remove the settings of another choice than `name` from a section, except the keys that were `given` before."""
     by_default = None if section.get("checkpoint") else DEFAULT_NAMES.get(place)
     former = section.get("name", by_default)
     if former is None or former == name:  # None: the checkpoint decides, so that nothing is said about another choice

@@ -265,7 +265,7 @@ def _unequal(images: Images, scale: int, crop_gt: bool) -> list[str]:
     if croppable and not crop_gt:
         more = f" (and {len(croppable) - 1} more such pairs)" if len(croppable) > 1 else ""
         remedy = f"to crop up to {scale - 1} pixels of gt at the bottom and right, set validation.crop_gt=true"
-        problems.append(f"{croppable[0]}{more}; {remedy}, which holds for training images too")
+        problems.append(f"{croppable[0]}{more}; {remedy}, which also crops training images")
     return problems
 
 

@@ -102,7 +102,7 @@ def read_pil(image: "Image.Image", channels: int) -> tuple[np.ndarray, int]:
             return _with_channels(pixels, channels), header.orientation
         pixels, orientation = read_pil_image(image)
         if header is not None and header.bits == 16 and pixels.dtype == np.uint8:
-            raise ImageError("is of a 16-bit file, of which Pillow keeps 8 bits; give a numpy array of uint16")
+            raise ImageError("comes from a 16-bit file, but Pillow keeps 8 bits; give a numpy array of uint16")
     return _with_channels(upright(_opaque(pixels), orientation), channels), orientation
 
 

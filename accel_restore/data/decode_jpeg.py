@@ -94,7 +94,7 @@ class _Scans:
         symbols = [self.zero_symbols.get(_AC | tables & 15, 0) for tables in scan[2 : 2 + 2 * count : 2]]
         is_block = last - first > 3 and not bits >> 4
         if is_block and any(symbol & 15 for symbol in symbols) and bytes(_HOLE) in compressed.rstrip(b"\0"):
-            raise damaged("a hole of zeros in its data")
+            raise damaged("its data has a hole of zeros")
         for component in scan[1 : 1 + 2 * count : 2]:
             if component in self.missing:
                 self.missing[component][first : last + 1] = [bits & 15] * (last + 1 - first)
@@ -126,7 +126,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def holds_more(data: bytes) -> bool:
-    """Return whether anything but zeros is behind the end marker of a file's first image, such as a phone's video."""
+    """Return whether anything but zeros follows the end marker of a file's first image, such as a phone's video."""
     position = 2
     while (found := _MARKER.search(data, position)) and data[found.start() + 1] != _EOI:
         length = int.from_bytes(data[found.start() + 2 : found.start() + 4], "big")

@@ -21,7 +21,7 @@ _FORMATS = tuple(name for name in FORMATS if name not in ("PNG", "TIFF"))  # the
 _MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "palette", "PA": "palette", "RGB": "RGB",
           "RGBA": "RGB with alpha"}  # fmt: skip
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
-DEEP = "is 16-bit RGB, of which Pillow keeps 8 bits; give a numpy array of uint16"
+DEEP = "is 16-bit RGB, but Pillow keeps 8 bits; give a numpy array of uint16"
 _FOREIGN = {  # the first bytes of files that are often taken for images
     b"8BPS": "a Photoshop file", b"%PDF": "a PDF document", b"%!PS": "a PostScript file", b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "a Radiance HDR file", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"<svg": "SVG",

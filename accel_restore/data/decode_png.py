@@ -100,7 +100,7 @@ def _unpacked(compressed: bytes, size: int) -> memoryview:
 
 
 def _transparent(layout: _Layout, chunk: bytes) -> bytes:
-    """The transparent gray or colour of a chunk tRNS, of which the bits of a pixel count; empty if there is none."""
+    """The transparent gray or colour of a chunk tRNS, in the bits of a pixel; empty if there is none."""
     if len(chunk) != {0: 2, 2: 6}.get(layout.colour):
         return b""
     return b"".join((value & (2**layout.depth - 1)).to_bytes(2) for (value,) in struct.iter_unpack(">H", chunk))

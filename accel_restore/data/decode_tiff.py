@@ -84,7 +84,7 @@ def _problem(page: TiffPage) -> str | None:
     if colour == PHOTOMETRIC.SEPARATED:
         return "is CMYK, whose colours depend on the printer; convert it to RGB with its colour profile"
     if page.subfiletype & _REDUCED and page.subifds:
-        return "is a raw file, of which a TIFF reader sees the preview; develop it first"
+        return "is a raw file, in which a TIFF reader sees only the preview; develop it first"
     if page.imagedepth > 1 or page.tiledepth > 1:
         return "is a TIFF of a volume; save the slice that you want as a separate file"
     unsigned = page.sampleformat == SAMPLEFORMAT.UINT
@@ -110,7 +110,7 @@ def _storage_problem(page: TiffPage) -> str | None:
     if page.photometric == PHOTOMETRIC.YCBCR and not (jpeg and page.planarconfig == 1):
         return "is a TIFF of YCbCr values without JPEG compression; convert it to RGB"
     if page.predictor not in (1, 2) or (page.predictor == 2 and page.bitspersample < 8):
-        return f"is a TIFF with the predictor {page.predictor}, which is for other values; save it again"
+        return f"is a TIFF whose predictor {page.predictor} does not suit its values; save it again"
     values = page.imagewidth * page.imagelength * page.samplesperpixel
     if math.prod(page.shape) != values or math.prod(page.chunks) > max(2**26, 4 * values):
         return "is a TIFF whose tags contradict each other, or of an unusual tile size; save it again"

@@ -115,7 +115,7 @@ class Tiff:
         """Return an entry's only value, a fraction. Raises: ValueError if it is none."""
         value = self.value(entry)
         if entry[0] != RATIONAL or len(value) != 8 or not any(value[4:]):
-            raise ValueError("has a resolution that is no number")
+            raise ValueError("has an invalid resolution")
         return Fraction(*struct.unpack(self.order + "II", value))
 
     def density(self) -> Density | None:

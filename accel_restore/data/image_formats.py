@@ -1,4 +1,4 @@
-"""What is known of an image file before it is decoded, and the errors of files that are refused."""
+"""Properties of an image file before it is decoded, and the errors for refused files."""
 
 import io
 import math
@@ -63,7 +63,7 @@ def damaged(reason: object) -> ImageError:
 
 
 def _inaccessible(error: OSError) -> str:
-    """Say why the system does not give a file."""
+    """Return why a file cannot be opened."""
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else None
     if isinstance(error, FileNotFoundError) and path is not None and path.is_symlink():
         return f"is a link to {path.readlink()!s:.200}, which does not exist; restore that file, or remove the link"

@@ -1,4 +1,4 @@
-"""What an image file says of its pixels: EXIF data, colour, density, XMP; read for a new file of the same picture.
+"""Metadata of an image file (EXIF data, colour, density, XMP), read for a new file of the same picture.
 
 Kept is what describes the pixels, or who made them and when, and still holds for the restored picture: it is upright,
 so its orientation is 1; it has `scale` times as many pixels on the same paper, so its density is `scale` times higher.
@@ -129,7 +129,7 @@ def _of_others(data: bytes) -> About:
             others += ["FLIR's data"] if b"APP1FLIR" in segments else []
             others += ["Photoshop's data (IPTC)"] if b"APP13Photoshop" in segments else []
             others += ["the rest of a long XMP"] if b"http://ns.adobe.com/xmp/extension/" in segments else []
-            behind = "further pictures (MPO)" if image.format == "MPO" else "data behind the picture, such as a video"
+            behind = "further pictures (MPO)" if image.format == "MPO" else "data after the picture, such as a video"
             others += [behind] if holds_more(data) else []
         others += ["the colour profile of a BMP"] if data[:2] == b"BM" and data[70:74] in (b"DEBM", b"KNIL") else []
         others += ["a comment"] if image.info.get("comment") else []
@@ -172,7 +172,7 @@ def _about(
 
 
 def _is_known(density: Density | None) -> bool:
-    """Whether a density says something."""
+    """Whether a density is valid, and more than equal sides without a unit."""
     return density is not None and min(density.x, density.y) > 0 and (density.unit != 1 or density.x != density.y)
 
 

@@ -24,7 +24,7 @@ _VISIBLE = 1.5  # of 255 levels on average; profiles of sRGB by different makers
 
 @dataclass(frozen=True, slots=True)
 class ColourSpace:
-    """What a file says about its colours; `profile` is its ICC profile."""
+    """The colour space of a file; `profile` is its ICC profile."""
 
     name: str = _NONE
     profile: bytes = b""
@@ -78,8 +78,8 @@ def find_unlike_spaces(
         levels = _difference(input, gt)
         if levels is not None and levels.mean() < _VISIBLE:
             continue
-        first = f"{those[0].input}: names the colour profile {input.name}, its gt {those[0].gt} {gt.name}"
-        text = first if len(those) == 1 else f"{len(those)} pairs have two colour profiles; {first}"
+        first = f"{those[0].input}: has the colour profile {input.name}, its gt {those[0].gt} {gt.name}"
+        text = first if len(those) == 1 else f"{len(those)} pairs have different colour profiles; {first}"
         if levels is not None:
             text += f"; equal values differ by {levels.mean():.1f} of 255 levels on average, {levels.max():.0f} at most"
         text += "; profiles are not applied, so a network learns the conversion; convert both sides to one profile"

@@ -122,7 +122,7 @@ def _is_rounded(source: np.ndarray, result: np.ndarray) -> bool:
 
 
 def _step(values: np.ndarray) -> int:
-    """Return the largest step of which all `values` that are not 0 are multiples, or 0."""
+    """Return the largest step that divides all `values` other than 0, or 0."""
     places = np.minimum(np.round(2 * values).astype(int), _COSINES.shape[1] - 1)
     counts = np.bincount(places, minlength=_COSINES.shape[1])
     number = _KEPT @ counts

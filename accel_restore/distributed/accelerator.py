@@ -71,8 +71,8 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
             )
         except Exception as error:  # a plugin that the environment asks for may raise anything
             if is_communication(error):
-                raise RunAbortedError(f"a rank was lost while all formed a group: {describe_error(error)}") from error
-            raise UserError(f"Accelerate does not start: {describe_error(error)}{_named_settings()}") from error
+                raise RunAbortedError(f"a rank was lost before all ranks had met: {describe_error(error)}") from error
+            raise UserError(f"Accelerate cannot start: {describe_error(error)}{_named_settings()}") from error
     del store
     _check_launch(accelerator, config, launch)
     use_float32_weights(accelerator)
@@ -92,7 +92,7 @@ def _check_settings() -> None:
         asked.append(f"{_FSDP}={env[_FSDP]} without FSDP_VERSION=2")
     if asked:
         raise UserError(
-            f"the environment sets {', '.join(asked)}, which would change the flow of weights; unset it, or, if "
+            f"the environment sets {', '.join(asked)}, which would change how the run trains; unset it, or, if "
             "accelerate launch has set it, use one of launch/*.yaml with --config_file"
         )
 

@@ -1,4 +1,4 @@
-"""The meeting of all ranks before they form a process group: bounded, and the user learns early who waits for whom."""
+"""All ranks meet before they form a process group. The wait is limited, and reported early."""
 
 import math
 import socket
@@ -51,7 +51,7 @@ class _Waiting:
         self.limit = limit
         self.started = time.monotonic()
         self.next_report = min(_PATIENCE_SECONDS, seconds / 4)
-        # Rank 0 speaks for all. If it is missing, rank 1 and one rank of each other host do.
+        # Rank 0 reports for all. If it is missing, rank 1 and one rank of each other host do.
         self.reports = launch.rank <= 1 or not launch.local_rank
 
     @property
@@ -143,13 +143,13 @@ def _open_store(launch: Launch, waiting: _Waiting, serves: bool) -> Any:
     thread.start()
     deadline = waiting.waited + 2 * _ANSWER_SECONDS
     while thread.is_alive() and waiting.waited < deadline:
-        waiting.pause(lambda: f"an answer of {place}")
+        waiting.pause(lambda: f"an answer from {place}")
     if not opened and serves:
         raise waiting.error(
-            f"cannot reach itself at {launch.address}:{launch.port}; set MASTER_ADDR to its own machine"
+            f"cannot reach itself at {launch.address}:{launch.port}; set MASTER_ADDR to the address of its machine"
         )
     if not opened:
-        raise waiting.error(f"has no answer of {place}; if another service uses the port, set another MASTER_PORT")
+        raise waiting.error(f"has no answer from {place}; if another service uses the port, set another MASTER_PORT")
     opened[0].set_timeout(timedelta(seconds=waiting.seconds))
     return opened[0]
 

@@ -60,7 +60,7 @@ def find_jobs(
         is_name = output.suffix.lower() in EXTENSIONS or (alone and output.suffix)
         if not output.is_dir() and (output.exists() or is_name):
             raise UserError(
-                f"{output}: is neither a folder nor a file format that can be written ({' '.join(SUFFIXES)})"
+                f"{output}: is neither a folder nor a file in a format that can be written ({' '.join(SUFFIXES)})"
             )
         jobs, kind = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found], "folder"
     jobs = list({job.source: job for job in jobs}.values())

@@ -18,7 +18,7 @@ _COLOUR = ("gamma", "srgb", "chromaticity")  # keys of `info`, which Pillow read
 
 
 class RestoredImage(Image.Image):
-    """A PIL image; what its `info` says of the pixels is written by `save`, which Pillow does for few formats."""
+    """A PIL image whose `save` writes the metadata in its `info`, which Pillow does for few formats."""
 
     def save(
         self, fp: str | bytes | PathLike[str] | PathLike[bytes] | IO[bytes], format: str | None = None, **params: Any

@@ -32,8 +32,8 @@ class TrainingImages:
             if names:
                 found.append(
                     f"warning: {file} was trained on {len(names)} of these {len(scored.names)} images "
-                    f"({in_words(names)}); their scores do not show how well it restores other images; name images "
-                    f"that it has not seen, or give --run {run} for those that the run held out"
+                    f"({in_words(names)}); their scores do not show how well it restores other images; give "
+                    f"other images, or --run {run} for those that the run held out"
                 )
         return found
 

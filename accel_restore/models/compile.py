@@ -70,8 +70,8 @@ def check_compiler(device: torch.device) -> None:
     except Exception as error:  # of many types, from torch, Triton and the compiler
         raise UserError(
             f"train.compile: torch cannot compile for {device.type} ({_reason(error)}); install g++ and Python's "
-            "headers, on a GPU also triton, see that torch's folder of compiled code, "
-            f"{os.environ.get('TORCHINDUCTOR_CACHE_DIR')}, can be written, or set train.compile=false"
+            "headers, on a GPU also triton; make sure that torch's cache folder, "
+            f"{os.environ.get('TORCHINDUCTOR_CACHE_DIR')}, is writable; or set train.compile=false"
         ) from error
 
 

@@ -13,7 +13,7 @@ _NAMED = 3  # classes that a message names
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return what torch reads from a .pth file. Raises: UserError, without the path, that says what the file is."""
+    """Return what torch reads from a .pth file. Raises: UserError, without the path, with what the file is."""
     is_archive, start = False, b""
     try:
         with path.open("rb") as file:

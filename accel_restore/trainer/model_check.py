@@ -125,7 +125,7 @@ def check_copy(model: nn.Module, second: nn.Module, name: str) -> None:
     """Raise `UserError` if `second`, built like the model, cannot hold averages or full copies of its weights."""
     if _stored(model) != _stored(second):
         raise UserError(
-            f"model: '{name}' has other weights each time it is built; build equal layers, or set train.ema_decay=null"
+            f"model: '{name}' differs each time it is built; build equal layers, or set train.ema_decay=null"
         )
     own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if shared := [key for key, parameter in second.named_parameters() if id(parameter) in own]:

@@ -1,4 +1,4 @@
-"""What a file is that was given as weights and is not: a web page, a pointer of Git LFS, an archive, another format."""
+"""Recognise files that are no weights: a web page, a Git LFS pointer, an archive, another format."""
 
 import re
 import zipfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 _LOOK = 1024  # bytes at the start of a file
 _UNPACK = "unpack it and give the file of weights in it"
-_OTHER_FORMAT = "which is not read; give the .safetensors or .pth file that its project publishes"
+_OTHER_FORMAT = "which is not supported; give the .safetensors or .pth file that its project publishes"
 
 # The first bytes of formats, and what to say about them.
 _STARTS = {
@@ -46,7 +46,7 @@ def describe_other_file(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     if not any(start):
-        return "starts with zeros only, so its download or copy was not completed; copy or download it again"
+        return "starts with zeros, so its download or copy is incomplete; copy or download it again"
     if start[257:262] == b"ustar":
         return f"is a tar archive; {_UNPACK}"
     for first, what in _STARTS.items():
@@ -103,9 +103,9 @@ def _describe_text(start: bytes, path: Path) -> str | None:
     if len(text.encode(encoding)) < 0.9 * len(start.strip()) or not " ".join(text.split()).isprintable():
         return None
     if text.startswith("version https://git-lfs.github.com/spec/"):
-        return "is a pointer of Git LFS, not the file itself; run `git lfs pull` in its repository"
+        return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
     if _ANNEX.fullmatch(text):
-        return "is a pointer of git-annex, not the file itself; run `git annex get` in its repository"
+        return "is a git-annex pointer, not the file itself; run `git annex get` in its repository"
     if _PAGE.match(text):
         return "is a web page, not the file that its link offers; download the file itself"
     line = text.splitlines()[0] if text else ""

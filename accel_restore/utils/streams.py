@@ -18,7 +18,7 @@ class SafeStream:
 
     def __init__(self, stream: Any):
         self.stream = stream
-        self.error: OSError | None = None  # why text was lost that its reader waits for, such as a full disk
+        self.error: OSError | None = None  # why text was lost although it has a reader, such as a full disk
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

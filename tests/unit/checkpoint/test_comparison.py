@@ -108,7 +108,7 @@ def test_a_key_that_this_version_lacks_is_refused_unless_it_was_off(tmp_path):
             comparison.check_own(tmp_path, "")
         title = str(caught.value).splitlines()[0]
         assert title.endswith(f"continue with the version that wrote it{named}, or choose another run.name")
-        assert "set these keys back" not in title
+        assert "restore these keys" not in title
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_images_among_the_files_of_the_run_are_found_one_by_one(work):
 def test_the_advice_to_overwrite_is_not_given_where_it_would_be_refused(work):
     own = "model={checkpoint: runs/old/best.safetensors}"
     for override, advised in ((own, False), ("optimizer.lr=0.5", True)):
-        with pytest.raises(UserError, match="another configuration; set these keys back") as caught:
+        with pytest.raises(UserError, match="another configuration; restore these keys") as caught:
             start(override, overwrite=False)
         assert ("--overwrite" in str(caught.value)) is advised
 

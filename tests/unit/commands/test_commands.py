@@ -63,7 +63,7 @@ def test_a_folder_that_does_not_exist_and_a_broken_description(stores, capsys):
 
 
 def test_deleting_needs_a_name_that_exists(stores, capsys):
-    for given, words in (([], "give names of stores"), (["zzz"], "zzz: no such store")):
+    for given, words in (([], "give store names"), (["zzz"], "zzz: no such store")):
         assert main(["cache", "delete", *given, "--dir", str(stores)]) == 2
         assert words in capsys.readouterr().err
     assert len(list_stores(stores)) == 2
@@ -101,9 +101,9 @@ def test_one_store_that_cannot_be_deleted_does_not_keep_the_others(stores, capsy
     [
         (["--unused-days", "-1"], "must be 0 or more"),
         (["--unused-days", "nan"], "must be 0 or more"),
-        (["--all", "--unused-days", "30"], "give either names of stores, --all or --unused-days"),
-        (["abc", "--all"], "give either names of stores, --all or --unused-days"),
-        (["abc", "--unused-days", "0"], "give either names of stores, --all or --unused-days"),
+        (["--all", "--unused-days", "30"], "give either store names, --all or --unused-days"),
+        (["abc", "--all"], "give either store names, --all or --unused-days"),
+        (["abc", "--unused-days", "0"], "give either store names, --all or --unused-days"),
         ([""], "'': no such store"),
     ],
 )

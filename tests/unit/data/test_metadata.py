@@ -245,5 +245,5 @@ def test_other_segments_of_a_jpeg_and_what_is_behind_it_are_named():
         for marker, body in ((0xEB, b"JP content credentials"), (0xE1, b"FLIR\0 heat"))
     )
     left_out = read_about(plain[:2] + segments + plain[2:] + b"a video", 3).left_out
-    assert {"APP11", "FLIR's data", "data behind the picture, such as a video"} <= set(left_out)
+    assert {"APP11", "FLIR's data", "data after the picture, such as a video"} <= set(left_out)
     assert read_about(plain + bytes(9), 3).left_out == ()

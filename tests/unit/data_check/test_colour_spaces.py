@@ -53,14 +53,14 @@ def test_a_pair_of_two_colour_spaces_is_reported(tmp_path, file, options, name):
     spaces = [(read_colour_space(pair.input), read_colour_space(pair.gt))]
     (finding,) = find_unlike_spaces([pair], spaces)
     assert (finding.kind, finding.files) == ("profile", (str(pair.input), str(pair.gt)))
-    assert f"names the colour profile {name}, its gt {pair.gt} none (sRGB)" in finding.text
+    assert f"has the colour profile {name}, its gt {pair.gt} none (sRGB)" in finding.text
 
 
 def test_the_difference_is_given_and_pairs_of_one_kind_are_one_finding():
     adobe = ColourSpace("Adobe RGB (1998)", icc_profile("Adobe RGB (1998)"))
     pairs = [Pair(str(number), Path(f"gt/{number}.png"), Path(f"input/{number}.png")) for number in range(5)]
     (finding,) = find_unlike_spaces(pairs, [(adobe, ColourSpace())] * 3 + [(adobe, adobe)] * 2)
-    assert "3 pairs have two colour profiles" in finding.text and "of 255 levels" in finding.text
+    assert "3 pairs have different colour profiles" in finding.text and "of 255 levels" in finding.text
     assert len(finding.files) == 6
 
 

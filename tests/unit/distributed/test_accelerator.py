@@ -49,7 +49,7 @@ def test_fsdp_on_a_cpu_is_rejected_by_its_name(monkeypatch, policy):
 def test_a_value_that_accelerate_cannot_read_is_named(monkeypatch, name):
     monkeypatch.setenv(name, "nonsense")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises(UserError, match=f"Accelerate does not start: .*{name}=nonsense") as raised:
+    with pytest.raises(UserError, match=f"Accelerate cannot start: .*{name}=nonsense") as raised:
         create_accelerator(CONFIG, cpu=True)
     assert "OMP_NUM_THREADS" not in str(raised.value), "its value is valid"
 

@@ -86,7 +86,7 @@ def test_a_service_that_never_answers_is_not_waited_for_without_a_limit(monkeypa
     monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as service:
         port = service.getsockname()[1]
-        with pytest.raises(UserError, match=f"no answer of rank 0 at 127.0.0.1:{port}.*set another MASTER_PORT"):
+        with pytest.raises(UserError, match=f"no answer from rank 0 at 127.0.0.1:{port}.*set another MASTER_PORT"):
             meet(launch(1, 2, port), 60.0, "key")
 
 

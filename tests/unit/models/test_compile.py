@@ -42,5 +42,5 @@ def test_folder_of_compiled_code_that_cannot_be_written_is_named(tmp_path, monke
     folder.write_text("")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
     torch._dynamo.reset()
-    with pytest.raises(UserError, match=rf"^train\.compile: .*{Path(folder)}, can be written, or set train\.compile"):
+    with pytest.raises(UserError, match=rf"^train\.compile: .*{Path(folder)}, is writable; or set train\.compile"):
         check_compiler(torch.device("cpu"))

@@ -107,7 +107,7 @@ def test_model_that_shares_layers_between_its_instances_cannot_be_averaged():
         check_copy(first, second, "own:Net")
     second.spare.requires_grad_(False)  # frozen layers may be shared
     check_copy(first, second, "own:Net")
-    with pytest.raises(UserError, match=r"^model: 'own:Net' has other weights each time"):
+    with pytest.raises(UserError, match=r"^model: 'own:Net' differs each time"):
         check_copy(first, Own(channels=4), "own:Net")
 
 
