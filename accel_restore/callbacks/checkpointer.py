@@ -23,7 +23,7 @@ from accel_restore.utils.files import replace_file
 
 @dataclass(frozen=True)
 class CommitSource:
-    """What a commit holds besides the state of training."""
+    """The content of a commit other than the state of training."""
 
     counters: Callable[[], dict[str, Any]]  # stored in state.json
     metadata: Callable[[TrainState], dict[str, str]]  # of best.safetensors

@@ -46,7 +46,7 @@ class PreemptionCallback(Callback):
 
     def on_exit(self, state: TrainState, error: BaseException | None) -> None:
         if error is None:
-            self._last_answer()  # complete the last exchange, which all ranks have begun
+            self._last_answer()  # complete the last exchange, which all ranks have started
 
     def _exchange(self) -> None:
         """Begin to ask all ranks whether they are to stop."""

@@ -38,7 +38,7 @@ class About:
     xmp: bytes | None = None
     density: Density | None = None
     colour: dict[bytes, bytes] = field(default_factory=dict)  # PNG chunks
-    left_out: tuple[str, ...] = ()  # what the original has besides, in words
+    left_out: tuple[str, ...] = ()  # other metadata of the original, in words
 
 
 def read_about(data: bytes, channels: int, orientation: int = 1, scale: int = 1) -> About:

@@ -43,7 +43,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _describe_objects(path: Path) -> str:
-    """Return what a file holds besides tensors, by the names of its classes, which are read and not imported."""
+    """Return what a file holds other than tensors, by the names of its classes; they are read, not imported."""
     try:
         names = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
     except Exception:  # it has the old format, or is damaged

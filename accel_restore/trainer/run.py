@@ -273,7 +273,7 @@ def make_callbacks(
 
 
 def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
-    """What commits and best.safetensors hold besides the state of training."""
+    """The content of commits and best.safetensors other than the state of training."""
     config, plans = run.config, run.loader.stages.plans
     model = redacted(run.description)
 

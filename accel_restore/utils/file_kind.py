@@ -80,7 +80,7 @@ def _describe_archive(path: Path) -> str | None:
 
 
 def describe_torch_file(path: Path) -> str | None:
-    """Return what a file of torch.save or pickle is and what to do, where only safetensors can be used."""
+    """Return a message for a file of torch.save or pickle, where only safetensors can be used."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_TORCH_LEGACY))

@@ -47,7 +47,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def short_name(path: Path) -> str:
-    """Return 16 letters for the name of a staging file, which must not be longer than the file's own."""
+    """Return 16 letters for the name of a staging file; the file's own name may be the longest that the disk allows."""
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
 
 
