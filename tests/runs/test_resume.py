@@ -78,7 +78,7 @@ def test_a_run_killed_in_mid_epoch_ends_bit_identically(
     (run_folder(killed) / ".best.safetensors.1234.tmp").write_bytes(b"half")  # a kill during a write leaves such a file
     second = succeed(launch(killed, "--audit", ranks=ranks))
     assert not list(run_folder(killed).rglob(".*"))
-    assert "continues" in second.stdout and f"{commit} steps are done" in second.stdout
+    assert "continues" in second.stdout and f"{commit} steps done" in second.stdout
 
     assert newest(killed).name == newest(whole).name
     for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
@@ -121,7 +121,7 @@ def test_a_run_goes_back_to_its_own_earlier_commit_only_once(photos, tmp_path):
     shutil.copytree(newest(config), newest(config).with_name("step-00000014"))
     (newest(config) / "model.safetensors").write_bytes(b"damaged")
     again = succeed(launch(config, back, "checkpoint.keep=1"))  # as a scheduler repeats it; step 9 is gone
-    assert "13 steps are done" in again.stdout and newest(config).name == "step-00000016"
+    assert "13 steps done" in again.stdout and newest(config).name == "step-00000016"
 
 
 def test_the_resume_hint_never_recommends_overwriting_progress(photos, tmp_path):
