@@ -39,7 +39,8 @@ def start_of(folder: Path, identity: Identity, with_record: bool = True) -> Star
     folder.mkdir()
     if with_record:
         (folder / RECORD).write_bytes(to_record(identity))
-    return Start(folder / "checkpoints" / "step-1", {"data": json.loads(json.dumps(facts_of(identity)))})
+    counters = {"data": json.loads(json.dumps(facts_of(identity))), "config": {"model": {"name": "unet"}}}
+    return Start(folder / "checkpoints" / "step-1", counters)
 
 
 def test_the_identity_does_not_depend_on_the_place_or_the_kind_of_source(pairs, tmp_path, monkeypatch):
@@ -136,8 +137,8 @@ def test_other_images_than_those_of_another_run_are_answered_with_a_way_to_take_
     (start.commit / "COMMIT.json").write_text(json.dumps(manifest), encoding="utf-8")
     save(pairs / "gt" / "1.png", photo(seed=50))
     for of_other_run, remedy in (
-        (False, "choose another run.name"),
-        (True, "in place of run.resume, give model.check"),
+        (False, ", or choose another run.name"),
+        (True, "; to start at step 0 from its weights alone, give model.checkpoint="),
     ):
-        with pytest.raises(UserError, match=f"put them back, or {remedy}"):
+        with pytest.raises(UserError, match=f"put them back{remedy}"):
             check_same_data(replace(start, of_other_run=of_other_run), identity_of(tmp_path / "cache", **both(pairs)))
