@@ -206,7 +206,7 @@ def test_random_bytes_as_a_configuration_are_accepted_or_rejected(times, tmp_pat
         )
     )
     attempt(st.binary(max_size=200) | syntax.map("".join).map(str.encode), 150 * times, load)
-    count = attempt(damaged(DEMO.read_bytes()), 100 * times, load)
+    count = attempt(damaged(DEMO.read_bytes()), 300 * times, load)
     assert min(count.values()) > 5 * times
 
 
