@@ -35,7 +35,7 @@ CONTRADICTIONS = {  # variables, and what the message names
     "an empty rank": ({"RANK": "", "WORLD_SIZE": "2", **PEERS}, "RANK"),
     "a rank too large": ({"RANK": "2", "WORLD_SIZE": "2", **PEERS}, "RANK=2"),
     "a negative rank": ({"RANK": "-1", "WORLD_SIZE": "2", **PEERS}, "RANK=-1"),
-    "no number of processes": ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+    "a world size in words": ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
     "no processes": ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
     "no port number": ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "x"}, "MASTER_PORT=x"),
     "a port too large": ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "=70000"),
