@@ -1,7 +1,6 @@
 """`accel-restore restore`: what it writes, keeps, refuses and skips; tiles and memory."""
 
 import io
-import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +17,10 @@ from accel_restore.cli import main
 from accel_restore.data.decode import read_image
 from accel_restore.data.encode import encode, read_mark
 from accel_restore.data.metadata import About
-from accel_restore.errors import UserError
 from accel_restore.inference import apply as applying
 from accel_restore.inference import files as restoring
 from accel_restore.inference import restorer
-from accel_restore.inference.apply import ModelRunner, Settings
+from accel_restore.inference.apply import Settings
 from accel_restore.inference.jobs import mark_of, recipe_of
 from accel_restore.utils.files import short_name
 
@@ -214,55 +212,6 @@ def test_a_process_killed_while_writing_leaves_no_half_written_target(weights, p
     assert files_in(tmp_path / "out") == ["b.png"]
 
 
-class Overflows(torch.nn.Module):
-    """A network that adds `value` to bright pixels."""
-
-    def __init__(self, channels: int, value: str) -> None:
-        super().__init__()
-        self.value, self.weight = float(value), torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, images):
-        output = images * self.weight
-        return torch.where(images > 0.5, output + self.value, output)
-
-
-def overflowing(tmp_path: Path, value: str) -> Path:
-    model = json.dumps({"name": "test_restore:Overflows", "arguments": {"value": value}})
-    return write(tmp_path / f"{value}.safetensors", Overflows(3, value), model=model)
-
-
-@pytest.mark.parametrize(
-    ("value", "options"),
-    [
-        ("inf", []), ("-inf", []), ("nan", ["--tile", "96", "--tile-overlap", "32"]), ("inf", ["--self-ensemble"]),
-        ("nan", ["--compare"]),
-    ],
-)  # fmt: skip
-def test_an_output_of_nan_or_inf_is_a_failed_file_and_nothing_is_written(tmp_path, capsys, value, options):
-    (tmp_path / "in").mkdir()
-    for name, level in (("bright.png", 200), ("dark.png", 60)):
-        Image.new("RGB", (130, 110), (level,) * 3).save(tmp_path / "in" / name)
-    file = overflowing(tmp_path, value)
-    for _ in range(2):  # no mark is left that would count the file as done
-        assert restore(file, tmp_path / "in", "-o", tmp_path / "out", *options) == 2
-        message = capsys.readouterr().err
-        assert "1 of 2 files" in message and "bright.png: the network's output is NaN or inf" in message
-        assert "the weights are damaged" in message and files_in(tmp_path / "out") == ["dark.png"]
-    loaded, photo = restorer.load(file), np.full((40, 40, 3), 200, np.uint8)
-    for image in (photo, Image.fromarray(photo), torch.full((1, 3, 40, 40), 0.8)):
-        with pytest.raises(UserError, match="NaN or inf"):
-            loaded(image)
-    assert loaded(photo // 4).max() == 50  # the control
-
-
-def test_an_overflow_of_half_precision_names_the_precision():
-    cpu = torch.device("cpu")
-    for precision, remedy in (("fp16", "--precision bf16 or --precision no"), ("bf16", "--precision no")):
-        runner = ModelRunner(lambda images: images * float("inf"), 3, 1, cpu)
-        with pytest.raises(applying.NonFiniteError, match=remedy):
-            runner(torch.ones(1, 3, 20, 20), Settings(precision=precision))
-
-
 def test_an_input_is_never_overwritten(weights, photos, tmp_path, capsys):
     before = {name: (photos / name).read_bytes() for name in files_in(photos)}
     (tmp_path / "link.png").symlink_to(photos / "b.png")
@@ -338,37 +287,6 @@ def test_16_bit_pictures_are_returned_in_16_bits(weights, channels):
         assert np.abs(np.asarray(result) - want).max() <= 2
 
 
-class Limited(torch.nn.Module):
-    """A network that runs out of memory above `most` pixels, and adds 0.1."""
-
-    def __init__(self, most: int):
-        super().__init__()
-        self.most, self.seen = most, []
-
-    def forward(self, images):
-        self.seen.append(tuple(images.shape))
-        if images.shape[0] * images.shape[2] * images.shape[3] > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return images + 0.1
-
-
-def test_a_device_that_runs_out_of_memory_gets_smaller_tiles():
-    images = torch.rand(1, 3, 200, 190)
-    network = Limited(100 * 100)
-    output = ModelRunner(network, 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
-    torch.testing.assert_close(output, images + 0.1, rtol=0, atol=1e-6)
-    sides = [max(shape[2:]) for shape in network.seen]
-    assert sides[0] == 200 and sides[-1] <= 96 and sides == sorted(sides, reverse=True)
-    with pytest.raises(applying.UserError, match="out of memory, even with small tiles"):
-        ModelRunner(Limited(100), 3, 1, torch.device("cpu"))(images, Settings(tile=None, tile_overlap=32))
-    with pytest.raises(RuntimeError, match="something else"):  # the control: other errors are not hidden
-
-        def fail(images):
-            raise RuntimeError("something else")
-
-        ModelRunner(fail, 3, 1, torch.device("cpu"))(images, Settings(tile=None))
-
-
 def test_the_automatic_tile_fits_the_memory(weights, monkeypatch):
     loaded, images = restorer.load(weights[3]), torch.rand(1, 3, 400, 400)
     each = loaded._apply.bytes_per_pixel("no")
@@ -384,26 +302,6 @@ def test_the_automatic_tile_fits_the_memory(weights, monkeypatch):
     loaded(images[0])
     callback.remove()
     assert max(sides) <= 200 and len(sides) > 3
-
-
-def test_a_network_that_cannot_be_measured_sees_the_whole_image():
-    def picky(images):
-        assert images.shape[-1] == 333, "takes nothing else"
-        return images
-
-    images = torch.rand(1, 3, 333, 333)
-    assert ModelRunner(picky, 3, 1, torch.device("cpu"))(images, Settings()).equal(images)
-
-
-def test_only_bytes_of_live_tensors_are_counted():
-    def network(images):
-        wide = images.repeat(1, 10, 1, 1)
-        narrow = wide[:, :3].clone()
-        del wide
-        return narrow + narrow
-
-    counted = ModelRunner(network, 3, 1, torch.device("cpu")).bytes_per_pixel("no")
-    assert counted == (1 + 10 + 1) * 3 * 4  # the image, ten copies, the clone; not the later sum
 
 
 def test_no_seam_shows_where_tiles_meet(weights, tmp_path):
