@@ -3,13 +3,14 @@
 import argparse
 import shlex
 import sys
+import warnings
 
 from accel_restore import __version__
 from accel_restore.errors import UserError, permission_denied
 from accel_restore.utils.imports import did_you_mean, resolve
 from accel_restore.utils.launch import hide_warnings_of_torch, is_reporter
 from accel_restore.utils.places import use_writable_caches
-from accel_restore.utils.streams import ignore_metadata_warnings, safe_streams
+from accel_restore.utils.streams import safe_streams
 from accel_restore.utils.utf8 import use_utf8
 
 COMMANDS = {  # name: (help, import path of the function)
@@ -82,7 +83,7 @@ def _run(arguments: list[str]) -> int:
             raise UserError(_missing_command(first, arguments))
         command = parser.parse_args(arguments[:1]).command
         use_writable_caches()
-        ignore_metadata_warnings()
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata; damaged pixels are an error
         if command not in COMMANDS:
             raise UserError(_unknown_command(command))
         return resolve(COMMANDS[command][1], {}, command)(arguments[1:])

@@ -47,7 +47,6 @@ from accel_restore.utils.launch import is_restarted
 from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
-from accel_restore.utils.streams import ignore_metadata_warnings
 
 _running = threading.Lock()  # held while `fit` trains
 
@@ -117,7 +116,7 @@ def run_training(
     after step `stop_after`.
     """
     check_settings(config.tracking)
-    ignore_metadata_warnings()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata; `fit` restores the filters
     accelerator = create_accelerator(config, cpu)
     console = Console(accelerator.is_main_process)
     if not console.main:  # all ranks get the same warnings from libraries

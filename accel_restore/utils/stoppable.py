@@ -12,7 +12,7 @@ class _Stopped(BaseException):
 
 
 class _Asking(TorchFunctionMode):
-    """Asks before each operation; it takes a microsecond."""
+    """Asks before each operation, which takes 4 to 7 µs longer."""
 
     def __init__(self, should_stop: Callable[[], bool]):
         super().__init__()

@@ -4,7 +4,6 @@ import codecs
 import errno
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -112,11 +111,3 @@ def _open_missing() -> None:
         except OSError:
             with suppress(OSError):
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-
-
-def ignore_metadata_warnings() -> None:
-    """Silence Pillow's warnings in this process: they concern metadata, and damaged pixels are an error.
-
-    For commands, which own their process, and inside `fit`, which restores the filters.
-    """
-    warnings.filterwarnings("ignore", module=r"PIL\.")
