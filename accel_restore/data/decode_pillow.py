@@ -144,6 +144,8 @@ def read_pillow_pixels(content: Content, start: bytes, header: Header) -> np.nda
 
         imagecodecs.gif_decode(data_of(content))
     with open_image(content, start) as image:
+        if header.format == "GIF" and image.tile[0].extents != (0, 0, *image.size):
+            raise ImageError("is a GIF whose picture covers only a part of its canvas; save it as PNG")
         return _pixels(image)
 
 

@@ -264,3 +264,13 @@ def test_first_image_of_a_camera_mpo_is_read():
     np.testing.assert_array_equal(read_image(cell(data), 3), np.asarray(Image.open(io.BytesIO(data))))
     assert read_header(cell(data)).format == "MPO"
     assert read(data[: len(data) // 4]) is None
+
+
+def test_a_gif_that_covers_only_a_part_of_its_canvas_is_refused(encoded):
+    whole = encoded["GIF"]
+    place = whole.rindex(b",\0\0\0\0" + struct.pack("<HH", 96, 96))  # the image descriptor
+    assert read(whole) is not None
+    for left, top in ((2, 0), (0, 3)):
+        moved = whole[: place + 1] + struct.pack("<HH", left, top) + whole[place + 5 :]
+        assert Image.open(io.BytesIO(moved)).size == (96 + left, 96 + top), "the control: Pillow enlarges the canvas"
+        assert read(moved) is None
