@@ -58,7 +58,6 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     if config.train.ema_decay is not None:
         averaged = initial_model(config).to(accelerator.device)
         ema = Ema(averaged, config.train.ema_decay, config.train.ema_warmup)
-    torch.manual_seed(config.run.seed + accelerator.process_index)  # only models with dropout draw from it
     if config.train.channels_last and not accelerator.is_fsdp2:  # FSDP2 shards contiguous weights only
         for module in [model] if ema is None else [model, ema.module]:
             module.to(memory_format=torch.channels_last)

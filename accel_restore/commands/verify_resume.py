@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
     )
     if any(difference for _, difference in rows):
         console.log(
-            "resuming this configuration is not exact: on CUDA set train.deterministic=true; a model with dropout or "
-            "batch statistics cannot be resumed exactly"
+            "resuming this configuration is not exact: on CUDA set train.deterministic=true; a model of your own must "
+            "hold all of its state in parameters and buffers"
         )
         return 1
     plural = "es" * (options.processes > 1)

@@ -17,6 +17,7 @@ from accel_restore.data.augment import finish_batch
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, MicroBatch
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.train_dataset import CropDataset
+from accel_restore.utils.rng import Draw, key, seed_forward
 
 _AHEAD = 3  # batches kept ready
 
@@ -68,7 +69,11 @@ class WaitTime(LoaderObserver):
 
 
 class TrainLoader:
-    """The optimizer steps of an epoch, as this rank sees them. Those in `observers` are notified."""
+    """The optimizer steps of an epoch, as this rank sees them. Those in `observers` are notified.
+
+    Before a micro-batch is handed out, the random generators are seeded from (seed, epoch, step, micro-batch, rank). So
+    dropout and stochastic depth draw the same when a run continues, and no random state is stored.
+    """
 
     def __init__(
         self,
@@ -110,25 +115,37 @@ class TrainLoader:
             for step in range(first_step, plan.steps_per_epoch):
                 for observer in self.observers:
                     observer.on_step_begin()
-                yield self._observed(finishing.micro_batches(plan.num_micro_batches(step)))
+                yield self._observed(finishing.micro_batches(plan.num_micro_batches(step)), epoch, step)
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one more batch
         for observer in self.observers:
             observer.on_epoch_end()
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
-        """The micro-batches of one step of the epoch, counted from 0, once more, as this rank has seen them."""
+        """The micro-batches of one step of the epoch, counted from 0, once more, as this rank has seen them.
+
+        The generators are seeded again, too.
+        """
         plan = self.stages.plan(epoch)
         first = self.rank * plan.batch_size
         mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
         read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        for batch, _ in _Augmenting(self, read, _never).micro_batches(plan.num_micro_batches(step)):
+        for position, (batch, _) in enumerate(
+            _Augmenting(self, read, _never).micro_batches(plan.num_micro_batches(step))
+        ):
+            self._seed_forward(epoch, step, position)
             yield batch
 
-    def _observed(self, micro_batches: Iterator[tuple[dict, float]]) -> Iterator[dict]:
-        for batch, waited in micro_batches:
+    def _observed(self, micro_batches: Iterator[tuple[dict, float]], epoch: int, step: int) -> Iterator[dict]:
+        for position, (batch, waited) in enumerate(micro_batches):
             for observer in self.observers:
                 observer.on_batch(batch, waited)
+            self._seed_forward(epoch, step, position)
             yield batch
+
+    def _seed_forward(self, epoch: int, step: int, position: int) -> None:
+        """Seed what the model draws from for the micro-batch at this position of the step."""
+        seed = key(self.stages.plan(epoch).seed, epoch, Draw.FORWARD, step, position, self.rank)
+        seed_forward(seed, self.device)
 
     def _to_device(self, batch: dict) -> dict:
         """The batch on the training device. A degradation that needs the host is applied before."""

@@ -97,7 +97,7 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
         _check_images(own_channels, own_scale, channels, scale)
         for module in model.modules():
             if "drop" in type(module).__name__.lower():
-                keep_in_eval(module)  # its rate is not in the weights, and its draws would not depend on the step alone
+                keep_in_eval(module)  # its rate is not in the weights
         _check_training(model, channels, scale)
     return model.float()
 

@@ -1,6 +1,7 @@
 """The plan of a run, printed before step 1: what it will do, on which devices and data, and where it is written."""
 
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,33 @@ def plan_rows(
         rows.append(
             ("continues", f"{start.commit.name}: {counted(state.epoch, 'epoch')}, {counted(state.step, 'step')} done")
         )
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    if any(isinstance(module, kinds) for module in state.model.modules()):
-        rows.append(("note", "batch statistics or dropout: a resumed run, or other devices, give another result"))
-    return rows
+    return [*rows, *(("note", note) for note in _notes_on(state.model))]
+
+
+def _notes_on(model: nn.Module) -> Iterator[str]:
+    """Say what in the model makes the result depend on the number of ranks."""
+    model.train()  # layers that are kept in eval mode stay in it
+    if any(map(_drops, model.modules())):
+        yield (
+            "dropout or stochastic depth: continues bit-identically on the same number of ranks; another number draws "
+            "other masks, so it gives another result"
+        )
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
+        yield (
+            "batch statistics are those of a rank's own micro-batch: another number of ranks or another batch_size "
+            "gives another result"
+        )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Return whether a module drops values or paths at random in training: a layer of torch, or one named like it."""
+    kind = type(module).__name__.lower()
+    rates = ("p", "prob", "rate") if "drop" in kind or "stochastic" in kind else ()
+    return module.training and any(
+        isinstance(value, float | int) and not isinstance(value, bool) and 0 < value <= 1
+        for name, value in vars(module).items()
+        if name in rates or "drop" in name.lower()
+    )
 
 
 def plan_record(

@@ -41,6 +41,7 @@ from accel_restore.callbacks import checkpointer as saving
 from accel_restore.callbacks import replica_check
 from accel_restore.checkpoint import commits, run_lock
 from accel_restore.data import build as sources
+from accel_restore.data import loader
 from accel_restore.distributed import accelerator as distributed
 from accel_restore.distributed import heartbeat as ranks
 from accel_restore.losses import perceptual
@@ -230,6 +231,8 @@ def remove_guard(part: str) -> None:
         distributed.use_float32_weights = lambda _: None
     elif part == "tensorboard":
         sys.modules["tensorboard"] = None
+    elif part == "seeds":  # of what the model draws
+        loader.seed_forward = lambda *_: None
     elif part == "staging":
         commits.write_commit = saving.write_commit = write_in_place
 

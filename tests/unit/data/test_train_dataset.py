@@ -330,3 +330,19 @@ def test_whole_images_of_super_resolution_are_cut_to_multiples_of_the_scale(stor
     whole = ValidationDataset(["a", "b"], stores[0], None, [0, 2], degrade, torch.device("cpu"), 4)
     assert [whole[i]["gt"].shape[-2:] for i in range(2)] == [(40, 32), (16, 60)]
     assert [whole[i]["input"].shape[-2:] for i in range(2)] == [(10, 8), (4, 15)]
+
+
+def test_random_generators_are_seeded_for_each_micro_batch_also_when_it_is_read_again(stores, accelerator):
+    plan = BatchPlan(20, 3, 2, 1, 0, PATCH)
+    data = dataset(stores, crops_per_image=5)
+    loader = TrainLoader(data, BatchSchedule((plan,)), accelerator, build_degradation(NOISE), False)
+
+    def draws(first: int) -> list[list[float]]:
+        return [[torch.rand(()).item() for _ in micro_batches] for micro_batches in loader.steps(1, first)]
+
+    whole = draws(0)
+    torch.rand(7)  # the state before does not matter
+    assert draws(2) == whole[2:] and len({value for step in whole for value in step}) == 7
+    assert [torch.rand(()).item() for _ in loader.again(1, 1)] == whole[1]
+    loader.rank = 1
+    assert not {value for step in draws(0) for value in step} & {value for step in whole for value in step}
