@@ -80,7 +80,6 @@ class Callback:
 class MicroBatchLosses:
     """The losses of one micro-batch on this rank. They stay on the device."""
 
-    ids: Any  # of the samples, on the host; -1 for padding
     losses: Tensor  # (B,)
     sums: Tensor  # float64, over real samples with a finite loss: loss, number of samples, each of `TrainState.terms`
 
@@ -116,5 +115,5 @@ class TrainState:
         counted = (batch["weight"] > 0) & losses.isfinite()
         columns = [losses, torch.ones_like(losses), *(terms[name].detach() for name in self.terms)]
         sums = torch.stack([torch.where(counted, column, 0.0).sum(dtype=torch.float64) for column in columns])
-        self.micro_batches.append(MicroBatchLosses(batch.get("id"), losses, sums))
+        self.micro_batches.append(MicroBatchLosses(losses, sums))
         self.epoch_sums += sums

@@ -60,7 +60,7 @@ class Checkpointer(Callback):
 
     def on_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
-        if every and state.step % every == 0 and state.epoch_step < self.stages.plan(state.epoch).steps_per_epoch:
+        if every and state.step % every == 0 and state.epoch_step < self.stages.epoch(state.epoch).num_steps:
             self.commit(state)
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:

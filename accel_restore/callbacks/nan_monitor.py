@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -68,10 +68,10 @@ class NaNMonitor(Callback):
 
     def _find(self, state: TrainState) -> dict[str, Any]:
         """The files of this rank whose loss is not finite, and the terms of the loss that are not."""
-        bad = [batch.ids[(~batch.losses.isfinite()).cpu().numpy()] for batch in state.micro_batches]
-        own = np.array([i for those in bad for i in those if i >= 0], np.int64)
-        partners = self.loader.stages.plan(state.epoch).partners(state.epoch, own)
-        ids = [*own.tolist(), *partners[partners >= 0].tolist()]
+        samples = chain.from_iterable(self.loader.samples(state.epoch, state.epoch_step - 1))
+        finite = chain.from_iterable(batch.losses.isfinite().tolist() for batch in state.micro_batches)
+        bad = [sample for sample, fine in zip(samples, finite, strict=True) if sample.weight and not fine]
+        ids = [sample.id for sample in bad] + [sample.partner for sample in bad if sample.partner >= 0]
         files = list(dict.fromkeys(self.files[i // self.loader.dataset.crops_per_image] for i in ids))
         more = [f"{len(files) - _FILES} more"] if len(files) > _FILES else []
         terms = self._terms(state) if files else []

@@ -14,6 +14,7 @@ from accel_restore.errors import raise_problems
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.optim.schedules import OPEN_ENDED
 from accel_restore.utils.redaction import HIDDEN, redacted
+from accel_restore.utils.words import counted
 
 # Sections and keys that a resumed run may change. Those in _BATCH may change as long as the global batch stays equal.
 _FREE = (
@@ -58,6 +59,19 @@ class Comparison:
         """Whether the commit is the last one of a run of this length."""
         same_length = all(self.then.get(key) == self.now[key] for key in _LENGTH)
         return same_length and self.counters["epoch"] >= self.counters["epochs"]
+
+    def describe_cut(self) -> str | None:
+        """Return why a longer run cannot continue from the commit, if it ends an epoch that `max_steps` cut short.
+
+        Validation and schedule have counted that epoch, but the longer run has more steps in it.
+        """
+        length, completed = self.config.train.steps_per_epoch, self.counters["epoch"]
+        if length is None or self.is_finished:
+            return None
+        missing = completed * length - (self.counters["step"] - self.counters["epoch_step"])
+        if missing <= 0:
+            return None
+        return f"train.max_steps cut epoch {completed} short by {counted(missing, 'step')}, which a longer run makes"
 
     @property
     def other_sources(self) -> bool:

@@ -84,24 +84,28 @@ def _find_start(
         raise UserError(f"{folder}: holds a run, and run.resume is 'never'; choose another run.name{again}")
     if resume == "never" or (resume == "auto" and overwrite):
         return Start(overwrites=overwrite)
-    damages = []
+    unusable = []
     for commit in _candidates(folder, config, overwrite):
         try:
             counters = read_counters(commit)
         except UserError as error:
-            damages.append(str(error))
+            unusable.append(str(error))
             continue
-        for damage in damages:
-            log(f"{damage}; going back to {commit.name}")
         comparison = Comparison(config, counters, overrides, precision)
         start = Start(commit, counters, comparison.is_finished, comparison.other_sources, overwrite)
         if start.is_in(folder):
             comparison.check_own(folder, _or_again(folder, config))
-            return start
-        comparison.check_other(commit)
-        return replace(start, of_other_run=True)
+        else:
+            comparison.check_other(commit)
+            start = replace(start, of_other_run=True)
+        if (cut := comparison.describe_cut()) is not None:
+            unusable.append(f"{commit}: {cut}")
+            continue
+        for reason in unusable:
+            log(f"{reason}; going back to {commit.name}")
+        return start
     remedy = f"choose another run.name{_or_again(folder, config)}" if resume == "auto" else "choose another run.resume"
-    raise_problems(f"{folder}: no checkpoint can be read; {remedy}", damages)
+    raise_problems(f"{folder}: no checkpoint can be used; {remedy}", unusable)
     return Start()
 
 

@@ -18,7 +18,7 @@ from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.commands.bench.data import loading_rate
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import BatchPlan
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
@@ -191,15 +191,16 @@ def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> 
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
     plan = BatchPlan(len(sets.train), batch, 1, 1, 0, config.data.patch_size)
+    epoch = BatchSchedule((plan,), (), config.train.steps_per_epoch, config.train.max_steps).epoch(0)
     rate = loading_rate(sets, config, 1.0)
     return {
-        "samples": plan.num_samples,
-        "steps": plan.steps_per_epoch,
-        "global_batch": plan.global_batch,
+        "samples": epoch.num_samples,
+        "steps": epoch.num_steps,
+        "global_batch": batch,
         "decoded_bytes": sets.nbytes,
         "fits_in_memory": sets.fits_in_memory,
         "loading_pairs_per_second": rate,
-        "loading_seconds": plan.num_samples / rate,
+        "loading_seconds": epoch.num_samples / rate,
     }
 
 

@@ -19,6 +19,7 @@ from accel_restore.tracking.run_files import read_lines, read_status
 from accel_restore.trainer.batch_size import assume_batch_size
 
 _STEPS = 3.5  # per epoch, so that the last step of an epoch is ragged
+_FULL_STEPS = 3  # per epoch, with train.steps_per_epoch: the second epoch takes samples of two passes
 _IMAGES = 4
 _TIMES = ("seconds", "step_s", "wait_s")
 _MAY_DIFFER = ("wandb_id", "config")  # keys of state.json: the two runs have different names
@@ -76,6 +77,7 @@ def short(config: Config, processes: int) -> dict[str, Any]:
     data["max_images"] = max(2, int(images / (1 - data["val_fraction"])) + 1 if data["val"] is None else images)
     data["stages"] = [{**stage, "until_epoch": 1} for stage in data["stages"][:1]]  # a change of stages is tested too
     train["epochs"], train["max_steps"] = 2, None
+    train["steps_per_epoch"] = train["steps_per_epoch"] and min(train["steps_per_epoch"], _FULL_STEPS)
     tree["validation"]["num_samples"], tree["validation"]["every_epochs"] = 0, 1
     tree["checkpoint"] = {"every_epochs": 1, "every_steps": None, "keep": 2}
     tree["tracking"] = {

@@ -97,7 +97,16 @@ class Train(Section):
     """The training loop: length, batch size, precision, safety checks."""
 
     epochs: PositiveInt = 500
-    max_steps: PositiveInt | None = Field(None, description="if set, epochs = ceil(max_steps / steps per epoch)")
+    max_steps: PositiveInt | None = Field(
+        None,
+        description="optimizer steps of the run, in place of epochs; rounded up to whole epochs, but exact with "
+        "steps_per_epoch",
+    )
+    steps_per_epoch: PositiveInt | None = Field(
+        None,
+        lt=2**31,
+        description="optimizer steps of an epoch, whatever the number of images; null: an epoch is one pass over them",
+    )
     gradient_accumulation_steps: PositiveInt | None = Field(
         1, description="micro-batches per optimizer step; null: derived from global_batch_size"
     )

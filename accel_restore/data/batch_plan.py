@@ -1,7 +1,8 @@
 """Which samples make up step k, and which rank takes which: pure integers, O(1) memory for any size of an epoch.
 
-The sample ids of an epoch are 0 … images × crops_per_image − 1. Their order is a keyed bijection of (seed, epoch), so
-step k of an epoch holds the same set of samples for any number of ranks and any accumulation.
+Samples form an endless stream, one pass after the other. A pass takes each of the ids 0 … images × crops_per_image − 1
+once, in an order that is a keyed bijection of (seed, pass). An epoch is a part of the stream: one pass, or as many
+samples as N full steps take. A step holds the same samples for any number of ranks and any accumulation.
 """
 
 from bisect import bisect_left, bisect_right
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from accel_restore.errors import UserError
-from accel_restore.utils.rng import Draw, hashes, key, shuffled, uniform
+from accel_restore.utils.rng import Draw, hashes, keys, shuffled, uniform
 
 _BLOCK = 4096  # samples whose order is computed at once
 
@@ -20,7 +21,7 @@ _BLOCK = 4096  # samples whose order is computed at once
 class Sample(NamedTuple):
     """One place of a micro-batch. Padding repeats a real sample with weight 0."""
 
-    epoch: int
+    pass_: int  # counted from 0; two samples of a step may have the same id in different passes
     id: int
     weight: float  # ranks / real samples of the step: the mean over the ranks' weighted sums is the step's mean loss
     patch_size: int  # side of the crop of gt
@@ -30,10 +31,12 @@ class Sample(NamedTuple):
 class MicroBatch(Sequence[Sample]):
     """The samples of all ranks in one micro-batch. A sample is made on access, so a rank makes only its own."""
 
-    def __init__(self, size: int, epoch: int, ids: np.ndarray, partners: np.ndarray, weight: float, patch_size: int):
-        """`ids` and their `partners` are padded to `size` with the first sample, at weight 0."""
-        self.size, self.epoch, self.weight, self.patch_size = size, epoch, weight, patch_size
-        self.ids, self.partners = ids, partners
+    def __init__(
+        self, size: int, passes: np.ndarray, ids: np.ndarray, partners: np.ndarray, weight: float, patch_size: int
+    ):
+        """`passes`, `ids` and `partners` are padded to `size` with the first sample, at weight 0."""
+        self.size, self.weight, self.patch_size = size, weight, patch_size
+        self.passes, self.ids, self.partners = passes, ids, partners
 
     def __len__(self) -> int:
         return self.size
@@ -44,15 +47,16 @@ class MicroBatch(Sequence[Sample]):
             return [self[i] for i in range(self.size)[place]]
         place = range(self.size)[place]
         if place < len(self.ids):
-            return Sample(self.epoch, int(self.ids[place]), self.weight, self.patch_size, int(self.partners[place]))
-        return Sample(self.epoch, int(self.ids[0]), 0.0, self.patch_size)
+            drawn = int(self.passes[place]), int(self.ids[place])
+            return Sample(*drawn, self.weight, self.patch_size, int(self.partners[place]))
+        return Sample(int(self.passes[0]), int(self.ids[0]), 0.0, self.patch_size)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the samples of an epoch are divided into optimizer steps, micro-batches and ranks."""
+    """How the stream of samples is divided into optimizer steps, micro-batches and ranks."""
 
-    num_samples: int  # per epoch
+    num_samples: int  # per pass
     batch_size: int  # per rank and micro-batch
     accumulation: int  # micro-batches per optimizer step
     world_size: int
@@ -70,69 +74,97 @@ class BatchPlan:
         """Samples of one optimizer step."""
         return self.micro_batch * self.accumulation
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch; the last one may be ragged."""
-        return -(-self.num_samples // self.global_batch)
+    def one_pass(self, number: int) -> "EpochPlan":
+        """Return the epoch that is one pass, counted from 0; its last step may be ragged."""
+        return EpochPlan(self, number * self.num_samples, self.num_samples)
 
-    def num_real(self, step: int) -> int:
-        """Return the number of samples of a step (from 0) of an epoch: less in the last step, none after it."""
-        return max(0, min(self.global_batch, self.num_samples - step * self.global_batch))
+    def samples(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the passes and the ids of the samples at positions `first` to `end` − 1 of the stream."""
+        passes, places = np.divmod(np.arange(first, end), self.num_samples)
+        ids = [shuffled(places[passes == one], self.num_samples, self.seed, int(one)) for one in np.unique(passes)]
+        return passes, np.concatenate([places[:0], *ids])
 
-    def num_micro_batches(self, step: int) -> int:
-        """Return the number of micro-batches of a step, without those that would hold only padding."""
-        return -(-self.num_real(step) // self.micro_batch)
-
-    def num_micro_batches_from(self, step: int) -> int:
-        """Return the number of micro-batches of an epoch from a step on; none after the last step."""
-        return max(0, -(-self.num_samples // self.micro_batch) - step * self.accumulation)
-
-    def sample_ids(self, epoch: int, step: int) -> np.ndarray:
-        """Return the sample ids of a step in order, without padding."""
-        first = step * self.global_batch
-        return self._ids(epoch, first, first + self.num_real(step))
-
-    def _ids(self, epoch: int, first: int, end: int) -> np.ndarray:
-        return shuffled(np.arange(first, end), self.num_samples, self.seed, epoch)
-
-    def partners(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+    def partners(self, passes: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Return for each sample the id of the sample that is mixed into it, -1 for none."""
         if not self.mixup:
             return np.full(len(ids), -1)
-        drawn = uniform(hashes(ids, key(self.seed, epoch, Draw.PARTNER)))
-        is_mixed = uniform(hashes(ids, key(self.seed, epoch, Draw.MIXED))) < self.mixup
+        drawn = uniform(hashes(ids, keys(self.seed, passes, Draw.PARTNER)))
+        is_mixed = uniform(hashes(ids, keys(self.seed, passes, Draw.MIXED))) < self.mixup
         return np.where(is_mixed, (drawn * self.num_samples).astype(np.int64), -1)
 
-    def micro_batches(self, epoch: int, first_step: int = 0) -> Iterator[MicroBatch]:
-        """Yield the global micro-batches of an epoch from a step on; all are full, and rank r takes the r-th part."""
-        at_once = max(1, _BLOCK // self.global_batch)
-        for block in range(first_step, self.steps_per_epoch, at_once):
-            start = block * self.global_batch
-            end = min(start + at_once * self.global_batch, self.num_samples)
-            ids = self._ids(epoch, start, end)
-            partners = self.partners(epoch, ids)
-            for first in range(0, len(ids), self.global_batch):
-                step = slice(first, first + self.global_batch)
-                yield from self._deal(epoch, ids[step], partners[step])
 
-    def _deal(self, epoch: int, ids: np.ndarray, partners: np.ndarray) -> Iterator[MicroBatch]:
-        """The micro-batches of the step that these samples make up."""
-        weight = self.world_size / len(ids)
-        for first in range(0, len(ids), self.micro_batch):
-            part = slice(first, first + self.micro_batch)
-            yield MicroBatch(self.micro_batch, epoch, ids[part], partners[part], weight, self.patch_size)
+@dataclass(frozen=True)
+class EpochPlan:
+    """The steps of one epoch."""
+
+    plan: BatchPlan
+    first: int  # position of the first sample in the stream
+    num_samples: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps; the last one may be ragged."""
+        return -(-self.num_samples // self.plan.global_batch)
+
+    def num_real(self, step: int) -> int:
+        """Return the number of samples of a step, counted from 0: less in a ragged step, none after the last one."""
+        size = self.plan.global_batch
+        return max(0, min(size, self.num_samples - step * size))
+
+    def num_micro_batches(self, step: int) -> int:
+        """Return the number of micro-batches of a step, without those that would hold only padding."""
+        return -(-self.num_real(step) // self.plan.micro_batch)
+
+    def num_micro_batches_from(self, step: int) -> int:
+        """Return the number of micro-batches from a step on; none after the last step."""
+        return max(0, -(-self.num_samples // self.plan.micro_batch) - step * self.plan.accumulation)
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """Return the sample ids of a step in order, without padding."""
+        first = self.first + step * self.plan.global_batch
+        return self.plan.samples(first, first + self.num_real(step))[1]
+
+    def micro_batches(self, first_step: int = 0) -> Iterator[MicroBatch]:
+        """Yield the global micro-batches from a step on; all are full, and rank r takes the r-th part."""
+        size = self.plan.global_batch
+        at_once = max(1, _BLOCK // size) * size
+        for block in range(first_step * size, self.num_samples, at_once):
+            end = min(block + at_once, self.num_samples)
+            passes, ids = self.plan.samples(self.first + block, self.first + end)
+            partners = self.plan.partners(passes, ids)
+            for first in range(0, len(ids), size):
+                step = slice(first, first + size)
+                yield from self._deal(passes[step], ids[step], partners[step])
+
+    def _deal(self, *of_samples: np.ndarray) -> Iterator[MicroBatch]:
+        """The micro-batches of the step that samples with these passes, ids and partners make up."""
+        plan, count = self.plan, len(of_samples[0])
+        for first in range(0, count, plan.micro_batch):
+            passes, ids, partners = (values[first : first + plan.micro_batch] for values in of_samples)
+            yield MicroBatch(plan.micro_batch, passes, ids, partners, plan.world_size / count, plan.patch_size)
 
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """The plan of each epoch: one plan for all epochs, or one per stage of progressive training."""
+    """The steps of all epochs, with one plan for all of them, or one per stage of progressive training."""
 
     plans: tuple[BatchPlan, ...]  # with equal seed, num_samples and world_size
     ends: tuple[int, ...] = ()  # for each plan but the last: the first epoch after it; ascending
+    steps_per_epoch: int | None = None  # None: an epoch is one pass
+    max_steps: int | None = None  # with `steps_per_epoch`: the step that ends the last epoch, also a part of one
 
     def plan(self, epoch: int) -> BatchPlan:
         """Return the plan of an epoch."""
         return self.plans[bisect_right(self.ends, epoch)]
+
+    def epoch(self, number: int) -> EpochPlan:
+        """Return the steps of an epoch, counted from 0."""
+        plan = self.plan(number)
+        if self.steps_per_epoch is None:
+            return plan.one_pass(number)
+        steps = self.num_steps(number + 1) - self.num_steps(number)
+        before = (early.global_batch * (end - first) for early, first, end in self.spans(number))
+        return EpochPlan(plan, self.steps_per_epoch * sum(before), steps * plan.global_batch)
 
     def spans(self, epochs: int) -> Iterator[tuple[BatchPlan, int, int]]:
         """Yield (plan, first epoch, end) for the first `epochs` epochs; the epoch `end` is not included."""
@@ -142,7 +174,10 @@ class BatchSchedule:
 
     def num_steps(self, epochs: int) -> int:
         """Return the number of optimizer steps of the first `epochs` epochs."""
-        return sum(plan.steps_per_epoch * (end - first) for plan, first, end in self.spans(epochs))
+        if self.steps_per_epoch is not None:
+            steps = epochs * self.steps_per_epoch
+            return steps if self.max_steps is None else min(steps, self.max_steps)
+        return sum(plan.one_pass(first).num_steps * (end - first) for plan, first, end in self.spans(epochs))
 
     def num_epochs(self, steps: int) -> int:
         """Return the smallest number of epochs with at least `steps` optimizer steps in total."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from accel_restore.data.augment import finish_batch
-from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, MicroBatch
+from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, EpochPlan, MicroBatch, Sample
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.utils.rng import Draw, key, seed_forward
@@ -30,18 +31,18 @@ class StepSampler(Sampler):
     """
 
     def __init__(self, plan: BatchPlan):
-        self.plan, self.batch_size, self.drop_last = plan, plan.micro_batch, False
-        self.start_at(0, 0)
+        self.batch_size, self.drop_last = plan.micro_batch, False
+        self.start_at(plan.one_pass(0), 0)
 
-    def start_at(self, epoch: int, step: int) -> None:
-        """Iterate from `step` of `epoch` on, both counted from 0."""
+    def start_at(self, epoch: EpochPlan, step: int) -> None:
+        """Iterate over an epoch of the plan from `step` on, counted from 0."""
         self.epoch, self.first_step = epoch, step
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        yield from self.plan.micro_batches(self.epoch, self.first_step)
+        yield from self.epoch.micro_batches(self.first_step)
 
     def __len__(self) -> int:
-        return self.plan.num_micro_batches_from(self.first_step)
+        return self.epoch.num_micro_batches_from(self.first_step)
 
 
 class LoaderObserver:
@@ -104,15 +105,15 @@ class TrainLoader:
         A micro-batch is what `finish_batch` returns, plus `is_last`: whether it ends its step. Each iterator must be
         used up before the next is asked for.
         """
-        plan = self.stages.plan(epoch)
-        sampler, loader = self.loaders[plan]
-        sampler.start_at(epoch, first_step)
+        plan = self.stages.epoch(epoch)
+        sampler, loader = self.loaders[plan.plan]
+        sampler.start_at(plan, first_step)
         read = map(self._to_device, loader)
         prefetcher = Prefetcher(read, self.ahead) if self.ahead else None
         batches = prefetcher or read
         with prefetcher or nullcontext():
             finishing = _Augmenting(self, batches, prefetcher.is_ready if prefetcher else _never)
-            for step in range(first_step, plan.steps_per_epoch):
+            for step in range(first_step, plan.num_steps):
                 for observer in self.observers:
                     observer.on_step_begin()
                 yield self._observed(finishing.micro_batches(plan.num_micro_batches(step)), epoch, step)
@@ -120,18 +121,21 @@ class TrainLoader:
         for observer in self.observers:
             observer.on_epoch_end()
 
+    def samples(self, epoch: int, step: int) -> list[list[Sample]]:
+        """This rank's samples in each micro-batch of one step of the epoch, counted from 0; with padding."""
+        plan = self.stages.epoch(epoch)
+        size = plan.plan.batch_size
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        return [samples[mine] for samples in islice(plan.micro_batches(step), plan.num_micro_batches(step))]
+
     def again(self, epoch: int, step: int) -> Iterator[dict]:
         """The micro-batches of one step of the epoch, counted from 0, once more, as this rank has seen them.
 
         The generators are seeded again, too.
         """
-        plan = self.stages.plan(epoch)
-        first = self.rank * plan.batch_size
-        mine = (samples[first : first + plan.batch_size] for samples in plan.micro_batches(epoch, step))
-        read = (self._to_device(self.dataset.__getitems__(samples)) for samples in mine)
-        for position, (batch, _) in enumerate(
-            _Augmenting(self, read, _never).micro_batches(plan.num_micro_batches(step))
-        ):
+        samples = self.samples(epoch, step)
+        read = map(self._to_device, map(self.dataset.__getitems__, samples))
+        for position, (batch, _) in enumerate(_Augmenting(self, read, _never).micro_batches(len(samples))):
             self._seed_forward(epoch, step, position)
             yield batch
 

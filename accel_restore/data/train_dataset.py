@@ -1,6 +1,6 @@
 """Training crops: random draws per sample, copied from the stores as batches of uint8 or uint16.
 
-Every draw is a hash of (seed, epoch, sample id). There is no random state, so a sample's crop is the same on any rank,
+Every draw is a hash of (seed, pass, sample id). There is no random state, so a sample's crop is the same on any rank,
 thread or machine.
 """
 
@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 from accel_restore.data.augment import FLIPS
 from accel_restore.data.batch_plan import Sample
 from accel_restore.data.store import Store, StoredPairs
-from accel_restore.utils.rng import Draw, hashes, key, uniform
+from accel_restore.utils.rng import Draw, hashes, keys, uniform
 
 
 class CropDataset(Dataset):
-    """The samples of an epoch; `__getitems__` returns a whole batch of crops, copied from the mapped images.
+    """The samples of a pass; `__getitems__` returns a whole batch of crops, copied from the mapped images.
 
     A batch holds `gt` and, for paired sources, `input`, uint8 or uint16 (B, H, W, C), and `weight` (B,). On the host,
     as numpy arrays, it holds `id`, `flips` (codes) and `seeds` of the degradation. With `scale` s the corner of a gt
@@ -52,14 +52,16 @@ class CropDataset(Dataset):
 
     def __getitems__(self, samples: Sequence[Sample]) -> dict[str, Tensor | np.ndarray]:
         samples = list(samples)  # a MicroBatch makes its samples again on every access
-        epoch, size, scale = samples[0].epoch, samples[0].patch_size, self.scale
+        size, scale = samples[0].patch_size, self.scale
         weights = np.array([sample.weight for sample in samples])
+        passes = np.array([sample.pass_ for sample in samples], np.int64)
         own = np.array([sample.id for sample in samples], np.int64)
         partners = np.array([sample.partner for sample in samples], np.int64)
         ids = np.concatenate([own, partners[partners >= 0]])
+        passes = np.concatenate([passes, passes[partners >= 0]])
 
         def draw(purpose: int) -> np.ndarray:
-            return hashes(ids, key(self.seed, epoch, purpose))
+            return hashes(ids, keys(self.seed, passes, purpose))
 
         images = self.images[ids // self.crops_per_image]
         room = (self.gt.sizes[images] - size) // scale + 1  # (B, 2): possible corners of a crop

@@ -12,6 +12,7 @@ from accel_restore import __version__
 from accel_restore.metrics.format import TITLES, format_score
 from accel_restore.registry import MODELS
 from accel_restore.utils.redaction import without_paths
+from accel_restore.utils.words import counted
 
 CONFIG, SAMPLES = "config.yaml", "samples.png"
 PACKAGE = "accel-restore"  # the name for pip
@@ -128,13 +129,19 @@ def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
         f"- **crops**: {data.get('patch_size')} pixels, {', '.join(data.get('augment', [])) or 'not augmented'}",
         f"- **loss**: {', '.join(f'{name} ({_plain(weight)})' for name, weight in config.get('loss', {}).items())}",
         f"- **optimizer**: {_step(config.get('optimizer', {}))}",
-        f"- **schedule**: {_step(config.get('scheduler', {}))}, {train.get('epochs')} epochs",
+        f"- **schedule**: {_step(config.get('scheduler', {}))}, {_length(train)}",
         f"- **precision**: {train.get('mixed_precision')}",
         f"- **these weights**: the best of the run by {config.get('validation', {}).get('monitor')}: epoch "
         f"{int(metadata.get('epoch', -1)) + 1}, optimizer step {metadata.get('step')}"
         + (", averaged over steps (EMA)" if train.get("ema_decay") else ""),
     ]
     return "\n".join(lines)
+
+
+def _length(train: dict[str, Any]) -> str:
+    epochs, steps, per_epoch = (train.get(key) for key in ("epochs", "max_steps", "steps_per_epoch"))
+    whole = counted(steps, "optimizer step") if steps else counted(epochs, "epoch")
+    return whole + (f", an epoch is {counted(per_epoch, 'step')}" if per_epoch else "")
 
 
 def _source(source: dict[str, Any]) -> str:

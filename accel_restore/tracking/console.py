@@ -15,6 +15,7 @@ from rich.table import Table
 from accel_restore.errors import one_line
 from accel_restore.metrics.format import format_score
 from accel_restore.utils.streams import safe
+from accel_restore.utils.words import counted
 
 _LINE_SECONDS = 30.0
 _SCORE_SECONDS = 2.0
@@ -81,7 +82,7 @@ class Console:
         if not self.shows_bars:
             return
         self.progress = Progress(
-            TextColumn("{task.fields[epoch]}/{task.fields[epochs]} epochs"),
+            TextColumn("{task.fields[epoch]}/" + counted(epochs, "epoch")),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[values]}"),
@@ -89,9 +90,7 @@ class Console:
             refresh_per_second=_REFRESHES,
             expand=True,
         )
-        self.task = self.progress.add_task(
-            "", total=total, completed=completed, epoch=0, epochs=epochs, values=self.values
-        )
+        self.task = self.progress.add_task("", total=total, completed=completed, epoch=0, values=self.values)
         _start(self.progress)
 
     def advance(self, epoch: int, step: int) -> None:

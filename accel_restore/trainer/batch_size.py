@@ -66,7 +66,10 @@ def _with_batch_size(config: Config, size: int) -> Config:
 
 
 def possible_sizes(config: Config, num_samples: int, world_size: int) -> list[int]:
-    """Return the powers of two, ascending, that divide the global batch and fit into an epoch; at least 1."""
+    """Return the powers of two, ascending, that divide the global batch and fit into an epoch; at least 1.
+
+    With `train.steps_per_epoch` an epoch has room for any size.
+    """
     train, stages = config.train, [stage for stage in config.data.stages if stage.batch_size is None]
     wanted = {stage.global_batch_size or train.global_batch_size for stage in stages} | {train.global_batch_size}
     at_once = world_size * (train.gradient_accumulation_steps or 1)
@@ -74,7 +77,8 @@ def possible_sizes(config: Config, num_samples: int, world_size: int) -> list[in
     fitting = [
         size
         for size in powers
-        if size * at_once <= num_samples and all(whole % (size * world_size) == 0 for whole in wanted if whole)
+        if (size * at_once <= num_samples or train.steps_per_epoch)
+        and all(whole % (size * world_size) == 0 for whole in wanted if whole)
     ]
     return [1, *fitting]
 

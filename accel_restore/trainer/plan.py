@@ -48,10 +48,6 @@ def plan_rows(
     precision = accelerator.mixed_precision
     if config.train.mixed_precision == "auto":
         precision += " (chosen by auto)"
-    steps = " + ".join(
-        f"{early.steps_per_epoch} per epoch × {counted(last - first, 'epoch')}"
-        for early, first, last in stages.spans(epochs)
-    )
     rows = [
         ("devices", f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"),
         ("data", f"{counted(len(data.train.images), 'image')} to train on, {len(data.val)} to validate; {source}"),
@@ -60,9 +56,7 @@ def plan_rows(
             f"{_bytes(data.nbytes)}, read from {'memory' if data.fits_in_memory else 'disk, ahead of training'}",
         ),
         ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
-        ("samples per epoch", str(plan.num_samples)),
-        ("global batch", _batch_in_words(plan)),
-        ("steps", f"{steps} = {stages.num_steps(epochs)}"),
+        *_length_rows(stages, epochs),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
         ("model", _model(config, accelerator.unwrap_model(state.model))),
@@ -134,6 +128,29 @@ def plan_record(
     return redacted(
         {"plan": rows, "epochs": epochs, "steps": steps, "precision": precision, **measured, "versions": versions}
     )
+
+
+def _length_rows(stages: BatchSchedule, epochs: int) -> list[tuple[str, str]]:
+    """Return samples and batch, after the stages; steps; passes over the samples, if an epoch is not one of them."""
+    plan, total, length = stages.plans[-1], stages.num_steps(epochs), stages.steps_per_epoch
+    samples, passes = plan.num_samples, []
+    if length is None:
+        parts = [
+            f"{early.one_pass(first).num_steps} per epoch × {counted(end - first, 'epoch')}"
+            for early, first, end in stages.spans(epochs)
+        ]
+    else:
+        full, rest = divmod(total, length)
+        parts = [f"{length} per epoch × {counted(full, 'epoch')}"] * (full > 0) + [f"{rest} in the last"] * (rest > 0)
+        samples, last = length * plan.global_batch, stages.epoch(epochs - 1)
+        whole, each = ((count / plan.num_samples) for count in (last.first + last.num_samples, samples))
+        passes = [("passes", f"{whole:.2f} over {counted(plan.num_samples, 'sample')}, {each:.2f} per epoch")]
+    return [
+        ("samples per epoch", str(samples)),
+        ("global batch", _batch_in_words(plan)),
+        ("steps", f"{' + '.join(parts)} = {total}"),
+        *passes,
+    ]
 
 
 def _batch_in_words(plan: BatchPlan) -> str:

@@ -224,7 +224,8 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
         if global_batch is not None:
             plan = with_global_batch(plan, global_batch, may_shrink=may_shrink, keys=keys(number, stage))
         plans.append(plan)
-    return BatchSchedule(tuple(plans), tuple(stage.until_epoch for stage in data.stages))
+    ends = tuple(stage.until_epoch for stage in data.stages)
+    return BatchSchedule(tuple(plans), ends, train.steps_per_epoch, train.max_steps)
 
 
 def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None]:

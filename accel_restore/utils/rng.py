@@ -1,4 +1,4 @@
-"""Keyed random numbers: a draw is a hash of (seed, epoch, sample id, purpose), so there is no random state to store."""
+"""Keyed random numbers: a draw is a hash of (seed, pass, sample id, purpose), so there is no random state to store."""
 
 from __future__ import annotations
 
@@ -143,9 +143,18 @@ def _mix(value: int) -> int:
     return z ^ (z >> 31)
 
 
-def hashes(values: np.ndarray, key: int) -> np.ndarray:
-    """Return a uint64 hash of each integer under a `key`: a counter-based generator, splitmix64 over arrays."""
-    z = (values.astype(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
+def keys(seed: int, passes: np.ndarray, purpose: int) -> np.ndarray:
+    """Return for each sample the key (uint64) of its draws for one purpose, from the seed and the sample's pass."""
+    found, places = np.unique(passes, return_inverse=True)
+    return np.array([key(seed, int(one), purpose) for one in found], np.uint64)[places]
+
+
+def hashes(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
+    """Return a uint64 hash of each integer under a `key`, or each under its own one (uint64).
+
+    A counter-based generator: splitmix64 over arrays.
+    """
+    z = (values.astype(np.uint64) ^ np.asarray(key, np.uint64)) + np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
     return z ^ (z >> np.uint64(31))

@@ -193,7 +193,7 @@ def test_without_a_sound_commit_all_are_listed_and_no_file_changes(whole, tmp_pa
     assert snapshot(run_folder(config)) == before
     said = forked.printed(config)
     assert (
-        "no checkpoint can be read; choose another run.name, or start again with --overwrite" in said
+        "no checkpoint can be used; choose another run.name, or start again with --overwrite" in said
         and "Traceback" not in said
     )
     for commit, (_, name) in zip(find_commits(checkpoints(config)), damaged, strict=True):

@@ -86,7 +86,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
     torch.set_num_threads(1)
 
     def batches() -> Iterator[Sequence[Sample]]:
-        return (samples for epoch in count() for samples in plan.micro_batches(epoch))
+        return (samples for epoch in count() for samples in plan.one_pass(epoch).micro_batches())
 
     def measure(action: Callable, before: Callable | None = None) -> float:
         return _rate(action, batches(), data.batch_size, seconds, before)

@@ -149,7 +149,7 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
             "device": accelerator.device.type,
             "precision": accelerator.mixed_precision,
             "fits_in_memory": run.data.fits_in_memory,
-            "steps_per_epoch": trainer.plan.steps_per_epoch,
+            "steps_per_epoch": run.loader.stages.epoch(0).num_steps,
             "accumulation": trainer.plan.accumulation,
             "batch_size": trainer.plan.batch_size,
             "phases": timer.per_step(),

@@ -29,7 +29,8 @@ def test_orders_of_other_epochs_and_seeds_differ():
 
 def test_step_of_a_huge_epoch_needs_no_array_of_the_epoch():
     plan = BatchPlan(num_samples=10**9, batch_size=8, accumulation=2, world_size=4, seed=1, patch_size=8)
-    ids = [plan.sample_ids(epoch, step) for epoch in (0, 1) for step in (0, 12345, plan.steps_per_epoch - 1)]
+    epochs = plan.one_pass(0), plan.one_pass(1)
+    ids = [epoch.sample_ids(step) for epoch in epochs for step in (0, 12345, epoch.num_steps - 1)]
     assert all(len(step) == 64 and step.min() >= 0 and step.max() < 10**9 for step in ids)
     assert len(set(np.concatenate(ids[:3]).tolist())) == 3 * 64
     assert not set(ids[0].tolist()) & set(ids[3].tolist())
@@ -51,21 +52,22 @@ LAYOUTS = [  # samples, batch, accumulation, ranks
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_sample_once_per_epoch_and_exact_weights(layout):
     plan, used = BatchPlan(*layout, seed=3, patch_size=8), []
-    epoch = list(plan.micro_batches(1))
-    for step in range(plan.steps_per_epoch):
-        count = plan.num_micro_batches(step)
+    epoch = plan.one_pass(1)
+    left = list(epoch.micro_batches())
+    for step in range(epoch.num_steps):
+        count = epoch.num_micro_batches(step)
         assert 0 < count <= plan.accumulation
-        micro_batches, epoch = epoch[:count], epoch[count:]
+        micro_batches, left = left[:count], left[count:]
         assert all(len(batch) == plan.micro_batch for batch in micro_batches)  # Accelerate drops short ones
         assert all(any(sample.weight for sample in batch) for batch in micro_batches)
         samples = [sample for batch in micro_batches for sample in batch]
         real = [sample for sample in samples if sample.weight > 0]
-        assert len(real) == plan.num_real(step) and {sample.epoch for sample in samples} == {1}
+        assert len(real) == epoch.num_real(step) and {sample.pass_ for sample in samples} == {1}
         assert len({sample.weight for sample in real}) == 1
         assert sum(sample.weight for sample in samples) == pytest.approx(plan.world_size)
-        assert [sample.id for sample in real] == plan.sample_ids(1, step).tolist()
+        assert [sample.id for sample in real] == epoch.sample_ids(step).tolist()
         used += [sample.id for sample in real]
-    assert sorted(used) == list(range(plan.num_samples)) and not epoch
+    assert sorted(used) == list(range(plan.num_samples)) and not left
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, 300, 356, 357])
@@ -73,9 +75,10 @@ def test_epoch_started_in_the_middle_equals_the_rest_of_the_whole_epoch(first):
     plan = BatchPlan(
         10_000, batch_size=7, accumulation=2, world_size=2, seed=3, patch_size=8
     )  # 358 steps, the last one ragged
-    before = sum(plan.num_micro_batches(step) for step in range(first))
-    whole = [list(batch) for batch in plan.micro_batches(1)]
-    assert [list(batch) for batch in plan.micro_batches(1, first)] == whole[before:] != []
+    epoch = plan.one_pass(1)
+    before = sum(epoch.num_micro_batches(step) for step in range(first))
+    whole = [list(batch) for batch in epoch.micro_batches()]
+    assert [list(batch) for batch in epoch.micro_batches(first)] == whole[before:] != []
 
 
 @pytest.mark.parametrize("num_samples", [1, 7, 8, 9, 47, 48, 49, 63, 64])
@@ -85,23 +88,23 @@ def test_the_number_of_micro_batches_from_a_step_on_is_that_of_the_epoch_up_to_i
     num_samples, accumulation, world_size
 ):
     plan = BatchPlan(num_samples, 4, accumulation, world_size, 0, 16)
-    sampler = StepSampler(plan)
-    for step in range(plan.steps_per_epoch + 2):  # a run may continue at the end of an epoch, and there is no step more
-        sampler.start_at(0, step)
-        assert len(sampler) == len(list(sampler)) == sum(map(plan.num_micro_batches, range(step, plan.steps_per_epoch)))
-        assert (plan.num_real(step) > 0) == (plan.num_micro_batches(step) > 0) == (step < plan.steps_per_epoch)
-        assert len(plan.sample_ids(0, step)) == plan.num_real(step)
+    sampler, epoch = StepSampler(plan), plan.one_pass(0)
+    for step in range(epoch.num_steps + 2):  # a run may continue at the end of an epoch, and there is no step more
+        sampler.start_at(epoch, step)
+        assert len(sampler) == len(list(sampler)) == sum(map(epoch.num_micro_batches, range(step, epoch.num_steps)))
+        assert (epoch.num_real(step) > 0) == (epoch.num_micro_batches(step) > 0) == (step < epoch.num_steps)
+        assert len(epoch.sample_ids(step)) == epoch.num_real(step)
 
 
 def test_rank_makes_only_its_own_samples():
     plan = BatchPlan(10**9, batch_size=8, accumulation=1, world_size=1024, seed=3, patch_size=8)
-    batch = next(plan.micro_batches(1, 10**5))
+    batch = next(plan.one_pass(1).micro_batches(10**5))
     tracemalloc.start()
     mine = batch[8 * 500 : 8 * 501]
     assert tracemalloc.get_traced_memory()[1] < 10_000
     tracemalloc.stop()
     assert mine == list(batch)[4000:4008] and len(batch) == 8192
-    assert [sample.id for sample in mine] == plan.sample_ids(1, 10**5)[4000:4008].tolist()
+    assert [sample.id for sample in mine] == plan.one_pass(1).sample_ids(10**5)[4000:4008].tolist()
     with pytest.raises(IndexError):
         batch[8192]
 
@@ -110,8 +113,12 @@ def test_a_step_holds_the_same_samples_in_every_layout_of_a_global_batch():
     layouts = ((8, 1), (4, 2), (4, 1), (2, 2), (1, 8))
     plans = [with_global_batch(BatchPlan(61, batch, 1, ranks, 5, 8), 8) for batch, ranks in layouts]
     assert [plan.accumulation for plan in plans] == [1, 1, 2, 2, 1]
-    assert all(len({tuple(plan.sample_ids(*at)) for plan in plans}) == 1 for at in ((0, 0), (0, 7), (4, 3)))
-    assert plans[0].sample_ids(0, 0).tolist() != BatchPlan(61, 8, 1, 1, 6, 8).sample_ids(0, 0).tolist()  # the control
+    assert all(
+        len({tuple(plan.one_pass(epoch).sample_ids(step)) for plan in plans}) == 1
+        for epoch, step in ((0, 0), (0, 7), (4, 3))
+    )
+    other = BatchPlan(61, 8, 1, 1, 6, 8).one_pass(0)
+    assert plans[0].one_pass(0).sample_ids(0).tolist() != other.sample_ids(0).tolist()  # the control
 
 
 def test_unfit_global_batch_is_rejected_with_fitting_numbers():
@@ -132,7 +139,7 @@ def test_stages_count_their_steps_and_end_before_their_epochs():
     assert [stages.num_steps(epochs) for epochs in (0, 1, 3, 4, 5, 7)] == [0, 2, 6, 11, 16, 36]
     assert [stages.num_epochs(steps) for steps in (1, 2, 3, 6, 7, 16, 17, 36)] == [1, 1, 2, 3, 4, 5, 6, 7]
     assert list(stages.spans(4)) == [(small, 0, 3), (middle, 3, 4)]
-    assert {sample.patch_size for batch in middle.micro_batches(3) for sample in batch} == {16}
+    assert {sample.patch_size for batch in stages.epoch(3).micro_batches() for sample in batch} == {16}
     alone = BatchSchedule((large,))
     assert alone.plan(7) is large and alone.num_steps(3) == 30 and alone.num_epochs(31) == 4
 
@@ -140,16 +147,16 @@ def test_stages_count_their_steps_and_end_before_their_epochs():
 def test_mixup_partners_are_a_share_of_samples_and_equal_in_every_layout():
     plan = BatchPlan(1000, 8, 1, 1, 3, 8, mixup=0.25)
     ids = np.arange(1000)
-    partners = plan.partners(2, ids)
+    partners = plan.partners(np.full(1000, 2), ids)
     mixed = partners[partners >= 0]
     assert 180 < len(mixed) < 320 and mixed.max() < 1000 and len(set(mixed.tolist())) > 150  # five deviations
-    assert partners.tolist() != plan.partners(3, ids).tolist()
+    assert partners.tolist() != plan.partners(np.full(1000, 3), ids).tolist()
     expected = dict(zip(ids.tolist(), partners.tolist(), strict=True))
     for other in (plan, BatchPlan(1000, 3, 2, 2, 3, 8, mixup=0.25)):
-        for batch in other.micro_batches(2):
+        for batch in other.one_pass(2).micro_batches():
             assert all(sample.partner == expected[sample.id] for sample in batch if sample.weight)
             assert all(sample.partner == -1 for sample in batch if not sample.weight)
-    assert set(BatchPlan(1000, 8, 1, 1, 3, 8).partners(2, ids).tolist()) == {-1}
+    assert set(BatchPlan(1000, 8, 1, 1, 3, 8).partners(np.full(1000, 2), ids).tolist()) == {-1}
 
 
 def test_unfit_batch_of_a_stage_is_reported_with_its_keys():
