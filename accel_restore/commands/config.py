@@ -9,6 +9,11 @@ import sys
 from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.config.load import load_config, to_yaml
 from accel_restore.config.schema import Config
+from accel_restore.utils.words import counted
+
+_EPOCHS = (  # keys that count epochs, in any section
+    "until_epoch", "warmup_epochs", "hold_epochs", "period", "milestones", "step_size", "patience", "every_epochs",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -20,5 +25,24 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(Config.model_json_schema(), indent=2), flush=True)
     else:
         escape = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
-        print(to_yaml(load_config(options.config, options.overrides), escape), end="", flush=True)
+        config = load_config(options.config, options.overrides)
+        notes = "".join(f"# {line}\n" for line in in_steps(config))
+        print(notes + to_yaml(config, escape), end="", flush=True)
     return 0
+
+
+def in_steps(config: Config) -> list[str]:
+    """Return what the keys that count epochs mean in optimizer steps; nothing if an epoch is a pass over the images."""
+    train, length = config.train, config.train.steps_per_epoch
+    if length is None:
+        return []
+    steps = train.max_steps or train.epochs * length
+    lines = [f"{counted(steps, 'step')} in {counted(-(-steps // length), 'epoch')} of {length}; in steps:"]
+    sections = config.model_dump(include={"scheduler", "validation", "checkpoint"})
+    sections |= {f"data.stages.{number}": stage.model_dump() for number, stage in enumerate(config.data.stages)}
+    for section, values in sections.items():
+        for key in filter(values.get, _EPOCHS):
+            epochs = values[key] if isinstance(values[key], list) else [values[key]]
+            if all(isinstance(number, int) for number in epochs):  # a schedule of your own may mean something else
+                lines.append(f"  {section}.{key}: {', '.join(str(number * length) for number in epochs)}")
+    return lines

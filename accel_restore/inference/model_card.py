@@ -139,9 +139,11 @@ def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
 
 
 def _length(train: dict[str, Any]) -> str:
-    epochs, steps, per_epoch = (train.get(key) for key in ("epochs", "max_steps", "steps_per_epoch"))
-    whole = counted(steps, "optimizer step") if steps else counted(epochs, "epoch")
-    return whole + (f", an epoch is {counted(per_epoch, 'step')}" if per_epoch else "")
+    """Return how long the run was, as its configuration says."""
+    of_steps = "max_steps", "optimizer step", "in epochs of"
+    key, noun, of = of_steps if train.get("max_steps") else ("epochs", "epoch", "of")
+    each = f" {of} {counted(train['steps_per_epoch'], 'step')}" if train.get("steps_per_epoch") else ""
+    return counted(train[key], noun) + each if key in train else "of unknown length"
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -140,8 +140,9 @@ def _length_rows(stages: BatchSchedule, epochs: int) -> list[tuple[str, str]]:
             for early, first, end in stages.spans(epochs)
         ]
     else:
+        length = min(length, total)
         full, rest = divmod(total, length)
-        parts = [f"{length} per epoch × {counted(full, 'epoch')}"] * (full > 0) + [f"{rest} in the last"] * (rest > 0)
+        parts = [f"{length} per epoch × {counted(full, 'epoch')}"] + [f"{rest} in the last"] * (rest > 0)
         samples, last = length * plan.global_batch, stages.epoch(epochs - 1)
         whole, each = ((count / plan.num_samples) for count in (last.first + last.num_samples, samples))
         passes = [("passes", f"{whole:.2f} over {counted(plan.num_samples, 'sample')}, {each:.2f} per epoch")]

@@ -112,6 +112,11 @@ def test_a_terminal_of_80_columns_shows_a_progress_bar_on_one_line():
     assert not screen.cursor.hidden
 
 
+def test_the_bar_of_one_epoch_is_in_the_singular():
+    _, screen = in_terminal(_with_end().replace("out.start(2, 100, 0)", "out.start(1, 100, 0)"))
+    assert any(line.startswith("1/1 epoch ━") for line in screen.display)
+
+
 def test_a_killed_process_leaves_the_cursor_visible():
     _, screen = in_terminal(_with_end(KILL), -signal.SIGKILL)
     assert "━" in "".join(screen.display) and not screen.cursor.hidden

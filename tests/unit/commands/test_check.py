@@ -106,7 +106,10 @@ def test_data_without_faults_have_no_warnings_and_their_cost_is_reported(tmp_pat
     assert (epoch["samples"], epoch["steps"], epoch["global_batch"]) == (48, 6, 8) and epoch["fits_in_memory"]
     assert epoch["decoded_bytes"] == 2 * 15 * 120 * 120 * 3
     assert "an epoch: 48 samples, 6 steps of 8" in capsys.readouterr().out
-    code, report = check(config, "--pairs-per-second", "1e9")
+    code, report = check(config, "--pairs-per-second", "1e9", "train.steps_per_epoch=20")
+    epoch = report["epoch"]
+    assert (epoch["samples"], epoch["steps"]) == (160, 20) and "160 samples, 20 steps of 8" in capsys.readouterr().out
+    assert epoch["loading_seconds"] == pytest.approx(160 / epoch["loading_pairs_per_second"])
     assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["slow"]
 
 

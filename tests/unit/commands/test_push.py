@@ -17,6 +17,7 @@ from weight_files import build, write
 from accel_restore import load
 from accel_restore.cli import main
 from accel_restore.config.load import config_from, load_config
+from accel_restore.inference.model_card import card
 from accel_restore.utils.redaction import without_paths
 
 TOKEN = "hf_" + "a1B2" * 8
@@ -97,6 +98,22 @@ def test_no_file_holds_a_path_or_secret_and_the_configuration_stays_valid(run, m
     config = config_from(tree)
     assert config.data.train.gt == "photos" and config.data.val.gt == ["Set12", "Set5"]
     assert config.loss["perceptual"]["weights"] == "vgg19.pth" and config.run.dir == "runs"
+
+
+@pytest.mark.parametrize(
+    ("train", "length"),
+    [
+        ({"epochs": 1}, "1 epoch"), ({"epochs": 30}, "30 epochs"),
+        ({"epochs": 500, "max_steps": 20000}, "20000 optimizer steps"),
+        ({"epochs": 500, "max_steps": 20000, "steps_per_epoch": 250}, "20000 optimizer steps in epochs of 250 steps"),
+        ({"epochs": 30, "steps_per_epoch": 250}, "30 epochs of 250 steps"),
+    ],
+)  # fmt: skip
+def test_the_card_has_the_length_of_the_run(train, length, run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    text = str(card("me/denoiser", load(run / "best.safetensors").metadata, {**config, "train": train}, None, None))
+    [line] = [line for line in text.splitlines() if line.startswith("- **schedule**")]
+    assert line.endswith(f"), {length}")
 
 
 @pytest.mark.parametrize(

@@ -346,3 +346,15 @@ def test_random_generators_are_seeded_for_each_micro_batch_also_when_it_is_read_
     assert [torch.rand(()).item() for _ in loader.again(1, 1)] == whole[1]
     loader.rank = 1
     assert not {value for step in draws(0) for value in step} & {value for step in whole for value in step}
+
+
+def test_samples_of_two_passes_in_a_batch_are_drawn_as_in_batches_of_their_own(stores):
+    data = dataset(stores, mixup_alpha=1.2)
+    both = [Sample(epoch, 3, 1.0, PATCH, partner) for epoch, partner in ((0, 9), (1, 9), (1, -1))]
+    batch = data.__getitems__(both)
+    assert batch["seeds"][0] != batch["seeds"][1] == batch["seeds"][2] and batch["share"][0] != batch["share"][1]
+    together = finish_batch(dict(batch), None, channels_last=False)
+    for place, sample in enumerate(both):
+        alone = finish_batch(data.__getitems__([sample]), None, channels_last=False)
+        assert together["gt"][place].equal(alone["gt"][0]) and together["input"][place].equal(alone["input"][0])
+    assert not together["gt"][0].equal(together["gt"][1])

@@ -39,6 +39,8 @@ def test_batch_size_is_a_number_or_auto():
         ([], 40, 2, [1, 2, 4, 8, 16]),
         ([], 1, 2, [1]),
         (["train.gradient_accumulation_steps=4"], 40, 2, [1, 2, 4]),
+        (["train.steps_per_epoch=10"], 40, 2, [2**power for power in range(24)]),
+        (["train.steps_per_epoch=10", "train.global_batch_size=64"], 40, 2, [1, 2, 4, 8, 16, 32]),
         (["train.global_batch_size=24"], 400, 1, [1, 2, 4, 8]),
         (["train.global_batch_size=24"], 400, 3, [1, 2, 4, 8]),
         (["train.global_batch_size=24"], 400, 2, [1, 2, 4]),
