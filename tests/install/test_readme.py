@@ -174,9 +174,13 @@ def test_the_yaml_examples_have_the_values_their_pages_describe():
     (whole,) = blocks(README, "yaml")
     config = config_from(parse_yaml(whole, "README"))
     assert config.run.name == "mine" and config.data.patch_size == 128
-    (staged,) = blocks(CONFIGS, "yaml")
+    (staged,) = (block for block in blocks(CONFIGS, "yaml") if "stages:" in block)
     data = {**parse_yaml(whole, "README")["data"], **parse_yaml(staged, "configs")["data"]}
     assert [stage.patch_size for stage in config_from({"data": data}).data.stages] == [128, 192]
+    (iterations,) = (block for block in blocks(CONFIGS, "yaml") if "steps_per_epoch:" in block)
+    config = config_from({"data": {"train": {"gt": "x"}}, **parse_yaml(iterations, "configs")}, ["data.train.gt=x"])
+    assert [epoch * config.train.steps_per_epoch for epoch in config.scheduler.milestones] == [250000, 275000]
+    assert config.train.max_steps == 300000 == 60 * config.train.steps_per_epoch
     (degradation,) = blocks(PAGES["accel_restore/data/README.md"], "yaml")
     steps = config_from({"data": {"train": {"gt": "x"}, **parse_yaml(degradation, "data")}}).data.degradation
     assert len(steps) == 3 and build_degradation([(step.name, step.arguments) for step in steps]).on_host
