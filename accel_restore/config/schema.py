@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of, switch
 from accel_restore.config.data import Data, PathText
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
+from accel_restore.models.presets import describe_unknown, presets_of
 from accel_restore.registry import LOSSES, METRICS, MODELS
 
 
@@ -54,10 +55,16 @@ class Run(Section):
 
 
 class Model(OpenSection):
-    """The network; further keys are its keyword arguments."""
+    """The network; further keys are its keyword arguments.
+
+    A preset is replaced by its arguments here, so that no run depends on the table of presets later.
+    """
 
     name: Annotated[str | None, one_of(MODELS)] = Field(
         None, description="a model's name or an import path; null: the model of the checkpoint"
+    )
+    preset: str | None = Field(
+        None, description="published arguments by name, see `accel-restore models NAME`; keys next to it replace them"
     )
     checkpoint: Annotated[PathText, Field(min_length=1)] | None = Field(
         None,
@@ -65,12 +72,29 @@ class Model(OpenSection):
         "spandrel recognizes",
     )
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments. A class of the user's own may have one named `preset`."""
+        return super().arguments if self.preset is None else {**super().arguments, "preset": self.preset}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        """Replace a preset by its arguments; one that is unknown stays, and is reported with the other mistakes."""
+        if isinstance(values, dict) and isinstance(name := values.get("name"), str):
+            preset = values.get("preset")
+            if isinstance(preset, str) and (arguments := presets_of(name).get(preset)) is not None:
+                return {**arguments, **values, "preset": None}
+        return values
+
     @model_validator(mode="after")
     def _named(self) -> "Model":
         problems = [
             f"model.{key}: unknown key, because the checkpoint defines the model; set model.name too, or remove it"
             for key in (self.arguments if self.name is None else ())
         ]
+        if self.preset is not None and ":" not in (self.name or ""):
+            problems.append(f"model.preset: {describe_unknown(self.name, self.preset)}")
         if self.name is None and self.checkpoint is None:
             problems = [f"model.name: missing; choose one of: {', '.join(MODELS)}"]
         if problems:
