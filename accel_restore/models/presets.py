@@ -113,10 +113,6 @@ FAMILIES = {
         "Wang et al. 2018, ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks, ECCVW",
         {"esrgan": {"num_filters": 64, "num_blocks": 23}},
     ),
-    "fbcnn": Family(
-        "Jiang et al. 2021, Towards Flexible Blind JPEG Artifacts Removal, ICCV",
-        {"fbcnn": {"nc": [64, 128, 256, 512], "nb": 4, "act_mode": "R"}},
-    ),
     "fftformer": Family(
         "Kong et al. 2023, Efficient Frequency Domain-based Transformers for High-Quality Image Deblurring, CVPR",
         {"fftformer": {"dim": 48, "num_blocks": [6, 6, 12], "num_refinement_blocks": 4, "ffn_expansion_factor": 3}},
