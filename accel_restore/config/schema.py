@@ -75,7 +75,12 @@ class Model(OpenSection):
     @property
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments. A class of the user's own may have one named `preset`."""
-        return super().arguments if self.preset is None else {**super().arguments, "preset": self.preset}
+        own = {"preset": self.preset} if self.preset is not None and self._is_users_own else {}
+        return {**super().arguments, **own}
+
+    @property
+    def _is_users_own(self) -> bool:
+        return ":" in (self.name or "")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,7 +98,7 @@ class Model(OpenSection):
             f"model.{key}: unknown key, because the checkpoint defines the model; set model.name too, or remove it"
             for key in (self.arguments if self.name is None else ())
         ]
-        if self.preset is not None and ":" not in (self.name or ""):
+        if self.preset is not None and not self._is_users_own:
             problems.append(f"model.preset: {describe_unknown(self.name, self.preset)}")
         if self.name is None and self.checkpoint is None:
             problems = [f"model.name: missing; choose one of: {', '.join(MODELS)}"]
