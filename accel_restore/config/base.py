@@ -4,7 +4,8 @@ YAML reads `no`, `off` and `false` as one value, and `none` as a text. All of th
 off: a key that may be null becomes null, a list becomes empty, and a choice takes its word for off (see `switch`).
 """
 
-from types import NoneType
+from collections.abc import Mapping
+from types import MappingProxyType, NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -69,10 +70,15 @@ def switch(off: str, on: str | None = None) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def one_of(table: dict) -> BeforeValidator:
-    """Return a validator that accepts names of `table` and import paths such as `mypackage.nets:MyNet`."""
+def one_of(table: dict, refused: Mapping[str, str] = MappingProxyType({})) -> BeforeValidator:
+    """Return a validator that accepts names of `table` and import paths such as `mypackage.nets:MyNet`.
+
+    `refused` holds the reasons why other names are known, but not accepted.
+    """
 
     def check(name: Any) -> Any:
+        if isinstance(name, str) and name in refused:
+            raise PydanticCustomError("refused", "{reason}", {"reason": refused[name]})
         if isinstance(name, str) and name not in table and ":" not in name:
             raise PydanticCustomError("unknown_choice", "{message}", {"message": unknown_name(name, table)})
         return name

@@ -12,7 +12,7 @@ from accel_restore.config.schema import Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.utils.redaction import redacted
 
-_MAX_PROBLEM_LENGTH = 500  # characters; a problem quotes the value, which may be as long as the file
+_MAX_PROBLEM_LENGTH = 1000  # characters; room for all names of models; a quoted value may be as long as the file
 
 
 def shipped(folder: str, name: str) -> Path:

@@ -12,8 +12,9 @@ from pydantic_core import PydanticCustomError
 from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of, switch
 from accel_restore.config.data import Data, PathText
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
+from accel_restore.models.architectures import model_names, refused_names
 from accel_restore.models.presets import describe_unknown, presets_of
-from accel_restore.registry import LOSSES, METRICS, MODELS
+from accel_restore.registry import LOSSES, METRICS
 
 
 def _one_folder(name: str) -> str:
@@ -60,7 +61,7 @@ class Model(OpenSection):
     A preset is replaced by its arguments here, so that no run depends on the table of presets later.
     """
 
-    name: Annotated[str | None, one_of(MODELS)] = Field(
+    name: Annotated[str | None, one_of(model_names(), refused_names())] = Field(
         None, description="a model's name or an import path; null: the model of the checkpoint"
     )
     preset: str | None = Field(
@@ -101,7 +102,7 @@ class Model(OpenSection):
         if self.preset is not None and not self._is_users_own:
             problems.append(f"model.preset: {describe_unknown(self.name, self.preset)}")
         if self.name is None and self.checkpoint is None:
-            problems = [f"model.name: missing; choose one of: {', '.join(MODELS)}"]
+            problems = [f"model.name: missing; choose one of: {', '.join(model_names())}"]
         if problems:
             raise PydanticCustomError("inconsistent", "{text}", {"text": "\n".join(problems)})
         return self

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from accel_restore.errors import UserError
+from accel_restore.models.architectures import is_architecture
 from accel_restore.registry import MODELS
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:  # names are checked before torch is imported
 
 
 def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int = 1) -> nn.Module:
-    """Return a new module of the class that `name` stands for: a key of `MODELS`, or `package.module:Class`.
+    """Return a new module of the class that `name` stands for: a key of `MODELS`, an architecture
+    of spandrel, or `package.module:Class`.
 
     `arguments` are its keyword parameters. A class with a parameter `channels` receives the number of image channels,
     and one with a parameter `scale` the factor by which it enlarges.
@@ -23,6 +25,10 @@ def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int 
     """
     from torch import nn
 
+    if is_architecture(name):
+        from accel_restore.models.build_spandrel import build_architecture
+
+        return build_architecture(name, arguments, channels, scale)
     model_class = resolve(name, MODELS, "model.name")
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise UserError(f"model.name: '{name}' is not a torch.nn.Module class")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -21,9 +20,9 @@ from torch.nn.modules.module import (
 
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
-from accel_restore.models.spandrel_models import RECOGNISED, recognise
+from accel_restore.models.architectures import model_names
+from accel_restore.models.spandrel_models import RECOGNISED, recognise, skeleton_device
 from accel_restore.models.weights_file import digest, read_header, read_metadata
-from accel_restore.registry import MODELS
 
 
 def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -35,7 +34,7 @@ def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     info = read_metadata(stored)
     name, data = info["model"]["name"], info["data"]
     given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
-    if name not in MODELS and re.split("[.:]", name)[0] in sys.stdlib_module_names:
+    if name not in model_names() and re.split("[.:]", name)[0] in sys.stdlib_module_names:
         raise UserError(f"names '{name}' as its model, but Python's standard library has no torch.nn.Module class")
     with as_user_error(name), limited(header):
         if name != RECOGNISED:
@@ -69,7 +68,7 @@ def as_user_error(name: str) -> Iterator[None]:
 def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
     """Compare the model with the header before it takes memory, so that absurd arguments cost none."""
     try:
-        with torch.device("meta"):
+        with skeleton_device():
             skeleton = build_model(name, *given)
     except _AbsurdSizeError:
         raise

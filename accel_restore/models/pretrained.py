@@ -3,7 +3,6 @@
 Files are untrusted: they are read as tensors, and nothing in them is executed.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 
 from accel_restore.errors import UserError
 from accel_restore.models import build_model, weights_file
+from accel_restore.models.architectures import is_architecture
+from accel_restore.models.branches import freeze_unused
 from accel_restore.models.load_weights import as_user_error, limited, load_module
 from accel_restore.models.parameters import freeze, keep_in_eval
-from accel_restore.models.spandrel_models import RECOGNISED, fits, probe_image, recognise
+from accel_restore.models.spandrel_models import RECOGNISED, AnyImage, convert_names, recognise
 from accel_restore.models.torch_file import read_torch_file
 from accel_restore.models.weights_file import digest
 
@@ -49,13 +50,21 @@ def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module
     """
     if config.checkpoint is None:
         assert config.name is not None  # the configuration requires a name or a checkpoint
-        return build_model(config.name, config.arguments, channels, scale)
+        model = build_model(config.name, config.arguments, channels, scale)
+        _freeze_unused(model, channels, scale)
+        return model
     with _naming(config.checkpoint) as path:
-        return _open(path, config, channels, scale)
+        model = _open(path, config, channels, scale)
+        _freeze_unused(model, channels, scale)
+        return model
 
 
-def describe(config: "Model") -> dict[str, Any]:
+def describe(config: "Model", channels: int = 3, scale: int = 1) -> dict[str, Any]:
     """Return the name and arguments with which best.safetensors alone rebuilds the module of `build_or_load_model`."""
+    if config.name is not None and is_architecture(config.name):
+        from accel_restore.models.build_spandrel import describe_architecture
+
+        return describe_architecture(config.name, config.arguments, channels, scale)
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
     assert config.checkpoint is not None  # the configuration requires a name or a checkpoint
@@ -88,6 +97,8 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
         raise UserError("is damaged (sha256 of the weights differs); copy it again")
     if config.name is not None:
         model = build_model(config.name, config.arguments, channels, scale)
+        if isinstance(model, AnyImage):
+            weights = convert_names(model, weights)
         _fill(model, config.name, weights)
         return model
     header = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
@@ -98,7 +109,7 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
         for module in model.modules():
             if "drop" in type(module).__name__.lower():
                 keep_in_eval(module)  # its rate is not in the weights
-        _check_training(model, channels, scale)
+        _check_recognition(model, channels, scale)
     return model.float()
 
 
@@ -110,36 +121,22 @@ def _check_images(channels: int, scale: int, wanted_channels: int, wanted_scale:
             )
 
 
-def _check_training(model: nn.Module, channels: int, scale: int) -> None:
-    """Try a training step of a model recognised by its weights; parameters without influence are not trained.
+def _freeze_unused(model: nn.Module, channels: int, scale: int) -> None:
+    """Freeze what an architecture of spandrel never uses. Raises: UserError if it cannot be trained."""
+    if not isinstance(model, AnyImage):
+        return
+    try:
+        freeze_unused(model, channels, scale)
+    except ValueError as error:
+        raise UserError(f"is a {type(model).__name__} model, which cannot be trained: it {error}") from error
 
-    Raises: UserError if the model behaves differently in training, or would not be recognised once saved.
-    """
-    tried, image = copy.deepcopy(model).train(), probe_image(channels, batch=2)
-    output = tried(image)
-    if not fits(output, image, scale):
-        raise UserError(
-            "is a model that returns something other than an image in training mode, so it cannot be trained"
-        )
-    output.sum().backward()
-    for own, parameter in zip(model.parameters(), tried.parameters(), strict=True):
-        own.requires_grad_(own.requires_grad and parameter.grad is not None)
-    if _is_changed_by_evaluation(tried.eval(), image):
-        raise UserError("is a model that changes its own weights in eval mode, so it cannot be trained")
+
+def _check_recognition(model: nn.Module, channels: int, scale: int) -> None:
+    """Raise `UserError` if the model would not be recognised once saved."""
     weights = model.state_dict()
     again, *images = recognise(weights)
     if list(again.state_dict()) != list(weights) or images != [channels, scale]:
         raise UserError("is a model that spandrel would not recognise again after it is saved")
-
-
-@torch.no_grad()
-def _is_changed_by_evaluation(model: nn.Module, image: Tensor) -> bool:
-    """Return whether the model fuses convolutions in place after training, as SPAN does. Changes its weights."""
-    for parameter in model.parameters():
-        parameter.mul_(1.01)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model(image)
-    return any(not tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
 def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:

@@ -1,28 +1,33 @@
-"""Models that the optional library spandrel recognises by the names and shapes of their weights.
+"""Networks of the library spandrel, made ready for images of any size.
 
-A file of such weights needs no arguments. The files that accel_restore writes for such a model can be read by all other
-programs that use spandrel.
+Their parameters keep the names of their own projects, so all other programs that use spandrel read the files too.
 """
 
-import copy
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from accel_restore.errors import UserError
+from accel_restore.models.branches import keep_training_branches
+from accel_restore.models.probe import fits, probe_image
 
-RECOGNISED = "spandrel"  # the name of such a model in best.safetensors
+RECOGNISED = "spandrel"  # the name in best.safetensors of a model that its weights alone describe
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # pixels, by which a network's window or stride may divide an image
 
 
 def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, int, int]:
     """Return the module of these weights in eval mode, the number of image channels, and the scale of its output.
 
-    The module accepts images of any size. Its parameters keep the names of their own project.
+    The module accepts images of any size.
 
-    Raises: UserError if spandrel is not installed or does not know the model, or if the model needs more than an image
-        in [0, 1].
+    Raises: UserError if spandrel does not know the model, or if the model needs more than an image in [0, 1].
     """
     try:
         import spandrel
@@ -31,63 +36,199 @@ def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, int, int]:
             "needs the library spandrel to be recognised; run pip install 'accel-restore[spandrel]'"
         ) from None
     try:
-        descriptor = spandrel.ModelLoader().load_from_state_dict(weights)
+        descriptor = spandrel.ModelLoader().load_from_state_dict(dict(weights))
     except spandrel.UnsupportedModelError:
         raise UserError("holds weights that spandrel does not recognise; set model.name to the model's class") from None
     what = f"is a {descriptor.architecture.name} model"
-    channels, scale = descriptor.input_channels, descriptor.scale
+    model, channels, scale = descriptor.model.eval(), descriptor.input_channels, descriptor.scale
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != descriptor.output_channels:
         raise UserError(f"{what}, which does not map an image to an image with equal channels")
-    _accept_any_size(descriptor)
-    if not _is_plain(descriptor):
-        raise UserError(f"{what}, which needs more than an image, such as a noise level, or returns more")
-    return descriptor.model.eval(), channels, scale
+    try:
+        accept_any_size(model, channels, scale, _fit(descriptor))
+        if not _is_plain(descriptor):
+            raise ValueError("adds what the network needs")
+    except ValueError:
+        raise UserError(f"{what}, which needs more than an image, such as a noise level, or returns more") from None
+    keep_training_branches(model, channels)
+    call_in_batches_if_equal(model, channels)
+    return model, channels, scale
 
 
-class _AnySize(nn.Module):
-    """A base class, inserted before a model's own, that pads images to an accepted size and crops the output to fit.
+def find_fit(model: nn.Module, scale: int) -> "Fit | None":
+    """Return what spandrel knows of a network that is one of its own, by its weights; None if it cannot tell.
 
-    A wrapping module would change the names of the parameters, by which the model is recognised.
+    Raises: ValueError if the network needs more than an image.
+    """
+    from spandrel import ImageModelDescriptor
+
+    try:
+        with torch.random.fork_rng(devices=[]):  # it builds the network a second time
+            descriptor = _architecture(model).load(model.state_dict())
+    except Exception:  # of any type: its rules cover the published arguments
+        return None
+    if not isinstance(descriptor, ImageModelDescriptor):
+        raise ValueError("needs more than an image")
+    return replace(_fit(descriptor), scale=scale)
+
+
+def _fit(descriptor: Any) -> "Fit":
+    sizes = descriptor.size_requirements
+    return Fit(sizes.minimum, sizes.multiple_of, sizes.square, descriptor.scale, descriptor._call_fn)
+
+
+@torch.no_grad()
+def _is_plain(descriptor: Any) -> bool:
+    """Return whether the network alone gives the same output as spandrel, which adds what a network needs."""
+    model, image = descriptor.model, probe_image(descriptor.input_channels)
+    with_additions, model.fit = model.fit, replace(model.fit, call=_call)
+    try:
+        output = model(image)
+    except Exception:  # of any type: it lacks what spandrel adds
+        return False
+    finally:
+        model.fit = with_additions
+    return torch.allclose(output, model(image), atol=1e-4)
+
+
+def convert_names(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights by the names of the network, where its project or an older version of it has others."""
+    architecture = _architecture(model)
+    if not weights.keys() - model.state_dict().keys() or not architecture.detect(weights):
+        return weights
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return architecture.load(dict(weights)).model.state_dict()
+    except Exception:  # of any type: the weights may be of a third network
+        return weights
+
+
+def _architecture(model: nn.Module) -> Any:
+    """Return spandrel's description of the architecture of one of its networks."""
+    from spandrel import Architecture
+
+    package = importlib.import_module(type(model).__module__.partition(".__arch")[0])
+    (kind,) = (
+        entry for entry in vars(package).values()
+        if isinstance(entry, type) and issubclass(entry, Architecture) and entry.__module__ == package.__name__
+    )  # fmt: skip
+    return kind()
+
+
+@torch.no_grad()
+def call_in_batches_if_equal(model: nn.Module, channels: int) -> None:
+    """Call the network with one image at a time if a batch of several fails or gives another output in eval mode."""
+    images = probe_image(channels, batch=2)
+    expected = torch.cat([model(image) for image in images.split(1)])
+    try:
+        is_equal = torch.allclose(model(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    except Exception:  # of any type
+        is_equal = False
+    model.fit = replace(model.fit, is_batched=is_equal)
+
+
+class _OnHost(TorchFunctionMode):
+    """Compute lists of rates, whose values networks read while they are built, on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def skeleton_device() -> Iterator[None]:
+    """Build models without values: their tensors have shapes, and take no memory."""
+    with torch.device("meta"), _OnHost():
+        yield
+
+
+def _call(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return model(images)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a network is called with images: the sizes it accepts, its scale, and what spandrel adds to its input."""
+
+    minimum: int = 0
+    multiple: int = 1
+    square: bool = False
+    scale: int = 1
+    call: Callable[[Any, Tensor], Tensor] = _call
+    is_batched: bool = True  # `call` is given all images of a batch at once; spandrel calls networks with one image
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Return the smallest accepted height and width for an image of this size, or symbols while exporting."""
+        if self.square:
+            height = width = torch.sym_max(height, width)
+        up, right = (torch.sym_max(side, self.minimum) + self.multiple - 1 for side in (height, width))
+        return up // self.multiple * self.multiple, right // self.multiple * self.multiple
+
+
+class _Original:
+    """A network as its project wrote it: called without padding, and otherwise the network."""
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Any]) -> None:
+        self._model, self.forward = model, forward
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        output = self.forward(*inputs)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"returns a {type(output).__name__}, not an image")
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class AnyImage(nn.Module):
+    """A base class, inserted before a network's own, that pads images to an accepted size and crops the output to fit.
+
+    A wrapping module would change the names of the parameters, by which the network is recognised.
     """
 
-    accepted_sizes: Any  # spandrel's SizeRequirements
-    times_larger: int
+    fit: Fit
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the restored images, (B, C, H * scale, W * scale)."""
         height, width = input.shape[-2:]
-        right, bottom = self.accepted_sizes.get_padding(width, height)
-        mirrored_right, mirrored_bottom = min(right, width - 1), min(bottom, height - 1)
-        x = F.pad(input, (0, mirrored_right, 0, mirrored_bottom), "reflect")
-        x = F.pad(x, (0, right - mirrored_right, 0, bottom - mirrored_bottom), "replicate")
-        return super().forward(x)[..., : height * self.times_larger, : width * self.times_larger]
+        x = _pad(input, *self.fit.padded(height, width))
+        original = _Original(self, super().forward)
+        parts = [x] if self.fit.is_batched else x.split(1)
+        output = torch.cat([self.fit.call(original, part) for part in parts])
+        return output[..., : height * self.fit.scale, : width * self.fit.scale]
 
 
-def _accept_any_size(descriptor: Any) -> None:
-    model = descriptor.model
-    if not descriptor.size_requirements.none:
-        model.__class__ = type(type(model).__name__, (_AnySize, type(model)), {})
-        model.accepted_sizes, model.times_larger = descriptor.size_requirements, descriptor.scale
+def _pad(x: Tensor, height: int, width: int) -> Tensor:
+    """Return a copy of `x`, mirrored at the bottom and right, and then repeated, as spandrel pads.
+
+    It is a copy without padding too, because some networks change their input in place. There is no branch on the size,
+    which is a symbol while a network is exported.
+    """
+    for dim, side in ((-2, height), (-1, width)):
+        last = x.shape[dim] - 1
+        x = x.index_select(dim, (last - (torch.arange(side, device=x.device) - last).abs()).clamp(min=0))
+    return x
 
 
-def _is_plain(descriptor: Any) -> bool:
-    """Return whether the module alone gives the same output as spandrel, which adds what a model needs."""
-    tried = copy.deepcopy(descriptor)  # a model may cache tensors for a size, in inference mode
-    image = probe_image(descriptor.input_channels)
-    expected = tried(image.clone())
-    try:
-        with torch.no_grad():
-            output = tried.model(image.clone())
-    except Exception:  # it lacks what spandrel adds
-        return False
-    return fits(output, image, descriptor.scale) and torch.allclose(output.clamp(0, 1), expected, atol=1e-4)
+def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> None:
+    """Make the network accept images of any size, found by trials where spandrel does not know the sizes.
 
-
-def probe_image(channels: int, batch: int = 1, height: int = 17, width: int = 13) -> Tensor:
-    """Return the fixed images (batch, channels, height, width) with which models are tried."""
-    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def fits(output: object, image: Tensor, scale: int) -> bool:
-    """Return whether a model's output is a tensor (B, C, H * scale, W * scale) for images (B, C, H, W)."""
-    batch, channels, height, width = image.shape
-    return isinstance(output, Tensor) and output.shape == (batch, channels, height * scale, width * scale)
+    Raises: ValueError, with what the network does, unless it maps images to images with this scale.
+    """
+    model.__class__ = type(type(model).__name__, (AnyImage, type(model)), {"__module__": type(model).__module__})
+    image, failure = probe_image(channels), ValueError("returns no images")
+    for multiple in _MULTIPLES:
+        model.fit = replace(fit, minimum=max(fit.minimum, multiple), multiple=math.lcm(fit.multiple, multiple))
+        try:
+            with torch.no_grad():
+                output = model(image)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        except Exception as error:  # of any type: it does not accept this size
+            failure = failure if failure.__cause__ else ValueError(f"fails on an image ({error})")
+            failure.__cause__ = error
+            continue
+        if fits(output, image, scale):
+            return
+        failure = ValueError(f"returns images of {list(output.shape[1:])} for images of {list(image.shape[1:])}")
+    raise failure

@@ -13,7 +13,7 @@ from accel_restore.config.schema import Config
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 from accel_restore.metrics.protocol import Protocol
-from accel_restore.models.spandrel_models import fits, probe_image
+from accel_restore.models.probe import fits, probe_image
 from accel_restore.utils.imports import describe_error
 from accel_restore.utils.memory import is_out_of_memory
 

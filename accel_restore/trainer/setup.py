@@ -231,7 +231,7 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
 def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None]:
     """Build model and optimizer once and describe the model; one of the user's own is tried, and its trial returned."""
     model = initial_model(config)
-    description, trial = describe(config.model), None
+    description, trial = describe(config.model, config.data.channels, config.data.scale), None
     name = description["name"]
     if name not in MODELS and name != RECOGNISED:
         if config.train.ema_decay is not None or accelerator.is_fsdp2:

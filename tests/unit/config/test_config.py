@@ -13,7 +13,8 @@ from accel_restore.config.load import config_from, load_config, shipped, to_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.data.degradations.pipeline import DEGRADATIONS
 from accel_restore.errors import UserError
-from accel_restore.registry import LOSSES, METRICS, MODELS
+from accel_restore.models.architectures import model_names
+from accel_restore.registry import LOSSES, METRICS
 from accel_restore.train import parse_arguments
 
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -63,7 +64,7 @@ def test_a_mistake_on_the_command_line_is_not_attributed_to_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("override", "choices"),
     [
-        ("model.name=unett", MODELS), ("loss.l2=1", LOSSES), ("data.degradation=[{name: blur}]", DEGRADATIONS),
+        ("model.name=unett", model_names()), ("loss.l2=1", LOSSES), ("data.degradation=[{name: blur}]", DEGRADATIONS),
         ("optimizer.name=adamm", OPTIMIZER_SECTIONS), ("scheduler.name=cosin", SCHEDULE_SECTIONS),
         ("train.mixed_precision=fp8", ["no", "bf16", "fp16", "auto"]),
         ("validation.monitor=lpip", ["loss", *METRICS]),

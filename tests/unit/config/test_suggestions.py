@@ -77,7 +77,7 @@ def test_a_key_that_is_near_no_other_gets_no_suggestion(key):
     [
         ("optimizer.name=adamm", "adam"), ("scheduler.name=cosin", "cosine"), ("scheduler.name=none", None),
         ("scheduler.name=poly", None), ("scheduler.name=one_cycle", None), ("optimizer.name=lion", None),
-        ("model.name=nafnett", "nafnet"), ("model.name=swinir", None), ("loss.l2=1", None), ("loss.msse=1", "mse"),
+        ("model.name=nafnett", "nafnet"), ("model.name=swinnir", "swinir"), ("loss.l2=1", None), ("loss.msse=1", "mse"),
         ("train.mixed_precision=fp8", None), ("train.mixed_precision=bf61", "bf16"),
         ("data.degradation=[{name: noise}]", None), ("data.degradation=[{name: jpg}]", "jpeg"),
         ("data.augment=[hflop]", "hflip"), ("data.augment=[flip]", None), ("tracking.wandb=ofline", "offline"),

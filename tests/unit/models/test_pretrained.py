@@ -275,13 +275,12 @@ def test_a_recognised_model_draws_no_random_numbers_in_training(tmp_path):
     [
         ("noise map", 1, "is a DnCNN model, which needs more than an image"),
         ("mask", 3, "is a LaMa model, which does not map an image"),
-        ("fusing", 3, "is a model that changes its own weights in eval mode"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_rejected(kind, channels, said, tmp_path):
     file = saved(tmp_path / "net.pth", foreign(kind).state_dict())
     with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: {said}[^\n]*$"):
-        start(file, channels, 2 if kind == "fusing" else 1)
+        start(file, channels)
 
 
 def test_parameters_without_influence_are_not_trained(tmp_path):

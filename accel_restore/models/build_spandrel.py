@@ -1,0 +1,160 @@
+"""Construction of spandrel's architectures from scratch: the arguments of a name, and the module."""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel_restore.errors import UserError
+from accel_restore.models import architectures
+from accel_restore.models.branches import keep_training_branches
+from accel_restore.models.spandrel_models import (
+    Fit,
+    accept_any_size,
+    call_in_batches_if_equal,
+    find_fit,
+    skeleton_device,
+)
+from accel_restore.utils.imports import check_arguments, describe_error
+
+_LARGEST, _LONGEST = 2**16, 256  # of a number and a list; a file of weights must not claim more memory than there is
+_SCALES = (1, 2, 3, 4)
+_NOISE_LEVEL = 15 / 255  # of DRUNet's noise map, as spandrel calls it; a constant, so the network is blind
+
+
+def _with_noise_map(model: nn.Module, images: Tensor) -> Tensor:
+    return model(torch.cat([images, torch.full_like(images[:, :1], _NOISE_LEVEL)], dim=1))
+
+
+_CALLS = {"drunet": _with_noise_map}  # where spandrel's call is for one image alone
+
+
+def build_architecture(name: str, arguments: dict[str, Any], channels: int, scale: int) -> nn.Module:
+    """Return a new network of the architecture, in training mode. It maps images to images of any size.
+
+    Raises: UserError if the architecture cannot have these arguments, channels or scale, or needs more than an image.
+    """
+    if reason := architectures.refused_names().get(name):
+        raise UserError(f"model.name: {reason}")
+    keyword_arguments(name, find_class(name, scale), arguments, channels, scale)  # whose errors name keys
+    try:
+        return _build(name, arguments, channels, scale)
+    except Exception as error:  # of any type: the class checks little
+        raise UserError(_explain(name, arguments, channels, scale, error)) from error
+
+
+def _build(name: str, arguments: dict[str, Any], channels: int, scale: int) -> nn.Module:
+    model_class = find_class(name, scale)
+    model = model_class(**keyword_arguments(name, model_class, arguments, channels, scale))
+    if torch.get_default_device().type == "meta":  # only the shapes of its tensors are wanted
+        return model
+    fit = find_fit(model.eval(), scale) or _published_fit(name, model_class, scale)
+    accept_any_size(model, channels, scale, replace(fit, call=_CALLS.get(name, fit.call)))
+    keep_training_branches(model, channels)
+    call_in_batches_if_equal(model, channels)
+    return model.train()
+
+
+def find_class(name: str, scale: int) -> type[nn.Module]:
+    """Return the class of an architecture; of several, such as UpCunet2x and UpCunet3x, the one with this scale."""
+    paths = architectures.find_architectures()[name]
+    fitting = [path for path in paths if f"{scale}x" in path]
+    module, _, attribute = (fitting or paths)[0].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def keyword_arguments(
+    name: str, model_class: type[nn.Module], arguments: dict[str, Any], channels: int, scale: int
+) -> dict[str, Any]:
+    """Return all keyword arguments of the class: those of the data, the given ones, and where it has none, ours.
+
+    Raises: UserError for a key that the class does not have or that the data decides, and for huge numbers.
+    """
+    parameters = inspect.signature(model_class).parameters
+    from_data = data_arguments(name, model_class, channels, scale)
+    for key in arguments:
+        if key in from_data:
+            source = "scale" if key in architectures.SCALE else "channels"
+            raise UserError(f"model.{key}: unknown key; set data.{source}, from which the model takes it")
+        _check_size(f"model.{key}", arguments[key])
+    defaults: dict[str, Any] = dict(architectures.DEFAULTS.get(name, {}))
+    if scale > 1 and "upsampler" in parameters and parameters["upsampler"].default == "":
+        defaults["upsampler"] = "pixelshuffle"  # without one, the transformers ignore the scale
+    if channels != 3 and "norm" in parameters and parameters["norm"].default is True:
+        defaults["norm"] = False  # it subtracts the mean of red, green and blue
+    hidden = [key for key, parameter in parameters.items() if _is_code(parameter.default)]
+    check_arguments(model_class, {**defaults, **arguments}, "model", skip={*from_data, *hidden})
+    return {**defaults, **arguments, **from_data}
+
+
+def _is_code(default: Any) -> bool:
+    """Return whether a parameter's default is a class or function, which a configuration cannot give."""
+    return callable(default) and default is not inspect.Parameter.empty
+
+
+def data_arguments(name: str, model_class: type[nn.Module], channels: int, scale: int) -> dict[str, Any]:
+    """Return the arguments of the class that follow from data.channels and data.scale."""
+    found: dict[str, Any] = {}
+    for key, parameter in inspect.signature(model_class).parameters.items():
+        if key in architectures.SCALE:
+            found[key] = [scale] if isinstance(parameter.default, list) else scale
+        elif key in architectures.CHANNELS:
+            found[key] = channels + architectures.EXTRA_CHANNELS.get((name, key), 0)
+    return found
+
+
+def describe_architecture(name: str, arguments: dict[str, Any], channels: int, scale: int) -> dict[str, Any]:
+    """Return the name and all arguments, also those with defaults, so that later defaults change no stored model."""
+    model_class = find_class(name, scale)
+    given = keyword_arguments(name, model_class, arguments, channels, scale)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(model_class).parameters.items()
+        if parameter.default is not parameter.empty and not _is_code(parameter.default)
+    }
+    from_data = data_arguments(name, model_class, channels, scale)
+    chosen = {key: value for key, value in {**defaults, **given}.items() if key not in from_data}
+    return {
+        "name": model_class.__name__.lower() if len(architectures.find_architectures()[name]) > 1 else name,
+        "arguments": chosen,
+    }
+
+
+def _check_size(key: str, value: Any) -> None:
+    """Raise `UserError` for numbers and lists with which a network would take all memory."""
+    if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+        raise UserError(f"{key}: {value} is too large; use at most {_LARGEST}")
+    if isinstance(value, (Sequence, dict)) and len(value) > _LONGEST:
+        raise UserError(f"{key}: has {len(value)} entries; use at most {_LONGEST}")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            _check_size(key, part)
+
+
+def _published_fit(name: str, model_class: type[nn.Module], scale: int) -> Fit:
+    """Return how the published network is called, where spandrel does not recognise the given arguments."""
+    with skeleton_device():
+        published = model_class(**keyword_arguments(name, model_class, {}, 3, scale))
+        return find_fit(published, scale) or Fit(scale=scale)
+
+
+def _explain(name: str, arguments: dict[str, Any], channels: int, scale: int, error: Exception) -> str:
+    """Return why the network cannot be built: the scale or the channels if others work, or else what its class says."""
+    scales = [other for other in _SCALES if other != scale and _is_possible(name, arguments, channels, other)]
+    if scales:
+        return f"data.scale: {scale}, but the model '{name}' has only {', '.join(map(str, scales))}"
+    if channels != 3 and _is_possible(name, arguments, 3, scale):
+        return f"data.channels: {channels}, but the model '{name}' has only 3"
+    return f"model: {name} cannot be built: {describe_error(error) or type(error).__name__}"
+
+
+def _is_possible(name: str, arguments: dict[str, Any], channels: int, scale: int) -> bool:
+    try:
+        _build(name, arguments, channels, scale)
+    except Exception:  # of any type: the class checks little
+        return False
+    return True
