@@ -53,10 +53,10 @@ def _build(name: str, arguments: dict[str, Any], channels: int, scale: int) -> n
     if torch.get_default_device().type == "meta":  # only the shapes of its tensors are wanted
         return model
     fit = find_fit(model.eval(), scale) or _published_fit(name, model_class, scale)
-    accept_any_size(model, channels, scale, replace(fit, call=_CALLS.get(name, fit.call)))
-    keep_training_branches(model, channels)
-    call_in_batches_if_equal(model, channels)
-    return model.train()
+    network = accept_any_size(model, channels, scale, replace(fit, call=_CALLS.get(name, fit.call)))
+    keep_training_branches(network, channels)
+    call_in_batches_if_equal(network, channels)
+    return network.train()
 
 
 def find_class(name: str, scale: int) -> type[nn.Module]:

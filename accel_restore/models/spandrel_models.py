@@ -44,13 +44,13 @@ def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, int, int]:
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != descriptor.output_channels:
         raise UserError(f"{what}, which does not map an image to an image with equal channels")
     try:
-        accept_any_size(model, channels, scale, _fit(descriptor))
-        if not _is_plain(descriptor):
+        network = accept_any_size(model, channels, scale, _fit(descriptor))
+        if not _is_plain(network, channels):
             raise ValueError("adds what the network needs")
     except ValueError:
         raise UserError(f"{what}, which needs more than an image, such as a noise level, or returns more") from None
     keep_training_branches(model, channels)
-    call_in_batches_if_equal(model, channels)
+    call_in_batches_if_equal(network, channels)
     return model, channels, scale
 
 
@@ -77,10 +77,10 @@ def _fit(descriptor: Any) -> "Fit":
 
 
 @torch.no_grad()
-def _is_plain(descriptor: Any) -> bool:
+def _is_plain(model: "AnyImage", channels: int) -> bool:
     """Return whether the network alone gives the same output as spandrel, which adds what a network needs."""
-    model, image = descriptor.model, probe_image(descriptor.input_channels)
-    with_additions, model.fit = model.fit, replace(model.fit, call=_call)
+    image, with_additions = probe_image(channels), model.fit
+    model.fit = replace(with_additions, call=_call)
     try:
         output = model(image)
     except Exception:  # of any type: it lacks what spandrel adds
@@ -115,7 +115,7 @@ def _architecture(model: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def call_in_batches_if_equal(model: nn.Module, channels: int) -> None:
+def call_in_batches_if_equal(model: "AnyImage", channels: int) -> None:
     """Call the network with one image at a time if a batch of several fails or gives another output in eval mode."""
     images = probe_image(channels, batch=2)
     expected = torch.cat([model(image) for image in images.split(1)])
@@ -158,10 +158,11 @@ class Fit:
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """Return the smallest accepted height and width for an image of this size, or symbols while exporting."""
+        sides = [torch.sym_max(side, self.minimum) + self.multiple - 1 for side in (height, width)]
         if self.square:
-            height = width = torch.sym_max(height, width)
-        up, right = (torch.sym_max(side, self.minimum) + self.multiple - 1 for side in (height, width))
-        return up // self.multiple * self.multiple, right // self.multiple * self.multiple
+            sides = [torch.sym_max(*sides)] * 2
+        down, right = (side // self.multiple * self.multiple for side in sides)
+        return down, right  # type: ignore[return-value]  # symbols act like numbers
 
 
 class _Original:
@@ -191,11 +192,14 @@ class AnyImage(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Return the restored images, (B, C, H * scale, W * scale)."""
         height, width = input.shape[-2:]
-        x = _pad(input, *self.fit.padded(height, width))
-        original = _Original(self, super().forward)
-        parts = [x] if self.fit.is_batched else x.split(1)
-        output = torch.cat([self.fit.call(original, part) for part in parts])
+        output = self.restore_accepted(_pad(input, *self.fit.padded(height, width)))
         return output[..., : height * self.fit.scale, : width * self.fit.scale]
+
+    def restore_accepted(self, images: Tensor) -> Tensor:
+        """Return the network's output for images of an accepted size."""
+        original = _Original(self, super().forward)
+        parts = [images] if self.fit.is_batched else images.split(1)
+        return torch.cat([self.fit.call(original, part) for part in parts])
 
 
 def _pad(x: Tensor, height: int, width: int) -> Tensor:
@@ -210,18 +214,20 @@ def _pad(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
-def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> None:
-    """Make the network accept images of any size, found by trials where spandrel does not know the sizes.
+def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> AnyImage:
+    """Return the network itself, which now accepts images of any size, also where spandrel does not know its sizes.
 
     Raises: ValueError, with what the network does, unless it maps images to images with this scale.
     """
     model.__class__ = type(type(model).__name__, (AnyImage, type(model)), {"__module__": type(model).__module__})
-    image, failure = probe_image(channels), ValueError("returns no images")
+    assert isinstance(model, AnyImage)  # for mypy
+    failure = ValueError("returns no images")
     for multiple in _MULTIPLES:
         model.fit = replace(fit, minimum=max(fit.minimum, multiple), multiple=math.lcm(fit.multiple, multiple))
         try:
+            image = _pad(probe_image(channels), *model.fit.padded(17, 13))
             with torch.no_grad():
-                output = model(image)
+                output = model.restore_accepted(image)
         except TypeError as error:
             raise ValueError(str(error)) from error
         except Exception as error:  # of any type: it does not accept this size
@@ -229,6 +235,6 @@ def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> No
             failure.__cause__ = error
             continue
         if fits(output, image, scale):
-            return
+            return model
         failure = ValueError(f"returns images of {list(output.shape[1:])} for images of {list(image.shape[1:])}")
     raise failure

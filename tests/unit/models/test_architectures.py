@@ -116,7 +116,7 @@ def test_initial_weights_depend_on_the_seed_alone():
         ("hat", {"norm_layer": "x"}, 3, 1, r"^model\.norm_layer: unknown key"),
         ("hat", {"embed_dim": 10**6}, 3, 1, r"^model\.embed_dim: 1000000 is too large"),
         ("hat", {"depths": [1] * 300}, 3, 1, r"^model\.depths: has 300 entries"),
-        ("scunet", {"config": [1] * 7, "dim": 32}, 3, 2, r"^data\.scale: 2, but the model 'scunet' has only 1$"),
+        ("scunet", {"config": [1] * 7, "dim": 64}, 3, 2, r"^data\.scale: 2, but the model 'scunet' has only 1$"),
         ("realcugan", {}, 3, 1, r"^data\.scale: 1, but the model 'realcugan' has only 2, 3, 4$"),
         ("realplksr", {"n_blocks": 1, "dim": 8}, 1, 2, r"^data\.channels: 1, but the model 'realplksr' has only 3$"),
         ("swinir", {"num_heads": [5]}, 3, 1, r"^model: swinir cannot be built: [^\n]+$"),
