@@ -200,6 +200,17 @@ def auto_mode() -> str:
     return "online" if has_key() else "offline"
 
 
+def sweep_trial() -> dict[str, str]:
+    """Return the id, project and entity of the W&B run that `wandb agent` has set for this process; none elsewhere.
+
+    In a sweep, W&B ignores those that `wandb.init` is given.
+    """
+    if not (os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")):
+        return {}
+    names = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
+    return {key: value for key, name in names.items() if (value := os.environ.get(name))}
+
+
 def check_settings(tracking: Tracking) -> None:
     """Check the environment variables that W&B reads, before anything is written.
 

@@ -38,6 +38,7 @@ from accel_restore.tracking.wandb_client import (
     open_image,
     restored_output,
     start_run,
+    sweep_trial,
 )
 from accel_restore.utils.redaction import redacted
 
@@ -47,6 +48,7 @@ UPLOAD_SECONDS = 5.0
 FINISH_SECONDS = 10.0  # a launcher allows about 30 s between SIGTERM and SIGKILL
 _REWRITE_SECONDS = 4.0  # part of FINISH_SECONDS: to rewrite the run offline after a hung background process was killed
 _MAX_STARTS = 4  # of the run
+_LETTERS = string.ascii_lowercase + string.digits  # of an id
 
 
 class WandbLogger:
@@ -78,21 +80,29 @@ class WandbLogger:
             log("W&B: no API key (run wandb login, or set WANDB_API_KEY); this run is logged offline; sync it later")
             mode = "offline"
         entity, project = tracking.entity_and_project
+        trial = sweep_trial()
         if tracking.wandb == "auto":
-            place = f"online, project {tracking.project}" if mode == "online" else "offline"
+            place = f"online, project {trial.get('project', tracking.project)}" if mode == "online" else "offline"
             self.notice = f"W&B      {place}; files in {folder / 'wandb'}; tracking.wandb=false turns W&B off"
-        self.id = id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
-        if (ignored := os.environ.get("WANDB_PROJECT")) and ignored != tracking.project and not rank:
+        self.id = trial.get("id") or id or "".join(secrets.choice(_LETTERS) for _ in range(8))
+        ignored = None if trial else os.environ.get("WANDB_PROJECT")
+        if ignored and ignored != tracking.project and not rank:
             log(f"W&B: WANDB_PROJECT is ignored; the run goes to tracking.project, {tracking.project}")
         owner = {"entity": entity} if entity else {}
         settings = {**owner, "project": project, "name": name, "dir": folder, "config": redacted(config), "id": self.id}
+        settings |= trial
+        if trial and tracking.wandb_per_rank:  # W&B would write the runs of all ranks into that of the trial
+            if rank:
+                return
+            log("W&B: a trial of a sweep is one run, so tracking.wandb_per_rank is ignored")
         own = {"name": f"{name}-rank{rank}", "id": f"{self.id}-rank{rank}", "group": name, "job_type": "rank"}
         rank_run = _Run({**settings, **own}, lambda: RankRows(folder, rank))
         main_run = _Run(settings, lambda: Rows(folder, ranks))
         if rank:
             self.sender = _Sender(rank_run, None, mode, folder, log)
         else:
-            self.sender = _Sender(main_run, rank_run if tracking.wandb_per_rank else None, mode, folder, log)
+            per_rank = tracking.wandb_per_rank and not trial
+            self.sender = _Sender(main_run, rank_run if per_rank else None, mode, folder, log)
         self.sender.start()
 
     @property

@@ -14,13 +14,17 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from reference import configuration as reference_configuration
 from runs import DRIVER, ROOT, TRAIN, clean_environment, free_port, last_weights, run_folder
+from stub_wandb import stub_server
 from torch.distributed.run import get_args_parser
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from watched import commits, kill_all, same, status
 
+from accel_restore.config.load import load_config
 from accel_restore.train import parse_arguments
 
 LAUNCH = ROOT / "launch"
-ACCELERATE = sorted(LAUNCH.glob("*.yaml"))
+SWEEP = LAUNCH / "sweep.yaml"
+ACCELERATE = sorted({*LAUNCH.glob("*.yaml")} - {SWEEP})
 SCRIPT = LAUNCH / "torchrun.sh"
 TRAIN_JOB = LAUNCH / "kubernetes" / "trainjob.yaml"
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
@@ -227,6 +231,59 @@ def test_torchrun_accepts_the_environment_of_the_train_job(monkeypatch):
     patch = TRAIN_JOB.read_text()
     grace = int(re.search(r"terminationGracePeriodSeconds: (\d+)", patch)[1])
     assert 30 < int(trainer["env"][0]["value"]) < grace
+
+
+# W&B -----------------------------------------------------------------------------------------------------------------
+
+
+def command_of_agent(values):
+    """Return the command line of a trial, put together as `wandb agent` does."""
+    sweep = yaml.safe_load(SWEEP.read_text())
+    words = {**create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})}
+    command = create_sweep_command(sweep["command"])
+    return [part for word in command for part in (words[word[2:-1]] if word.startswith("${") else [word])]
+
+
+def test_the_keys_and_the_metric_of_the_sweep_exist():
+    sweep = yaml.safe_load(SWEEP.read_text())
+    assert (ROOT / sweep["program"]).is_file() and sweep["metric"] == {"name": "val/psnr", "goal": "maximize"}
+    values = {key: given.get("values", [given.get("min")])[0] for key, given in sweep["parameters"].items()}
+    load_config(ROOT / "configs" / "demo.yaml", [f"{key}={value}" for key, value in values.items()])
+    assert "psnr" in load_config(ROOT / "configs" / "demo.yaml").validation.metrics
+    assert command_of_agent({"model.blocks": [1, 2], "train.compile": False})[-2:] == [
+        "model.blocks=[1, 2]", "train.compile=False",
+    ]  # fmt: skip
+
+
+def test_each_trial_of_a_sweep_has_its_own_folder_and_is_the_run_of_the_sweep(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    quick = {"data.crops_per_image": 1, "data.max_images": 2, "train.epochs": 1, "model.width": 8}
+    quick |= {
+        "optimizer.lr": 0.002,
+        "scheduler.warmup_epochs": 0,
+        "data.cache_dir": str(tmp_path / "cache"),
+        "validation.num_samples": 0,
+    }
+    with stub_server(tmp_path / "stub") as stub:
+        env = {**clean_environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        env |= {"WANDB_BASE_URL": stub.url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "online"}
+        env |= {"WANDB_SWEEP_ID": "sweep1", "WANDB_PROJECT": "theirs", "WANDB_ENTITY": "somebody"}
+        for trial in ("trial1", "trial2"):
+            parameters = tmp_path / f"{trial}.yaml"
+            parameters.write_text(yaml.safe_dump({"wandb_version": 1, "optimizer.lr": {"value": 0.002}}))
+            given = {**env, "WANDB_RUN_ID": trial, "WANDB_SWEEP_PARAM_PATH": str(parameters)}
+            command = command_of_agent(quick)
+            process = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=SECONDS)
+            assert process.returncode == 0, process.stderr
+            assert (tmp_path / "runs" / "sweep-sweep1" / trial / "best.safetensors").is_file()
+        assert stub.runs() == ["trial1", "trial2"]
+        assert any("val/psnr" in row for row in stub.rows("trial1"))
+        sent = [event["variables"] for event in stub.events() if event["kind"] == "graphql"]
+        buckets = [variables for variables in sent if variables.get("displayName")]
+        assert {(made["name"], made["project"], made["entity"]) for made in buckets} == {
+            ("trial1", "theirs", "somebody"), ("trial2", "theirs", "somebody"),
+        }  # fmt: skip
+        assert {made.get("sweep") for made in buckets} == {"sweep1"}
 
 
 # Continuous integration ----------------------------------------------------------------------------------------------

@@ -89,6 +89,23 @@ def test_a_run_says_where_wandb_writes_and_how_to_turn_it_off(monkeypatch, tmp_p
     assert _started(monkeypatch, tmp_path, Tracking(wandb="disabled")) == ([None], None)
 
 
+def test_a_trial_of_a_sweep_is_the_run_that_the_agent_has_made(monkeypatch, tmp_path):
+    for name, value in {"RUN_ID": "trial1", "PROJECT": "theirs", "ENTITY": "us"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    settings = _started(monkeypatch, tmp_path, Tracking())[1]
+    assert settings["id"] != "trial1" and settings["project"] == "accel-restore"  # control: not in a sweep
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    lines, settings = _started(monkeypatch, tmp_path, Tracking(project="me/mine"))
+    assert (settings["id"], settings["project"], settings["entity"]) == ("trial1", "theirs", "us")
+    assert not any("is ignored" in line for line in lines if line)
+    lines = []
+    for rank in (0, 1):  # W&B would write the run of a rank into that of the trial
+        logger = WandbLogger(Tracking(wandb_per_rank=True), "run", tmp_path, {}, 2, "former", lines.append, rank)
+        assert (logger.sender is None) == (rank == 1) and logger.id == "trial1"
+        assert rank or logger.sender.side_run is None
+    assert lines == ["W&B: a trial of a sweep is one run, so tracking.wandb_per_rank is ignored"]
+
+
 def test_wandb_gets_a_cache_that_can_be_written_and_no_empty_variable(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "file" / "cache"))
