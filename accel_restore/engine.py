@@ -30,6 +30,7 @@ from accel_restore.metrics.protocol import Protocol, score_image
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
+from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import arm_skip_if_nan, get_optimizer
 from accel_restore.optim.ema import Ema
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
@@ -61,6 +62,8 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     if config.train.channels_last and not accelerator.is_fsdp2:  # FSDP2 shards contiguous weights only
         for module in [model] if ema is None else [model, ema.module]:
             module.to(memory_format=torch.channels_last)
+    if config.train.checkpoint_blocks:
+        checkpoint_blocks(model)
     if config.train.compile:
         compile_blocks(model)
     # With fp16, a fused step unscales the gradients itself: after the norm and clipping, which is too late.

@@ -164,6 +164,9 @@ class Train(Section):
     )
     channels_last: bool = Field(True, description="NHWC memory layout; faster convolutions")
     compile: bool = Field(False, description="compile the model with torch.compile")
+    checkpoint_blocks: bool = Field(
+        False, description="gradient checkpointing of the model's repeated blocks: less memory, slower, same gradients"
+    )
 
     @model_validator(mode="after")
     def _ema_warmup_needs_decay(self) -> "Train":

@@ -12,6 +12,7 @@ from accel_restore.inference.apply import PRECISIONS
 from accel_restore.losses import Loss
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
+from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import get_optimizer
 from accel_restore.optim.ema import Ema
 
@@ -46,6 +47,8 @@ class BareLoop:
         if config.train.ema_decay is not None:
             averaged = initial_model(config).to(self.device).to(memory_format=layout)
             self.ema = Ema(averaged, config.train.ema_decay, config.train.ema_warmup)
+        if config.train.checkpoint_blocks:
+            checkpoint_blocks(model)
         if config.train.compile:
             compile_blocks(model)
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16

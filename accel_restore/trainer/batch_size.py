@@ -114,21 +114,34 @@ def _fits(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) ->
 def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
     """Return the largest of ascending `sizes`, at most 64, whose tensors take half of the free memory; 0 if none does.
 
-    Measured are the tensors of a step with one pair, and what a second pair adds to the forward.
+    Measured are the tensors of a step with one pair, and what a second pair adds to the forward; with
+    `train.checkpoint_blocks` to the backward too, which computes the tensors of one block at a time again.
     """
     free = _SHARE_ON_CPU * memory_bytes() / launch_or_alone().local_world_size
     with LiveBytes() as whole:
         _trial(config, accelerator, loss_fn, 1)(_STEPS)
-    one, two = (_forward_bytes(_trial(config, accelerator, loss_fn, size)) for size in (1, 2))
-    fitting = [size for size in sizes if size <= _MOST_ON_CPU and whole.most + (size - 1) * (two - one) <= free]
+    measure = _trace_backward if config.train.checkpoint_blocks else _trace_forward
+    one, two = (measure(_trial(config, accelerator, loss_fn, size)) for size in (1, 2))
+    added = max(after - before for before, after in zip(one, two, strict=False))
+    fitting = [size for size in sizes if size <= _MOST_ON_CPU and whole.most + (size - 1) * added <= free]
     return max(fitting, default=0)
 
 
-def _forward_bytes(bare: BareLoop) -> int:
-    """Return the bytes of a forward's tensors. In a full step, the optimizer's could hide what a pair adds."""
+def _trace_forward(bare: BareLoop) -> list[int]:
+    """Return the most bytes of a forward's tensors. In a full step, the optimizer's could hide what a pair adds."""
     with LiveBytes() as live:
         bare.loss()
-    return live.most
+    return [live.most]
+
+
+def _trace_backward(bare: BareLoop) -> list[int]:
+    """Return the bytes of tensors after each operation of a forward and backward.
+
+    At the peak of a single pair, gradients of weights could hide what a second one adds elsewhere.
+    """
+    with LiveBytes() as live:
+        bare.loss().backward()
+    return live.trace
 
 
 def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> BareLoop:

@@ -32,6 +32,7 @@ from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.compile import check_compiler
 from accel_restore.models.pretrained import describe, initial_model
+from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.models.spandrel_models import RECOGNISED
 from accel_restore.optim import get_optimizer
 from accel_restore.registry import MODELS
@@ -231,6 +232,8 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
 def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None]:
     """Build model and optimizer once and describe the model; one of the user's own is tried, and its trial returned."""
     model = initial_model(config)
+    if config.train.checkpoint_blocks:
+        checkpoint_blocks(model)
     description, trial = describe(config.model, config.data.channels, config.data.scale), None
     name = description["name"]
     if name not in MODELS and name != RECOGNISED:

@@ -22,18 +22,20 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations create; `most` is the peak."""
+    """Counts the bytes of tensors that operations create; `most` is the peak, `trace` the bytes after each."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.most = 0
         self.known: set[int] = set()
+        self.trace: list[int] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._add(value.untyped_storage())
+        self.trace.append(self.live)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -52,7 +52,13 @@ def test_batch_size_is_bounded_by_epoch_and_global_batch(overrides, samples, ran
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["model.width=32", "optimizer.name=sgd"], ["data.patch_size=32", "train.ema_decay=0.9"]]
+    "overrides",
+    [
+        [],
+        ["model.width=32", "optimizer.name=sgd"],
+        ["data.patch_size=32", "train.ema_decay=0.9"],
+        ["data.patch_size=32", "train.checkpoint_blocks=true"],
+    ],
 )
 def test_largest_batch_on_cpu_fits_into_the_counted_memory(overrides, accelerator, monkeypatch, one_thread):
     config, loss = config_from(LEAST, overrides), build_loss({"l1": 1.0})
