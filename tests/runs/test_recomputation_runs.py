@@ -11,7 +11,7 @@ from accel_restore.errors import UserError
 
 PHOTOS = 13, 2  # training, validation
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
-STOP_STEP = 5  # in the second epoch; an epoch has four steps, the last with a part of a batch
+STOP_STEP = 3  # in the second epoch; an epoch has two steps, the last with a part of a batch
 
 
 def configuration(photos, out, name):
@@ -19,7 +19,7 @@ def configuration(photos, out, name):
         *photos,
         out,
         run={"name": name},
-        data={"batch_size": 1},
+        data={"batch_size": 2},
         train={"gradient_accumulation_steps": 2, "ema_decay": 0.9, "max_grad_norm": 0.5},
         checkpoint={"every_steps": 1, "keep": 20},
     )

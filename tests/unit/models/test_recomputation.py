@@ -227,5 +227,7 @@ class Recursive(nn.Module):
 
 @pytest.mark.parametrize("net", [build_model("dncnn", {"width": 8, "depth": 4}, 3), Recursive()])
 def test_a_model_without_repeated_blocks_is_refused_in_one_sentence(net):
-    with pytest.raises(UserError, match=r"^train\.checkpoint_blocks: (DnCNN|Recursive) has no repeated blocks, [^\n]*$"):
+    with pytest.raises(
+        UserError, match=r"^train\.checkpoint_blocks: (DnCNN|Recursive) has no repeated blocks, [^\n]*$"
+    ):
         checkpoint_blocks(net)
