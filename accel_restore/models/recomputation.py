@@ -32,7 +32,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
             "class of its own that hold most of its parameters; set train.checkpoint_blocks=false"
         )
     for block in blocks:
-        block.__class__ = _checkpointed(type(block))
+        own: type = type(block)
+        block.__class__ = _checkpointed(own)
 
 
 class _Checkpointed:
@@ -58,13 +59,13 @@ class _Checkpointed:
 
 
 @cache
-def _checkpointed(block_class: type[nn.Module]) -> type[nn.Module]:
+def _checkpointed(block_class: type) -> type:
     made = new_class(block_class.__name__, (_Checkpointed, block_class))
     made.__module__ = block_class.__module__
     return made
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+def _contexts(block: Any) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Return the contexts of the first and the second forward.
 
     The second one starts with the buffers of the first, and changes none: statistics of batch norms count a batch once,
