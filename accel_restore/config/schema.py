@@ -72,6 +72,9 @@ class Model(OpenSection):
         description="weights to start from, .safetensors or .pth: best.safetensors of a run, or any file that "
         "spandrel recognizes",
     )
+    partial: bool = Field(
+        False, description="take all tensors of the checkpoint that fit the model, at least half of its parameters"
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -103,6 +106,8 @@ class Model(OpenSection):
             problems.append(f"model.preset: {describe_unknown(self.name, self.preset)}")
         if self.name is None and self.checkpoint is None:
             problems = [f"model.name: missing; choose one of: {', '.join(model_names())}"]
+        if self.partial and self.checkpoint is None:
+            problems.append("model.partial: needs model.checkpoint, the weights to take; set it, or remove partial")
         if problems:
             raise PydanticCustomError("inconsistent", "{text}", {"text": "\n".join(problems)})
         return self
@@ -160,7 +165,9 @@ class Train(Section):
     )
     ema_warmup: bool = Field(False, description="limit the decay of update t to (1 + t) / (10 + t)")
     freeze: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="parameters that are not trained: name patterns such as 'encoder.*'"
+        [],
+        description="parameters that are not trained: name patterns such as 'encoder.*', or all_but_new, body, "
+        "all_but_tail",
     )
     channels_last: bool = Field(True, description="NHWC memory layout; faster convolutions")
     compile: bool = Field(False, description="compile the model with torch.compile")

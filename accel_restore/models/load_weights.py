@@ -34,8 +34,7 @@ def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     info = read_metadata(stored)
     name, data = info["model"]["name"], info["data"]
     given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
-    if name not in model_names() and re.split("[.:]", name)[0] in sys.stdlib_module_names:
-        raise UserError(f"names '{name}' as its model, but Python's standard library has no torch.nn.Module class")
+    _refuse_standard_library(name)
     with as_user_error(name), limited(header):
         if name != RECOGNISED:
             _check_skeleton(name, given, header)
@@ -51,6 +50,23 @@ def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         _compare(name, model, header)
         model.load_state_dict(weights)
     return model.float().eval(), {**stored, **info}
+
+
+def build_stored(
+    name: str, arguments: dict[str, Any], channels: int, scale: int, header: dict[str, tuple[list[int], bool]]
+) -> nn.Module:
+    """Return a new module of the model that a file with these tensors names, for other images than the file's.
+
+    Raises: UserError, without the file's name.
+    """
+    _refuse_standard_library(name)
+    with as_user_error(name), limited(header):
+        return build_model(name, arguments, channels, scale)
+
+
+def _refuse_standard_library(name: str) -> None:
+    if name not in model_names() and re.split("[.:]", name)[0] in sys.stdlib_module_names:
+        raise UserError(f"names '{name}' as its model, but Python's standard library has no torch.nn.Module class")
 
 
 @contextmanager

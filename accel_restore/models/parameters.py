@@ -4,28 +4,40 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from types import MethodType
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from accel_restore.errors import UserError
-from accel_restore.utils.imports import did_you_mean
+from accel_restore.models.compile import repeated_blocks
+from accel_restore.utils.imports import describe_error, did_you_mean
+
+PRESETS = {"all_but_new", "body", "all_but_tail"}  # of train.freeze
 
 # The parameters of these layers are kernels, matrices and biases, whatever their shape.
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Set `requires_grad` to False for all parameters that match one of the glob patterns.
+def freeze(
+    model: nn.Module, patterns: Iterable[str], taken: Iterable[str] | None = None, image: Tensor | None = None
+) -> None:
+    """Set `requires_grad` to False for all parameters that match one of the glob patterns, or that a preset selects.
+
+    Presets: `all_but_new` selects the parameters in `taken`, which `model.partial` took from a file; `body` those of
+    the repeated blocks; `all_but_tail` all but those of modules that run after the last repeated block for `image`.
 
     A normalisation layer with only frozen parameters also keeps its running statistics: it stays in eval mode. The
     statistics would otherwise drift away from the frozen weights.
 
-    Raises: UserError for a pattern that matches no parameter, and if no parameter is left to train.
+    Raises: UserError for a pattern that matches no parameter, a preset that does not apply or that is also the name of
+        a parameter, and if no parameter is left to train.
     """
     patterns = list(patterns)
     if not patterns:
         return
-    frozen = _matching(model, patterns, "train.freeze")
+    frozen = _matching(model, [pattern for pattern in patterns if pattern not in PRESETS], "train.freeze")
+    for preset in sorted(set(patterns) & PRESETS):
+        frozen |= _selected(model, preset, taken, image)
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
@@ -35,6 +47,76 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.modules.batchnorm._NormBase) and own and not any(p.requires_grad for p in own):
             keep_in_eval(module)
+
+
+def _selected(model: nn.Module, preset: str, taken: Iterable[str] | None, image: Tensor | None) -> set[str]:
+    """Return the names of the parameters that a preset of `train.freeze` selects."""
+    names = {name for name, _ in model.named_parameters()}
+    if preset in names:
+        raise UserError(
+            f"train.freeze: '{preset}' is a preset and the name of a parameter; for the parameter, write "
+            f"'[{preset[0]}]{preset[1:]}'"
+        )
+    if preset == "all_but_new":
+        if taken is None:
+            raise UserError(
+                "train.freeze: all_but_new freezes what model.partial takes from a file; set model.checkpoint and "
+                "model.partial=true, or use another preset"
+            )
+        return names & set(taken)
+    blocks = repeated_blocks(model)
+    if blocks in ([], [model]):
+        raise UserError(
+            f"train.freeze: {preset} needs repeated blocks, which {type(model).__name__} does not have; use patterns "
+            "of names"
+        )
+    if preset == "body":
+        inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+        return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+    assert image is not None
+    return names - _tail(model, blocks, image)
+
+
+@torch.no_grad()
+def _tail(model: nn.Module, blocks: list[nn.Module], image: Tensor) -> set[str]:
+    """Return the names of the parameters of modules that run after the last block. The order of names may be another.
+
+    The forward changes no buffer, and leaves torch's generator as it was.
+    """
+    calls: dict[nn.Module, int] = {}  # module → the number of modules that were called before its last call
+    ended = 0  # the number of calls when the last block returned
+
+    def called(module: nn.Module, _: object) -> None:
+        calls[module] = len(order)
+        order.append(module)
+
+    def returned(*_: object) -> None:
+        nonlocal ended
+        ended = len(order)
+
+    order: list[nn.Module] = []
+    handles = [module.register_forward_pre_hook(called) for module in model.modules()]
+    handles += [block.register_forward_hook(returned) for block in blocks]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model(image)
+    except Exception as error:  # of a user's own model
+        raise UserError(
+            f"train.freeze: all_but_tail runs the model once, which failed ({describe_error(error)}); use patterns of "
+            "names"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return {
+        name
+        for prefix, module in model.named_modules()
+        for name, _ in module.named_parameters(prefix, recurse=False)
+        if calls.get(module, -1) >= ended
+    }
 
 
 def keep_in_eval(module: nn.Module) -> None:

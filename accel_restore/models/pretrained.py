@@ -15,8 +15,10 @@ from accel_restore.errors import UserError
 from accel_restore.models import build_model, weights_file
 from accel_restore.models.architectures import is_architecture
 from accel_restore.models.branches import freeze_unused
-from accel_restore.models.load_weights import as_user_error, limited, load_module
+from accel_restore.models.load_weights import as_user_error, build_stored, limited, load_module
 from accel_restore.models.parameters import freeze, keep_in_eval
+from accel_restore.models.partial_fit import PartialFit
+from accel_restore.models.probe import probe_image
 from accel_restore.models.spandrel_models import RECOGNISED, AnyImage, convert_names, recognise
 from accel_restore.models.torch_file import read_torch_file
 from accel_restore.models.weights_file import digest
@@ -36,11 +38,18 @@ def initial_model(config: "Config") -> nn.Module:
     Copies are built in this way, as a user's model may hold what `copy.deepcopy` refuses, such as a lock or a tensor
     with a gradient function. Torch's generator is left as it was.
     """
+    return initial_model_and_fit(config)[0]
+
+
+def initial_model_and_fit(config: "Config") -> tuple[nn.Module, PartialFit | None]:
+    """Return the model of step 0, and what `model.partial`, if it is set, took from the checkpoint."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model = build_or_load_model(config.model, config.data.channels, config.data.scale)
-    freeze(model, config.train.freeze)
-    return model
+        model, fit = _build_or_load(config.model, config.data.channels, config.data.scale)
+    side = config.data.patch_size // config.data.scale
+    image = probe_image(config.data.channels, 1, side, side)
+    freeze(model, config.train.freeze, fit.taken if fit is not None else None, image)
+    return model, fit
 
 
 def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module:
@@ -48,15 +57,23 @@ def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module
 
     Raises: UserError if the module cannot be built, or if the file's weights do not fit it or the images.
     """
+    return _build_or_load(config, channels, scale)[0]
+
+
+def _build_or_load(config: "Model", channels: int, scale: int) -> tuple[nn.Module, PartialFit | None]:
     if config.checkpoint is None:
         assert config.name is not None  # the configuration requires a name or a checkpoint
         model = build_model(config.name, config.arguments, channels, scale)
         _freeze_unused(model, channels, scale)
-        return model
+        return model, None
     with _naming(config.checkpoint) as path:
-        model = _open(path, config, channels, scale)
+        fit = None
+        if config.partial:
+            model, fit = _open_in_part(path, config, channels, scale)
+        else:
+            model = _open(path, config, channels, scale)
         _freeze_unused(model, channels, scale)
-        return model
+        return model, fit
 
 
 def describe(config: "Model", channels: int = 3, scale: int = 1) -> dict[str, Any]:
@@ -89,12 +106,12 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
     stored = _read_stored(path)
     if _is_ours(stored):
         data = weights_file.read_metadata(stored)["data"]
-        _check_images(data["channels"], data.get("scale", 1), channels, scale)
+        own = data["channels"], data.get("scale", 1)
+        if own != (channels, scale):
+            _check_images(*own, channels, scale, _suggest_part(path, config, channels, scale))
     if config.name is None and _is_ours(stored):
         return load_module(path)[0]
-    weights = _read_weights(path)
-    if "sha256" in stored and digest(weights) != stored["sha256"]:
-        raise UserError("is damaged (sha256 of the weights differs); copy it again")
+    weights = _read_intact_weights(path, stored)
     if config.name is not None:
         model = build_model(config.name, config.arguments, channels, scale)
         if isinstance(model, AnyImage):
@@ -113,11 +130,45 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
     return model.float()
 
 
-def _check_images(channels: int, scale: int, wanted_channels: int, wanted_scale: int) -> None:
+def _open_in_part(path: Path, config: "Model", channels: int, scale: int) -> tuple[nn.Module, PartialFit]:
+    """Return the model with all tensors of the file that fit it. Raises: UserError if they are less than half."""
+    stored = _read_stored(path)
+    weights = _read_intact_weights(path, stored)
+    if config.name is not None:
+        name, model = config.name, build_model(config.name, config.arguments, channels, scale)
+    else:
+        own: dict[str, Any] = weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED}
+        if own["name"] == RECOGNISED:
+            raise UserError("does not name its model; set model.name, and the model's arguments, next to model.partial")
+        name = own["name"]
+        model = build_stored(name, own["arguments"], channels, scale, weights_file.read_header(path)[1])
+    if isinstance(model, AnyImage):
+        weights = convert_names(model, weights)
+    fit = PartialFit.of(model, weights)
+    if not fit.is_enough:
+        raise UserError(
+            f"fits only {fit.share} of the parameters of the model '{name}' ({fit.values_taken:,} of {fit.values:,}), "
+            "and model.partial needs at least half; set model.name and its arguments as in the file, or use another "
+            "file"
+        )
+    fit.fill(model, weights)
+    return model, fit
+
+
+def _suggest_part(path: Path, config: "Model", channels: int, scale: int) -> str:
+    """Return the advice to set `model.partial`, for a file that is refused; empty if too little would fit."""
+    try:
+        _, fit = _open_in_part(path, config, channels, scale)
+    except UserError:
+        return ""
+    return f", or set model.partial=true to take what fits ({fit.share} of the parameters)"
+
+
+def _check_images(channels: int, scale: int, wanted_channels: int, wanted_scale: int, advice: str = "") -> None:
     for key, value, wanted in (("channels", channels, wanted_channels), ("scale", scale, wanted_scale)):
         if value != wanted:
             raise UserError(
-                f"is a model for data.{key}={value}, but data.{key} is {wanted}; change it or use another file"
+                f"is a model for data.{key}={value}, but data.{key} is {wanted}; change it or use another file{advice}"
             )
 
 
@@ -141,17 +192,19 @@ def _check_recognition(model: nn.Module, channels: int, scale: int) -> None:
 
 def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
     """Load the weights into the model. They must hold all of its tensors and no others."""
-    wanted = model.state_dict()
+    wanted, fit = model.state_dict(), PartialFit.of(model, weights)
+    what = f"{fit.share} of the parameters fit, which model.partial=true takes; as a whole it " if fit.is_enough else ""
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in wanted]
-    misfits = [f"{what}: {_first(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+    misfits = [f"{kind}: {_first(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     if misfits:
-        raise UserError(f"does not fit the model '{name}' and its arguments ({'; '.join(misfits)})")
+        raise UserError(f"{what}does not fit the model '{name}' and its arguments ({'; '.join(misfits)})")
     other = [f"{key} {list(weights[key].shape)}, not {list(wanted[key].shape)}" for key in wanted
              if key in weights and weights[key].shape != wanted[key].shape]  # fmt: skip
     if other:
         raise UserError(
-            f"does not fit the model '{name}', its arguments, data.channels or data.scale (shape of {_first(other)})"
+            f"{what}does not fit the model '{name}', its arguments, data.channels or data.scale "
+            f"(shape of {_first(other)})"
         )
     model.load_state_dict({**wanted, **weights})  # old files have no num_batches_tracked
 
@@ -193,6 +246,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and tensor.isnan().any():
             raise UserError(f"holds NaN weights ({name:.100}), probably of a diverged run; use another file")
     return dict(tree)
+
+
+def _read_intact_weights(path: Path, stored: dict[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of a file, compared with the digest in its metadata if there is one."""
+    weights = _read_weights(path)
+    if "sha256" in stored and digest(weights) != stored["sha256"]:
+        raise UserError("is damaged (sha256 of the weights differs); copy it again")
+    return weights
 
 
 def _is_weight(item: tuple[Any, Any]) -> bool:

@@ -39,6 +39,7 @@ from accel_restore.tracking.report.page import Report
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 from accel_restore.tracking.wandb_client import check_settings
 from accel_restore.tracking.wandb_logger import WandbLogger
+from accel_restore.trainer.continued_model import facts_of_model
 from accel_restore.trainer.setup import RunContext, prepare
 from accel_restore.trainer.summary import report_result, state_of
 from accel_restore.utils.files import to_json
@@ -275,10 +276,12 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
     """The content of commits and best.safetensors other than the state of training."""
     config, plans = run.config, run.loader.stages.plans
     model = redacted(run.description)
+    built = facts_of_model(run.accelerator.unwrap_model(run.state.model), model, redacted(run.taken))
 
     def counters() -> dict[str, Any]:
         return {
             "config": resolved,
+            **built,
             "epochs": run.epochs,
             "global_batches": [plan.global_batch for plan in plans],
             "precision": run.accelerator.mixed_precision,

@@ -31,7 +31,8 @@ from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.compile import check_compiler
-from accel_restore.models.pretrained import describe, initial_model
+from accel_restore.models.partial_fit import PartialFit
+from accel_restore.models.pretrained import describe, initial_model, initial_model_and_fit
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.models.spandrel_models import RECOGNISED
 from accel_restore.optim import get_optimizer
@@ -42,6 +43,7 @@ from accel_restore.tracking.report.page import PLAN, Report
 from accel_restore.tracking.run_files import write_status
 from accel_restore.tracking.tensorboard_logger import check_tensorboard
 from accel_restore.trainer.batch_size import resolve_batch_size
+from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
 from accel_restore.trainer.model_check import Trial, check_copy
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
@@ -60,6 +62,7 @@ class RunContext(TrainingRun):
     plan: list[tuple[str, str]]  # the rows of the printed plan
     window_sums: Tensor  # of this rank, since the last logged line: see MetricsLogger
     description: dict[str, Any]  # of the model, for best.safetensors
+    taken: dict[str, Any] | None = None  # what model.partial took from the checkpoint
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
@@ -99,7 +102,8 @@ def prepare(
     if start.finished and not start.other_sources:
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
-    loss_fn, protocol, description, trial = _check_parts(config, accelerator)
+    # A run that continues takes its weights from the commit, and needs no other file to build the model.
+    loss_fn, protocol, description, trial, fit = _check_parts(without_checkpoint(config, start), accelerator)
     data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
     if start.finished:  # on these very images
         _report_finished(start, accelerator, console, lock.folder, audit)
@@ -111,7 +115,7 @@ def prepare(
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     max_steps = config.train.max_steps
     epochs = config.train.epochs if max_steps is None else stages.num_epochs(max_steps)
-    state = setup_model_and_optimizer(config, accelerator, epochs)
+    state = setup_model_and_optimizer(without_checkpoint(config, start), accelerator, epochs)
     loader = TrainLoader(
         data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
     )
@@ -121,8 +125,12 @@ def prepare(
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
     loop = config, accelerator, state, loader, data.val, loss_fn, protocol, epochs
-    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description)
+    taken = fit.record(str(config.model.checkpoint)) if fit is not None else stored_fit(start)
+    if taken is not None:
+        plan.append(("weights", taken["in_words"]))
+    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, taken)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
+    record |= {"partial": taken} if taken is not None else {}
     on_all_ranks(accelerator, lambda: _prepare_folder(run, record), only_main=True)
     console.table("plan", plan)
     return run
@@ -147,8 +155,10 @@ def _report_finished(start: Start, accelerator: Accelerator, console: Console, f
     report_finished(folder, start, accelerator, console, audit)
 
 
-def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protocol, dict[str, Any], Trial | None]:
-    """Loss, protocol, description of the model, and the trial of a model of the user's own.
+def _check_parts(
+    config: Config, accelerator: Accelerator
+) -> tuple[Loss, Protocol, dict[str, Any], Trial | None, PartialFit | None]:
+    """Loss, protocol, description of the model, the trial of a model of the user's own, and what a file fills.
 
     Wrong arguments are reported before decoding starts.
 
@@ -157,14 +167,14 @@ def _check_parts(config: Config, accelerator: Accelerator) -> tuple[Loss, Protoc
     data = config.data
     on_all_ranks(accelerator, lambda: bool(import_dynamo()))
     loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes))
-    description, trial = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
+    description, trial, fit = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
     on_all_ranks(accelerator, lambda: protocol.scores)
     if config.tracking.tensorboard:
         on_all_ranks(accelerator, check_tensorboard, only_main=True)
     if config.train.compile:
         on_all_ranks(accelerator, lambda: check_compiler(accelerator.device))
-    return loss_fn, protocol, description, trial
+    return loss_fn, protocol, description, trial, fit
 
 
 def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> Tensor:
@@ -229,9 +239,9 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
     return BatchSchedule(tuple(plans), ends, train.steps_per_epoch, train.max_steps)
 
 
-def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None]:
+def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None, PartialFit | None]:
     """Build model and optimizer once and describe the model; one of the user's own is tried, and its trial returned."""
-    model = initial_model(config)
+    model, fit = initial_model_and_fit(config)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
     description, trial = describe(config.model, config.data.channels, config.data.scale), None
@@ -242,7 +252,7 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
         trial = Trial(model, name, config, accelerator)
         trial.train()
     get_optimizer(model, config.optimizer)
-    return description, trial
+    return description, trial, fit
 
 
 def _open_data(
