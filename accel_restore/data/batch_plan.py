@@ -81,8 +81,7 @@ class BatchPlan:
     def samples(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the passes and the ids of the samples at positions `first` to `end` − 1 of the stream."""
         passes, places = np.divmod(np.arange(first, end), self.num_samples)
-        ids = [shuffled(places[passes == one], self.num_samples, self.seed, int(one)) for one in np.unique(passes)]
-        return passes, np.concatenate([places[:0], *ids])
+        return passes, shuffled(places, self.num_samples, self.seed, passes)
 
     def partners(self, passes: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Return for each sample the id of the sample that is mixed into it, -1 for none."""

@@ -105,28 +105,29 @@ class TrainLoader:
         A micro-batch is what `finish_batch` returns, plus `is_last`: whether it ends its step. Each iterator must be
         used up before the next is asked for.
         """
-        plan = self.stages.epoch(epoch)
-        sampler, loader = self.loaders[plan.plan]
-        sampler.start_at(plan, first_step)
+        epoch_plan = self.stages.epoch(epoch)
+        sampler, loader = self.loaders[epoch_plan.plan]
+        sampler.start_at(epoch_plan, first_step)
         read = map(self._to_device, loader)
         prefetcher = Prefetcher(read, self.ahead) if self.ahead else None
         batches = prefetcher or read
         with prefetcher or nullcontext():
             finishing = _Augmenting(self, batches, prefetcher.is_ready if prefetcher else _never)
-            for step in range(first_step, plan.num_steps):
+            for step in range(first_step, epoch_plan.num_steps):
                 for observer in self.observers:
                     observer.on_step_begin()
-                yield self._observed(finishing.micro_batches(plan.num_micro_batches(step)), epoch, step)
+                yield self._observed(finishing.micro_batches(epoch_plan.num_micro_batches(step)), epoch, step)
             deque(batches, maxlen=0)  # Accelerate's loader ends its epoch when it is asked for one more batch
         for observer in self.observers:
             observer.on_epoch_end()
 
     def samples(self, epoch: int, step: int) -> list[list[Sample]]:
         """This rank's samples in each micro-batch of one step of the epoch, counted from 0; with padding."""
-        plan = self.stages.epoch(epoch)
-        size = plan.plan.batch_size
+        epoch_plan = self.stages.epoch(epoch)
+        size = epoch_plan.plan.batch_size
         mine = slice(self.rank * size, (self.rank + 1) * size)
-        return [samples[mine] for samples in islice(plan.micro_batches(step), plan.num_micro_batches(step))]
+        micro_batches = islice(epoch_plan.micro_batches(step), epoch_plan.num_micro_batches(step))
+        return [samples[mine] for samples in micro_batches]
 
     def again(self, epoch: int, step: int) -> Iterator[dict]:
         """The micro-batches of one step of the epoch, counted from 0, once more, as this rank has seen them.

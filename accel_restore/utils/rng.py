@@ -145,8 +145,9 @@ def _mix(value: int) -> int:
 
 def keys(seed: int, passes: np.ndarray, purpose: int) -> np.ndarray:
     """Return for each sample the key (uint64) of its draws for one purpose, from the seed and the sample's pass."""
-    found, places = np.unique(passes, return_inverse=True)
-    return np.array([key(seed, int(one), purpose) for one in found], np.uint64)[places]
+    each = passes.tolist()
+    found = {one: key(seed, one, purpose) for one in set(each)}  # for a batch, faster than np.unique
+    return np.array([found[one] for one in each], np.uint64)
 
 
 def hashes(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
@@ -165,21 +166,21 @@ def uniform(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def shuffled(positions: np.ndarray, size: int, *keys: int) -> np.ndarray:
-    """Return the ids at `positions` of a keyed random permutation of 0 … size − 1, in O(1) per position.
+def shuffled(positions: np.ndarray, size: int, seed: int, passes: np.ndarray) -> np.ndarray:
+    """Return the ids at `positions` of random permutations of 0 … size − 1, one per seed and pass, in O(1) each.
 
-    The permutation is a Feistel network over the smallest even number of bits that holds `size`. Results that are too
+    A permutation is a Feistel network over the smallest even number of bits that holds `size`. Results that are too
     large are permuted again (cycle walking), on average fewer than three times.
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     half_bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    round_keys = [key(*keys, round_) for round_ in range(_ROUNDS)]
+    round_keys = [keys(seed, passes, round_) for round_ in range(_ROUNDS)]
     ids = np.asarray(positions).astype(np.uint64)
     outside = np.ones(ids.shape, bool)
     while outside.any():
         left, right = ids[outside] >> half_bits, ids[outside] & mask
         for round_key in round_keys:
-            left, right = right, left ^ (hashes(right, round_key) & mask)
+            left, right = right, left ^ (hashes(right, round_key[outside]) & mask)
         ids[outside] = (left << half_bits) | right
         outside = ids >= np.uint64(size)
     return ids.astype(np.int64)

@@ -141,6 +141,11 @@ def test_verify_resume_changes_only_the_length_of_the_run(photos, tmp_path):
     config = config_from(configuration(photos, tmp_path, "mine", scheduler={"name": "step", "step_size": 7}))
     tree = short(config, processes=2)
     assert tree["train"]["epochs"] == 2 and tree["data"]["max_images"] * tree["data"]["crops_per_image"] >= 3.5 * 16
+    assert tree["train"]["steps_per_epoch"] is None
+    config = config_from(configuration(photos, tmp_path, "mine", scheduler={"name": "step", "step_size": 7}),
+                         ["train.steps_per_epoch=5000", "train.max_steps=90000"])  # fmt: skip
+    tree = short(config, processes=2)
+    assert (tree["train"]["epochs"], tree["train"]["max_steps"], tree["train"]["steps_per_epoch"]) == (2, None, 3)
     same = ("model", "loss", "optimizer", "scheduler")
     assert {key: tree[key] for key in same} == {key: config.model_dump(mode="json")[key] for key in same}
 

@@ -101,7 +101,7 @@ def _remedy(phase: str, rank: dict[str, Any]) -> str:
         if not rank["fits_in_memory"]:
             remedies.append("move data.cache_dir to a faster disk")
         remedies.append(
-            f"raise data.crops_per_image ({data['crops_per_image']}) if epochs are short "
+            f"raise data.crops_per_image ({data['crops_per_image']}) or train.steps_per_epoch if epochs are short "
             f"({rank['steps_per_epoch']} steps); run 'bench data' for details"
         )
     elif phase == BATCH:
