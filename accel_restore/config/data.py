@@ -179,7 +179,7 @@ class Data(Section):
     max_images: Annotated[int, Field(ge=2)] | None = Field(
         None, description="use only this many images of each source, the first by name, for a quick test"
     )
-    crops_per_image: PositiveInt = Field(1, description="samples per image per epoch")
+    crops_per_image: PositiveInt = Field(1, description="samples per image per pass over the images")
     augment: list[Literal["hflip", "vflip", "rot90"]] = Field(
         ["hflip", "vflip", "rot90"], description="flips and rotations, each applied to half of the samples"
     )

@@ -157,11 +157,11 @@ class BatchSchedule:
         return self.plans[bisect_right(self.ends, epoch)]
 
     def epoch(self, number: int) -> EpochPlan:
-        """Return the steps of an epoch, counted from 0."""
+        """Return the steps of an epoch, counted from 0. Epochs after the run's last one, for measurements, are full."""
         plan = self.plan(number)
         if self.steps_per_epoch is None:
             return plan.one_pass(number)
-        steps = self.num_steps(number + 1) - self.num_steps(number)
+        steps = self.num_steps(number + 1) - self.num_steps(number) or self.steps_per_epoch
         before = (early.global_batch * (end - first) for early, first, end in self.spans(number))
         return EpochPlan(plan, self.steps_per_epoch * sum(before), steps * plan.global_batch)
 

@@ -192,7 +192,7 @@ def test_control_without_the_limit_an_oversized_model_is_built(tmp_path, monkeyp
 HOSTILE_STATES = {
     "endless schedule": ({"epoch": 10**12, "epochs": 10**13}, "epochs: Input should be less"),
     "long schedule": ({"epoch": 10**9, "epochs": 10**10}, "train.epochs: 2, but .* has completed 1000000000"),
-    "finished": ({"epoch": 2}, "has completed all its epochs; raise train.epochs"),
+    "finished": ({"epoch": 2}, "has completed all its epochs; raise train.epochs or train.max_steps"),
     "huge batch": ({"global_batches": [10**12]}, "global_batches"),
     "stages": ({"global_batches": [4, 4]}, "another number of stages"),
     "place of W&B's run": ({"wandb_id": "../../../evil"}, "wandb_id"),

@@ -131,6 +131,7 @@ def test_max_steps_ends_the_last_epoch_only_with_steps_per_epoch():
     assert rounded.num_epochs(601) == 76 and rounded.num_steps(76) == 608
     short = BatchSchedule((plan,), (), 250, 20)
     assert (short.num_epochs(20), short.epoch(0).num_steps) == (1, 20)
+    assert short.epoch(1).num_steps == exact.epoch(3).num_steps == 250, "bench train goes on after the last epoch"
 
 
 def test_a_step_far_into_a_run_needs_no_array_of_the_steps_before_it():
