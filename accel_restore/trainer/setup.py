@@ -149,7 +149,9 @@ def _find_start(
 
 def _report_finished(start: Start, accelerator: Accelerator, console: Console, folder: Path, audit: bool) -> None:
     if not start.is_in(folder):
-        raise UserError(f"run.resume: {start.commit} has completed all its epochs; raise train.epochs or train.max_steps")
+        raise UserError(
+            f"run.resume: {start.commit} has completed all its epochs; raise train.epochs or train.max_steps"
+        )
     # bool: whatever is returned is sent to every rank
     on_all_ranks(accelerator, lambda: bool(rewind_best(folder, start, console.log)), only_main=True)
     report_finished(folder, start, accelerator, console, audit)
