@@ -83,6 +83,7 @@ def test_runs_and_weights_do_not_depend_on_the_table(tmp_path, monkeypatch):
     restorer = load(run_folder(config) / "best.safetensors")
     assert restorer.metadata["model"] == {"name": "nafnet", "arguments": {**TINY, "width": 6}}
     resolved = yaml.safe_load((run_folder(config) / "config.yaml").read_text())
-    assert resolved["model"] == {"name": "nafnet", "preset": None, "checkpoint": None, **TINY, "width": 6}
+    unset = {"preset": None, "checkpoint": None, "partial": False}
+    assert resolved["model"] == {"name": "nafnet", **unset, **TINY, "width": 6}
     fit(run_folder(config) / "config.yaml", "train.epochs=2", cpu=True)  # continues with the same arguments
     fit({**config, "model": {"name": "nafnet", **TINY, "width": 6}}, "train.epochs=3", cpu=True)
