@@ -25,7 +25,6 @@ from accel_restore.distributed import fsdp
 from accel_restore.distributed.collective import broadcast_buffers, warm_up_ddp_buckets
 from accel_restore.errors import PreemptedError
 from accel_restore.losses import Loss
-from accel_restore.metrics import monitored_value
 from accel_restore.metrics.protocol import Protocol, score_image
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
@@ -99,7 +98,7 @@ def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable
             )  # fmt: skip
             for callback in callbacks:
                 callback.on_validation(state)
-        val_loss = monitored_value(scores, config.validation.monitor)
+        val_loss = run.protocol.monitored_value(scores, config.validation.monitor)
 
         step_scheduler(state.scheduler, val_loss)  # scheduler.step(): the only place where the learning rate changes
 

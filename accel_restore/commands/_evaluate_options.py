@@ -57,7 +57,9 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metrics", help="such as psnr,ssim")
+    parser.add_argument(
+        "--metrics", help="such as psnr,ssim,mypackage.scores:gmsd; with arguments: '[psnr, {name: PATH, key: value}]'"
+    )
     parser.add_argument(
         "--metric-weights", action="append", default=[], metavar="NAME=FILE", help="weights of lpips and dists"
     )
@@ -131,7 +133,9 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.tile is not None:
         given["tile"] = None if options.tile == "none" else options.tile
     if options.metrics is not None:
-        given["metrics"] = [name.strip() for name in options.metrics.split(",")]
+        text = options.metrics
+        listed = parse_yaml(text, "--metrics") if text.lstrip().startswith("[") else text.split(",")
+        given["metrics"] = [name.strip() if isinstance(name, str) else name for name in listed]
     pairs = [text.partition("=") for text in options.metric_weights]
     if any(not file for _, _, file in pairs):
         raise UserError("--metric-weights: write NAME=FILE, such as lpips=alexnet-owt-7be5be79.pth")

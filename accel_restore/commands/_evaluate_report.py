@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -99,12 +98,19 @@ def _weights(file: Path, restorer: "Restorer") -> dict[str, Any]:
 
 def _show(console: Console, metrics: tuple[str, ...], names: list[str], rows: "list[Row]") -> None:
     """Print the table of scores."""
-    columns = [name for metric in metrics for name in rows[0] if re.fullmatch(rf"(input_)?{metric}(_\w+)?", name)]
+    kinds = {"input_{}": "input {}", "{}": "{}", "{}_2": "{} 2", "{}_difference": "{} difference"}
+    short = [metric.rpartition(":")[2] for metric in metrics]  # of import paths; the protocol names them in full
+    columns = {
+        key: title.format(name if short.count(name) == 1 else metric)
+        for metric, name in zip(metrics, short, strict=True)
+        for form, title in kinds.items()
+        if (key := form.format(metric)) in rows[0]
+    }
     lines = [
         (name, *(format_score(column, row[column], signed=column.endswith("_difference")) for column in columns))
         for name, row in zip(names, rows, strict=True)
     ]
-    console.table("scores", lines, ("image", *(name.replace("_", " ") for name in columns)))
+    console.table("scores", lines, ("image", *columns.values()))
 
 
 def _write_csv(file: Path, scores: Scores, marks: list[bool] | None, mean: "Row") -> None:
@@ -120,12 +126,11 @@ def _write_csv(file: Path, scores: Scores, marks: list[bool] | None, mean: "Row"
 
 def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None:
     """Draw the images with the worst scores of the first metric, cropped to their worst part."""
-    from accel_restore.metrics import get_metric
     from accel_restore.models.blocks import upscale
     from accel_restore.tracking.pictures import draw_samples, worst_part
 
     metric = scorer.protocol.metrics[0]
-    lowest_first = get_metric(metric).higher_is_better
+    lowest_first = scorer.protocol.built[metric].higher_is_better
     order = sorted(range(len(rows)), key=lambda index: rows[index][metric], reverse=not lowest_first)
     try:
         folder.mkdir(parents=True, exist_ok=True)

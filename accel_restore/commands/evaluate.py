@@ -74,6 +74,9 @@ def _prepare(
     protocol, notes = protocol_of(first, validation.steps, {**validation.settings, **given})
     notes += validation.notes
     _ = protocol.scores  # loads the weights of metrics, so that errors appear now
+    protocol.try_own(device)
+    if options.pictures is not None:
+        protocol.check_direction(protocol.metrics[0], "--pictures")
     max_pixels = options.max_pixels or validation.max_pixels
     _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt))
     images = whole_images(pairs, first.channels, first.scale, validation.degrade, device, options.seed, max_pixels)

@@ -79,8 +79,13 @@ def one_of(table: dict, refused: Mapping[str, str] = MappingProxyType({})) -> Be
     def check(name: Any) -> Any:
         if isinstance(name, str) and name in refused:
             raise PydanticCustomError("refused", "{reason}", {"reason": refused[name]})
-        if isinstance(name, str) and name not in table and ":" not in name:
-            raise PydanticCustomError("unknown_choice", "{message}", {"message": unknown_name(name, table)})
-        return name
+        return check_name(name, table) if isinstance(name, str) else name
 
     return BeforeValidator(check)
+
+
+def check_name(name: str, table: dict) -> str:
+    """Return a name of `table` or an import path as it is; raise pydantic's error for other names."""
+    if name not in table and ":" not in name:
+        raise PydanticCustomError("unknown_choice", "{message}", {"message": unknown_name(name, table)})
+    return name

@@ -23,6 +23,7 @@ from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import PRECISIONS, NonFiniteError, finite
 from accel_restore.inference.restorer import Restorer
+from accel_restore.metrics.format import metrics_of
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.blocks import upscale
 from accel_restore.registry import METRICS
@@ -95,16 +96,22 @@ def protocol_of(
             notes.append(f"{name} is not measured; give --metric-weights {name}=FILE")
             settings["metrics"].remove(name)
     settings["metrics"] = settings["metrics"] or ["psnr", "ssim"]
+    own = [name for name in metrics_of(restorer.metadata["metrics"]) if name not in METRICS]
+    if own and "metrics" not in given:
+        paths = (name if ":" in name else "package.module:Name" for name in own)
+        notes.append(
+            f"{', '.join(own)}: not measured, as weights may not choose which code outside accel_restore runs; to "
+            f"measure it, give --metrics {','.join((*settings['metrics'], *paths))}"
+        )
     settings |= given
     try:
-        checked = Validation.model_validate({**settings, "monitor": "loss"}).model_dump()
+        checked = Validation.model_validate({**settings, "monitor": "loss"})
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'protocol'}: {e['msg']}" for e in error.errors())
         raise UserError(f"the protocol (stored with the weights, changed by options) is invalid: {wrong}") from None
-    if checked["y_channel"] and restorer.channels == 1:
+    if checked.y_channel and restorer.channels == 1:
         raise UserError("--y-channel: needs weights for colour images; gray images are luma already")
-    kept = {name: checked[name] for name in (*SETTINGS, "weights")}
-    return Protocol(restorer.channels, tuple(degradation), tuple(checked["metrics"]), **kept), notes
+    return Protocol.from_settings(checked, restorer.channels, tuple(degradation)), notes
 
 
 def find_misfits(

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from accel_restore import __version__
-from accel_restore.metrics.format import TITLES, format_score
+from accel_restore.metrics.format import TITLES, format_score, metrics_of
 from accel_restore.registry import MODELS
 from accel_restore.utils.redaction import without_paths
 from accel_restore.utils.words import counted
@@ -52,7 +52,7 @@ def card(
             EvalResult(
                 task_type="image-to-image", task_name=(tasks or ["image restoration"])[0].replace("-", " "),
                 dataset_type=re.sub(r"[^\w./-]+", "-", dataset).strip("-").lower(), dataset_name=dataset,
-                metric_type=name, metric_name=TITLES[name], metric_value=round(value, 4),
+                metric_type=name, metric_name=TITLES.get(name, name), metric_value=round(value, 4),
             )
             for name, value in _scores(metadata).items()
         ] or None,
@@ -174,7 +174,7 @@ def _plain(value: Any, between: str = ", ") -> str:
 
 def _scores(metadata: dict[str, Any]) -> dict[str, float]:
     found = metadata["metrics"]
-    return {name: found[name] for name in TITLES if isinstance(found.get(name), int | float)}
+    return {name: found[name] for name in metrics_of(found) if isinstance(found[name], int | float)}
 
 
 def _validation_name(config: dict[str, Any] | None) -> str:
@@ -196,7 +196,8 @@ def _score_table(metadata: dict[str, Any], dataset: str) -> str:
     for name, value in scores.items():
         before = metadata["metrics"].get(f"input_{name}")
         shown = format_score(name, before) if isinstance(before, int | float) else "-"
-        lines.append(f"| {TITLES[name]} | {shown} | **{format_score(name, value)}** | {protocol.get(name, '-')} |")
+        title = TITLES.get(name, name)
+        lines.append(f"| {title} | {shown} | **{format_score(name, value)}** | {protocol.get(name, '-')} |")
     border = protocol.get("crop_border")
     facts = {
         "colours": protocol.get("channels"),

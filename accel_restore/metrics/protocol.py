@@ -1,6 +1,7 @@
 """The protocol by which scores are measured. Scores are comparable only under the same protocol."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial, reduce
 from operator import add
@@ -9,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel_restore.config.schema import Config
+from accel_restore.config.schema import Config, Validation
 from accel_restore.data.degradations.pipeline import with_defaults
+from accel_restore.errors import UserError
 from accel_restore.losses import Loss
-from accel_restore.metrics import Measure, get_metric
+from accel_restore.metrics import Measure, Metric, get_metric
 from accel_restore.metrics.psnr_ssim import luma
+from accel_restore.models.spandrel_models import probe_image
 from accel_restore.models.tiling import self_ensemble, tiled
-from accel_restore.utils.redaction import without_paths
+from accel_restore.registry import METRICS
+from accel_restore.state import Scores
+from accel_restore.utils.redaction import redacted, without_paths
+
+_PROBE = 192  # pixels of the sides of an image on which a metric without `smallest_side` is tried
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class Protocol:
 
     channels: int = 3
     degradation: tuple[dict[str, Any], ...] = ()  # the steps that make the input; empty if the input is read from files
-    metrics: tuple[str, ...] = ("psnr", "ssim")
+    metrics: tuple[str, ...] = ("psnr", "ssim")  # names of their scores
+    own: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # of these, import path and arguments
     weights: dict[str, str] = field(default_factory=dict)
     crop_border: int = 0
     y_channel: bool = False
@@ -37,12 +45,19 @@ class Protocol:
     @classmethod
     def of(cls, config: Config) -> "Protocol":
         """Return the protocol of a run."""
-        keys = {field.name for field in fields(cls)}
         source = config.data.val or config.data.train
-        settings = config.validation.model_dump(include=keys)
-        settings["metrics"] = tuple(settings["metrics"])
         steps = [step.model_dump() for step in config.data.degradation] if source.input is None else []
-        return cls(channels=config.data.channels, degradation=tuple(steps), **settings)
+        return cls.from_settings(config.validation, config.data.channels, tuple(steps))
+
+    @classmethod
+    def from_settings(
+        cls, validation: Validation, channels: int, degradation: tuple[dict[str, Any], ...]
+    ) -> "Protocol":
+        """Return the protocol of a section `validation`."""
+        settings = validation.model_dump(include={field.name for field in fields(cls)} - {"metrics"})
+        own = {entry.label: (entry.name, entry.arguments) for entry in validation.metrics if entry.name not in METRICS}
+        metrics = tuple(entry.label for entry in validation.metrics)
+        return cls(channels, degradation, metrics, own, **settings)
 
     def describe(self) -> dict[str, Any]:
         """Return the full protocol as it is stored with the scores."""
@@ -50,13 +65,13 @@ class Protocol:
         y = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds the Y of 8-bit images"
         noise = "made by data.degradation; its draws depend on the image's name alone, not on run.seed or the epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
-        hidden = {"metrics", "degradation", "weights", "crop_gt"}  # are described below, or hold paths
+        hidden = {"metrics", "own", "degradation", "weights", "crop_gt"}  # are described below, or hold paths
         settings = {key: value for key, value in asdict(self).items() if key not in hidden}
         return {
             **settings,
             "channels": y if self.y_channel else colours,
             "range": f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}",
-            **{name: get_metric(name).text for name in self.metrics},
+            **{name: redacted(metric.text) for name, metric in self.built.items()},
             "average": "per image, then the mean over images",
             "input": noise if self.degradation else "files",
             **({"crop_gt": True} if self.crop_gt else {}),  # protocols of older versions lack it
@@ -67,7 +82,7 @@ class Protocol:
     @property
     def smallest_side(self) -> int:
         """The smallest height and width, in pixels, of an image that can be scored."""
-        return 2 * self.crop_border + max((get_metric(name).smallest_side for name in self.metrics), default=1)
+        return 2 * self.crop_border + max((metric.smallest_side for metric in self.built.values()), default=1)
 
     def output(self, model: Callable[[Tensor], Tensor], images: Tensor, scale: int = 1) -> Tensor:
         """Return the model's output for images (B, C, H, W), `scale` times as high and wide."""
@@ -97,8 +112,56 @@ class Protocol:
         def score(measure: Measure, of_luma: bool, output: Tensor, gt: Tensor) -> Tensor:
             return measure(*(self.prepare(images, of_luma) for images in (output, gt)))
 
-        metrics = {name: get_metric(name) for name in self.metrics}
-        return {name: partial(score, m.build(self.weights.get(name)), m.of_luma) for name, m in metrics.items()}
+        return {name: partial(score, m.build(self.weights.get(name)), m.of_luma) for name, m in self.built.items()}
+
+    @cached_property
+    def built(self) -> dict[str, Metric]:
+        """The metrics by the names of their scores.
+
+        Raises: UserError where one of the user's own cannot be imported or built.
+        """
+        entries = [(name, self.own.get(name, (name, {}))) for name in self.metrics]
+        return {
+            name: get_metric(path, arguments, f"validation.metrics.{position}")
+            for position, (name, (path, arguments)) in enumerate(entries)
+        }
+
+    def monitored_value(self, scores: Scores | None, monitor: str) -> float:
+        """The value that decides which weights are best; lower is better. Infinite without scores."""
+        if scores is None:
+            return math.inf
+        if monitor == "loss":
+            return scores.loss
+        return -scores.metrics[monitor] if self.built[monitor].higher_is_better else scores.metrics[monitor]
+
+    def check_direction(self, name: str, key: str) -> None:
+        """Raise `UserError`, with the configuration key `key`, if it is unknown which scores of a metric are better."""
+        if name in self.built and self.built[name].higher_is_better is None:
+            raise UserError(
+                f"{key}: '{name}' has no attribute higher_is_better, which says whether higher or lower scores are "
+                "better; set it to True or False on the function or class"
+            )
+
+    @torch.no_grad()
+    def try_own(self, device: torch.device, sizes: Iterable[tuple[int, int]] = ()) -> None:
+        """Score a fixed image twice by each metric of the user's own: in `sizes`, or else in sizes that it accepts.
+
+        Raises: UserError if a metric cannot score it, or gives NaN, inf, or two values.
+        """
+        for name in [name for name in self.metrics if name not in METRICS]:
+            side = self.built[name].smallest_side
+            side = (_PROBE if side == 1 else side) + 2 * self.crop_border
+            for height, width in sizes or ((side, side), (side + 3, side + 6)):
+                gt, noise = (probe_image(self.channels, 2, height, width) * 0.8 + 0.1).split(1)
+                output = 0.8 * gt + 0.2 * noise
+                first, second = (float(self.scores[name](output.to(device), gt.to(device))) for _ in range(2))
+                what = f"validation.metrics: '{name}' gives {first}"
+                if not math.isfinite(first):
+                    raise UserError(f"{what} for an image of {width}x{height}; it must give a finite number")
+                if not math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-6):
+                    raise UserError(
+                        f"{what} and then {second} for the same image; it must depend on its arguments alone"
+                    )
 
 
 def score_image(image: list[Tensor], loss_fn: Loss, terms: Sequence[str], metrics: dict[str, Measure]) -> Tensor:

@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from accel_restore.metrics.format import titled_score
+from accel_restore.metrics.format import metrics_of, titled_score
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.tracking.report.pictures import describe_tiles
-from accel_restore.tracking.run_files import read_lines
+from accel_restore.tracking.run_files import read_lines, validation_scores
 from accel_restore.utils.captions import draw_caption
 from accel_restore.utils.redaction import redacted
 
@@ -23,6 +23,7 @@ _MAX_SIDE = 400  # pixels of a tile
 _CAPTION_HEIGHT, _GAP = 22, 4  # pixels
 _DOTS_UP_TO = 30  # points of a curve
 _LEGEND_UP_TO = 16  # ranks
+_LONG_TITLE = 40  # letters, as of an import path
 
 Tile = tuple[str, np.ndarray]  # caption, pixels (H, W, 3) uint8
 
@@ -104,7 +105,8 @@ def draw_curves(metrics: Path, path: Path) -> None:
     lines = read_lines(metrics)
     steps = [line for line in lines if line["event"] == "train"]
     epochs = [line for line in lines if line["event"] == "epoch" and line["val_loss"] is not None]
-    scores = ["val_loss", *(key for key in ("val_psnr", "val_ssim") if epochs and epochs[0].get(key) is not None)]
+    first = {key: value for key, value in validation_scores(epochs[0]).items() if value is not None} if epochs else {}
+    scores = ["loss", *metrics_of(first)]
     num_panels = 2 + len(scores)
     figure = Figure(figsize=(10, 1.6 * (num_panels - 1) + 1), layout="constrained")
     FigureCanvasAgg(figure)
@@ -112,7 +114,7 @@ def draw_curves(metrics: Path, path: Path) -> None:
     for panel, key in zip(panels, ("loss", "lr"), strict=False):
         _draw_ranks(panel, key, steps)
     for panel, key in zip(panels[2:], scores, strict=False):
-        _draw_epochs(panel, key, epochs)
+        _draw_epochs(panel, f"val_{key}", epochs)
     for panel in panels[:num_panels]:
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -139,7 +141,8 @@ def _draw_epochs(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
     best = [line for line in lines if line["is_best"]][-1:]
     panel.plot([line["epoch"] + 1 for line in lines], _values(lines, key), ".-", lw=1)
     panel.plot([line["epoch"] + 1 for line in best], _values(best, key), "*", ms=11, label="best")
-    panel.set(title=key.replace("_", "/"), xlabel="epoch")
+    panel.set(xlabel="epoch")
+    panel.set_title(key.replace("_", "/", 1), fontsize="large" if len(key) < _LONG_TITLE else "small")
     panel.legend(fontsize=7)
 
 

@@ -1,5 +1,6 @@
 """The rows that W&B and TensorBoard receive, built from the lines of metrics.jsonl and memory.jsonl in file order."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -44,7 +45,7 @@ class Rows:
         scores = validation_scores(lines[0])
         terms = scores.pop("terms", {})
         scores |= {f"terms/{name}": value for name, value in terms.items()}
-        yield {"epoch": epoch, **{f"val/{name}": value for name, value in scores.items() if value is not None}}
+        yield {"epoch": epoch, **{f"val/{word(name)}": value for name, value in scores.items() if value is not None}}
 
     def _memory_at(self, step: int) -> dict[int, int]:
         """Return the bytes of each rank at a step. memory.jsonl is written before metrics.jsonl."""
@@ -80,6 +81,11 @@ class RankRows:
         return self.bytes.pop(step, None)
 
 
+def word(name: str) -> str:
+    """Return a name with _ in place of what W&B cannot sort by or takes for a section: `.` and `:` of import paths."""
+    return re.sub(r"[^\w/]", "_", name)
+
+
 def _place(line: dict[str, Any]) -> tuple[str, int, int]:
     return line["event"], line["epoch"], line["step"]
 
@@ -101,7 +107,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Return what W&B shows for a finished run: the best scores, and the audit's table if there is one."""
     summary: dict[str, Any] = {}
     if isinstance(best := read_status(folder).get("best"), dict):
-        summary["best"] = {name: value for name, value in best.items() if value is not None}
+        summary["best"] = {word(name): value for name, value in best.items() if value is not None}
     if audit := read_audit(folder):
         table = {row.pop("operation"): row for row in audit["table"]}
         summary["audit"] = {"ok": audit["ok"], "violations": len(audit["violations"]), "table": table}

@@ -108,6 +108,8 @@ def prepare(
     if start.finished:  # on these very images
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
+    smallest = min(data.val.sizes(), key=math.prod)
+    on_all_ranks(accelerator, partial(protocol.try_own, accelerator.device, [smallest]))
     if trial is not None:
         on_all_ranks(accelerator, partial(trial.restore, data.val, protocol))
         del trial  # and the memory of its model
@@ -171,12 +173,19 @@ def _check_parts(
     loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes))
     description, trial, fit = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
-    on_all_ranks(accelerator, lambda: protocol.scores)
+    on_all_ranks(accelerator, lambda: _try_metrics(protocol, config, accelerator))
     if config.tracking.tensorboard:
         on_all_ranks(accelerator, check_tensorboard, only_main=True)
     if config.train.compile:
         on_all_ranks(accelerator, lambda: check_compiler(accelerator.device))
     return loss_fn, protocol, description, trial, fit
+
+
+def _try_metrics(protocol: Protocol, config: Config, accelerator: Accelerator) -> None:
+    """Build the metrics, and try those of the user's own. Every rank does, as it scores images of its own."""
+    _ = protocol.scores
+    protocol.check_direction(config.validation.monitor, "validation.monitor")
+    protocol.try_own(accelerator.device)
 
 
 def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> Tensor:

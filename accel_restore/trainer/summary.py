@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from accel_restore.checkpoint.resume import Start
 from accel_restore.errors import AuditError, DivergedError, PreemptedError, UserError
-from accel_restore.metrics.format import TITLES, format_score
+from accel_restore.metrics.format import format_score, metrics_of
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
@@ -52,8 +52,7 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
         return
     gains = [
         f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
-        for name in TITLES
-        if name in best
+        for name in metrics_of(best)
     ]
     scores = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
     console.log(f"finished: best epoch {best['epoch'] + 1}: {scores}")

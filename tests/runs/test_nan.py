@@ -10,7 +10,7 @@ import torch
 from runs import audit_events, json_lines, last_weights, run_folder, small_config
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
-from accel_restore.metrics import monitored_value
+from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Scores
 
 PHOTOS = 32, 3  # training, validation
@@ -119,7 +119,7 @@ def test_the_count_of_skipped_steps_continues_after_a_resumption(photos, tmp_pat
 
 def test_a_non_finite_score_is_never_the_best():
     def value(loss, psnr, monitor):
-        return monitored_value(Scores(loss, {"psnr": psnr}, {}, {}), monitor)
+        return Protocol().monitored_value(Scores(loss, {"psnr": psnr}, {}, {}), monitor)
 
     for score in (math.nan, math.inf):
         assert not value(score, 20.0, "loss") < math.inf

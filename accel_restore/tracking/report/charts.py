@@ -92,8 +92,8 @@ def validation_charts(metrics: Metrics) -> list[Chart]:
             series.append(_epoch_series("training", epochs, lines, "train_loss"))
         elif f"input_{name}" in names:
             series.append({**_epoch_series("input", epochs, scores, f"input_{name}"), "dashed": True})
-        chart = _epoch_chart(f"val_{name}", _SCORES.get(name, name.upper()), series, log=name == "loss")
-        charts.append({**chart, "best": best, "unit": "dB" if "psnr" in name else ""})
+        chart = _epoch_chart(f"val_{name}", _SCORES.get(name, name), series, log=name == "loss")
+        charts.append({**chart, "best": best, "unit": "dB" if name == "psnr" else ""})
     terms = [line.get("terms") or {} for line in scores]
     if names_of_terms := dict.fromkeys(name for line in terms for name in line):
         series = [_epoch_series(name, epochs, terms, name) for name in names_of_terms]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_restore.metrics.format import TITLES, format_score
+from accel_restore.metrics.format import TITLES, format_score, metrics_of
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.run_files import is_number
 from accel_restore.utils.files import to_json
@@ -27,7 +27,7 @@ def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]
     """Return the main results as (name, value, detail)."""
     best = _best(status)
     rows = [("best epoch", _epoch(best), f"step {best.get('step')}")] if _epoch(best) else []
-    for name in (*TITLES, "loss"):
+    for name in (*metrics_of(best), "loss"):
         if isinstance(best.get(name), int | float):
             before = best.get(f"input_{name}")
             detail = f"input {format_score(name, before)}" if isinstance(before, int | float) else "validation"

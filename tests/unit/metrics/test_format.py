@@ -2,7 +2,7 @@
 
 import pytest
 
-from accel_restore.metrics.format import format_score, titled_score
+from accel_restore.metrics.format import format_score, metrics_of, titled_score
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,16 @@ from accel_restore.metrics.format import format_score, titled_score
 )  # fmt: skip
 def test_a_score_has_its_unit_and_significant_digits(name, value, text):
     assert format_score(name, value) == text
+
+
+@pytest.mark.parametrize("name", ["my_psnr.lossless:score", "input_my_psnr.lossless:score", "my_psnr.lossless:score_2"])
+def test_a_score_of_the_users_own_has_five_digits_and_no_unit(name):
+    assert [format_score(name, value) for value in (0.123456, 12345.6, 1.2e-7)] == ["0.12346", "12346", "1.2e-07"]
+
+
+def test_metrics_are_the_scores_that_inputs_have_too():
+    scores = ["epoch", "loss", "a.b:c", "ssim", "psnr", "input_a.b:c", "input_psnr", "term_l1"]
+    assert metrics_of(scores) == ["psnr", "ssim", "a.b:c"]
 
 
 def test_differences_have_a_sign_and_captions_a_title():

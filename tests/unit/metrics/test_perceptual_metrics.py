@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from accel_restore.errors import UserError
-from accel_restore.metrics import get_metric, monitored_value
+from accel_restore.metrics import get_metric
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Scores
 
@@ -95,7 +95,8 @@ def test_images_of_the_smallest_side_can_be_scored(name, files):
 def test_distances_are_monitored_as_lower_is_better_and_psnr_as_higher():
     for name, better, worse in (("lpips", 0.2, 0.3), ("psnr", 30.0, 29.0)):
         first, second = (Scores(loss, {name: value}, {}, {}) for loss, value in ((1.0, better), (0.5, worse)))
-        assert monitored_value(first, name) < monitored_value(second, name)
+        protocol = Protocol(metrics=(name,), weights={})
+        assert protocol.monitored_value(first, name) < protocol.monitored_value(second, name)
 
 
 @pytest.mark.parametrize(
