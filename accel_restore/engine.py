@@ -31,7 +31,7 @@ from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import arm_skip_if_nan, get_optimizer
-from accel_restore.optim.ema import Ema
+from accel_restore.optim.ema import get_average
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
 from accel_restore.state import Callback, EpochRecord, Scores, TrainState
 from accel_restore.utils.stoppable import stoppable
@@ -53,14 +53,11 @@ class TrainingRun:
 
 def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: int) -> TrainState:
     """Model, optimizer and scheduler at epoch 0, prepared for this rank's device; the same weights on every rank."""
-    model, ema = initial_model(config), None
+    model = initial_model(config)
     full_copy = initial_model(config).to(accelerator.device) if accelerator.is_fsdp2 else None  # to validate
-    if config.train.ema_decay is not None:
-        averaged = initial_model(config).to(accelerator.device)
-        ema = Ema(averaged, config.train.ema_decay, config.train.ema_warmup)
-    if config.train.channels_last and not accelerator.is_fsdp2:  # FSDP2 shards contiguous weights only
-        for module in [model] if ema is None else [model, ema.module]:
-            module.to(memory_format=torch.channels_last)
+    is_channels_last = config.train.channels_last and not accelerator.is_fsdp2  # FSDP2 shards contiguous weights only
+    layout = torch.channels_last if is_channels_last else torch.preserve_format
+    model.to(memory_format=layout)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
     if config.train.compile:
@@ -68,6 +65,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     # With fp16, a fused step unscales the gradients itself: after the norm and clipping, which is too late.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.optimizer, fused)
+    ema = get_average(config, optimizer, lambda: initial_model(config).to(accelerator.device).to(memory_format=layout))
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
     model, optimizer, scheduler = fsdp.prepare(model, optimizer, scheduler, ema, accelerator)  # by Accelerate
     size = config.data.patch_size // config.data.scale

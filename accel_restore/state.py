@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from accel_restore.optim.ema import Ema
+    from accel_restore.optim.ema import Average
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TrainState:
     optimizer: Any  # Accelerate's wrapper around a torch optimizer
     scheduler: Any  # Accelerate's wrapper around a torch schedule
     epoch_sums: Tensor  # float64: this rank's sums of `MicroBatchLosses.sums` over the current epoch
-    ema: "Ema | None" = None
+    ema: "Average | None" = None
     full_copy: nn.Module | None = None  # with FSDP2, where weights are sharded: the whole model, filled to validate it
     epoch: int = 0  # epochs completed
     epoch_step: int = 0  # optimizer steps completed in the current epoch

@@ -27,7 +27,13 @@ _SOURCES = re.compile(r"data\.(train|val)(\..*)?")
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
-_ARGUMENTS = ("model.", "loss.", "data.degradation.")  # one that is left out has its own default, which null is not
+_ARGUMENTS = (
+    "model.",
+    "loss.",
+    "data.degradation.",
+    "optimizer.",
+    "scheduler.",
+)  # one that is left out has its own default, which null is not
 _LENGTH = ("train.epochs", "train.max_steps")
 _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the best ones first
 _MISSING = object()
@@ -98,7 +104,7 @@ class Comparison:
 
     def _refuse_lost_keys(self, what: str, folder: Path, advice: str, differences: list[str]) -> None:
         """Raise `UserError` if the run in `folder` used keys that this version lacks: nothing can be set back."""
-        if any(self._differs(key) and not is_key(key) for key in self.then):
+        if any(self._differs(key) and not self._is_key(key) for key in self.then):
             version = _read_version(folder)
             name = f" ({version})" if version not in (None, __version__) else ""
             raise_problems(
@@ -134,9 +140,13 @@ class Comparison:
         longer = then is None or now is None or (isinstance(then, int) and now > then)  # a file may contain anything
         return longer and (self.sets_length or self.config.scheduler.name in OPEN_ENDED)
 
+    def _is_key(self, key: str) -> bool:
+        """Return whether this version has a key of the commit."""
+        return is_key(key, by_path=":" in str(self.then.get(f"{key.partition('.')[0]}.name")))
+
     def _describe(self, key: str) -> str:
         then, now = self.then.get(key, "unset"), self.now.get(key, "unset")
-        if not is_key(key):
+        if not self._is_key(key):
             return f"{key}: {then} in the commit; this version does not have the key"
         text = f"{key}: {then} in the commit, {now} now"
         if key in _LENGTH and isinstance(then, int) and isinstance(now, int) and then < now:

@@ -15,16 +15,18 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from accel_restore import __version__
 from accel_restore.checkpoint.commits import SCHEMA, read_commit
+from accel_restore.checkpoint.optimizer_state import Expressed, StateError, express, from_plain, restore, to_plain
 from accel_restore.distributed.fsdp import full_state_dict, full_tensor
 from accel_restore.errors import DivergedError, UserError
 from accel_restore.models.weights_file import WEIGHTS, digest
+from accel_restore.optim.schedules import needs_monitored
 from accel_restore.state import TrainState
 from accel_restore.utils.files import decode_floats, encode_floats, to_json
 
-_NOT_CONFIGURED = ("params", "lr")  # the entries of an optimizer's group that the configuration does not set
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
@@ -84,7 +86,7 @@ def collect(
 
     Raises: DivergedError on every rank if a weight is NaN or inf, as such weights are never committed.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # a second, after step 1
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # a second, after step 1
 
     sums = torch.stack([state.epoch_sums, window_sums])[None]
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
@@ -92,17 +94,15 @@ def collect(
     model = accelerator.unwrap_model(state.model)
     if not all(bool(full_tensor(parameter.isfinite().all())) for parameter in model.parameters()):
         raise DivergedError(f"step {state.step}", "some weights are NaN or inf, so no checkpoint was written")
-    tensors: tuple[Any, Any] = get_state_dict(model, state.optimizer.optimizer, options=options)
-    weights, optimizer = tensors
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    optimizer = express(model, state.optimizer.optimizer, accelerator.is_main_process)
     ema = full_state_dict(state.ema.module, accelerator) if state.ema is not None else None
     if not accelerator.is_main_process:
         return None
     files = {"model.safetensors": serialize(weights)}
-    moments = {f"{name}|{key}": value for name, slots in optimizer["state"].items() for key, value in slots.items()}
-    files["optimizer.safetensors"] = serialize(moments)
+    files["optimizer.safetensors"] = serialize(optimizer.tensors)
     if ema is not None:
         files["ema.safetensors"] = serialize(ema)
-    scheduler = state.scheduler.scheduler.state_dict() if extra["config"]["scheduler"]["name"] == "plateau" else None
     counters = {
         "schema": SCHEMA,
         "epoch": state.epoch,
@@ -114,9 +114,10 @@ def collect(
         "sums": sums,
         "world_size": accelerator.num_processes,
         "num_averaged": state.ema.num_updates if state.ema is not None else None,
-        "param_groups": optimizer["param_groups"],
-        "scheduler": scheduler,
+        "param_groups": optimizer.groups,
+        "scheduler": schedule_state(state.scheduler.scheduler, extra["config"]["scheduler"]["name"]),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        **({"optimizer": optimizer.extra} if optimizer.extra else {}),
     }
     files["state.json"] = to_json(encode_floats({**counters, **extra}), indent=1).encode()
     return files
@@ -144,8 +145,8 @@ def _counters_in(commit: Path, files: dict[str, bytes]) -> dict[str, Any]:
     return counters
 
 
-def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> Tensor:
-    """Load a commit into a new `state`, and return this rank's sums in the logger's window.
+def load_commit(commit: Path, state: TrainState, accelerator: Accelerator, epochs: int) -> Tensor:
+    """Load a commit into a new `state` of a run of `epochs` epochs; return this rank's sums in the logger's window.
 
     The schedule is advanced to the commit's epoch.
 
@@ -159,7 +160,7 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> Te
             for name, data in files.items()
             if name.endswith(".safetensors") and name != WEIGHTS
         }
-        return _put(counters, tensors, state, accelerator)
+        return _put(counters, tensors, state, accelerator, epochs)
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -168,14 +169,21 @@ def load_commit(commit: Path, state: TrainState, accelerator: Accelerator) -> Te
 
 
 def _put(
-    counters: dict[str, Any], tensors: dict[str, dict[str, Tensor]], state: TrainState, accelerator: Accelerator
+    counters: dict[str, Any],
+    tensors: dict[str, dict[str, Tensor]],
+    state: TrainState,
+    accelerator: Accelerator,
+    epochs: int,
 ) -> Tensor:
-    _run_schedule_to(counters, state)
+    schedule, scheduled = state.scheduler.scheduler, counters["scheduler"]
+    if counters["epochs"] != epochs and not needs_monitored(schedule):
+        scheduled = None  # its state may hold the length of the run
+    load_schedule(schedule, counters["epoch"], scheduled)
     rates = [group["lr"] for group in state.optimizer.param_groups]
     model = accelerator.unwrap_model(state.model)
     _load_model(model, tensors["model.safetensors"])
-    _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters["param_groups"])
-    if counters["scheduler"] is None:
+    _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters)
+    if scheduled is None:
         for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # differs from the commit's only if the run was made longer
     if state.ema is not None:
@@ -199,57 +207,41 @@ def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], groups: list[dict[str, Any]]
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], counters: dict[str, Any]
 ) -> None:
-    """Load moments and group settings; settings from the configuration stay those of this run."""
-    configured = [
-        {name: value for name, value in group.items() if name not in _NOT_CONFIGURED}
-        for group in optimizer.param_groups
-    ]
-    slots: dict[str, dict[str, Tensor]] = {}
-    for name, value in moments.items():
-        parameter, _, slot = name.rpartition("|")
-        slots.setdefault(parameter, {})[slot] = value
-    if slots:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-        named = dict(model.named_parameters())
-        if unknown := sorted(slots.keys() - named.keys()):
-            raise ValueError(f"it holds moments of {unknown[0]}, which the model does not have")
-        # Not strict: a parameter that the model does not use has no gradient and therefore no moments.
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        content: dict[str, Any] = {"state": slots, "param_groups": groups}
-        set_optimizer_state_dict(model, optimizer, content, options=options)
-        for name in named.keys() - slots.keys():
-            optimizer.state.pop(named[name], None)  # zeros that torch has just made
-    else:  # plain SGD has no state, and torch's function cannot load that
-        for group, stored in zip(optimizer.param_groups, groups, strict=True):
-            group.update({name: value for name, value in stored.items() if name != "params"})
-    _match_memory_layout(optimizer)
-    for group, settings in zip(optimizer.param_groups, configured, strict=True):
-        group.update(settings)
+    section = counters["config"]["optimizer"]
+    configured = section.keys() | {"weight_decay"} if ":" in section["name"] else None  # None: all settings
+    stored = Expressed(moments, counters["param_groups"], counters.get("optimizer", {}))
+    restore(model, optimizer, stored, configured)
 
 
-def _match_memory_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the memory layout of their parameter, which fused kernels require."""
-    state: dict[Tensor, dict[str, Tensor]] = optimizer.state
-    for parameter, slots in state.items():
-        for name, value in slots.items():
-            if value.shape == parameter.shape:
-                slots[name] = torch.empty_like(parameter).copy_(value)
-            elif value.numel() != 1:
-                raise ValueError(f"the optimizer's {name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}")
+def schedule_state(schedule: LRScheduler, name: str) -> Any:
+    """Return the state of a schedule as JSON, if a commit stores it: one that needs the monitored value, or an own one.
+
+    None for the others, and for an own one that JSON cannot express: they are functions of the epoch.
+    """
+    is_monitored = needs_monitored(schedule)
+    if not is_monitored and ":" not in name:
+        return None
+    try:
+        return to_plain(schedule.state_dict(), "")
+    except StateError:
+        if is_monitored:
+            raise
+        return None
 
 
-def _run_schedule_to(counters: dict[str, Any], state: TrainState) -> None:
-    if counters["scheduler"] is not None:
-        state.scheduler.load_state_dict(counters["scheduler"])
-        return
-    # A schedule is a pure function of the epoch, so stepping it gives rates bit-identical to an uninterrupted run's.
-    inner = state.scheduler.scheduler
-    inner.optimizer._opt_called = True  # avoids torch's warning about a schedule that steps first
-    for _ in range(counters["epoch"]):
-        inner.step()
+def load_schedule(schedule: LRScheduler, epoch: int, stored: Any) -> None:
+    """Put a new schedule to the start of an epoch, counted from 0.
+
+    A function of the epoch is stepped: its rates are bit-identical to those of an uninterrupted run.
+    """
+    if not needs_monitored(schedule):
+        schedule.optimizer._opt_called = True  # type: ignore[attr-defined]  # avoids a warning: it steps first
+        for _ in range(epoch):
+            schedule.step()
+    if stored is not None:
+        schedule.load_state_dict(from_plain(stored))
 
 
 def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:

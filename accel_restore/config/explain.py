@@ -9,11 +9,18 @@ from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
 from accel_restore.config.keys import sections_in
-from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
+from accel_restore.config.optim import BY_PATH, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, OwnOptimizer, OwnSchedule
 from accel_restore.config.schema import DEFAULT_NAMES, Config
-from accel_restore.utils.imports import did_you_mean, misspelt, nearest, unknown_choice
+from accel_restore.utils.imports import did_you_mean, misspelt, nearest, unknown_choice, unknown_name
 
-_CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {"optimizer": OPTIMIZER_SECTIONS, "scheduler": SCHEDULE_SECTIONS}
+_CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {
+    "optimizer": OPTIMIZER_SECTIONS | {BY_PATH: OwnOptimizer},
+    "scheduler": SCHEDULE_SECTIONS | {BY_PATH: OwnSchedule},
+}
+_MORE = {
+    "optimizer": "torch.optim:RAdam or, after pip install 'accel-restore[optimizers]', pytorch_optimizer:Lion",
+    "scheduler": "torch.optim.lr_scheduler:PolynomialLR",
+}
 _OF_PYDANTIC = frozenset(get_args(ErrorType))  # the messages of other kinds are our own, and complete
 _IMAGES = "a folder, a pattern with {}, a list of folders, patterns or files, or a column of a dataset"
 
@@ -97,7 +104,8 @@ def explain(detail: ErrorDetails) -> list[str]:
     if kind == "source":  # each line starts with what follows the section's key
         return [f"{key}{line}" for line in detail["msg"].splitlines()]
     if kind == "union_tag_invalid":
-        return [f"{key}.name: {unknown_choice(str(detail['ctx']['tag']), _quoted(detail['ctx']['expected_tags']))}"]
+        text = unknown_name(str(detail["ctx"]["tag"]), _quoted(detail["ctx"]["expected_tags"]))
+        return [f"{key}.name: {text}; others have import paths, such as {_MORE[key]}"]
     return [f"{key}: {_explain_value(detail, path)}"]
 
 
@@ -140,7 +148,7 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, li
     path: list[str] = []
     for position, part in enumerate(location):
         choices = _CHOICES.get(path[0], {}) if path else {}
-        if position == 1 and part in choices:
+        if position in (1, 2) and part in choices:  # after the kind of name
             section = choices[str(part)]
         elif isinstance(part, int):  # the sections of a list are of one kind
             path.append(str(part))

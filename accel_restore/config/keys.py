@@ -16,9 +16,12 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
-def is_key(dotted: str) -> bool:
-    """Return whether a key exists, for any choice of the sections' names; arguments of own code count as keys."""
-    return _fields(dotted) is not None
+def is_key(dotted: str, by_path: bool = True) -> bool:
+    """Return whether a key exists, for any choice of the sections' names; arguments of own code count as keys.
+
+    Without `by_path`, only those of sections that are always open count, not those of an optimizer by import path.
+    """
+    return _fields(dotted, by_path) is not None
 
 
 def kinds_of(dotted: str) -> set[Any]:
@@ -41,16 +44,16 @@ def _kinds(annotation: Any) -> list[Any]:
     return [None if annotation is type(None) else origin or annotation]
 
 
-def _fields(dotted: str) -> list[FieldInfo] | None:
+def _fields(dotted: str, by_path: bool = True) -> list[FieldInfo] | None:
     """Return the fields that a key may stand for; an empty list for arguments, None if there is no such key."""
     sections: list[type[BaseModel]] = [Config]
     fields: list[FieldInfo] = []
     for part in dotted.split("."):
         if part.isdecimal() and fields:  # an element of a list
             continue
-        if any(section.model_config.get("extra") == "allow" for section in sections) and not any(
-            part in section.model_fields for section in sections
-        ):
+        are_open = [section.model_config.get("extra") == "allow" for section in sections]
+        fits = any(are_open) if by_path else all(are_open)
+        if fits and not any(part in section.model_fields for section in sections):
             return []
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
         if not fields:

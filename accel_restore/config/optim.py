@@ -1,20 +1,49 @@
 """The configuration's `optimizer` and `scheduler` sections."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Strict, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Strict, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.config.base import Fraction, PositiveInt, Section
+from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section
+
+_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+
+
+def _check_path(name: str) -> str:
+    """Return the name if it has the form of an import path. What it names is imported later."""
+    if _PATH.fullmatch(name):
+        return name
+    raise PydanticCustomError(
+        "import_path", "'{name}' is not an import path; write package.module:Name", {"name": f"{name:.100}"}
+    )
+
+
+ImportPath = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"pattern": f"^{_PATH.pattern}$"})]
+LearningRate = Annotated[float, Field(gt=0)]
+NoDecay = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(description="parameters without weight decay: norms, biases, or name patterns such as 'encoder.*'"),
+]
+WarmUpEpochs = Annotated[int, Field(ge=0, description="epochs of linear warm-up before the schedule")]
 
 
 class Optimizer(Section):
     """The keys that all optimizers have."""
 
-    lr: Annotated[float, Field(gt=0)] = Field(0.001, description="learning rate of epoch 0, or after warm-up")
-    no_decay: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="parameters without weight decay: norms, biases, or name patterns such as 'encoder.*'"
+    lr: LearningRate = Field(0.001, description="learning rate of epoch 0, or after warm-up")
+    no_decay: NoDecay = Field([])
+
+
+class OwnOptimizer(OpenSection):
+    """An optimizer by its import path; further keys are its keyword arguments."""
+
+    name: ImportPath = Field(description="import path of a class or function, such as pytorch_optimizer:SOAP")
+    lr: LearningRate | None = Field(
+        None, description="learning rate of epoch 0, or after warm-up; null: the optimizer's own default"
     )
+    no_decay: NoDecay = Field([])
 
 
 Betas = Annotated[tuple[Fraction, Fraction], Strict(False)]
@@ -67,7 +96,14 @@ class Schedule(Section):
     """The keys that all schedules have. A schedule steps once per epoch, so all units are epochs."""
 
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="lower bound of the learning rate")
-    warmup_epochs: Annotated[int, Field(ge=0)] = Field(0, description="epochs of linear warm-up before the schedule")
+    warmup_epochs: WarmUpEpochs = 0
+
+
+class OwnSchedule(OpenSection):
+    """A schedule by its import path; further keys are its keyword arguments."""
+
+    name: ImportPath = Field(description="import path of a function or class, such as mypackage.rates:triangle")
+    warmup_epochs: WarmUpEpochs = 0
 
 
 class Constant(Schedule):
@@ -135,7 +171,24 @@ SCHEDULE_SECTIONS: dict[str, type[Schedule]] = {
     section.model_fields["name"].default: section
     for section in (Constant, Cosine, CosineRestarts, MultiStep, Step, Exponential, Plateau)
 }
-AnyOptimizer = Annotated[AdamW | Adam | Muon | SGD, Discriminator("name")]
+
+
+NAMED, BY_PATH = "ours by name", "import path"  # tags of unions; errors have them in their location
+
+
+def _kind(section: Any) -> str:
+    name = section.get("name") if isinstance(section, dict) else getattr(section, "name", None)
+    return BY_PATH if isinstance(name, str) and ":" in name else NAMED
+
+
+AnyOptimizer = Annotated[
+    Annotated[AdamW | Adam | Muon | SGD, Discriminator("name"), Tag(NAMED)] | Annotated[OwnOptimizer, Tag(BY_PATH)],
+    Discriminator(_kind),
+]
 AnySchedule = Annotated[
-    Constant | Cosine | CosineRestarts | MultiStep | Step | Exponential | Plateau, Discriminator("name")
+    Annotated[
+        Constant | Cosine | CosineRestarts | MultiStep | Step | Exponential | Plateau, Discriminator("name"), Tag(NAMED)
+    ]
+    | Annotated[OwnSchedule, Tag(BY_PATH)],
+    Discriminator(_kind),
 ]

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, check_name, one_of, switch
 from accel_restore.config.data import Data, PathText
-from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
+from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine, OwnSchedule
 from accel_restore.models.architectures import model_names, refused_names
 from accel_restore.models.presets import describe_unknown, presets_of
 from accel_restore.registry import LOSSES, METRICS
@@ -374,7 +374,8 @@ class Config(Section):
         problems = []
         if self.scheduler.name == "plateau" and self.validation.every_epochs != 1:
             problems.append("scheduler.name: plateau needs a validation in every epoch; set validation.every_epochs=1")
-        if self.scheduler.min_lr > self.optimizer.lr:
+        lr = self.optimizer.lr  # null: the default of an optimizer by import path
+        if lr is not None and not isinstance(self.scheduler, OwnSchedule) and self.scheduler.min_lr > lr:
             problems.append("scheduler.min_lr: is above optimizer.lr; lower min_lr")
         if self.validation.y_channel and self.data.channels != 3:
             problems.append(

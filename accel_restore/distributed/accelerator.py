@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
 
+from accel_restore.config.optim import OwnOptimizer
 from accel_restore.config.schema import Config
 from accel_restore.distributed.fsdp import use_float32_weights
 from accel_restore.distributed.heartbeat import is_communication
@@ -122,9 +123,16 @@ def _check_launch(accelerator: Accelerator, config: Config, launch: Launch) -> N
             f"{_FSDP}=true: FSDP2 needs GPUs and a launcher; unset it, or, if accelerate launch has set it, use "
             "another one of launch/*.yaml with --config_file"
         )
-    if accelerator.is_fsdp2 and config.optimizer.name == "muon":
+    name = config.optimizer.name
+    if accelerator.is_fsdp2 and (name == "muon" or isinstance(config.optimizer, OwnOptimizer)):
         raise UserError(
-            "optimizer.name: muon needs full weights, but FSDP2 shards them; use adamw, or train without FSDP2"
+            f"optimizer.name: {name} needs full weights, but FSDP2 shards them; use adamw, or train without FSDP2"
+        )
+    is_fused = isinstance(config.optimizer, OwnOptimizer) and config.optimizer.arguments.get("fused")
+    if accelerator.mixed_precision == "fp16" and is_fused:
+        raise UserError(
+            "optimizer.fused: fused kernels unscale fp16's gradients themselves, after clipping; remove it, or use "
+            "train.mixed_precision=bf16"
         )
 
 

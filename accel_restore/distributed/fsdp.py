@@ -4,15 +4,13 @@ The engine trains parts exactly as it trains full weights. Validation, commits a
 them here.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_restore.models.compile import repeated_blocks
-
-if TYPE_CHECKING:
-    from accel_restore.optim.ema import Ema
+from accel_restore.optim.ema import Average, Ema
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -42,7 +40,7 @@ def copy_full_state(target: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def prepare(
-    model: nn.Module, optimizer: Any, scheduler: Any, ema: "Ema | None", accelerator: Accelerator
+    model: nn.Module, optimizer: Any, scheduler: Any, ema: Average | None, accelerator: Accelerator
 ) -> tuple[Any, Any, Any]:
     """Return model, optimizer and scheduler, prepared by Accelerate; with FSDP2 the averaged model is sharded too."""
     if not accelerator.is_fsdp2:
@@ -50,7 +48,7 @@ def prepare(
     _gather_by_block(model, accelerator)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     _autocast_forward(model, accelerator)
-    if ema is not None:
+    if isinstance(ema, Ema):
         from accelerate.utils import fsdp2_prepare_model
 
         ema.module = fsdp2_prepare_model(accelerator, ema.module)

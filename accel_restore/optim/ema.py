@@ -1,7 +1,14 @@
-"""The exponential moving average of the weights."""
+"""The weights that are validated and saved in place of the trained ones: their average, or the optimizer's own."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from accel_restore.config.schema import Config
+from accel_restore.errors import UserError
+from accel_restore.optim.own import has_modes
 
 
 class Ema:
@@ -28,8 +35,74 @@ class Ema:
         averages: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay if t else 1.0)
-        buffers = dict(model.named_buffers())
-        for name, average in self.module.named_buffers():
-            if name in buffers and buffers[name].shape == average.shape:
-                average.copy_(buffers[name])
+        _copy_buffers(model, self.module)
         self.num_updates = t + 1
+
+
+class EvalWeights:
+    """The weights that an optimizer with `train()` and `eval()` evaluates, such as ScheduleFree's, in a second model.
+
+    `module` is filled when it is asked for and a step has been made since. Its buffers are copied from the model: batch
+    statistics are those of the training weights.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer):
+        self._module, self.optimizer, self.num_updates = module.requires_grad_(False), optimizer, 0
+        self._model: nn.Module | None = None  # trained since `module` was filled
+
+    def update(self, model: nn.Module) -> None:
+        """Note that the model's weights have changed."""
+        self._model, self.num_updates = model, self.num_updates + 1
+
+    @property
+    def module(self) -> nn.Module:
+        """The model with the optimizer's weights for evaluation."""
+        if self._model is not None:
+            self._fill(self._model)
+            self._model = None
+        return self._module
+
+    @torch.no_grad()
+    def _fill(self, model: nn.Module) -> None:
+        """Copy the weights for evaluation. The weights of training are put back exactly; `train()` rounds them."""
+        parameters = list(model.parameters())
+        trained = [parameter.clone() for parameter in parameters]
+        self.optimizer.eval()  # type: ignore[attr-defined]  # see `has_modes`
+        for own, parameter in zip(self._module.parameters(), parameters, strict=True):
+            own.copy_(parameter)
+        self.optimizer.train()  # type: ignore[attr-defined]
+        for parameter, weights in zip(parameters, trained, strict=True):
+            parameter.copy_(weights)
+        _copy_buffers(model, self._module)
+
+
+Average = Ema | EvalWeights
+
+
+def _copy_buffers(model: nn.Module, target: nn.Module) -> None:
+    buffers = dict(model.named_buffers())
+    for name, buffer in target.named_buffers():
+        if name in buffers and buffers[name].shape == buffer.shape:
+            buffer.copy_(buffers[name])
+
+
+def needs_copy(config: Config, optimizer: Optimizer) -> bool:
+    """Return whether a second model is validated and saved.
+
+    Raises: UserError if there are two reasons for one.
+    """
+    if config.train.ema_decay is not None and has_modes(optimizer):
+        raise UserError(
+            f"train.ema_decay: {config.optimizer.name} averages the weights itself (it has train() and eval()); set "
+            "train.ema_decay=null"
+        )
+    return config.train.ema_decay is not None or has_modes(optimizer)
+
+
+def get_average(config: Config, optimizer: Optimizer, build: Callable[[], nn.Module]) -> Average | None:
+    """Return what is validated and saved in place of the model, if anything. `build` returns a model like it."""
+    if not needs_copy(config, optimizer):
+        return None
+    if config.train.ema_decay is None:
+        return EvalWeights(build(), optimizer)
+    return Ema(build(), config.train.ema_decay, config.train.ema_warmup)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from accel_restore.config.optim import AnySchedule
+from accel_restore.config.optim import AnySchedule, OwnSchedule
+from accel_restore.optim.own import own_schedule
 
 
 def constant(optimizer: Optimizer, epochs: int, *, min_lr: float) -> LRScheduler:
@@ -123,8 +124,13 @@ class WarmUp(LRScheduler):
         self.after.load_state_dict(state["after"])
 
 
+def needs_monitored(schedule: LRScheduler) -> bool:
+    """Return whether a schedule follows the monitored value, and so is not a function of the epoch."""
+    return isinstance(schedule.after if isinstance(schedule, WarmUp) else schedule, ReduceLROnPlateau)
+
+
 def step_scheduler(scheduler: LRScheduler, monitored: float | None) -> None:
-    """Step a schedule once. Only `plateau` uses the monitored value; lower is better."""
+    """Step a schedule once. Only plateau and classes derived from it use the monitored value; lower is better."""
     inner = getattr(scheduler, "scheduler", scheduler)  # the schedule inside Accelerate's wrapper
     arguments: list[Any] = [monitored] if isinstance(inner, WarmUp | ReduceLROnPlateau) else []
     scheduler.step(*arguments)
@@ -132,21 +138,29 @@ def step_scheduler(scheduler: LRScheduler, monitored: float | None) -> None:
 
 def get_scheduler(optimizer: Optimizer, config: AnySchedule, epochs: int) -> LRScheduler:
     """Return the configured schedule over `epochs` epochs, at epoch 0."""
-    arguments = config.model_dump(exclude={"name", "warmup_epochs"})
-    schedule = SCHEDULES[config.name](optimizer, max(1, epochs - config.warmup_epochs), **arguments)
+    length = max(1, epochs - config.warmup_epochs)
+    if isinstance(config, OwnSchedule):
+        schedule = own_schedule(config, optimizer, length)
+    else:
+        arguments = config.model_dump(exclude={"name", "warmup_epochs"})
+        schedule = SCHEDULES[config.name](optimizer, length, **arguments)
     return WarmUp(schedule, config.warmup_epochs) if config.warmup_epochs else schedule
 
 
-def preview_learning_rates(config: AnySchedule, lr: float, epochs: int, at: list[int]) -> list[float] | None:
+def preview_learning_rates(
+    config: AnySchedule, lr: float, epochs: int, at: list[int], optimizer: Optimizer | None = None
+) -> list[float] | None:
     """Return the learning rates of the epochs `at`, found by running the schedule.
 
-    Returns None for `plateau`, whose rates depend on the training.
+    A schedule of the user's own may need an `optimizer` of the run's kind, which must be a new one. Returns None for
+    schedules whose rates depend on the training.
     """
-    if config.name == "plateau":
-        return None
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
+    if optimizer is None:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
     scheduler = get_scheduler(optimizer, config, epochs)
-    optimizer.step()  # torch warns if a schedule steps before its optimizer
+    if needs_monitored(scheduler):
+        return None
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # torch warns if a schedule steps before its optimizer
     rates = []
     for _ in range(max(at) + 1):
         rates.append(optimizer.param_groups[0]["lr"])

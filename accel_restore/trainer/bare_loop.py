@@ -14,7 +14,7 @@ from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import get_optimizer
-from accel_restore.optim.ema import Ema
+from accel_restore.optim.ema import get_average
 
 
 class BareLoop:
@@ -43,16 +43,15 @@ class BareLoop:
         self.max_grad_norm, self.dtype = config.train.max_grad_norm, PRECISIONS[accelerator.mixed_precision]
         layout = torch.channels_last if config.train.channels_last else torch.preserve_format
         model = initial_model(config).to(self.device).to(memory_format=layout).train()
-        self.ema = None
-        if config.train.ema_decay is not None:
-            averaged = initial_model(config).to(self.device).to(memory_format=layout)
-            self.ema = Ema(averaged, config.train.ema_decay, config.train.ema_warmup)
         if config.train.checkpoint_blocks:
             checkpoint_blocks(model)
         if config.train.compile:
             compile_blocks(model)
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16
         self.optimizer = get_optimizer(model, config.optimizer, fused)
+        self.ema = get_average(
+            config, self.optimizer, lambda: initial_model(config).to(self.device).to(memory_format=layout)
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.module, self.ddp = model, None
         if exchanging and accelerator.num_processes > 1:

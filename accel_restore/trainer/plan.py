@@ -17,8 +17,10 @@ from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import DataSets
 from accel_restore.data.identity import find_shared, in_words
 from accel_restore.metrics.protocol import Protocol
+from accel_restore.optim.ema import Average, EvalWeights
 from accel_restore.optim.schedules import preview_learning_rates
 from accel_restore.state import TrainState
+from accel_restore.trainer.optim_check import small_optimizer
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.words import counted
 
@@ -36,9 +38,11 @@ def plan_rows(
     """Return the resolved plan as rows of (what, value)."""
     plan = stages.plans[-1]
     at = sorted({0, epochs // 2, epochs - 1})
-    rates = preview_learning_rates(config.scheduler, config.optimizer.lr, epochs, at)
+    _, optimizer = small_optimizer(config, state.model, accelerator.device)
+    lr = optimizer.param_groups[0]["lr"]
+    rates = preview_learning_rates(config.scheduler, lr, epochs, at, optimizer)
     if rates is None:
-        rate = f"{config.optimizer.lr:.3g}, then lowered on plateaus of validation"
+        rate = f"{lr:.3g}, then lowered on plateaus of validation"
     else:
         rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
     crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
@@ -82,10 +86,10 @@ def plan_rows(
         rows.append(
             ("continues", f"{start.commit.name}: {counted(state.epoch, 'epoch')}, {counted(state.step, 'step')} done")
         )
-    return [*rows, *(("note", note) for note in _notes_on(state.model))]
+    return [*rows, *(("note", note) for note in _notes_on(state.model, state.ema))]
 
 
-def _notes_on(model: nn.Module) -> Iterator[str]:
+def _notes_on(model: nn.Module, average: Average | None = None) -> Iterator[str]:
     """Say what in the model makes the result depend on the number of ranks."""
     model.train()  # layers that are kept in eval mode stay in it
     if any(map(_drops, model.modules())):
@@ -98,6 +102,8 @@ def _notes_on(model: nn.Module) -> Iterator[str]:
             "batch statistics are those of a rank's own micro-batch: another number of ranks or another batch_size "
             "gives another result"
         )
+        if isinstance(average, EvalWeights):
+            yield "batch statistics are those of the training weights; the optimizer validates and saves other weights"
 
 
 def _drops(module: nn.Module) -> bool:

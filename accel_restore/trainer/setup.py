@@ -36,6 +36,7 @@ from accel_restore.models.pretrained import describe, initial_model, initial_mod
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.models.spandrel_models import RECOGNISED
 from accel_restore.optim import get_optimizer
+from accel_restore.optim.ema import needs_copy
 from accel_restore.registry import MODELS
 from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
@@ -45,6 +46,7 @@ from accel_restore.tracking.tensorboard_logger import check_tensorboard
 from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
 from accel_restore.trainer.model_check import Trial, check_copy
+from accel_restore.trainer.optim_check import try_optimizer, try_schedule
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
@@ -118,6 +120,7 @@ def prepare(
     max_steps = config.train.max_steps
     epochs = config.train.epochs if max_steps is None else stages.num_epochs(max_steps)
     state = setup_model_and_optimizer(without_checkpoint(config, start), accelerator, epochs)
+    on_all_ranks(accelerator, lambda: try_schedule(config, state.model, epochs, accelerator.device))
     loader = TrainLoader(
         data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
     )
@@ -201,7 +204,7 @@ def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epoc
                 f"{commit}: not found on {socket.gethostname()} (rank {accelerator.process_index}); set run.dir to a "
                 "folder that all machines share"
             )
-        return load_commit(commit, state, accelerator)
+        return load_commit(commit, state, accelerator, epochs)
 
     window_sums = on_all_ranks(accelerator, load)
     if not start.is_in(folder):
@@ -257,12 +260,14 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
         checkpoint_blocks(model)
     description, trial = describe(config.model, config.data.channels, config.data.scale), None
     name = description["name"]
-    if name not in MODELS and name != RECOGNISED:
-        if config.train.ema_decay is not None or accelerator.is_fsdp2:
-            check_copy(model, initial_model(config), name)
+    is_own = name not in MODELS and name != RECOGNISED
+    if is_own:
         trial = Trial(model, name, config, accelerator)
         trial.train()
-    get_optimizer(model, config.optimizer)
+    optimizer = get_optimizer(model, config.optimizer)
+    if (needs_copy(config, optimizer) or accelerator.is_fsdp2) and is_own:
+        check_copy(model, initial_model(config), name)
+    try_optimizer(config, model, accelerator.device)
     return description, trial, fit
 
 

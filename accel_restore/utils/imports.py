@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,6 +16,8 @@ from accel_restore.errors import UserError
 _PLAIN = (ValueError, TypeError, RuntimeError, ImportError, AttributeError, SyntaxError)
 
 
+_EXTRAS = {"pytorch_optimizer": "optimizers"}  # packages that an extra of ours installs
+_CHECK = "check that the package is installed or on PYTHONPATH"
 _LONGEST_NAME = 100  # letters; a value in place of a name may be as long as a file
 
 
@@ -137,10 +140,11 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
                 f"{key}: cannot import '{name}', because Python does not search this folder for {here}; put "
                 "PYTHONPATH=. before the command"
             ) from error
-        raise UserError(
-            f"{key}: cannot import '{name}' ({describe_error(error)}); write package.module:Name, and check that the "
-            "package is installed or on PYTHONPATH"
-        ) from error
+        known = [other for other in dir(sys.modules.get(module_name)) if not other.startswith("_")]
+        guess = did_you_mean(attribute, known) if module_name in sys.modules else None
+        check = f"pip install 'accel-restore[{_EXTRAS[top]}]'" if top in _EXTRAS else _CHECK
+        hint = f"did you mean '{module_name}:{guess}'?" if guess else f"write package.module:Name, and {check}"
+        raise UserError(f"{key}: cannot import '{name}' ({describe_error(error)}); {hint}") from error
 
 
 def check_arguments(function: Callable, given: Iterable[str], key: str, skip: Iterable[str] = ()) -> None:

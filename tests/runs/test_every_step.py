@@ -18,6 +18,7 @@ PHOTOS = 29, 3  # training, validation
 STEPS = 8  # two epochs of four steps; the last step of each has fewer samples
 STAGES = [{"until_epoch": 1, "patch_size": 8, "batch_size": 4}]
 STAGED_STEPS = 2 + 4
+BY_PATH = [f"pytorch_optimizer:{name}" for name in ("Adan", "Lion", "Prodigy")]
 
 
 def configuration(photos, out, name, **sections):
@@ -54,8 +55,25 @@ def differences(first, second):
             2, {"data": {"batch_size": 2}, "scheduler": {"name": "cosine", "warmup_epochs": 1}}, marks=pytest.mark.sweep
         ),
         (2, {"data": {"batch_size": 2, "stages": STAGES, "mixup": {"probability": 0.5}}}),
+        (2, {"data": {"batch_size": 2}, "optimizer": {"name": "pytorch_optimizer:SOAP", "lr": 0.003}}),
+        (
+            1,
+            {
+                "train": {"ema_decay": None, "mixed_precision": "bf16"},
+                "optimizer": {"name": "pytorch_optimizer:ScheduleFreeAdamW", "lr": 0.01},
+                "scheduler": {"name": "own_parts:Chained", "warmup_epochs": 1},
+            },
+        ),
+        *(pytest.param(1, {"optimizer": {"name": name}}, marks=pytest.mark.sweep) for name in BY_PATH),
     ],
-    ids=["1 rank, plateau, bf16", "2 ranks, cosine", "2 ranks, stages, mixup"],
+    ids=[
+        "1 rank, plateau, bf16",
+        "2 ranks, cosine",
+        "2 ranks, stages, mixup",
+        "2 ranks, SOAP",
+        "ScheduleFree",
+        *BY_PATH,
+    ],
 )
 def test_run_interrupted_after_every_step_ends_bit_identical(photos, tmp_path, ranks, sections):
     whole = configuration(photos, tmp_path, "whole", **json.loads(json.dumps(sections)))

@@ -106,6 +106,7 @@ def test_all_shards_skip_a_step_with_a_non_finite_loss(photos, tmp_path):
     ("override", "said"),
     [
         ("optimizer={name: muon}", "optimizer.name: muon needs full weights"),
+        ("optimizer={name: 'torch.optim:RAdam'}", "optimizer.name: torch.optim:RAdam needs full weights"),
         ("data.batch_size=auto", "data.batch_size: auto needs full weights"),
     ],
 )

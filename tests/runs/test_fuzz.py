@@ -271,7 +271,7 @@ def resume(commit, folder, files):
     (folder / "status.json").write_text("{}")
     start = find_resume_point(folder, config, False, [], "no", lambda _: None)
     if start.counters["epoch"] <= config.train.epochs:  # the condition under which training loads the commit
-        load_commit(start.commit, state, accelerator)
+        load_commit(start.commit, state, accelerator, 2)
 
 
 @TIMES
@@ -304,7 +304,7 @@ def test_damaged_commits_are_accepted_or_rejected(times, commit, tmp_path):
         def load(data):
             path.write_bytes(data)
             start = find_resume_point(tmp_path, commit[0], False, [], "no", lambda _: None)
-            load_commit(start.commit, commit[1], commit[2])
+            load_commit(start.commit, commit[1], commit[2], 2)
 
         return load
 

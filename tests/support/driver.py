@@ -264,10 +264,10 @@ def forget(part: str) -> None:
     """Resume without a part of the commit's state."""
     load = preparation.load_commit
 
-    def load_and_forget(commit, state, accelerator):
+    def load_and_forget(commit, state, *others):
         if part == "scheduler":
             schedule = state.scheduler.scheduler.state_dict()
-        window_sums = load(commit, state, accelerator)
+        window_sums = load(commit, state, *others)
         if part == "optimizer":
             state.optimizer.optimizer.state.clear()
         elif part == "ema":

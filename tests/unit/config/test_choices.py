@@ -1,12 +1,14 @@
 """Another choice has its own arguments; every word for off is accepted."""
 
+import re
+
 import pytest
 from configurations import LEAST, problems, value_at
 from runs import ROOT
 
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, Exponential
-from accel_restore.config.schema import Model
+from accel_restore.config.schema import Config, Model
 from accel_restore.registry import MODELS
 
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -68,6 +70,42 @@ def test_another_choice_than_a_recipes_has_its_own_defaults(path):
 def test_an_unchanged_name_keeps_the_arguments(override):
     former = {"width": 8} if override == "model.name=unet" else {"name": "unet", "width": 8}
     assert config_from({**LEAST, "model": former}, [override]).model.arguments == {"width": 8}
+
+
+def test_an_import_path_opens_its_section_and_is_not_imported():
+    overrides = ["optimizer.name=nowhere.at:All", "optimizer.anything=[1, 2]", "scheduler.name=x:y", "scheduler.peak=3"]
+    config = config_from({**LEAST, "optimizer": {"lr": 5.0}}, overrides)
+    assert (config.optimizer.name, config.optimizer.lr) == ("nowhere.at:All", None)  # null: its own default
+    assert config.optimizer.arguments == {"anything": [1, 2]}
+    assert (config.scheduler.arguments, config.scheduler.warmup_epochs) == ({"peak": 3}, 0)
+    assert config_from(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.name='a b:c'", "optimizer.name: 'a b:c' is not an import path; write package.module:Name"),
+        ("scheduler.name='a:'", "scheduler.name: 'a:' is not an import path; write package.module:Name"),
+        ("optimizer.name=torch.optim.RAdam", "an import path is written 'torch.optim:RAdam'"),
+        ("optimizer={name: 'a:b', lr: -1}", "optimizer.lr: input should be greater than 0, not -1"),
+        ("optimizer={name: 'a:b', no_decay: 3}", "optimizer.no_decay: input should be a valid list, not 3"),
+        ("scheduler={name: 'a:b', warmup_epochs: x}", "scheduler.warmup_epochs: input should be a valid integer"),
+        ("scheduler.name=poly", "others have import paths, such as torch.optim.lr_scheduler:PolynomialLR"),
+    ],
+)
+def test_a_wrong_import_path_or_common_key_is_rejected_with_its_key(override, said):
+    (line,) = problems(override)
+    assert said in line
+
+
+def test_the_schema_has_sections_by_name_and_one_for_import_paths():
+    schema = Config.model_json_schema()
+    named, by_path = schema["properties"]["optimizer"]["oneOf"]
+    assert set(named["discriminator"]["mapping"]) == set(OPTIMIZER_SECTIONS)
+    own = schema["$defs"][by_path["$ref"].rpartition("/")[2]]
+    assert own["additionalProperties"] is True
+    assert re.match(own["properties"]["name"]["pattern"], "pytorch_optimizer:SOAP")
+    assert not re.match(own["properties"]["name"]["pattern"], "adamw")
 
 
 OFF = ["no", "off", "false", "False", "none", "None", "null", "~", "'off'", ""]
