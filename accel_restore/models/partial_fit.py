@@ -58,8 +58,8 @@ class PartialFit:
 
     @property
     def share(self) -> str:
-        """The share of the parameters that fit, counted by values."""
-        return f"{100 * self.values_taken / max(self.values, 1):.1f} %"
+        """The share of the parameters that fit, counted by values and rounded down: 100.0 % are all."""
+        return f"{1000 * self.values_taken // max(self.values, 1) / 10:.1f} %"
 
     @torch.no_grad()
     def fill(self, model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -71,7 +71,9 @@ def test_a_run_on_two_ranks_continues_bit_identically_without_the_file(photos, x
 
 
 def test_too_little_that_fits_is_refused_before_anything_is_written(photos, x2, tmp_path):
-    config = configuration(photos, tmp_path, "refused", {**TINY, "width": 12, "checkpoint": str(x2), "partial": True}, 4)
+    config = configuration(
+        photos, tmp_path, "refused", {**TINY, "width": 12, "checkpoint": str(x2), "partial": True}, 4
+    )
     with pytest.raises(UserError, match=r"fits only \d+\.\d % of the parameters of the model 'nafnet' \([\d,]+ of"):
         fit(config, cpu=True)
     assert not run_folder(config).exists()

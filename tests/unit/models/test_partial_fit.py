@@ -93,6 +93,7 @@ def test_less_than_half_of_the_values_is_refused_with_the_number(tmp_path):
     for size, enough in ((4, True), (5, False)):  # values count, not tensors
         fit = PartialFit.of(Two(size), {"one": torch.ones(4)})
         assert fit.is_enough == enough and fit.values == 4 + size
+    assert PartialFit((), (), (), (), 9999, 10000).share == "99.9 %"  # not all
 
 
 def test_a_refused_file_suggests_partial_only_if_half_would_fit(tmp_path):
