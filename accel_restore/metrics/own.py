@@ -104,8 +104,8 @@ def _accumulates(function: Any) -> bool:
 def _ready(function: Any) -> Callable:
     if isinstance(function, nn.Module):
         function.eval().requires_grad_(False)
-    if hasattr(function, "sync_on_compute"):  # torchmetrics would wait for the other ranks, which score other images
-        function.sync_on_compute = False
+    if hasattr(function, "distributed_available_fn"):
+        function.distributed_available_fn = bool  # false: torchmetrics would wait for ranks, which score other images
     return function
 
 
