@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from accel_restore.errors import UserError
 from accel_restore.utils.imports import import_dynamo
 
+SMALL_SHARE = 0.1  # of the parameters, where the tail of a small network may hold most
 
-def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+
+def repeated_blocks(model: nn.Module, least: float = 0.5) -> list[nn.Module]:
     """Return the model's outermost modules whose class occurs several times and is not torch's, in order.
 
-    The list is empty if they hold less than half of the parameters: repeated custom norms are not blocks.
+    The list is empty if they hold less than the share `least` of the parameters: repeated custom norms are not blocks.
     """
-    counts = Counter(type(module) for module in model.modules() if not type(module).__module__.startswith("torch."))
+
+    def kind(module: nn.Module) -> tuple[str, str]:  # the same with and without checkpointing
+        return type(module).__module__, type(module).__qualname__
+
+    counts = Counter(kind(module) for module in model.modules() if not kind(module)[0].startswith("torch."))
 
     def parts(module: nn.Module) -> list[nn.Module]:
-        if counts[type(module)] > 1:
+        if counts[kind(module)] > 1:
             return [module]
         return [part for child in module.children() for part in parts(child)]
 
@@ -27,7 +33,7 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     blocks = [block for block in parts(model) if size(block)]
-    return blocks if 2 * size(*blocks) >= size(model) else []
+    return blocks if size(*blocks) >= least * size(model) else []
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_restore.errors import UserError
-from accel_restore.models.compile import repeated_blocks
+from accel_restore.models.compile import SMALL_SHARE, repeated_blocks
 from accel_restore.utils.imports import describe_error, did_you_mean
 
 PRESETS = {"all_but_new", "body", "all_but_tail"}  # of train.freeze
@@ -64,7 +64,7 @@ def _selected(model: nn.Module, preset: str, taken: Iterable[str] | None, image:
                 "model.partial=true, or use another preset"
             )
         return names & set(taken)
-    blocks = repeated_blocks(model)
+    blocks = repeated_blocks(model, SMALL_SHARE)
     if blocks in ([], [model]):
         raise UserError(
             f"train.freeze: {preset} needs repeated blocks, which {type(model).__name__} does not have; use patterns "

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from accel_restore.errors import UserError
-from accel_restore.models.compile import repeated_blocks
+from accel_restore.models.compile import SMALL_SHARE, repeated_blocks
 
 _Buffers = list[tuple[nn.Module, str, Tensor]]
 
@@ -25,11 +25,11 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
     Raises: UserError if the model has no repeated blocks.
     """
-    blocks = repeated_blocks(model)
+    blocks = repeated_blocks(model, SMALL_SHARE)
     if blocks in ([], [model]):
         raise UserError(
             f"train.checkpoint_blocks: {type(model).__name__} has no repeated blocks, that is, several modules of one "
-            "class of its own that hold most of its parameters; set train.checkpoint_blocks=false"
+            "class of its own that hold a part of its parameters; set train.checkpoint_blocks=false"
         )
     for block in blocks:
         own: type = type(block)
@@ -61,7 +61,7 @@ class _Checkpointed:
 @cache
 def _checkpointed(block_class: type) -> type:
     made = new_class(block_class.__name__, (_Checkpointed, block_class))
-    made.__module__ = block_class.__module__
+    made.__module__, made.__qualname__ = block_class.__module__, block_class.__qualname__
     return made
 
 

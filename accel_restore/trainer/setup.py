@@ -51,6 +51,7 @@ from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
 from accel_restore.utils.imports import import_dynamo
+from accel_restore.utils.redaction import redacted
 
 
 @dataclass
@@ -135,7 +136,7 @@ def prepare(
         plan.append(("weights", taken["in_words"]))
     run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, taken)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
-    record |= {"partial": taken} if taken is not None else {}
+    record |= {"partial": redacted(taken)} if taken is not None else {}
     on_all_ranks(accelerator, lambda: _prepare_folder(run, record), only_main=True)
     console.table("plan", plan)
     return run
