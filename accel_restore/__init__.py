@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["fit", "load"]
+__all__ = ["Callback", "fit", "load"]
 
 
 def __dir__() -> list[str]:
@@ -18,6 +18,10 @@ def __getattr__(name: str) -> object:  # these import torch, so they are importe
             from accel_restore.trainer.run import fit
 
             return fit
+        if name == "Callback":
+            from accel_restore.state import Callback
+
+            return Callback
         if name == "load":
             from accel_restore.inference.restorer import load
 

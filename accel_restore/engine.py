@@ -48,7 +48,6 @@ class TrainingRun:
     images: ValidationDataset
     loss_fn: Loss
     protocol: Protocol
-    epochs: int
 
 
 def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: int) -> TrainState:
@@ -72,22 +71,22 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     warm_up_ddp_buckets(model, (config.data.channels, size, size), accelerator)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
     sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
-    return TrainState(model, optimizer, scheduler, sums, ema, full_copy, terms=terms)
+    return TrainState(model, optimizer, scheduler, epochs, sums, ema, full_copy, terms=terms)
 
 
 def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable[[], bool] = bool) -> None:
-    """Train from the state of `run` until its epochs are complete.
+    """Train from the state of `run` until its epochs are complete; callbacks may lower their number.
 
     Raises: PreemptedError if `should_stop` returns true during validation; whatever a callback raises.
     """
     state, config = run.state, run.config
-    while state.epoch < run.epochs:
+    while state.epoch < state.epochs:
         epoch, lr = state.epoch, state.lr
         steps = run.loader.steps(epoch, state.epoch_step)
         train_loss = train_epoch(state, steps, run.loss_fn, run.accelerator, callbacks, config.train.max_grad_norm)
 
         scores, is_best = None, False
-        if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == run.epochs:
+        if (epoch + 1) % config.validation.every_epochs == 0 or epoch + 1 == state.epochs:
             for callback in callbacks:
                 callback.on_validation_start(state)
             scores = validate(

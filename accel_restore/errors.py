@@ -39,6 +39,12 @@ class RunAbortedError(Exception):
         self.is_reporter = is_reporter
 
 
+class CallbackError(Exception):
+    """A callback of the user's has raised: one message, exit 1."""
+
+    is_reporter: bool | None = None  # whether this rank reports the error; None: the main process does
+
+
 class FolderLostError(RunAbortedError):
     """The run's folder was moved, removed or replaced, so nothing more may be written there."""
 

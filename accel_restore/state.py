@@ -45,10 +45,11 @@ class EpochRecord:
 
 
 class Callback:
-    """Observes the loop.
+    """Observes the loop. A subclass defines the methods that it needs.
 
     Methods are called on every rank, in the order of the list in `trainer/run.py: make_callbacks`;
-    `on_validation_image` only on the rank that scores the image.
+    `on_validation_image` only on the rank that scores the image. Callbacks read the state. They may call `state.stop`,
+    and change nothing else.
     """
 
     def on_step(self, state: "TrainState") -> None:
@@ -67,13 +68,20 @@ class Callback:
         """Run after a validation, before `scheduler.step()`."""
 
     def on_best(self, state: "TrainState") -> None:
-        """Run when the monitored value is the best so far, after `scheduler.step()`."""
+        """Run when the monitored value is the best so far, after `scheduler.step()` and best.safetensors."""
 
     def on_epoch(self, state: "TrainState", record: EpochRecord) -> None:
         """Run at the end of an epoch, after validation and `scheduler.step()`."""
 
     def on_exit(self, state: "TrainState", error: BaseException | None) -> None:
         """Run once when training ends; `error` is what ended it early, if anything."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a commit keeps of this callback: JSON values. The main process's is kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned at the commit that the run continues from; called on every rank."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class TrainState:
     model: nn.Module
     optimizer: Any  # Accelerate's wrapper around a torch optimizer
     scheduler: Any  # Accelerate's wrapper around a torch schedule
+    epochs: int  # the run ends after this many; fewer than configured once it is stopped early
     epoch_sums: Tensor  # float64: this rank's sums of `MicroBatchLosses.sums` over the current epoch
     ema: "Average | None" = None
     full_copy: nn.Module | None = None  # with FSDP2, where weights are sharded: the whole model, filled to validate it
@@ -103,6 +112,11 @@ class TrainState:
     grad_norm: Tensor | None = None  # of the last step, before clipping
     micro_batches: list[MicroBatchLosses] = field(default_factory=list)  # of the last step
     terms: tuple[str, ...] = ()  # names of the loss's terms, where it has several
+    stop_reason: str | None = None  # why the run ends early; see `stop`
+
+    def stop(self, reason: str) -> None:
+        """End the run as finished after the current epoch, on all ranks. One rank may ask alone."""
+        self.stop_reason = self.stop_reason or reason
 
     @property
     def lr(self) -> float:

@@ -15,6 +15,7 @@ from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.config.load import load_config
 from accel_restore.errors import (
     AuditError,
+    CallbackError,
     DivergedError,
     PreemptedError,
     RunAbortedError,
@@ -99,7 +100,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         if config is not None and not error.recorded and is_main():
             record_preempted(run_folder(config))
         return _report(f"{error}; {resume_hint(options.overwrite and error.recorded)} from there", EXIT_CODE)
-    except (AuditError, RunAbortedError) as error:
+    except (AuditError, CallbackError, RunAbortedError) as error:
         is_reporter = getattr(error, "is_reporter", None)
         if is_reporter is None:  # all ranks raise it
             _leave_group()

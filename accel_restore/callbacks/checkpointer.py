@@ -43,15 +43,13 @@ class Checkpointer(Callback):
         accelerator: Accelerator,
         source: CommitSource,
         *,
-        epochs: int,
         stages: BatchSchedule,
         logger: MetricsLogger,
         folder_check: FolderCheck,
         replica_check: ReplicaCheck,
     ):
         self.folder, self.schedule, self.accelerator, self.source = logger.log.folder, schedule, accelerator, source
-        self.epochs, self.stages = epochs, stages
-        self.folder_check, self.replica_check = folder_check, replica_check
+        self.stages, self.folder_check, self.replica_check = stages, folder_check, replica_check
         self.logger, self.log = logger, logger.console.log
         self.best, self.best_is_written = source.best, True
         self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or attempt at one
@@ -60,12 +58,16 @@ class Checkpointer(Callback):
 
     def on_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
-        if every and state.step % every == 0 and state.epoch_step < self.stages.epoch(state.epoch).num_steps:
+        if every and state.step % every == 0 and not self.ends_epoch(state):
             self.commit(state)
+
+    def ends_epoch(self, state: TrainState) -> bool:
+        """Return whether the last step ended its epoch, which is committed after the validation."""
+        return state.epoch_step >= self.stages.epoch(state.epoch).num_steps
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         due = self.schedule.every_steps and state.step % self.schedule.every_steps == 0
-        if due or state.epoch % self.schedule.every_epochs == 0 or state.epoch == self.epochs:
+        if due or state.epoch % self.schedule.every_epochs == 0 or state.epoch == state.epochs:
             self.commit(state)
 
     def on_best(self, state: TrainState) -> None:

@@ -112,7 +112,6 @@ class MetricsLogger(Callback):
         loader: TrainLoader,
         trackers: Trackers,
         *,
-        epochs: int,
         every_steps: int,
         window_sums: Tensor,
     ):
@@ -120,12 +119,12 @@ class MetricsLogger(Callback):
         self.log, self.accelerator, self.trackers, self.console = log, accelerator, trackers, log.console
         self.schedule, self.wait = loader.stages, WaitTime()
         loader.observers.append(self.wait)
-        self.epochs, self.every_steps = epochs, every_steps
+        self.every_steps = every_steps
         self.window_sums = window_sums.to(state.epoch_sums.device)
         self.schedule_position = state.scheduler.scheduler.last_epoch
         self.epoch_start = time.perf_counter()
         self._begin_window(state)
-        self.console.start(epochs, self.schedule.num_steps(epochs), state.step)
+        self.console.start(state.epochs, self.schedule.num_steps(state.epochs), state.step)
 
     def _begin_window(self, state: TrainState) -> None:
         self.window = (state.step, time.perf_counter(), self.wait.seconds)
@@ -207,15 +206,15 @@ class MetricsLogger(Callback):
             write_status(self.log.folder, "running", world_size=self.accelerator.num_processes, **progress)
         self.trackers.update()
         if record.scores is not None:
-            self._show(record, record.scores)
+            self._show(record, record.scores, is_last=state.epoch == state.epochs)
 
-    def _show(self, record: EpochRecord, scores: Scores) -> None:
+    def _show(self, record: EpochRecord, scores: Scores, is_last: bool) -> None:
         shown = {"loss": scores.loss, **scores.metrics}
         figures = " · ".join(f"{name} {format_score(name, value)}" for name, value in shown.items())
         mark = "  ← best" if record.is_best else ""
         self.console.scores(
             f"epoch {record.epoch + 1} · train {format_score('loss', record.train_loss)} · val {figures}{mark}",
-            always=record.is_best or record.epoch + 1 == self.epochs,
+            always=record.is_best or is_last,
         )
 
     def on_exit(self, state: TrainState, error: BaseException | None) -> None:

@@ -25,6 +25,7 @@ class ValidationPictures(Callback):
     """
 
     def __init__(self, log: RunLog, samples: Samples, accelerator: Accelerator, epochs: int):
+        """`epochs` are the configured ones."""
         self.log, self.samples, self.accelerator = log, samples, accelerator
         self.epochs, self.last_drawn = epochs, -epochs
         self.best: tuple[int, list[list[Tile]]] | None = None  # epoch and tiles that are not drawn yet
@@ -34,7 +35,7 @@ class ValidationPictures(Callback):
         self.samples.add(index, input, output, gt)
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
-        is_due = record.epoch + 1 == self.epochs or record.epoch - self.last_drawn >= self.epochs // _PICTURE_SETS
+        is_due = record.epoch + 1 == state.epochs or record.epoch - self.last_drawn >= self.epochs // _PICTURE_SETS
         if record.scores is None or not (is_due or record.is_best):
             return
         found = {index: row for tiles in gather_object([self.samples.tiles]) for index, row in tiles.items()}
@@ -70,15 +71,15 @@ class ValidationPictures(Callback):
 class Curves(Callback):
     """Draws curves.png and report.html from metrics.jsonl; runs after the MetricsLogger."""
 
-    def __init__(self, log: RunLog, report: Report | None, epochs: int):
+    def __init__(self, log: RunLog, report: Report | None):
         """`report` is there on the main process only."""
-        self.log, self.report, self.epochs = log, report, epochs
+        self.log, self.report = log, report
         self.last_drawn = time.monotonic()
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         if self.report is None:
             return
-        if record.epoch + 1 == self.epochs or time.monotonic() - self.last_drawn >= _CURVES_SECONDS:
+        if record.epoch + 1 == state.epochs or time.monotonic() - self.last_drawn >= _CURVES_SECONDS:
             self.last_drawn = time.monotonic()
             with self.log.tolerating_full_disks():
                 draw_curves(self.log.folder / "metrics.jsonl", self.log.folder / "curves.png")

@@ -18,10 +18,8 @@ class PreemptionCallback(Callback):
     step later. At the end of an epoch the answer is awaited. A single process stops after the current step.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, stop: StopRequest, epochs: int, stop_after: int | None, timeout: float
-    ):
-        self.stop, self.epochs, self.stop_after = stop, epochs, stop_after
+    def __init__(self, accelerator: Accelerator, stop: StopRequest, stop_after: int | None, timeout: float):
+        self.stop, self.stop_after = stop, stop_after
         self.group: distributed.ProcessGroup | None = None
         if accelerator.num_processes > 1:
             self.group = distributed.new_group(  # type: ignore[assignment]  # -100 only for ranks outside the group
@@ -37,7 +35,7 @@ class PreemptionCallback(Callback):
         self._exchange()
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
-        if state.epoch == self.epochs:  # the run is finished
+        if state.epoch == state.epochs:  # the run is finished
             return
         asked = self._last_answer()
         self._exchange()

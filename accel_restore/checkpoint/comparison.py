@@ -18,9 +18,9 @@ from accel_restore.utils.words import counted
 
 # Sections and keys that a resumed run may change. Those in _BATCH may change as long as the global batch stays equal.
 _FREE = (
-    "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples", "validation.batch_size",
-    "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
-    "train.check_ranks_every_steps", "train.rank_timeout", "train.checkpoint_blocks",
+    "callbacks", "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples",
+    "validation.batch_size", "data.cache_dir", "data.num_threads", "data.max_image_pixels", "train.max_skipped_steps",
+    "train.check_ranks_every_steps", "train.rank_timeout", "train.checkpoint_blocks", "train.early_stopping",
 )  # fmt: skip
 # What these keys name is compared, not how it is spelled: the same images may be in another folder.
 _SOURCES = re.compile(r"data\.(train|val)(\..*)?")
@@ -34,6 +34,7 @@ _ARGUMENTS = (
     "optimizer.",
     "scheduler.",
 )  # one that is left out has its own default, which null is not
+_STOPPERS = ("train.early_stopping", "callbacks")  # once they change, a run that they have stopped continues
 _LENGTH = ("train.epochs", "train.max_steps")
 _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the best ones first
 _MISSING = object()
@@ -62,8 +63,11 @@ class Comparison:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the commit is the last one of a run of this length."""
+        """Whether the commit is the last one of a run of this length, which nothing has stopped that has changed."""
         same_length = all(self.then.get(key) == self.now[key] for key in _LENGTH)
+        if self.counters.get("stopped") is not None:
+            stoppers = [key for key in self.then | self.now if key.startswith(_STOPPERS)]
+            same_length = same_length and all(self.then.get(key) == self.now.get(key) for key in stoppers)
         return same_length and self.counters["epoch"] >= self.counters["epochs"]
 
     def describe_cut(self) -> str | None:
@@ -149,6 +153,8 @@ class Comparison:
         if not self._is_key(key):
             return f"{key}: {then} in the commit; this version does not have the key"
         text = f"{key}: {then} in the commit, {now} now"
+        if (section := key.partition(".")[0]) in self.counters.get("objects", ()):
+            text += f"; give fit the {section} of the commit as an object again"
         if key in _LENGTH and isinstance(then, int) and isinstance(now, int) and then < now:
             text += f"; to train longer, give {key}={now} on the command line"
         return text

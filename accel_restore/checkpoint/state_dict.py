@@ -55,6 +55,9 @@ class _Counters(BaseModel):
     precision: str
     data: dict[str, dict[str, int | str]]
     wandb_id: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] | None
+    stopped: str | None = None
+    objects: list[str] = []
+    callbacks: dict[str, list[dict[str, Any]]] = {}
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -195,6 +198,8 @@ def _put(
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
     state.skipped_in_row = counters.get("skipped_in_row", 0)
     state.best_val_loss, state.best = counters["best_val_loss"], counters["best"]
+    if counters["epoch_step"]:  # otherwise the run was stopped after this epoch, and continues only if that is undone
+        state.stop_reason = counters.get("stopped")
     epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
     state.epoch_sums.copy_(epoch_sums)
     return torch.zeros_like(state.epoch_sums).copy_(window_sums)

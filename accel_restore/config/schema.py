@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
@@ -87,6 +88,13 @@ class Model(OpenSection):
         False, description="take all tensors of the checkpoint that fit the model, at least half of its parameters"
     )
 
+    _object: Any = PrivateAttr(None)
+
+    @property
+    def object(self) -> Any:
+        """The module, or the function that builds it, if `fit` was given one; `name` is then the path of its class."""
+        return self._object
+
     @property
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments. A class of the user's own may have one named `preset`."""
@@ -139,6 +147,12 @@ def _name_model(section: Any) -> Any:
     return section
 
 
+class EarlyStopping(Section):
+    """Ends a run whose monitored value no longer improves."""
+
+    patience: PositiveInt = Field(20, description="validations in a row without a better monitored value")
+
+
 class Train(Section):
     """The training loop: length, batch size, precision, safety checks."""
 
@@ -175,6 +189,9 @@ class Train(Section):
         None, description="decay of an exponential moving average of the weights, which is validated and saved"
     )
     ema_warmup: bool = Field(False, description="limit the decay of update t to (1 + t) / (10 + t)")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="end the run, as finished, when the monitored value no longer improves; null: off"
+    )
     freeze: list[Annotated[str, Field(min_length=1)]] = Field(
         [],
         description="parameters that are not trained: name patterns such as 'encoder.*', or all_but_new, body, "
@@ -324,6 +341,18 @@ class Validation(Section):
         return self
 
 
+class OwnCallback(OpenSection):
+    """A callback of the user's own; further keys are its keyword arguments."""
+
+    name: Annotated[str, one_of({})] = Field(description="import path of a subclass of accel_restore.Callback")
+    _object: Any = PrivateAttr(None)
+
+    @property
+    def object(self) -> Any:
+        """The callback itself, if `fit` was given one."""
+        return self._object
+
+
 class Checkpoint(Section):
     """When the run is committed to disk."""
 
@@ -352,6 +381,10 @@ class Tracking(Section):
         return entity or None, project
 
 
+def _name_callback(section: Any) -> Any:
+    return {"name": section} if isinstance(section, str) else section
+
+
 class Config(Section):
     """The configuration of a training run of accel_restore."""
 
@@ -366,8 +399,17 @@ class Config(Section):
     scheduler: Annotated[AnySchedule, named(DEFAULT_NAMES["scheduler"])] = Cosine()
     train: Train = Train()
     validation: Validation = Validation()
+    callbacks: list[Annotated[OwnCallback, BeforeValidator(_name_callback)]] = Field(
+        [], description="what observes the training: import paths, or sections {name: ..., further arguments}"
+    )
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
+    _loss: Any = PrivateAttr(None)
+
+    @property
+    def own_loss(self) -> Any:
+        """The loss, if `fit` was given one; `loss` then has the path of its class or function alone."""
+        return self._loss
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

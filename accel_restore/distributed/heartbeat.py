@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import distributed
 
-from accel_restore.errors import AuditError, DivergedError, RunAbortedError, UserError
+from accel_restore.errors import AuditError, CallbackError, DivergedError, RunAbortedError, UserError
 
 _SHARE = 0.9  # of the timeout, after which a rank is given up; torch's own collectives fail at the full timeout
 _EVIDENCE_SECONDS = 5.0  # how long to look for the rank that caused an error here
@@ -56,12 +56,17 @@ class Verdict:
     """Why the run must end: the ranks at fault, the kind of fault, and the sentence for the user."""
 
     ranks: tuple[int, ...]
-    kind: str  # silent, unreachable, stuck, died, disconnected, failed
+    kind: str  # silent, unreachable, stuck, died, disconnected, failed, raised (in a user's callback)
     text: str
 
     @property
     def reporter(self) -> int:
-        """The rank that reports it: the main process, or where that is at fault, the first rank that is not."""
+        """The rank that reports it: the main process, or where that is at fault, the first rank that is not.
+
+        The rank of a callback that has raised reports it itself, as all ranks may have raised the same.
+        """
+        if self.kind == "raised":
+            return self.ranks[0]
         return next(rank for rank in itertools.count() if rank not in self.ranks)
 
     def to_json(self) -> str:
@@ -155,7 +160,8 @@ class RankMonitor:
 
     def _exchange(self, beat: int) -> None:
         if self.verdict is not None and not self.is_published.is_set():
-            self.store.compare_set("failure", "", self.verdict.to_json())
+            first = self.store.compare_set("failure", "", self.verdict.to_json())
+            self.failure, self.failed_at = Verdict.from_json(first.decode()), time.monotonic()
             self.is_published.set()
         self.store.set(f"heartbeat/{self.rank}", json.dumps({"beat": beat, "place": self.place}))
         now = time.monotonic()
@@ -232,8 +238,12 @@ class RankMonitor:
         """Inform the other ranks of the error that has ended this one."""
         if self.store is not None and not (self.rank == 0 and isinstance(error, _OF_ALL_RANKS)):
             first = "".join(str(error).strip().splitlines()[:1])
-            text = f"rank {self.rank} failed: {type(error).__name__}: {first:.300}"
-            self._publish(Verdict((self.rank,), "failed", text))
+            if isinstance(error, CallbackError):
+                verdict = Verdict((self.rank,), "raised", first)
+            else:
+                text = f"rank {self.rank} failed: {type(error).__name__}: {first:.300}"
+                verdict = Verdict((self.rank,), "failed", text)
+            self._publish(verdict)
 
     def find_cause(self, error: BaseException) -> Verdict | None:
         """Return the verdict if `error` came from another rank or a lost connection; None if it is this rank's own."""

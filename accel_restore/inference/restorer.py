@@ -133,8 +133,12 @@ def _check_range(image: Tensor | np.ndarray) -> None:
         raise ValueError(f"floats must be in [0, 1], but the smallest is {lowest:g}; scale them to [0, 1]")
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
+def load(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> Restorer:
     """Return the restorer of a best.safetensors file.
+
+    With `model`, the weights are loaded into this module, whose names and shapes must be those of the file. It becomes
+    the restorer's model. A model that was given to `fit` as an object needs it, unless its class builds the same model
+    without arguments.
 
     If `path` does not exist and has the form owner/name, the file comes from that repository of the Hugging Face Hub,
     where `accel-restore push` puts it.
@@ -144,11 +148,14 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
 
     `load` and the restorer leave the settings that `fit` lists as they are, random numbers too.
 
-    Raises: UserError if the file is missing, damaged, not available from the Hub, or not from accel_restore.
+    Raises: UserError if the file is missing, damaged, not available from the Hub, not from accel_restore, or does not
+        fit `model`; TypeError if `model` is no module.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module object, not {model!r:.100}")
     try:
         with torch.random.fork_rng(devices=[]):  # a new module draws its weights, which the file's then replace
-            model, info = load_module(find_weights(path))
+            loaded, info = load_module(find_weights(path), model)
     except UserError as error:
         raise UserError(f"{path!s:.500}: {error}") from error.__cause__
-    return Restorer(model.to(device), info, torch.device(device))
+    return Restorer(loaded.to(device), info, torch.device(device))

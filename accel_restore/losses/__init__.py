@@ -21,6 +21,7 @@ from accel_restore.registry import LOSSES
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
 if TYPE_CHECKING:  # names are checked before torch is imported
+    import torch
     from torch import Tensor
 
     LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -51,6 +52,14 @@ class Loss:
         """The smallest height and width, in pixels, that all terms accept."""
         return max(part.smallest_side for part in self.parts)
 
+    def to(self, device: torch.device) -> None:
+        """Move the terms that are modules to the device."""
+        from torch import nn
+
+        for part in self.parts:
+            if isinstance(part.function, nn.Module):
+                part.function.to(device)
+
     def __call__(self, output: Tensor, gt: Tensor) -> Tensor:
         """Return the loss of each sample, (B,)."""
         return reduce(add, self.terms(output, gt).values())
@@ -68,15 +77,19 @@ class Loss:
 
 
 def build_loss(
-    terms: dict[str, float | dict[str, Any]], channels: int = 3, patch_sizes: Mapping[str, int] | None = None
+    terms: Mapping[str, float | dict[str, Any]],
+    channels: int = 3,
+    patch_sizes: Mapping[str, int] | None = None,
+    own: LossFunction | None = None,
 ) -> Loss:
     """Return the weighted sum of the configured terms, for images of `channels` channels.
 
-    `patch_sizes` maps configuration keys to crop sizes in pixels.
+    `patch_sizes` maps configuration keys to crop sizes in pixels. `own` is the function of the only term, which is
+    then not imported by its name.
 
     Raises: UserError for unknown or invalid arguments of a term, and for crops that are smaller than a term needs.
     """
-    parts = [_build_term(name, setting, channels) for name, setting in terms.items()]
+    parts = [_build_term(name, setting, channels, own) for name, setting in terms.items()]
     for part in parts:
         for key, size in (patch_sizes or {}).items():
             if size < part.smallest_side:
@@ -87,12 +100,12 @@ def build_loss(
     return Loss(parts)
 
 
-def _build_term(name: str, setting: float | dict[str, Any], channels: int) -> Term:
+def _build_term(name: str, setting: float | dict[str, Any], channels: int, own: LossFunction | None) -> Term:
     arguments = dict(setting) if isinstance(setting, dict) else {"weight": setting}
     weight = arguments.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UserError(f"loss.{name}.weight: must be a number above 0, not {weight!r}")
-    target = resolve(name, LOSSES, "loss")
+    target: Any = own if own is not None else resolve(name, LOSSES, "loss")
     check_arguments(target, arguments, f"loss.{name}", skip=("output", "gt"))
     is_class = inspect.isclass(target)
     try:

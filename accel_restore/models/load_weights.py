@@ -25,22 +25,32 @@ from accel_restore.models.spandrel_models import RECOGNISED, recognise, skeleton
 from accel_restore.models.weights_file import digest, read_header, read_metadata
 
 
-def load_module(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_module(path: Path, own: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Return the float32 module of a best.safetensors file, in eval mode on the CPU, and the file's metadata.
+
+    The module is `own`, which the weights must fit, or it is built as the file describes it.
 
     Raises: UserError, without the file's name, if the file is damaged or was not written by accel_restore.
     """
     stored, header = read_header(path)
     info = read_metadata(stored)
     name, data = info["model"]["name"], info["data"]
+    if own is not None:
+        _compare(type(own).__name__, own, header)
+        own.load_state_dict(_read_weights(path, stored))
+        return own.float().cpu().eval(), {**stored, **info}
+    if info["model"].get("object"):
+        kind = name.rpartition(":")[2]
+        raise UserError(
+            f"its model '{name}' was given to fit as an object, and cannot be built from this file; load it in Python "
+            f"with accel_restore.load(path, model={kind}(...))"
+        )
     given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
     _refuse_standard_library(name)
     with as_user_error(name), limited(header):
         if name != RECOGNISED:
             _check_skeleton(name, given, header)
-        weights = safetensors.torch.load_file(path)
-        if digest(weights) != stored["sha256"]:
-            raise UserError("is damaged (sha256 of the weights differs); copy it again")
+        weights = _read_weights(path, stored)
         if name == RECOGNISED:
             model, *images = recognise(weights)
             if info["model"]["arguments"] or tuple(images) != given[1:]:
@@ -67,6 +77,13 @@ def build_stored(
 def _refuse_standard_library(name: str) -> None:
     if name not in model_names() and re.split("[.:]", name)[0] in sys.stdlib_module_names:
         raise UserError(f"names '{name}' as its model, but Python's standard library has no torch.nn.Module class")
+
+
+def _read_weights(path: Path, stored: dict[str, str]) -> dict[str, Tensor]:
+    weights = safetensors.torch.load_file(path)
+    if digest(weights) != stored["sha256"]:
+        raise UserError("is damaged (sha256 of the weights differs); copy it again")
+    return weights
 
 
 @contextmanager

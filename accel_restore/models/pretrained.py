@@ -16,6 +16,7 @@ from accel_restore.models import build_model, weights_file
 from accel_restore.models.architectures import is_architecture
 from accel_restore.models.branches import freeze_unused
 from accel_restore.models.load_weights import as_user_error, build_stored, limited, load_module
+from accel_restore.models.objects import build_object
 from accel_restore.models.parameters import freeze, keep_in_eval
 from accel_restore.models.partial_fit import PartialFit
 from accel_restore.models.probe import probe_image
@@ -62,8 +63,7 @@ def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module
 
 def _build_or_load(config: "Model", channels: int, scale: int) -> tuple[nn.Module, PartialFit | None]:
     if config.checkpoint is None:
-        assert config.name is not None  # the configuration requires a name or a checkpoint
-        model = build_model(config.name, config.arguments, channels, scale)
+        model = _build(config, channels, scale)
         _freeze_unused(model, channels, scale)
         return model, None
     with _naming(config.checkpoint) as path:
@@ -92,6 +92,13 @@ def describe(config: "Model", channels: int = 3, scale: int = 1) -> dict[str, An
         )
 
 
+def _build(config: "Model", channels: int, scale: int) -> nn.Module:
+    assert config.name is not None  # the configuration requires a name or a checkpoint
+    if config.object is not None:
+        return build_object(config.object, config.name, channels, scale)
+    return build_model(config.name, config.arguments, channels, scale)
+
+
 @contextmanager
 def _naming(checkpoint: str) -> Iterator[Path]:
     """Provide the path of the checkpoint, and put it before the message of a `UserError`."""
@@ -113,7 +120,7 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
         return load_module(path)[0]
     weights = _read_intact_weights(path, stored)
     if config.name is not None:
-        model = build_model(config.name, config.arguments, channels, scale)
+        model = _build(config, channels, scale)
         if isinstance(model, AnyImage):
             weights = convert_names(model, weights)
         _fill(model, config.name, weights)
@@ -135,7 +142,7 @@ def _open_in_part(path: Path, config: "Model", channels: int, scale: int) -> tup
     stored = _read_stored(path)
     weights = _read_intact_weights(path, stored)
     if config.name is not None:
-        name, model = config.name, build_model(config.name, config.arguments, channels, scale)
+        name, model = config.name, _build(config, channels, scale)
     else:
         own: dict[str, Any] = weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED}
         if own["name"] == RECOGNISED:

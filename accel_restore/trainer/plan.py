@@ -70,6 +70,10 @@ def plan_rows(
         (f"until epoch {end}", f"crops of {early.patch_size}, global batch {_batch_in_words(early)}")
         for end, early in zip(stages.ends, stages.plans, strict=False)
     ]
+    rows += [("callback", _in_words(callback.name, callback.arguments)) for callback in config.callbacks]
+    if config.train.early_stopping is not None:
+        patience = counted(config.train.early_stopping.patience, "validation")
+        rows.append(("early stopping", f"after {patience} without a better {config.validation.monitor}"))
     if config.scheduler.warmup_epochs >= epochs:
         warm_up = f"scheduler.warmup_epochs is {config.scheduler.warmup_epochs}, the epochs of the run are {epochs}"
         remedy = "for a short try, set scheduler.warmup_epochs=0"

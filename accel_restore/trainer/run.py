@@ -5,16 +5,18 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from accel_restore.callbacks.audit import Audit
 from accel_restore.callbacks.checkpointer import Checkpointer, CommitSource
 from accel_restore.callbacks.folder_check import FolderCheck
+from accel_restore.callbacks.guarded import AfterCommit
 from accel_restore.callbacks.heartbeat import Heartbeat
 from accel_restore.callbacks.metrics_logger import MetricsLogger, RunLog, Trackers
 from accel_restore.callbacks.nan_monitor import NaNMonitor
@@ -30,7 +32,7 @@ from accel_restore.data.identity import facts_of
 from accel_restore.distributed.accelerator import create_accelerator, restored_states
 from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.engine import train
-from accel_restore.errors import PreemptedError, RunAbortedError, UserError, resume_hint
+from accel_restore.errors import CallbackError, PreemptedError, RunAbortedError, UserError, resume_hint
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
@@ -40,8 +42,9 @@ from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 from accel_restore.tracking.wandb_client import check_settings
 from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.continued_model import facts_of_model
+from accel_restore.trainer.objects import given_objects, with_objects
 from accel_restore.trainer.setup import RunContext, prepare
-from accel_restore.trainer.summary import report_result, state_of
+from accel_restore.trainer.summary import report_result, state_of, stopped_by
 from accel_restore.utils.files import to_json
 from accel_restore.utils.globals import restored_globals
 from accel_restore.utils.launch import is_restarted
@@ -53,13 +56,25 @@ _running = threading.Lock()  # held while `fit` trains
 
 
 def fit(
-    config: dict | str | Path, *overrides: str, cpu: bool = False, audit: bool = False, overwrite: bool = False
+    config: dict | str | Path,
+    *overrides: str,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    callbacks: Iterable[Callback] = (),
+    cpu: bool = False,
+    audit: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Train, as `accel-restore train` does, and return the folder of the run.
 
     `config` is a YAML file or a mapping like one, in which `data.train.dataset` and `data.val.dataset` may be
     `datasets.Dataset` objects. Paths, tuples, numpy scalars and arrays are taken as YAML would give them. `overrides`
     are `key=value`. One training at a time runs in a process.
+
+    `model`, `loss` and `callbacks` take the place of names in the configuration. A copy of `model` is trained, from the
+    weights that it has now; a function or class that builds it serves models that cannot be copied. `loss` maps
+    (output, gt) to one value per sample, (B,). `callbacks` come after those of the configuration. With several ranks,
+    every rank passes the same objects, and the main process's weights count. To continue a run, pass them again.
 
     At the end, also after an exception, the process is as it was before. Restored are: environment variables; the
     random numbers of Python, numpy and torch; torch's deterministic algorithms, cuDNN's `benchmark` and
@@ -70,10 +85,11 @@ def fit(
     only commands tune (without it a step on CPUs is 15 to 20 % slower). What stays: imported modules; W&B's background
     process; with several ranks, the process group. A process that a launcher started ends when its launcher dies.
 
-    Raises: UserError for wrong input, MemoryError, DivergedError, RunAbortedError, AuditError; when stopped by a
-    signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
+    Raises: UserError for wrong input, MemoryError, DivergedError, CallbackError, RunAbortedError, AuditError; when
+    stopped by a signal, after saving: KeyboardInterrupt for SIGINT, otherwise SystemExit.
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
+    resolved = with_objects(resolved, model, loss, callbacks)
     with _alone(), warnings.catch_warnings(), restored_globals(), restored_states(), listening() as stop:
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
@@ -113,8 +129,8 @@ def run_training(
 ) -> None:
     """Train as the configuration says. Every rank calls it.
 
-    Raises: UserError, MemoryError, DivergedError, RunAbortedError, AuditError; PreemptedError when asked to stop, or
-    after step `stop_after`.
+    Raises: UserError, MemoryError, DivergedError, CallbackError, RunAbortedError, AuditError; PreemptedError when asked
+    to stop, or after step `stop_after`.
     """
     check_settings(config.tracking)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata; `fit` restores the filters
@@ -177,9 +193,19 @@ class _Ending:
         if (verdict := monitor.find_cause(error)) is not None:
             is_reporter = self.record(verdict.text, verdict.reporter)
             return RunAbortedError(self._with_hint(verdict), is_reporter)
+        if isinstance(error, CallbackError):
+            return self._explain_callback(error, monitor)
         final = _out_of_memory(error, monitor.is_validating) if is_out_of_memory(error) else error
         monitor.publish_error(final)
         self.record(str(final) or type(final).__name__, state=state_of(final))
+        return final
+
+    def _explain_callback(self, error: CallbackError, monitor: RankMonitor) -> CallbackError:
+        """The same error, to be reported by the first rank that has raised one."""
+        monitor.publish_error(error)
+        reporter = monitor.failure.reporter if monitor.failure is not None else self.rank
+        final = CallbackError(f"{error}; correct it, and {resume_hint(self.overwrite)} from the last commit")
+        final.is_reporter = self.record(str(error), reporter)
         return final
 
     def _with_hint(self, verdict: Verdict) -> str:
@@ -208,14 +234,20 @@ def _fit(run: RunContext, monitor: RankMonitor, stop: StopRequest, stop_after: i
         train(run, callbacks, stop.__bool__)
     except BaseException as error:
         ended = error
-    for callback in callbacks:
-        callback.on_exit(run.state, ended)
+    try:
+        for callback in callbacks:
+            callback.on_exit(run.state, ended)
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        run.own.close(run.state, ended)  # last: a commit at the end holds what they have counted
     if isinstance(ended, PreemptedError):
         raise PreemptedError(f"{stop} after step {run.state.step}")
     if ended is not None:
         raise ended
     if run.accelerator.is_main_process:
-        run.write_status("finished")
+        run.write_status("finished", **stopped_by(run.state.stop_reason))
     report_result(run.console, run.folder, run.state)
 
 
@@ -223,7 +255,7 @@ def make_callbacks(
     run: RunContext, monitor: RankMonitor, stop: StopRequest, stop_after: int | None = None, audit: bool = False
 ) -> list[Callback]:
     """The callbacks of a run, in the order in which they are called. Opens the run's files."""
-    config, accelerator, state, loader, epochs = run.config, run.accelerator, run.state, run.loader, run.epochs
+    config, accelerator, state, loader = run.config, run.accelerator, run.state, run.loader
     resolved = redacted(config.model_dump(mode="json"))
     run.log = log = RunLog(run.folder, state, accelerator.is_main_process, run.console)
     run.trackers = _open_trackers(run, resolved)
@@ -236,7 +268,6 @@ def make_callbacks(
         accelerator,
         loader,
         run.trackers,
-        epochs=epochs,
         every_steps=config.tracking.log_every_steps,
         window_sums=run.window_sums,
     )
@@ -248,7 +279,6 @@ def make_callbacks(
         config.checkpoint,
         accelerator,
         _commit_source(run, resolved),
-        epochs=epochs,
         stages=loader.stages,
         logger=logger,
         folder_check=folder_check,
@@ -259,15 +289,20 @@ def make_callbacks(
         Heartbeat(monitor, loader, state),
         folder_check,  # before all that write
         ValidationProgress(run.console, len(run.data.val), accelerator.num_processes),
+        # The user's: before all that must know whether the run stops early, and before the checkpointer, so that a
+        # commit holds their state.
+        *([run.own] if run.own.callbacks else []),
         # Before the logger: its line makes W&B look for the picture.
-        ValidationPictures(log, samples, accelerator, epochs),
+        ValidationPictures(log, samples, accelerator, state.epochs),
         logger,
-        Curves(log, run.report, epochs),
+        Curves(log, run.report),
         nan_monitor,  # these two before the checkpointer: a diverged or damaged state is not committed
         replica_check,
         checkpointer,  # after the logger: the lines of a step are on disk before its commit
+        # A user's error does not cost the commit of its step.
+        *([AfterCommit(run.own, checkpointer.ends_epoch)] if run.own.callbacks else []),
         # After the checkpointer; it raises, and `Checkpointer.on_exit` then commits.
-        PreemptionCallback(accelerator, stop, epochs, stop_after, config.train.rank_timeout),
+        PreemptionCallback(accelerator, stop, stop_after, config.train.rank_timeout),
         *([Audit(run.folder, state, loader, accelerator, run.console.table)] if audit else []),
     ]
 
@@ -282,7 +317,10 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
         return {
             "config": resolved,
             **built,
-            "epochs": run.epochs,
+            "epochs": run.state.epochs,
+            "objects": given_objects(config),
+            "stopped": run.own.stop_reason(run.state),
+            "callbacks": run.own.state_dicts(run.state),
             "global_batches": [plan.global_batch for plan in plans],
             "precision": run.accelerator.mixed_precision,
             "data": facts_of(run.data.identity),

@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from accel_restore.callbacks.early_stopping import EarlyStopping
+from accel_restore.callbacks.guarded import GuardedCallbacks, NamedCallback, build_callbacks
 from accel_restore.callbacks.metrics_logger import RunLog, Trackers
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
 from accel_restore.checkpoint.folder import CONFIG, MARKER, check_inputs
@@ -31,6 +33,7 @@ from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.compile import check_compiler
+from accel_restore.models.objects import is_built_by_name
 from accel_restore.models.partial_fit import PartialFit
 from accel_restore.models.pretrained import describe, initial_model, initial_model_and_fit
 from accel_restore.models.recomputation import checkpoint_blocks
@@ -46,6 +49,7 @@ from accel_restore.tracking.tensorboard_logger import check_tensorboard
 from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
 from accel_restore.trainer.model_check import Trial, check_copy
+from accel_restore.trainer.objects import share_objects
 from accel_restore.trainer.optim_check import try_optimizer, try_schedule
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
@@ -65,6 +69,7 @@ class RunContext(TrainingRun):
     plan: list[tuple[str, str]]  # the rows of the printed plan
     window_sums: Tensor  # of this rank, since the last logged line: see MetricsLogger
     description: dict[str, Any]  # of the model, for best.safetensors
+    own: GuardedCallbacks
     taken: dict[str, Any] | None = None  # what model.partial took from the checkpoint
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
@@ -105,8 +110,10 @@ def prepare(
     if start.finished and not start.other_sources:
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
+    config = share_objects(config, accelerator)
     # A run that continues takes its weights from the commit, and needs no other file to build the model.
     loss_fn, protocol, description, trial, fit = _check_parts(without_checkpoint(config, start), accelerator)
+    own = on_all_ranks(accelerator, lambda: _own_callbacks(config, accelerator, console))
     data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
     if start.finished:  # on these very images
         _report_finished(start, accelerator, console, lock.folder, audit)
@@ -128,13 +135,15 @@ def prepare(
     window_sums = torch.zeros_like(state.epoch_sums)
     if start.commit is not None:
         window_sums = _load_commit(start, state, accelerator, epochs, lock.folder)
+        kept = (start.counters or {}).get("callbacks", {})
+        on_all_ranks(accelerator, lambda: own.load_state_dicts(kept))
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
-    loop = config, accelerator, state, loader, data.val, loss_fn, protocol, epochs
+    loop = config, accelerator, state, loader, data.val, loss_fn, protocol
     taken = fit.record(str(config.model.checkpoint)) if fit is not None else stored_fit(start)
     if taken is not None:
         plan.append(("weights", taken["in_words"]))
-    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, taken)
+    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, own, taken)
     record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
     record |= {"partial": redacted(taken)} if taken is not None else {}
     on_all_ranks(accelerator, lambda: _prepare_folder(run, record), only_main=True)
@@ -174,7 +183,10 @@ def _check_parts(
     """
     data = config.data
     on_all_ranks(accelerator, lambda: bool(import_dynamo()))
-    loss_fn = on_all_ranks(accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes))
+    loss_fn = on_all_ranks(
+        accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes, config.own_loss)
+    )
+    loss_fn.to(accelerator.device)
     description, trial, fit = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
     protocol = Protocol.of(config)
     on_all_ranks(accelerator, lambda: _try_metrics(protocol, config, accelerator))
@@ -190,6 +202,15 @@ def _try_metrics(protocol: Protocol, config: Config, accelerator: Accelerator) -
     _ = protocol.scores
     protocol.check_direction(config.validation.monitor, "validation.monitor")
     protocol.try_own(accelerator.device)
+
+
+def _own_callbacks(config: Config, accelerator: Accelerator, console: Console) -> GuardedCallbacks:
+    """Early stopping, if it is on, and the callbacks of the configuration, in order."""
+    callbacks = build_callbacks(config.callbacks)
+    if config.train.early_stopping is not None:
+        early = EarlyStopping(config.train.early_stopping.patience, config.validation.monitor)
+        callbacks.insert(0, NamedCallback("train.early_stopping", early))
+    return GuardedCallbacks(callbacks, accelerator, console.log)
 
 
 def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> Tensor:
@@ -260,13 +281,17 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
     description, trial = describe(config.model, config.data.channels, config.data.scale), None
-    name = description["name"]
+    name, data = description["name"], config.data
+    if config.model.object is not None and not is_built_by_name(
+        model, name, data.channels, data.scale, data.patch_size // data.scale
+    ):
+        description["object"] = True  # the file of weights alone does not tell how to build it
     is_own = name not in MODELS and name != RECOGNISED
     if is_own:
         trial = Trial(model, name, config, accelerator)
         trial.train()
     optimizer = get_optimizer(model, config.optimizer)
-    if (needs_copy(config, optimizer) or accelerator.is_fsdp2) and is_own:
+    if (needs_copy(config, optimizer) or accelerator.is_fsdp2 or config.model.object is not None) and is_own:
         check_copy(model, initial_model(config), name)
     try_optimizer(config, model, accelerator.device)
     return description, trial, fit

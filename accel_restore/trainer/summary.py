@@ -27,6 +27,11 @@ def progress(state: TrainState, world_size: int) -> dict[str, Any]:
     return {"epoch": state.epoch, "step": state.step, "world_size": world_size, "best": state.best}
 
 
+def stopped_by(reason: str | None) -> dict[str, str]:
+    """Why a finished run ended early, if it did, as status.json records it."""
+    return {} if reason is None else {"stopped": reason}
+
+
 def report_finished(folder: Path, start: Start, accelerator: Accelerator, console: Console, audit: bool) -> None:
     """Report that there is nothing to do.
 
@@ -34,14 +39,16 @@ def report_finished(folder: Path, start: Start, accelerator: Accelerator, consol
     """
     audited, counters = read_audit(folder), start.counters
     assert counters is not None  # of the last commit
+    done, stopped = counted(counters["epoch"], "epoch"), counters.get("stopped")
     if audited and not audited["ok"]:
         raise AuditError(f"{folder}: the run is finished, but its audit failed: see {folder / 'audit.json'}")
     if audit and not audited:
         raise UserError(f"{folder}: the run is finished and was not audited; --overwrite --audit starts it again")
     if accelerator.is_main_process and read_status(folder).get("state") != "finished":
         kept = {key: counters[key] for key in ("epoch", "step", "best")}
-        write_status(folder, "finished", **kept, world_size=accelerator.num_processes)
-    console.log(f"{folder}: the run is finished ({counted(counters['epoch'], 'epoch')}); --overwrite starts it again")
+        write_status(folder, "finished", **kept, world_size=accelerator.num_processes, **stopped_by(stopped))
+    how = "" if stopped is None else f"; {stopped}; changing train.early_stopping or callbacks continues it"
+    console.log(f"{folder}: the run is finished ({done}{how}); --overwrite starts it again")
 
 
 def report_result(console: Console, folder: Path, state: TrainState) -> None:

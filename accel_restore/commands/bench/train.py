@@ -220,5 +220,6 @@ def _without_traces(config: Config, folder: str) -> Config:
             "run": config.run.model_copy(update=run),
             "tracking": config.tracking.model_copy(update=tracking),
             "data": config.data.model_copy(update={"stages": []}),
+            "callbacks": [],
         }
     )

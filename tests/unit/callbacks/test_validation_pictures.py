@@ -21,7 +21,7 @@ def drawing(tmp_path, monkeypatch):
 
 def _run(drawing, epochs, best):
     for epoch in epochs:
-        drawing.on_epoch(None, SimpleNamespace(epoch=epoch, scores=1.0, is_best=epoch in best))
+        drawing.on_epoch(SimpleNamespace(epochs=100), SimpleNamespace(epoch=epoch, scores=1.0, is_best=epoch in best))
     drawing.on_exit(None, None)
 
 
@@ -44,6 +44,6 @@ def test_a_best_epoch_with_a_regular_picture_needs_no_other(drawing, tmp_path):
 
 def test_a_best_epoch_is_drawn_before_the_run_ends_once_some_time_has_passed(drawing, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_BEST_SECONDS", 0.0)
-    drawing.on_epoch(None, SimpleNamespace(epoch=0, scores=1.0, is_best=True))
-    drawing.on_epoch(None, SimpleNamespace(epoch=1, scores=1.0, is_best=True))
+    drawing.on_epoch(SimpleNamespace(epochs=100), SimpleNamespace(epoch=0, scores=1.0, is_best=True))
+    drawing.on_epoch(SimpleNamespace(epochs=100), SimpleNamespace(epoch=1, scores=1.0, is_best=True))
     assert _best(tmp_path) == ["best-epoch-0001.png"]

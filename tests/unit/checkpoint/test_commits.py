@@ -37,7 +37,7 @@ def saver(folder, keep=2):
     logger = SimpleNamespace(log=SimpleNamespace(folder=folder, sync=lambda: None), console=SimpleNamespace(log=print))
     source = SimpleNamespace(best=None)
     return saving.Checkpointer(
-        Checkpoint(keep=keep), None, source, epochs=1, stages=None, logger=logger, folder_check=None, replica_check=None
+        Checkpoint(keep=keep), None, source, stages=None, logger=logger, folder_check=None, replica_check=None
     )
 
 
