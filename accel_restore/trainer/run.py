@@ -2,11 +2,10 @@
 
 import json
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.identity import facts_of
 from accel_restore.distributed.accelerator import create_accelerator, restored_states
-from accel_restore.distributed.heartbeat import RankMonitor, Verdict
+from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.engine import train
-from accel_restore.errors import CallbackError, PreemptedError, RunAbortedError, UserError, resume_hint
+from accel_restore.errors import PreemptedError, UserError
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
@@ -42,13 +41,13 @@ from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 from accel_restore.tracking.wandb_client import check_settings
 from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.continued_model import facts_of_model
+from accel_restore.trainer.ending import Ending
 from accel_restore.trainer.objects import given_objects, with_objects
 from accel_restore.trainer.setup import RunContext, prepare
-from accel_restore.trainer.summary import report_result, state_of, stopped_by
+from accel_restore.trainer.summary import report_result, stopped_by
 from accel_restore.utils.files import to_json
 from accel_restore.utils.globals import restored_globals
 from accel_restore.utils.launch import is_restarted
-from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 
@@ -139,7 +138,7 @@ def run_training(
     if not console.main:  # all ranks get the same warnings from libraries
         warnings.simplefilter("ignore")
     lock = RunLock(run_folder(config), console.log)
-    ending = _Ending(accelerator.process_index, overwrite)
+    ending = Ending(accelerator.process_index, overwrite)
     monitor = RankMonitor(accelerator, config.train.rank_timeout, ending.give_up)
     monitor.start()
     failed = True
@@ -164,65 +163,6 @@ def run_training(
         if ending.run is not None:
             ending.run.close(failed)
         lock.release()
-
-
-class _Ending:
-    """Decides what a run reports when it ends, and writes it to status.json."""
-
-    def __init__(self, rank: int, overwrite: bool):
-        self.rank, self.overwrite = rank, overwrite
-        self.run: RunContext | None = None  # once it is prepared
-
-    def record(self, reason: str, reporter: int = 0, state: str = "failed") -> bool:
-        """Write the reason to status.json if this rank is the reporter; return whether it is."""
-        if self.rank == reporter and self.run is not None:
-            with suppress(OSError):
-                self.run.write_status(state, error=reason)
-        return self.rank == reporter
-
-    def give_up(self, verdict: Verdict) -> None:
-        """Report a verdict from the monitor's thread, while the main thread waits for a rank that is lost."""
-        if self.record(verdict.text, verdict.reporter):
-            print(f"accel-restore: {self._with_hint(verdict)}", file=sys.stderr, flush=True)
-
-    def explain(self, error: Exception, monitor: RankMonitor) -> Exception:
-        """Return the error to raise: another rank's fault, too little memory, or `error` itself.
-
-        It is written to status.json, and the other ranks are informed if the fault is this rank's own.
-        """
-        if (verdict := monitor.find_cause(error)) is not None:
-            is_reporter = self.record(verdict.text, verdict.reporter)
-            return RunAbortedError(self._with_hint(verdict), is_reporter)
-        if isinstance(error, CallbackError):
-            return self._explain_callback(error, monitor)
-        final = _out_of_memory(error, monitor.is_validating) if is_out_of_memory(error) else error
-        monitor.publish_error(final)
-        self.record(str(final) or type(final).__name__, state=state_of(final))
-        return final
-
-    def _explain_callback(self, error: CallbackError, monitor: RankMonitor) -> CallbackError:
-        """The same error, to be reported by the first rank that has raised one."""
-        monitor.publish_error(error)
-        reporter = monitor.failure.reporter if monitor.failure is not None else self.rank
-        final = CallbackError(f"{error}; correct it, and {resume_hint(self.overwrite)} from the last commit")
-        final.is_reporter = self.record(str(error), reporter)
-        return final
-
-    def _with_hint(self, verdict: Verdict) -> str:
-        return f"{verdict.text}; {resume_hint(self.overwrite and self.run is not None)} from the last commit"
-
-
-def _out_of_memory(error: Exception, in_validation: bool) -> MemoryError:
-    """The same error in a sentence that names the remedy."""
-    if in_validation:
-        what, remedy = "validation of whole images", "set validation.tile (such as 512) to validate them in parts"
-    else:
-        what = "training"
-        remedy = (
-            "lower data.patch_size or data.batch_size (the result stays the same if train.global_batch_size is set to "
-            "today's global batch)"
-        )
-    return MemoryError(f"not enough memory for {what}: {remedy} ({' '.join(str(error).split()):.200})")
 
 
 def _fit(run: RunContext, monitor: RankMonitor, stop: StopRequest, stop_after: int | None, audit: bool) -> None:
