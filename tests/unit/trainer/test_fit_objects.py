@@ -110,7 +110,7 @@ def test_a_model_with_arguments_is_loaded_into_a_module_like_it(photos, tmp_path
     restorer = load(weights, model=net)
     assert restorer.model is net and same(states(net), last_weights({"run": {"dir": str(tmp_path), "name": "small"}}))
     assert restorer(np.zeros((20, 20, 3), np.uint8)).shape == (20, 20, 3)
-    with pytest.raises(UserError, match=r"best.safetensors: the weights do not fit the model 'Net': 'conv.weight' is"):
+    with pytest.raises(UserError, match=r"best.safetensors: the weights do not fit the model 'Net': 'conv.bias' is"):
         load(weights, model=Net(width=4))
 
 
