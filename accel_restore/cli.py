@@ -16,6 +16,10 @@ from accel_restore.utils.utf8 import use_utf8
 COMMANDS = {  # name: (help, import path of the function)
     "train": ("train a model (also: accelerate launch accel_restore/train.py)", "accel_restore.train:main"),
     "config": ("print the resolved configuration, or its JSON schema", "accel_restore.commands.config:main"),
+    "convert": (
+        "convert an option file of BasicSR or traiNNer-redux to a configuration",
+        "accel_restore.commands.convert:main",
+    ),
     "check": ("check the data before training", "accel_restore.commands.check:main"),
     "restore": ("apply weights to a file, a folder or a pattern", "accel_restore.commands.restore:main"),
     "evaluate": ("score weights on image pairs, or on degraded clean images", "accel_restore.commands.evaluate:main"),

@@ -32,6 +32,17 @@ def check_writable(file: Path | None, picture: bool = False, inputs: Iterable[Pa
         raise UserError(f"{file}: unknown picture format '{file.suffix}'; use .png or .jpg")
 
 
+def check_new(file: Path | None, overwrite: bool, inputs: Iterable[Path]) -> None:
+    """Raise `UserError` if `file` exists, unless it may be replaced, or where `check_writable` refuses any file."""
+    if file is None:
+        return
+    if file.is_file() and not any(input.exists() and file.samefile(input) for input in inputs):
+        if not overwrite:
+            raise UserError(f"{file}: exists; name another file, or write --overwrite to replace it")
+        return
+    check_writable(file, inputs=inputs)
+
+
 def write_report(file: Path, report: Any) -> None:
     """Write `report` as JSON. Raises: UserError on failure."""
     write_output(file, to_json(report, indent=2))
