@@ -20,6 +20,10 @@ COMMANDS = {  # name: (help, import path of the function)
         "convert an option file of BasicSR or traiNNer-redux to a configuration",
         "accel_restore.commands.convert:main",
     ),
+    "models": (
+        "list the networks that can be trained by name, or the arguments of one",
+        "accel_restore.commands.models:main",
+    ),
     "check": ("check the data before training", "accel_restore.commands.check:main"),
     "restore": ("apply weights to a file, a folder or a pattern", "accel_restore.commands.restore:main"),
     "evaluate": ("score weights on image pairs, or on degraded clean images", "accel_restore.commands.evaluate:main"),

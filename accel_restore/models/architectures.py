@@ -24,12 +24,15 @@ CHANNELS = (
 EXTRA_CHANNELS = {("drunet", "in_nc"): 1, ("mixdehazenet", "out_chans"): 1}
 # Arguments without a default, and defaults that the class itself refuses: windows must divide the image or its overlap.
 DEFAULTS = {
+    "drct": {"upsampler": "pixelshuffle"},  # its only one
     "hat": {"window_size": 16},
     "safmn": {"dim": 36},
     "safmnbcie": {"dim": 42},
     "swin2sr": {"window_size": 8},
     "swinir": {"window_size": 8},
 }  # fmt: skip
+# The scales of architectures that have an argument for it, but not each of 1, 2, 3 and 4.
+SCALES = {"safmnbcie": (1,), "swiftsrgan": (1, 2, 4)}
 # Why an architecture cannot be trained on pairs of images alone, where a trial does not show it.
 REFUSED = {
     "aurasr": "draws random noise in each forward and needs a discriminator",

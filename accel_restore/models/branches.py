@@ -84,6 +84,8 @@ def freeze_unused(model: nn.Module, channels: int, scale: int) -> None:
             output = model.train()(image)
         if not fits(output, image, scale):
             raise ValueError("returns something other than an image in training mode")
+        if not output.requires_grad:
+            raise ValueError("returns images that do not depend on its parameters")
         output.sum().backward()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)

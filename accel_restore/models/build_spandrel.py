@@ -48,15 +48,20 @@ def build_architecture(name: str, arguments: dict[str, Any], channels: int, scal
 
 
 def _build(name: str, arguments: dict[str, Any], channels: int, scale: int) -> nn.Module:
-    model_class = find_class(name, scale)
-    model = model_class(**keyword_arguments(name, model_class, arguments, channels, scale))
+    model = build_plain(name, arguments, channels, scale)
     if torch.get_default_device().type == "meta":  # only the shapes of its tensors are wanted
         return model
-    fit = find_fit(model.eval(), scale) or _published_fit(name, model_class, scale)
+    fit = find_fit(model.eval(), scale) or _published_fit(name, scale)
     network = accept_any_size(model, channels, scale, replace(fit, call=_CALLS.get(name, fit.call)))
     keep_training_branches(network, channels)
     call_in_batches_if_equal(network, channels)
     return network.train()
+
+
+def build_plain(name: str, arguments: dict[str, Any], channels: int, scale: int) -> nn.Module:
+    """Return the network as its project wrote it."""
+    model_class = find_class(name, scale)
+    return model_class(**keyword_arguments(name, model_class, arguments, channels, scale))
 
 
 def find_class(name: str, scale: int) -> type[nn.Module]:
@@ -135,11 +140,14 @@ def _check_size(key: str, value: Any) -> None:
             _check_size(key, part)
 
 
-def _published_fit(name: str, model_class: type[nn.Module], scale: int) -> Fit:
+def _published_fit(name: str, scale: int) -> Fit:
     """Return how the published network is called, where spandrel does not recognise the given arguments."""
-    with skeleton_device():
-        published = model_class(**keyword_arguments(name, model_class, {}, 3, scale))
-        return find_fit(published, scale) or Fit(scale=scale)
+    try:
+        with skeleton_device():
+            published = build_plain(name, {}, 3, scale)
+    except Exception:  # of any type: RCAN reads values while it is built
+        return Fit(scale=scale)
+    return find_fit(published, scale) or Fit(scale=scale)
 
 
 def _explain(name: str, arguments: dict[str, Any], channels: int, scale: int, error: Exception) -> str:
