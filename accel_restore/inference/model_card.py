@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from accel_restore import __version__
 from accel_restore.metrics.format import TITLES, format_score, metrics_of
-from accel_restore.registry import MODELS
+from accel_restore.models.architectures import model_names
 from accel_restore.utils.redaction import without_paths
 from accel_restore.utils.words import counted
 
@@ -46,7 +46,7 @@ def card(
         license=license,
         library_name="accel_restore",
         pipeline_tag="image-to-image",
-        tags=["image-restoration", *tasks, *([model] if model in MODELS else [])],
+        tags=["image-restoration", *tasks, *([model] if model in model_names() else [])],
         model_name=repo.split("/")[-1],
         eval_results=[
             EvalResult(
@@ -100,7 +100,7 @@ def _use(repo: str, metadata: dict[str, Any]) -> str:
     name, needs, extra = metadata["model"]["name"], "", ""
     if name == "spandrel":
         extra = "[spandrel]"  # the architecture comes from it
-    elif name not in MODELS:
+    elif ":" in name:
         needs = f"\n\nIts class, `{name}`, is not part of accel_restore; install its package, too."
     return f"""    pip install '.{extra}'
 
