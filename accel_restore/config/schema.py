@@ -74,7 +74,9 @@ class Model(OpenSection):
     """
 
     name: Annotated[str | None, one_of(model_names(), refused_names())] = Field(
-        None, description="a model's name or an import path; null: the model of the checkpoint"
+        None,
+        description="a model's name or an import path; null: the model of the checkpoint",
+        json_schema_extra={"examples": list(model_names())},
     )
     preset: str | None = Field(
         None, description="published arguments by name, see `accel-restore models NAME`; keys next to it replace them"

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,7 +43,9 @@ def build_architecture(name: str, arguments: dict[str, Any], channels: int, scal
         raise UserError(f"model.name: {reason}")
     keyword_arguments(name, find_class(name, scale), arguments, channels, scale)  # whose errors name keys
     try:
-        return _build(name, arguments, channels, scale)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as torch's of meshgrid, once per process
+            return _build(name, arguments, channels, scale)
     except Exception as error:  # of any type: the class checks little
         raise UserError(_explain(name, arguments, channels, scale, error)) from error
 

@@ -85,11 +85,6 @@ def count_parameters(name: str, scale: int) -> int:
     from accel_restore.models import build_model
     from accel_restore.models.spandrel_models import skeleton_device
 
-    try:
-        with skeleton_device():
-            model = build_model(name, {}, 3, scale)
-    except Exception:  # RCAN and IPT read values while they are built
-        from accel_restore.models.build_spandrel import build_plain
-
-        model = build_plain(name, {}, 3, scale)
+    with skeleton_device():
+        model = build_model(name, {}, 3, scale)
     return sum(parameter.numel() for parameter in model.parameters())

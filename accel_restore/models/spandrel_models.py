@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from accel_restore.errors import UserError
 from accel_restore.models.branches import keep_training_branches
@@ -126,18 +127,23 @@ def call_in_batches_if_equal(model: "AnyImage", channels: int) -> None:
     model.fit = replace(model.fit, is_batched=is_equal)
 
 
-class _OnHost(TorchFunctionMode):
-    """Compute lists of rates, whose values networks read while they are built, on the CPU."""
+class _Mixed(TorchFunctionMode):
+    """Let networks that read values while they are built do so without memory for their tensors.
+
+    A list of rates is computed on the CPU, and what meets a tensor without values loses its own.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})}
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         return func(*args, **kwargs)
 
 
 @contextmanager
 def skeleton_device() -> Iterator[None]:
     """Build models without values: their tensors have shapes, and take no memory."""
-    with torch.device("meta"), _OnHost():
+    with torch.device("meta"), _Mixed():
         yield
 
 

@@ -10,9 +10,11 @@ from configurations import LEAST, problems
 from torch import nn
 
 from accel_restore.config.load import config_from
+from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.models.architectures import find_architectures, model_names
+from accel_restore.models.load_weights import _check_skeleton, limited
 from accel_restore.models.pretrained import describe, initial_model
 from accel_restore.registry import MODELS
 
@@ -25,7 +27,7 @@ SMALL: list[tuple[str, dict, int]] = [  # name, arguments, scale
     ("span", {"feature_channels": 8}, 2),
     ("drunet", {"nc": [4, 4, 4, 4], "nb": 1}, 1),
     ("compact", {"num_feat": 8, "num_conv": 2}, 4),
-    ("rcan", {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4}, 2),
+    ("rcan", {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4}, 1),
     ("esrgan", {"num_filters": 8, "num_blocks": 1}, 4),
     ("seemore", {"num_layers": 1, "embedding_dim": 8, "num_experts": 2}, 2),
 ]
@@ -142,3 +144,19 @@ def test_dropout_layers_keep_both_modes():
     assert paths and all(module.training for module in paths)
     assert not any(module.training for module in (model.eval(), *paths))
     assert isinstance(model, nn.Module)
+
+
+def test_a_hostile_file_takes_no_memory(tmp_path):
+    """The skeleton of each architecture is built without values, also where the class reads some."""
+    header = {"head.weight": ([3], True)}
+    for name, arguments in (
+        ("rcan", {"n_feats": 60_000}),
+        ("ipt", {"n_feats": 60_000}),
+        ("swinir", {"embed_dim": 60_000}),
+    ):
+        with pytest.raises(UserError, match="much larger than the weights"), limited(header):
+            _check_skeleton(name, (arguments, 3, 2), header)
+
+
+def test_the_schema_knows_the_names():
+    assert {"hat", "unet"} <= set(Config.model_json_schema()["$defs"]["Model"]["properties"]["name"]["examples"])
