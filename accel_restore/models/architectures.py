@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from accel_restore.registry import MODELS
 
@@ -23,7 +24,7 @@ CHANNELS = (
 # Channels besides those of the image: DRUNet's noise map, and the scale of every pixel that MixDehazeNet returns.
 EXTRA_CHANNELS = {("drunet", "in_nc"): 1, ("mixdehazenet", "out_chans"): 1}
 # Arguments without a default, and defaults that the class itself refuses: windows must divide the image or its overlap.
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "drct": {"upsampler": "pixelshuffle"},  # its only one
     "hat": {"window_size": 16},
     "safmn": {"dim": 36},
