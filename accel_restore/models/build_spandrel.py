@@ -46,6 +46,8 @@ def build_architecture(name: str, arguments: dict[str, Any], channels: int, scal
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as torch's of meshgrid, once per process
             return _build(name, arguments, channels, scale)
+    except UserError:  # a file that claims to need much memory
+        raise
     except Exception as error:  # of any type: the class checks little
         raise UserError(_explain(name, arguments, channels, scale, error)) from error
 
