@@ -24,6 +24,13 @@ from accel_restore.utils.imports import check_arguments, describe_error
 
 _LARGEST, _LONGEST = 2**16, 256  # of a number and a list; a file of weights must not claim more memory than there is
 _SCALES = (1, 2, 3, 4)
+# Types of a default, those of the values that may replace it, and their name. A size may be [height, width].
+_TYPES: tuple[tuple[Any, tuple[type, ...], str], ...] = (
+    (bool, (bool,), "true or false"),
+    ((int, float), (int, float, list, tuple), "a number"),
+    ((list, tuple), (list, tuple), "a list"),
+    (str, (str, type(None)), "text"),
+)
 _NOISE_LEVEL = 15 / 255  # of DRUNet's noise map, as spandrel calls it; a constant, so the network is blind
 
 
@@ -82,7 +89,8 @@ def keyword_arguments(
 ) -> dict[str, Any]:
     """Return all keyword arguments of the class: those of the data, the given ones, and where it has none, ours.
 
-    Raises: UserError for a key that the class does not have or that the data decides, and for huge numbers.
+    Raises: UserError for a key that the class does not have or that the data decides, for huge and negative numbers,
+        and for values of another type than the default.
     """
     parameters = inspect.signature(model_class).parameters
     from_data = data_arguments(name, model_class, channels, scale)
@@ -91,6 +99,8 @@ def keyword_arguments(
             source = "scale" if key in architectures.SCALE else "channels"
             raise UserError(f"model.{key}: unknown key; set data.{source}, from which the model takes it")
         _check_size(f"model.{key}", arguments[key])
+        if key in parameters:
+            _check_type(f"model.{key}", arguments[key], parameters[key].default)
     defaults: dict[str, Any] = dict(architectures.DEFAULTS.get(name, {}))
     if scale > 1 and "upsampler" in parameters and parameters["upsampler"].default == "":
         defaults["upsampler"] = "pixelshuffle"  # without one, the transformers ignore the scale
@@ -138,11 +148,22 @@ def _check_size(key: str, value: Any) -> None:
     """Raise `UserError` for numbers and lists with which a network would take all memory."""
     if isinstance(value, (int, float)) and abs(value) > _LARGEST:
         raise UserError(f"{key}: {value} is too large; use at most {_LARGEST}")
+    if isinstance(value, int) and value < 0:  # a class may take it for 0, as range does
+        raise UserError(f"{key}: {value} is negative; use at least 0")
     if isinstance(value, (Sequence, dict)) and len(value) > _LONGEST:
         raise UserError(f"{key}: has {len(value)} entries; use at most {_LONGEST}")
     if isinstance(value, Sequence) and not isinstance(value, str):
         for part in value:
             _check_size(key, part)
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    """Raise `UserError` if the class, which checks little, expects a value of another type by its default."""
+    for kind, allowed, what in _TYPES:
+        if isinstance(default, kind):
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+                raise UserError(f"{key}: {value!r:.100} is not {what}, such as its default, {default!r:.100}")
+            return
 
 
 def _published_fit(name: str, scale: int) -> Fit:

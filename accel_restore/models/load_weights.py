@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
@@ -127,6 +129,23 @@ def _compare(name: str, model: nn.Module, header: dict[str, tuple[list[int], boo
 class _AbsurdSizeError(UserError):
     """The model is much larger than its file of weights."""
 
+    def __init__(self) -> None:
+        super().__init__("its arguments describe a model much larger than the weights in it; it is damaged or hostile")
+
+
+class _FewRates(TorchFunctionMode):
+    """Refuse lists of rates that are longer than a model has parts. Networks make them before their first part."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.linspace and (args[2] if len(args) > 2 else kwargs["steps"]) > self.most:
+            raise _AbsurdSizeError
+        return func(*args, **kwargs)
+
 
 @contextmanager
 def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
@@ -145,11 +164,9 @@ def limited(header: dict[str, tuple[list[int], bool]]) -> Iterator[None]:
         if isinstance(part, Tensor) and not nn.parameter.is_lazy(part):
             values += part.numel()
         if next(parts) > most_parts or values > most_values:
-            raise _AbsurdSizeError(
-                "its arguments describe a model much larger than the weights in it; it is damaged or hostile"
-            )
+            raise _AbsurdSizeError
 
-    with ExitStack() as callbacks:
+    with _FewRates(most_parts), ExitStack() as callbacks:
         for register in (register_module_module_registration_hook, register_module_parameter_registration_hook,
                          register_module_buffer_registration_hook):  # fmt: skip
             callbacks.callback(register(registered).remove)

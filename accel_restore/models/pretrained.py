@@ -121,13 +121,10 @@ def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
     weights = _read_intact_weights(path, stored)
     if config.name is not None:
         model = _build(config, channels, scale)
-        if isinstance(model, AnyImage):
-            weights = convert_names(model, weights)
-        _fill(model, config.name, weights)
+        _fill(model, config.name, _with_names_of(model, weights))
         return model
-    header = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
     with as_user_error(RECOGNISED):
-        with limited(header):
+        with limited(_header(weights)):
             model, own_channels, own_scale = recognise(weights)
         _check_images(own_channels, own_scale, channels, scale)
         for module in model.modules():
@@ -149,8 +146,7 @@ def _open_in_part(path: Path, config: "Model", channels: int, scale: int) -> tup
             raise UserError("does not name its model; set model.name, and the model's arguments, next to model.partial")
         name = own["name"]
         model = build_stored(name, own["arguments"], channels, scale, weights_file.read_header(path)[1])
-    if isinstance(model, AnyImage):
-        weights = convert_names(model, weights)
+    weights = _with_names_of(model, weights)
     fit = PartialFit.of(model, weights)
     if not fit.is_enough:
         raise UserError(
@@ -160,6 +156,18 @@ def _open_in_part(path: Path, config: "Model", channels: int, scale: int) -> tup
         )
     fit.fill(model, weights)
     return model, fit
+
+
+def _with_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights by the names of an architecture of spandrel, where its project has others."""
+    if not isinstance(model, AnyImage):
+        return weights
+    with limited(_header(weights)):  # spandrel builds the network that the names in the file describe
+        return convert_names(model, weights)
+
+
+def _header(weights: dict[str, Tensor]) -> dict[str, tuple[list[int], bool]]:
+    return {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
 
 
 def _suggest_part(path: Path, config: "Model", channels: int, scale: int) -> str:

@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 from configurations import LEAST, problems
+from safetensors.torch import save_file
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from accel_restore.config.load import config_from
 from accel_restore.config.schema import Config
@@ -121,6 +123,10 @@ def test_initial_weights_depend_on_the_seed_alone():
         ("scunet", {"config": [1] * 7, "dim": 64}, 3, 2, r"^data\.scale: 2, but the model 'scunet' has only 1$"),
         ("realcugan", {}, 3, 1, r"^data\.scale: 1, but the model 'realcugan' has only 2, 3, 4$"),
         ("realplksr", {"n_blocks": 1, "dim": 8}, 1, 2, r"^data\.channels: 1, but the model 'realplksr' has only 3$"),
+        ("hat", {"embed_dim": "abc"}, 3, 1, r"^model\.embed_dim: 'abc' is not a number, such as its default, 96$"),
+        ("hat", {"depths": 2}, 3, 1, r"^model\.depths: 2 is not a list, such as its default, \(6, 6, 6, 6\)$"),
+        ("realplksr", {"n_blocks": -2}, 3, 1, r"^model\.n_blocks: -2 is negative; use at least 0$"),
+        ("realplksr", {"use_ea": "off"}, 3, 1, r"^model\.use_ea: 'off' is not true or false"),
         ("swinir", {"num_heads": [5]}, 3, 1, r"^model: swinir cannot be built: [^\n]+$"),
     ],
 )
@@ -153,9 +159,24 @@ def test_a_hostile_file_takes_no_memory(tmp_path):
         ("rcan", {"n_feats": 60_000}),
         ("ipt", {"n_feats": 60_000}),
         ("swinir", {"embed_dim": 60_000}),
+        ("swinir", {"depths": [60_000] * 256, "num_heads": [1] * 256}),  # rates of 15 million blocks
     ):
         with pytest.raises(UserError, match="much larger than the weights"), limited(header):
             _check_skeleton(name, (arguments, 3, 2), header)
+
+
+def test_names_in_a_file_do_not_decide_how_much_is_built(tmp_path):
+    built = []
+    weights = {"body.0.weight": [8, 3, 3, 3], "body.1.weight": [8], "body.20000.bias": [12]}
+    save_file({name: torch.zeros(shape) for name, shape in weights.items()}, tmp_path / "net.safetensors")
+    given = {"name": "compact", "num_feat": 8, "num_conv": 1, "checkpoint": str(tmp_path / "net.safetensors")}
+    handle = register_module_module_registration_hook(lambda *part: built.append(part))
+    try:
+        with pytest.raises(UserError, match="does not fit the model 'compact'"):
+            initial_model(config_from({**LEAST, "model": given}))
+    finally:
+        handle.remove()
+    assert len(built) < 10_000
 
 
 def test_the_schema_knows_the_names():
