@@ -77,8 +77,8 @@ def one_of(table: dict, refused: Mapping[str, str] = MappingProxyType({})) -> Be
     """
 
     def check(name: Any) -> Any:
-        if isinstance(name, str) and name in refused:
-            raise PydanticCustomError("refused", "{reason}", {"reason": refused[name]})
+        if isinstance(name, str) and (reason := refused.get(name.lower())):
+            raise PydanticCustomError("refused", "{reason}", {"reason": reason})
         return check_name(name, table) if isinstance(name, str) else name
 
     return BeforeValidator(check)

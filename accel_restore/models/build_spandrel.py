@@ -178,12 +178,16 @@ def _published_fit(name: str, scale: int) -> Fit:
 
 def _explain(name: str, arguments: dict[str, Any], channels: int, scale: int, error: Exception) -> str:
     """Return why the network cannot be built: the scale or the channels if others work, or else what its class says."""
+    reason = describe_error(error) or type(error).__name__
     scales = [other for other in _SCALES if other != scale and _is_possible(name, arguments, channels, other)]
     if scales:
-        return f"data.scale: {scale}, but the model '{name}' has only {', '.join(map(str, scales))}"
+        of_data = data_arguments(name, find_class(name, scale), channels, scale)
+        is_free = bool(of_data.keys() & set(architectures.SCALE)) and bool(arguments)  # an argument may be the cause
+        cause = f" with these arguments ({reason})" if is_free else ""
+        return f"data.scale: {scale}, but the model '{name}' has only {', '.join(map(str, scales))}{cause}"
     if channels != 3 and _is_possible(name, arguments, 3, scale):
         return f"data.channels: {channels}, but the model '{name}' has only 3"
-    return f"model: {name} cannot be built: {describe_error(error) or type(error).__name__}"
+    return f"model: {name} cannot be built: {reason}; accel-restore models {name} shows its arguments"
 
 
 def _is_possible(name: str, arguments: dict[str, Any], channels: int, scale: int) -> bool:

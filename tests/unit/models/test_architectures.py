@@ -57,9 +57,10 @@ def test_names_are_checked_without_importing_torch_or_spandrel():
 
 
 def test_an_architecture_that_needs_more_than_an_image_is_refused_with_the_reason():
-    assert problems("model.name=lama") == [
-        "model.name: 'lama' cannot be trained on pairs of images: it needs a mask of the pixels to fill in"
-    ]
+    for name in ("lama", "LaMa"):
+        assert problems(f"model.name={name}") == [
+            "model.name: 'lama' cannot be trained on pairs of images: it needs a mask of the pixels to fill in"
+        ]
     with pytest.raises(UserError, match="'fbcnn' cannot be trained"):
         build_model("fbcnn", {}, 3, 1)
 
@@ -127,7 +128,8 @@ def test_initial_weights_depend_on_the_seed_alone():
         ("hat", {"depths": 2}, 3, 1, r"^model\.depths: 2 is not a list, such as its default, \(6, 6, 6, 6\)$"),
         ("realplksr", {"n_blocks": -2}, 3, 1, r"^model\.n_blocks: -2 is negative; use at least 0$"),
         ("realplksr", {"use_ea": "off"}, 3, 1, r"^model\.use_ea: 'off' is not true or false"),
-        ("swinir", {"num_heads": [5]}, 3, 1, r"^model: swinir cannot be built: [^\n]+$"),
+        ("swinir", {"num_heads": [5]}, 3, 1, r"^model: swinir cannot be built: [^\n]+; accel-restore models swinir "),
+        ("swinir", {**SWINIR, "upsampler": "no"}, 3, 2, r"has only 1 with these arguments \(returns images of"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(name, arguments, channels, scale, message):
