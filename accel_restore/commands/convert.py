@@ -16,6 +16,7 @@ from accel_restore.config.convert.options import convert
 from accel_restore.config.convert.write import to_text
 from accel_restore.config.load import config_from, read_mapping
 from accel_restore.config.safe_yaml import parse_yaml
+from accel_restore.errors import UserError
 from accel_restore.models.architectures import is_architecture, model_names
 from accel_restore.models.presets import presets_of
 from accel_restore.registry import MODELS
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     check_new(options.output, options.overwrite, inputs=[options.options])
     where = str(options.options)
+    if (kind := options.options.suffix.lower()) in (".json", ".toml"):
+        raise UserError(f"{where}: is a {kind} file; convert reads the YAML files of BasicSR and traiNNer-redux")
     draft = convert(read_mapping(options.options), where, model_names(), presets_of, _arguments_of)
     config = settle(draft, where)
     output = str(options.output or "mine.yaml")

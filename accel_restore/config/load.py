@@ -32,6 +32,8 @@ def read_mapping(path: Path) -> dict:
         text = data.decode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not text in UTF-8; save it in this encoding") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
     if len(data) > MAX_BYTES:

@@ -17,6 +17,8 @@ def convert_data(draft: Draft) -> None:
     validations = [name for name in draft.section("datasets") if name.startswith("val")]
     for place, name in enumerate(validations):
         option = f"datasets.{name}"
+        if draft.peek(option) is None:
+            continue  # an empty section, which the tables explain
         if place or not _has_clean(draft, option):
             why = (
                 "there is one validation source; score others by accel-restore evaluate"
@@ -58,6 +60,10 @@ def _convert_source(draft: Draft, option: str, target: str) -> None:
         draft.put(f"{target}.{side}", _without_lmdb(draft, folder, value), folder)
     if template not in (None, "{}") and side_of(draft, target, "input"):
         _use_template(draft, option, target, template)
+    elif side_of(draft, target, "gt") and side_of(draft, target, "input") == side_of(draft, target, "gt"):
+        draft.todo.append(
+            f"{target}: input and gt are the same folder, so each image is its own pair; name two folders"
+        )
     if not side_of(draft, target, "gt"):
         draft.put(f"{target}.gt", PLACEHOLDER)
         draft.todo.append(f"{target}.gt: name the folder of the clean images")

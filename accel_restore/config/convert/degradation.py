@@ -59,6 +59,9 @@ def _blur(draft: Draft, suffix: str) -> list[dict[str, Any]]:
     betas = {name: _range(draft, f"{place}{name}{suffix}") for name in ("betag_range", "betap_range")}
     draft.take(f"{place}blur_kernel_size{suffix}")  # the size to which kernels are padded
     known = isinstance(kinds, list) and isinstance(weights, list) and len(kinds) == len(weights)
+    if not known and chance != 0:
+        for name in (option, f"{place}kernel_list{suffix}", f"{place}kernel_prob{suffix}"):
+            draft.refuse(name, "there is no blur without kernel_list and kernel_prob of equal lengths")
     if not known or chance == 0:
         return []
     choices, shares = [], []

@@ -136,9 +136,11 @@ class Draft:
                 return
         self.notes.append(Note(kind, section_of(option), options, reason))
 
-    @staticmethod
-    def _below(option: str, names: dict[str, Any]) -> list[str]:
-        return [name for name in names if name == option or name.startswith(f"{option}.")]
+    def _below(self, option: str, names: dict[str, Any]) -> list[str]:
+        """Return those of the names that are the option or below it, without a search through all names."""
+        if option in names:
+            return [option]
+        return [name for name, _ in leaves(self.peek(option), option) if name in names]
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -55,10 +55,24 @@ def convert_optimizer(draft: Draft) -> None:
         option = f"train.optim_g.{argument}"
         if argument in _SPEED:
             draft.skip(option, "changes the speed only; accel_restore chooses it")
+        elif argument == "schedule_free":
+            _take_schedule_free(draft, option, name)
         elif argument not in _ARGUMENTS.get(name, (argument,)):
             draft.lose(option, f"{name} has no such argument here")
         elif argument != "type" and (value := draft.take(option)) is not None:
             draft.put(f"optimizer.{argument}", _as_float(value, argument), option)
+
+
+def is_schedule_free(draft: Draft) -> bool:
+    """Return whether the optimizer of the configuration averages the weights itself."""
+    return "ScheduleFree" in draft.config.get("optimizer", {}).get("name", "")
+
+
+def _take_schedule_free(draft: Draft, option: str, name: str) -> None:
+    if is_schedule_free(draft):
+        draft.skip(option, f"{name} is schedule-free")
+    else:
+        draft.lose(option, f"{name} is not schedule-free")
 
 
 def _as_float(value: Any, argument: str) -> Any:

@@ -10,7 +10,7 @@ from accel_restore.config.convert.degradation import convert_degradation
 from accel_restore.config.convert.draft import Draft
 from accel_restore.config.convert.losses import ADVERSARIAL, convert_losses
 from accel_restore.config.convert.networks import convert_network
-from accel_restore.config.convert.optim import convert_optimizer, convert_schedule
+from accel_restore.config.convert.optim import convert_optimizer, convert_schedule, is_schedule_free
 from accel_restore.config.convert.steps import Steps
 from accel_restore.config.convert.tables import LOST, NUMBERS, SWITCHES, UNKNOWN, UNNEEDED
 from accel_restore.errors import UserError
@@ -106,6 +106,8 @@ def _convert_numbers(draft: Draft) -> None:
         value = draft.whole(option) if is_whole else draft.number(option)
         if value is not None:
             draft.put(target, value, option)
+    if is_schedule_free(draft) and "ema_decay" in draft.config["train"]:
+        draft.drop("train.ema_decay", "the optimizer is schedule-free, so it averages the weights itself")
     for option, target in SWITCHES:
         if isinstance(draft.peek(option), bool):
             draft.put(target, draft.take(option), option)
@@ -240,11 +242,12 @@ def _comment_on_rest(draft: Draft) -> None:
         value = draft.unread.get(option)
         if option not in draft.unread:  # commented on together with another one
             continue
+        if value is None or value == {}:
+            draft.skip(option, "is not set")
+            continue
         lost = _reason(LOST, option)
         if reason := _reason(UNNEEDED, option):
             draft.skip(option, reason)
-        elif value is None or value == {}:
-            draft.skip(option, "is not set")
         elif lost and (value is False or value == 0):
             draft.skip(option, "is off")
         else:
@@ -255,6 +258,8 @@ def _reason(table: dict[str, str], option: str) -> str | None:
     parts = option.split(".")
     for pattern, reason in table.items():
         wanted = pattern.split(".")
-        if len(parts) >= len(wanted) and all(fnmatchcase(p, w) for p, w in zip(parts, wanted, strict=False)):
+        if len(parts) >= len(wanted) and all(
+            part == name or ("*" in name and fnmatchcase(part, name)) for part, name in zip(parts, wanted, strict=False)
+        ):
             return reason
     return None

@@ -49,7 +49,6 @@ UNNEEDED = {
     "datasets.*.lq_size": "whole images are validated",
     "datasets.*.filename_tmpl": "files of equal names form a pair",
     "datasets.*.type": "the keys input and gt of the source say it",
-    "datasets.*.kernel_info": "the degradation has its own kernels",
     "queue_size": "every sample has its own degradation, so no queue mixes them",
     "model_type": "the model, the losses and the degradation say what is trained",
     "is_train": "the command train says it",
@@ -125,7 +124,10 @@ LOST = {
     "datasets.*.random_reverse": "video is not supported",
     "datasets.*.test_mode": "video is not supported",
     "datasets.*.cache_data": "video is not supported",
-    "datasets": _DEGRADATION,
+    **{
+        f"datasets.*.{name}*": _DEGRADATION
+        for name in ("blur_kernel", "kernel_", "sinc_prob", "blur_sigma", "beta*_range", "final_")
+    },
     "train.use_moa": "only pairs are mixed (data.mixup); parts of images are not exchanged",
     "train.moa_*": "only pairs are mixed (data.mixup); parts of images are not exchanged",
     "high_order_degradation": _DEGRADATION,

@@ -362,7 +362,7 @@ def test_the_option_file_itself_is_never_replaced(tmp_path, capsys):
         (b"- 1\n- 2\n", "must be a mapping"),
         (b"some words\n", "must be a mapping"),
         (b"a: 1\n", "not an option file"),
-        (b"\xff\xfe\x00\x01", "cannot be read"),
+        (b"\xff\xfe\x00\x01", "UTF-8"),
         (b"network_g: !!python/object:os.system x\n", "tag"),
         (b"a: &a [x, x, x]\nb: &b [*a, *a]\nnetwork_g: [*b\n", "not valid YAML"),
         (b"", "not an option file"),
@@ -374,6 +374,72 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, capsys, content, word
     assert main(["convert", str(file), "-o", str(out)]) == 2
     said = capsys.readouterr()
     assert words in said.err and "options.yml" in said.err and said.err.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize(("kind", "said"), [("AdamW_SF", "not needed"), ("SOAP_SF", "not carried")])
+def test_a_schedule_free_optimizer_averages_the_weights_alone(kind, said):
+    tree = copy.deepcopy(TREES["redux_realplksr_x2"])
+    tree["train"] |= {"optim_g": {"type": kind, "lr": 1e-3, "schedule_free": True}, "ema_decay": 0.999}
+    draft, is_free = converted(tree), said == "not needed"
+    assert "schedule_free" not in draft.config["optimizer"]
+    assert ("ema_decay" in draft.config["train"]) is not is_free
+    comments = comments_of(text_of(tree))
+    assert f"{said}: train.optim_g.schedule_free: true" in comments
+    assert ("not carried: train.ema_decay: 0.999 (the optimizer is schedule-free" in comments) is is_free
+
+
+@pytest.mark.parametrize("name", ["kair.json", "neosr.toml"])
+def test_files_of_other_kinds_are_refused_by_their_kind(tmp_path, capsys, name):
+    file = tmp_path / name
+    file.write_text('{"netG": {}} // or name = "x"\n', encoding="utf-8")
+    assert main(["convert", str(file)]) == 2
+    said = capsys.readouterr()
+    assert f"{name}: is a {file.suffix} file" in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_pairs_in_one_folder_are_to_do():
+    tree = copy.deepcopy(TREES["basicsr_edsr_x4"])
+    assert not any("same folder" in line for line in converted(tree).todo)
+    tree["datasets"]["train"]["dataroot_lq"] = tree["datasets"]["train"]["dataroot_gt"]
+    tree["datasets"]["train"].pop("filename_tmpl", None)
+    assert any(line.startswith("data.train: input and gt are the same folder") for line in converted(tree).todo)
+
+
+def test_reasons_fit_the_options():
+    tree = copy.deepcopy(TREES["basicsr_edsr_x4"])
+    tree["datasets"] |= {"val": None}
+    tree["datasets"]["train"] |= {"task": "SR", "gt_size": None}
+    tree["gt_size"] = 96
+    comments = comments_of(text_of(tree))
+    assert re.search(r"not carried: datasets\.train\.task: SR \(accel_restore has no such key", comments)
+    assert re.search(r"not needed: [^()]*datasets\.val: null[^()]* \(is not set\)", comments)
+    assert re.search(r"not needed: [^()]*datasets\.train\.gt_size: null[^()]* \(is not set\)", comments)
+
+
+def test_blur_without_kernels_is_a_comment():
+    tree = copy.deepcopy(TREES["redux_compact_otf_x4"])
+    kernels = {name: tree["datasets"]["train"].pop(name) for name in ("kernel_list", "kernel_prob", "blur_sigma")}
+    tree["datasets"]["train"]["kernel_info"] = kernels
+    tree["blur_prob"] = 0.7
+    comments = comments_of(text_of(tree))
+    assert "not carried: blur_prob: 0.7 (there is no blur without kernel_list" in comments
+    assert re.search(r"not carried: datasets\.train\.kernel_info\.kernel_list", comments)
+
+
+def test_an_option_is_found_without_a_search_through_all_options(monkeypatch):
+    looked_at = 0
+
+    def counted(*given):
+        nonlocal looked_at
+        for item in leaves(*given):
+            looked_at += 1
+            yield item
+
+    tree = copy.deepcopy(TREES["basicsr_edsr_x4"]) | {"extra": {f"k{place}": 1 for place in range(3000)}}
+    monkeypatch.setattr("accel_restore.config.convert.draft.leaves", counted)
+    draft = converted(tree)
+    assert not draft.unread
+    assert looked_at < 30_000  # a search for each option looks at 9 million
 
 
 def test_secrets_are_not_copied(monkeypatch):
