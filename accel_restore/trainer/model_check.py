@@ -59,7 +59,8 @@ class Trial:
         batch = 1 if 1 in (data.batch_size, *(stage.batch_size for stage in data.stages)) else 2
         for size in sorted(set(data.patch_sizes.values())):
             side = size // data.scale
-            with self._reporting(f"be trained on crops of {side}x{side}"):
+            remedy = "; if the memory layout is the cause, set train.channels_last=false"
+            with self._reporting(f"be trained on crops of {side}x{side}", remedy * (layout is torch.channels_last)):
                 image = probe_image(data.channels, batch, side, side).to(memory_format=layout)
                 output = self._output(self.model, image)
                 output.float().sum().backward()

@@ -62,6 +62,14 @@ def test_model_that_cannot_be_trained_is_refused(change, words):
     trial(Own()).train()  # the control
 
 
+def test_a_model_that_fails_with_channels_last_is_refused_with_the_key():
+    tried = trial(Own("self.conv(x).view(2, -1)"))
+    with pytest.raises(UserError, match=r"crops of 16x16: .* memory layout .*, set train\.channels_last=false$"):
+        tried.train()
+    tried.config.train.channels_last = False
+    tried.train()
+
+
 def test_crops_of_every_stage_are_tried():
     stages = [{"until_epoch": 1, "patch_size": 8}]
     model = partial(Own, "assert x.shape[-1] > 8, 'too small'")
