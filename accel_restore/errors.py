@@ -4,6 +4,9 @@ import re
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
+# What a part of the user's may raise. sys.exit(0) in a part must not end a run with the exit code of a finished one.
+PART_ERRORS = (Exception, SystemExit)
+
 
 class UserError(Exception):
     """The user's input (configuration, data, weights) is wrong: one short message, no traceback, exit 2.

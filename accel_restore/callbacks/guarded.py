@@ -12,7 +12,7 @@ from torch import Tensor
 
 from accel_restore.config.schema import OwnCallback
 from accel_restore.distributed.heartbeat import is_communication
-from accel_restore.errors import CallbackError, UserError
+from accel_restore.errors import PART_ERRORS, CallbackError, UserError
 from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
 from accel_restore.utils.redaction import redacted
@@ -54,7 +54,7 @@ def _build(section: OwnCallback, key: str) -> Callback:
     check_arguments(target, section.arguments, key)
     try:
         return target(**section.arguments)
-    except Exception as error:  # a user's own class may raise anything
+    except PART_ERRORS as error:  # a user's own class may raise anything
         raise UserError(f"{key}: '{section.name}' cannot be built: {describe_error(error)}") from error
 
 
@@ -83,7 +83,7 @@ def _check_state(named: NamedCallback, key: str) -> None:
         raise UserError(f"{key}: '{named.name}' has one of state_dict and load_state_dict; define both")
     try:
         _check_json(named.callback.state_dict(), "")
-    except Exception as error:
+    except PART_ERRORS as error:
         raise UserError(f"{key}: '{named.name}' cannot be committed: state_dict: {describe_error(error)}") from error
 
 
@@ -145,7 +145,7 @@ class GuardedCallbacks(Callback):
             if number not in self.errors:
                 try:
                     getattr(named.callback, method)(state, *given)
-                except (Exception, SystemExit) as error:
+                except PART_ERRORS as error:
                     if is_communication(error) and method != "on_exit":  # another rank's fault
                         raise
                     self.errors[number] = self._describe(named, method, state, error)
@@ -175,7 +175,7 @@ class GuardedCallbacks(Callback):
             try:
                 own = named.callback.state_dict()
                 _check_json(own, "")
-            except Exception as error:
+            except PART_ERRORS as error:
                 raise self._describe(named, "state_dict", state, error) from error
             kept.setdefault(named.name, []).append(own)
         return kept
@@ -190,7 +190,7 @@ class GuardedCallbacks(Callback):
             if left.get(named.name):
                 try:
                     named.callback.load_state_dict(left[named.name].pop(0))
-                except Exception as error:
+                except PART_ERRORS as error:
                     raise UserError(
                         f"callbacks: '{named.name}' cannot load its state from the commit: {describe_error(error)}; "
                         "correct its load_state_dict, or remove the callback"

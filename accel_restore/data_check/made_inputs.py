@@ -12,9 +12,10 @@ from accel_restore.data.pairs import Pair
 from accel_restore.data.val_dataset import seed_of
 from accel_restore.data_check.findings import Finding
 from accel_restore.data_check.survey import Part
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.models.blocks import upscale
+from accel_restore.utils.imports import describe_error
 
 _MEASURED = 8  # images of a set
 
@@ -29,8 +30,8 @@ def make_input(pair: Pair, gt: np.ndarray, degrade: DegradationPipeline) -> tupl
     images = torch.from_numpy(gt[:height, :width]).permute(2, 0, 1)[None]
     try:
         return degrade(images, np.array([seed_of(pair.name)], np.uint64)), images
-    except Exception as error:  # the function may be the user's
-        raise UserError(f"data.degradation: cannot work on {pair.gt}: {error}") from error
+    except PART_ERRORS as error:  # the function may be the user's
+        raise UserError(f"data.degradation: cannot work on {pair.gt}: {describe_error(error)}") from error
 
 
 def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:

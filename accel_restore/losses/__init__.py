@@ -16,7 +16,7 @@ from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.registry import LOSSES
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
 
@@ -111,26 +111,35 @@ def _build_term(name: str, setting: float | dict[str, Any], channels: int, own: 
     try:
         function = target(**arguments) if is_class else partial(target, **arguments)
         smallest_side = getattr(function if is_class else target, "smallest_side", 1)
-        values, has_gradient = _try(function, channels, max(8, smallest_side))
+        values, has_gradient, changes = _try(function, channels, max(8, smallest_side))
     except UserError:
         raise
-    except Exception as error:  # a user's own loss may raise anything
+    except PART_ERRORS as error:  # a user's own loss may raise anything
         raise UserError(f"loss.{name}: cannot work with {arguments}: {describe_error(error)}") from error
     if values != (2,):
         raise UserError(
             f"loss.{name}: returns {values} for 2 samples, but must return one value per sample, shape (2,); average "
             "over all dimensions but the first, for example value.flatten(1).mean(1)"
         )
+    if changes:
+        raise UserError(f"loss.{name}: changes {changes} in place, so scores would be wrong; compute with copies of it")
     if not has_gradient:
         raise UserError(f"loss.{name}: has no gradient with respect to the output, so it cannot train a model")
     return Term(name, float(weight), function, smallest_side)
 
 
-def _try(function: LossFunction, channels: int, side: int) -> tuple[tuple[int, ...] | str, bool]:
-    """Return the shape (or else the type) of what a loss returns for 2 images, and whether it has a gradient."""
+def _try(function: LossFunction, channels: int, side: int) -> tuple[tuple[int, ...] | str, bool, str | None]:
+    """Return what a loss does with 2 images.
+
+    It is: the shape (or else the type) of the result, whether it has a gradient, and which image is changed in place.
+    """
     import torch
 
-    values = function(torch.zeros(2, channels, side, side, requires_grad=True), torch.zeros(2, channels, side, side))
+    images = {"output": torch.zeros(2, channels, side, side), "gt": torch.zeros(2, channels, side, side)}
+    output = images["output"].requires_grad_()
+    versions = {name: image._version for name, image in images.items()}
+    values = function(output, images["gt"])
+    changed = next((name for name, image in images.items() if image._version != versions[name]), None)
     if not isinstance(values, torch.Tensor):
-        return type(values).__name__, False
-    return tuple(values.shape), values.requires_grad
+        return type(values).__name__, False, changed
+    return tuple(values.shape), values.requires_grad, changed

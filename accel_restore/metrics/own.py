@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.metrics import Metric
 from accel_restore.utils.imports import check_arguments, describe_error
 from accel_restore.utils.memory import is_out_of_memory
@@ -150,7 +150,7 @@ def naming(where: str, problem: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except PART_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{where} {problem}: {describe_error(error)}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.models.architectures import is_architecture
 from accel_restore.registry import MODELS
 from accel_restore.utils.imports import check_arguments, describe_error, resolve
@@ -46,5 +46,5 @@ def build_model(name: str, arguments: dict[str, Any], channels: int, scale: int 
         return model_class(**given)
     except UserError:
         raise
-    except Exception as error:  # a user's own class may raise anything
+    except PART_ERRORS as error:  # a user's own class may raise anything
         raise UserError(f"model: {name} cannot be built: {describe_error(error)}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.models import build_model
 from accel_restore.utils.imports import check_arguments, describe_error
 
@@ -28,7 +28,7 @@ def build_object(own: Any, name: str, channels: int, scale: int) -> nn.Module:
         built = own(**given)
     except UserError:
         raise
-    except Exception as error:  # a user's own code may raise anything
+    except PART_ERRORS as error:  # a user's own code may raise anything
         if isinstance(own, nn.Module):
             kind = type(own).__name__
             raise UserError(
@@ -56,5 +56,5 @@ def is_built_by_name(model: nn.Module, name: str, channels: int, scale: int, sid
             other = build_model(name, {}, channels, scale)
         other.load_state_dict(model.state_dict())
         return bool(torch.equal(model.eval()(image), other.eval()(image)))
-    except Exception:  # whatever the reason: it cannot be built by its name
+    except PART_ERRORS:  # whatever the reason: it cannot be built by its name
         return False

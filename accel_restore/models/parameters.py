@@ -7,7 +7,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.models.compile import SMALL_SHARE, repeated_blocks
 from accel_restore.utils.imports import describe_error, did_you_mean
 
@@ -101,7 +101,7 @@ def _tail(model: nn.Module, blocks: list[nn.Module], image: Tensor) -> set[str]:
     try:
         with torch.random.fork_rng(devices=[]):
             model(image)
-    except Exception as error:  # of a user's own model
+    except PART_ERRORS as error:  # of a user's own model
         raise UserError(
             f"train.freeze: all_but_tail runs the model once, which failed ({describe_error(error)}); use patterns of "
             "names"

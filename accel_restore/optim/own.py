@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from accel_restore.config.optim import OwnOptimizer, OwnSchedule
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.utils.imports import check_arguments, describe_error, misspelt, resolve
 
 _FUNCTION = "; if it needs more than parameters, name a function (params, ...) of your own that returns it"
@@ -31,7 +31,7 @@ def own_optimizer(config: OwnOptimizer, groups: list[dict[str, Any]]) -> Optimiz
             optimizer.train()
     except UserError:
         raise
-    except Exception as error:  # a user's own class may raise anything
+    except PART_ERRORS as error:  # a user's own class may raise anything
         raise UserError(
             f"optimizer: {config.name} cannot be built from parameters: {describe_error(error)}{_FUNCTION}"
         ) from error
@@ -79,7 +79,7 @@ def own_schedule(config: OwnSchedule, optimizer: Optimizer, epochs: int) -> LRSc
         schedule = target(optimizer, **arguments)
     except UserError:
         raise
-    except Exception as error:  # a user's own function may raise anything
+    except PART_ERRORS as error:  # a user's own function may raise anything
         raise UserError(f"scheduler: {config.name} cannot be built: {describe_error(error)}") from error
     if not isinstance(schedule, LRScheduler) or schedule.optimizer is not optimizer:
         raise UserError(

@@ -7,6 +7,7 @@ from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.errors import CallbackError, RunAbortedError, resume_hint
 from accel_restore.trainer.setup import RunContext
 from accel_restore.trainer.summary import state_of
+from accel_restore.utils.imports import describe_error
 from accel_restore.utils.memory import is_out_of_memory
 
 
@@ -29,11 +30,13 @@ class Ending:
         if self.record(verdict.text, verdict.reporter):
             print(f"accel-restore: {self._with_hint(verdict)}", file=sys.stderr, flush=True)
 
-    def explain(self, error: Exception, monitor: RankMonitor) -> Exception:
+    def explain(self, error: Exception | SystemExit, monitor: RankMonitor) -> Exception:
         """Return the error to raise: another rank's fault, too little memory, or `error` itself.
 
         It is written to status.json, and the other ranks are informed if the fault is this rank's own.
         """
+        if isinstance(error, SystemExit):
+            error = RuntimeError(f"a part called sys.exit ({describe_error(error)}); raise an exception instead")
         if (verdict := monitor.find_cause(error)) is not None:
             is_reporter = self.record(verdict.text, verdict.reporter)
             return RunAbortedError(self._with_hint(verdict), is_reporter)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
 from accel_restore.data.val_dataset import ValidationDataset
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.probe import fits, probe_image
 from accel_restore.utils.imports import describe_error
@@ -116,7 +116,7 @@ class Trial:
             yield
         except UserError:
             raise
-        except Exception as error:
+        except PART_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise UserError(f"model: '{self.name}' cannot {what}: {describe_error(error)}{remedy}") from error

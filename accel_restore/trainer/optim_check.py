@@ -18,7 +18,7 @@ from accel_restore.checkpoint.optimizer_state import Expressed, StateError, expr
 from accel_restore.checkpoint.state_dict import load_schedule, schedule_state, serialize
 from accel_restore.config.optim import OwnOptimizer, OwnSchedule
 from accel_restore.config.schema import Config
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.optim import get_optimizer
 from accel_restore.optim.ema import EvalWeights
 from accel_restore.optim.own import has_modes
@@ -94,7 +94,7 @@ def _step(config: Config, small: Small, optimizer: Optimizer, seed: int) -> None
     rates, random = [group["lr"] for group in optimizer.param_groups], _random_states(small)
     try:
         optimizer.step()
-    except Exception as error:
+    except PART_ERRORS as error:
         plain = config.model_copy(update={"train": config.train.model_copy(update={"channels_last": False})})
         if _can_step(plain, small, with_closure=False):
             raise UserError(
@@ -133,7 +133,7 @@ def _can_step(config: Config, model: nn.Module, with_closure: bool) -> bool:
         for _ in range(_BEFORE):
             closure()
             optimizer.step(*([closure] if with_closure else []))  # type: ignore[arg-type]  # torch's type is a float's
-    except Exception:
+    except PART_ERRORS:
         return False
     return True
 
@@ -144,8 +144,18 @@ def _through_files(state: Expressed) -> Expressed:
     return Expressed(safetensors.torch.load(serialize(state.tensors)), **plain)
 
 
-def try_schedule(config: Config, model: nn.Module, epochs: int, device: torch.device) -> None:
+def known_epochs(config: Config) -> int | None:
+    """Return the number of epochs of a run; None if it depends on the number of images."""
+    train = config.train
+    if train.max_steps is None:
+        return train.epochs
+    return None if train.steps_per_epoch is None else -(-train.max_steps // train.steps_per_epoch)
+
+
+def try_schedule(config: Config, model: nn.Module, epochs: int | None, device: torch.device) -> None:
     """Run a schedule of the user's own over `epochs` epochs, and continue it from some of them.
+
+    If `epochs` is None, it is only built.
 
     Raises: UserError if it cannot be used, gives a wrong rate, or does not continue with the same rates.
     """
@@ -154,11 +164,13 @@ def try_schedule(config: Config, model: nn.Module, epochs: int, device: torch.de
         return
     with _kept_random(device), _reporting("scheduler", section.name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schedules that step without their optimizer
-        optimizer, schedule = _scheduled(config, model, epochs, device)
+        optimizer, schedule = _scheduled(config, model, epochs or config.train.max_steps or 1, device)
         if needs_monitored(schedule) and config.validation.every_epochs != 1:
             raise UserError(
                 f"scheduler.name: {section.name} needs a validation in every epoch; set validation.every_epochs=1"
             )
+        if epochs is None:
+            return
         seen, states = list[list[dict[str, Any]]](), []
         for epoch in range(epochs):
             seen.append(_settings(optimizer))
@@ -220,7 +232,7 @@ def _reporting(key: str, name: str) -> Iterator[None]:
             f"{key}.name: {name} keeps a state that cannot be stored as tensors and numbers by parameter name "
             f"({error}); choose another one"
         ) from error
-    except Exception as error:
+    except PART_ERRORS as error:
         raise UserError(f"{key}.name: {name} cannot be used: {describe_error(error)}") from error
 
 

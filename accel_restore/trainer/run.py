@@ -31,7 +31,7 @@ from accel_restore.data.identity import facts_of
 from accel_restore.distributed.accelerator import create_accelerator, restored_states
 from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.engine import train
-from accel_restore.errors import PreemptedError, UserError
+from accel_restore.errors import PART_ERRORS, PreemptedError, UserError
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
@@ -152,7 +152,7 @@ def run_training(
         error.recorded = ending.run is not None
         ending.record(str(error), state="preempted")
         raise
-    except Exception as error:
+    except PART_ERRORS as error:
         stop.is_over = True
         final = ending.explain(error, monitor)
         if final is error:

@@ -50,7 +50,7 @@ from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
 from accel_restore.trainer.model_check import Trial, check_copy
 from accel_restore.trainer.objects import share_objects
-from accel_restore.trainer.optim_check import try_optimizer, try_schedule
+from accel_restore.trainer.optim_check import known_epochs, try_optimizer, try_schedule
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
@@ -128,7 +128,8 @@ def prepare(
     max_steps = config.train.max_steps
     epochs = config.train.epochs if max_steps is None else stages.num_epochs(max_steps)
     state = setup_model_and_optimizer(without_checkpoint(config, start), accelerator, epochs)
-    on_all_ranks(accelerator, lambda: try_schedule(config, state.model, epochs, accelerator.device))
+    if known_epochs(config) is None:  # otherwise it was tried before decoding
+        on_all_ranks(accelerator, lambda: try_schedule(config, state.model, epochs, accelerator.device))
     loader = TrainLoader(
         data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
     )
@@ -294,6 +295,7 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
     if (needs_copy(config, optimizer) or accelerator.is_fsdp2 or config.model.object is not None) and is_own:
         check_copy(model, initial_model(config), name)
     try_optimizer(config, model, accelerator.device)
+    try_schedule(config, model, known_epochs(config), accelerator.device)
     return description, trial, fit
 
 

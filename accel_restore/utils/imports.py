@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 
 # Errors whose message is clear without the type.
 _PLAIN = (ValueError, TypeError, RuntimeError, ImportError, AttributeError, SyntaxError)
@@ -132,7 +132,7 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a user's module may raise anything
+    except PART_ERRORS as error:  # a user's module may raise anything
         top = module_name.partition(".")[0]
         here = next((path for path in (Path(f"{top}.py"), Path(top)) if path.exists()), None)
         if isinstance(error, ModuleNotFoundError) and error.name == top and here is not None:

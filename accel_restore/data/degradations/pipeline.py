@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_restore.errors import UserError
+from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.registry import DEGRADATIONS
-from accel_restore.utils.imports import check_arguments, resolve, unknown_choice, unknown_name
+from accel_restore.utils.imports import check_arguments, describe_error, resolve, unknown_choice, unknown_name
 from accel_restore.utils.rng import EvenRandom, KeyedRandom
 
 if TYPE_CHECKING:  # names are checked before torch is imported
@@ -169,8 +169,10 @@ def _try_samples(degrade: DegradationPipeline, channels: int) -> None:
         for position, step in enumerate(degrade.steps):
             try:
                 image = step(image, random.split(position), size)
-            except Exception as error:  # the function may be the user's
-                raise UserError(f"data.degradation.{position}: fails on some images: {error}") from error
+            except PART_ERRORS as error:  # the function may be the user's
+                raise UserError(
+                    f"data.degradation.{position}: fails on some images: {describe_error(error)}"
+                ) from error
         shapes.add(tuple(image.shape))
     for shape in sorted(shapes):
         degrade.check(shape, gt.shape)
@@ -239,8 +241,8 @@ def _tried(step: Step, image: Tensor) -> str | None:
     certain, size = replace(step, probability=1.0), (image.shape[1], image.shape[2])
     try:
         first, second = (certain(image.clone(), KeyedRandom(0), size) for _ in range(2))
-    except Exception as error:  # the function may be the user's
-        return f"fails with these arguments: {error}"
+    except PART_ERRORS as error:  # the function may be the user's
+        return f"fails with these arguments: {describe_error(error)}"
     return None if first.equal(second) else "returns different results for equal draws; it must draw only from `random`"
 
 

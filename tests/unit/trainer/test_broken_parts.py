@@ -1,6 +1,7 @@
 """What a broken part of the user's own reports: one sentence with its key and name, before anything is written."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -24,6 +25,19 @@ def failing(*given, **arguments):
 
 def returns_text(*given, **arguments):
     return "text"
+
+
+def exits(*given, **arguments):
+    sys.exit(0)
+
+
+class Exiting:
+    def __init__(self, *given, **arguments):
+        exits()
+
+
+class ExitingModel(Exiting, nn.Module):
+    pass
 
 
 class FailingModel(Failing, nn.Module):
@@ -57,6 +71,10 @@ def map_of_errors(output, gt):
     return (output - gt).abs()
 
 
+def changes_gt(output, gt):
+    return (output - gt.add_(1)).abs().flatten(1).mean(1)
+
+
 class FailingOptimizer(Failing, torch.optim.Optimizer):
     pass
 
@@ -76,6 +94,10 @@ def needs_more(optimizer, epochs, *, peak):
 
 
 class FailingCallback(Failing, Callback):
+    pass
+
+
+class ExitingCallback(Exiting, Callback):
     pass
 
 
@@ -105,19 +127,22 @@ def more_channels(image, random):
 ABSENT = {"absent", "nowhere.parts:Name"}  # an attribute, and a package
 BROKEN = {  # key of the configuration → name → words of its message
     "model": {"FailingModel": "no such table", "Model": "one third", "HalfSize": r"shape \(\d, 3, 8, 8\)",
-              "TextModel": "returns a str", "returns_text": r"not a torch\.nn\.Module class"},
+              "TextModel": "returns a str", "ExitingModel": "SystemExit: 0",
+              "returns_text": r"not a torch\.nn\.Module class"},
     "loss": {"Failing": "no such table", "failing": "one third", "scalar_loss": r"returns \(\) for 2 samples",
-             "map_of_errors": r"returns \(2, 3, 8, 8\)", "returns_text": "returns str"},
+             "map_of_errors": r"returns \(2, 3, 8, 8\)", "returns_text": "returns str",
+             "exits": "SystemExit: 0", "changes_gt": "changes gt in place"},
     "metric": {"Failing": "no such table", "failing": "one third", "map_of_errors": r"returns shape \(1, 3",
-               "returns_text": "returns a str"},
+               "returns_text": "returns a str", "exits": "SystemExit: 0"},
     "optimizer": {"FailingOptimizer": "no such table", "failing": "one third", "StepFails": "one third",
-                  "returns_text": "str"},
-    "scheduler": {"failing": "one third", "RateFails": "one third", "returns_text": "str",
+                  "returns_text": "str", "exits": "SystemExit: 0"},
+    "scheduler": {"failing": "one third", "RateFails": "one third", "returns_text": "str", "exits": "SystemExit: 0",
                   "needs_more": "peak: missing"},
     "callback": {"FailingCallback": "no such table", "returns_text": r"not a subclass of accel_restore\.Callback",
-                 "WrongMethod": r"define on_step\(self, state\)", "Misspelt": "a method on_steps, which is never"},
+                 "WrongMethod": r"define on_step\(self, state\)", "Misspelt": "a method on_steps, which is never",
+                 "ExitingCallback": "SystemExit: 0"},
     "degradation": {"failing": "one third", "half_size": "another size|can make an input", "more_channels": "channels",
-                    "returns_text": "must return an image"},
+                    "returns_text": "must return an image", "exits": "SystemExit: 0"},
 }  # fmt: skip
 PLACES = {  # kind → what the message starts with, and the sections that use a part of this name
     "model": (r"model", lambda name: {"model": {"name": name}}),
@@ -152,6 +177,16 @@ def test_a_broken_part_is_named_and_leaves_no_files(photos, tmp_path, kind, name
     with pytest.raises(UserError, match=rf"^{start}[\s\S]*{words}") as caught:
         fit(config, cpu=True)
     assert "\n" not in str(caught.value) and not run_folder(config).exists()
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"max_steps": 4}, {"max_steps": 4, "steps_per_epoch": 2}])
+def test_parts_are_tried_before_images_are_decoded(photos, tmp_path, kind, length, monkeypatch):
+    config = config_of(photos, tmp_path, kind, next(iter(BROKEN[kind])))
+    config["train"] = length
+    monkeypatch.setattr("accel_restore.data.build.find_data", None)
+    with pytest.raises(UserError, match=rf"^{PLACES[kind][0]}"):
+        fit(config, cpu=True)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
