@@ -109,6 +109,9 @@ def explain(detail: ErrorDetails) -> list[str]:
     return [f"{key}: {_explain_value(detail, path)}"]
 
 
+_REMEDIES = {"list_type": "; put it in brackets: [...]"}  # by kind of error
+
+
 def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
     kind, value, message = detail["type"], detail["input"], detail["msg"]
     if kind not in _OF_PYDANTIC:
@@ -129,7 +132,7 @@ def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
         if isinstance(value, str) and len(path) == 1 and path[0] in DEFAULT_NAMES:
             return f"is a section; write {path[0]}.name={value:.80}, or {path[0]}: {{name: {value:.80}}} in a file"
         return f"must be a section such as {{key: value}}, not {value!r}"
-    return f"{message[0].lower()}{message[1:]}, not {value!r}"
+    return f"{message[0].lower()}{message[1:]}, not {value!r}{_REMEDIES.get(kind, '')}"
 
 
 def _explain_choice(value: object, expected: str) -> str:

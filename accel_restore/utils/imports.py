@@ -81,9 +81,11 @@ def unknown_choice(name: str, known: Iterable[str]) -> str:
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """Return the message of `unknown_choice` for a name that may also be an import path."""
+    known = list(known)
     module, dot, attribute = name.rpartition(".")
     dotted = dot and all(part.isidentifier() for part in name.split("."))
-    return unknown_choice(name, known) + (f"; an import path is written '{module}:{attribute}'" if dotted else "")
+    problem = unknown_choice(name, known) if known else f"'{name}' is not an import path such as package.module:Name"
+    return problem + (f"; an import path is written '{module}:{attribute}'" if dotted else "")
 
 
 def describe_error(error: BaseException) -> str:

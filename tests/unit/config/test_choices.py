@@ -90,6 +90,9 @@ def test_an_import_path_opens_its_section_and_is_not_imported():
         ("optimizer={name: 'a:b', lr: -1}", "optimizer.lr: input should be greater than 0, not -1"),
         ("optimizer={name: 'a:b', no_decay: 3}", "optimizer.no_decay: input should be a valid list, not 3"),
         ("scheduler={name: 'a:b', warmup_epochs: x}", "scheduler.warmup_epochs: input should be a valid integer"),
+        ("callbacks=mypackage:Alarm", "not 'mypackage:Alarm'; put it in brackets: [...]"),
+        ("callbacks=[Alarm]", "callbacks.0.name: 'Alarm' is not an import path such as package.module:Name"),
+        ("callbacks=[mypackage.Alarm]", "an import path is written 'mypackage:Alarm'"),
         ("scheduler.name=poly", "others have import paths, such as torch.optim.lr_scheduler:PolynomialLR"),
     ],
 )
