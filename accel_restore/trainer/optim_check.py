@@ -3,11 +3,13 @@
 import copy
 import json
 import math
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -39,15 +41,15 @@ class Small(nn.Module):
         trained = sorted((own.shape for own in model.parameters() if own.requires_grad), key=math.prod)
         shapes = list(dict.fromkeys(tuple(min(side, _SIDE) for side in shape) for shape in trained))
         shapes = shapes[:: -(-len(shapes) // _SHAPES) or 1]
-        random = torch.Generator().manual_seed(0)
-        self.all = nn.ParameterList([torch.randn(shape, generator=random) for shape in shapes])
+        generator = torch.Generator().manual_seed(0)
+        self.all = nn.ParameterList([torch.randn(shape, generator=generator) for shape in shapes])
         self.to(device).to(memory_format=layout)
 
     def set_gradients(self, seed: int) -> None:
         """Give each parameter a random gradient, with a direction that all seeds share, as in a training."""
-        random, shared = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(_SHARED)
+        own_seed, shared = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(_SHARED)
         for own in self.all:
-            gradient, common = (torch.randn(own.shape, generator=given) for given in (random, shared))
+            gradient, common = (torch.randn(own.shape, generator=given) for given in (own_seed, shared))
             own.grad = torch.empty_like(own).copy_(0.3 * gradient + common)
 
 
@@ -91,7 +93,7 @@ def try_optimizer(config: Config, model: nn.Module, device: torch.device) -> Non
 def _step(config: Config, small: Small, optimizer: Optimizer, seed: int) -> None:
     name = config.optimizer.name
     small.set_gradients(seed)
-    rates, random = [group["lr"] for group in optimizer.param_groups], _random_states(small)
+    rates, drawn = [group["lr"] for group in optimizer.param_groups], _random_states(small)
     try:
         optimizer.step()
     except PART_ERRORS as error:
@@ -112,7 +114,7 @@ def _step(config: Config, small: Small, optimizer: Optimizer, seed: int) -> None
             f"optimizer.name: {name} changes the learning rate in step(), but only a schedule may; turn that off, or "
             "choose another optimizer"
         )
-    if any(not before.equal(now) for before, now in zip(random, _random_states(small), strict=True)):
+    if _random_states(small) != drawn:
         raise UserError(
             f"optimizer.name: {name} draws random numbers in step(), so ranks would get different weights, and a run "
             "could not be continued bit-identically; turn that off, or choose another optimizer"
@@ -243,6 +245,9 @@ def _kept_random(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _random_states(model: nn.Module) -> list[Tensor]:
+def _random_states(model: nn.Module) -> tuple[object, ...]:
+    """Return the states of the generators of torch, Python and NumPy, which can be compared."""
     device = next(model.parameters()).device
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    _, numbers, *rest = np.random.get_state()  # noqa: NPY002  the generator that optimizers draw from
+    return *(state.numpy().tobytes() for state in states), random.getstate(), np.asarray(numbers).tobytes(), *rest

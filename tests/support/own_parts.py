@@ -4,6 +4,7 @@ import math
 import random
 from collections import deque
 
+import numpy as np
 import torch
 from pytorch_optimizer import ScheduleFreeWrapper
 from torch.optim import lr_scheduler
@@ -74,6 +75,16 @@ class Hidden(Descent):
 class Drawing(Descent):
     def factor(self):
         return torch.rand(())
+
+
+class DrawingInPython(Descent):
+    def factor(self):
+        return random.random()
+
+
+class DrawingInNumPy(Descent):
+    def factor(self):
+        return np.random.rand()  # noqa: NPY002  as optimizers of others do
 
 
 class Warming(Descent):

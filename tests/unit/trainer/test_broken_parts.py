@@ -71,6 +71,17 @@ def map_of_errors(output, gt):
     return (output - gt).abs()
 
 
+class ExitsLater:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, output, gt):
+        self.calls += 1
+        if self.calls > 2:
+            exits()
+        return (output - gt).abs().flatten(1).mean(1)
+
+
 def changes_gt(output, gt):
     return (output - gt.add_(1)).abs().flatten(1).mean(1)
 
@@ -224,3 +235,11 @@ def test_a_callback_that_raises_ends_the_run_as_failed(photos, tmp_path):
         fit(config, cpu=True)
     status = json.loads((run_folder(config) / "status.json").read_text())
     assert status["state"] == "failed" and "StepRaises" in status["error"]
+
+
+def test_a_part_that_calls_exit_while_training_ends_the_run_as_failed(photos, tmp_path):
+    config = config_of(photos, tmp_path, "loss", "ExitsLater")
+    with pytest.raises(RuntimeError, match=r"sys\.exit \(SystemExit: 0 \(test_broken_parts\.py, line \d+\)\)"):
+        fit(config, cpu=True)
+    status = json.loads((run_folder(config) / "status.json").read_text())
+    assert status["state"] == "failed" and "sys.exit" in status["error"]

@@ -41,6 +41,8 @@ def test_a_good_optimizer_is_accepted_and_nothing_is_left_changed(name):
         ("own_parts:Hidden", "own_parts:Hidden makes other steps after its state was loaded"),
         ("own_parts:Forgetful", "own_parts:Forgetful makes other steps after its state was loaded"),
         ("own_parts:Drawing", "own_parts:Drawing draws random numbers in step(), so ranks would get different weights"),
+        ("own_parts:DrawingInPython", "draws random numbers in step(), so ranks would get different weights"),
+        ("own_parts:DrawingInNumPy", "draws random numbers in step(), so ranks would get different weights"),
         ("own_parts:Warming", "own_parts:Warming changes the learning rate in step(), but only a schedule may"),
         ("own_parts:Keeping", "numbers by parameter name (all.0|generator is a Generator); choose another one"),
         ("own_parts:Closing", "own_parts:Closing needs a closure that computes the loss several times in a step"),
