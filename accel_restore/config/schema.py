@@ -401,9 +401,9 @@ class Config(Section):
     scheduler: Annotated[AnySchedule, named(DEFAULT_NAMES["scheduler"])] = Cosine()
     train: Train = Train()
     validation: Validation = Validation()
-    callbacks: list[Annotated[OwnCallback, BeforeValidator(_name_callback)]] = Field(
-        [], description="what observes the training: import paths, or sections {name: ..., further arguments}"
-    )
+    callbacks: list[
+        Annotated[OwnCallback, BeforeValidator(_name_callback, json_schema_input_type=str | OwnCallback)]
+    ] = Field([], description="what observes the training: import paths, or sections {name: ..., further arguments}")
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     _loss: Any = PrivateAttr(None)

@@ -140,3 +140,8 @@ def test_true_means_the_default_choice_where_there_is_one():
     assert problems("train.mixed_precision=true") == [
         "train.mixed_precision: must be 'no', 'bf16', 'fp16' or 'auto', not True"
     ]
+
+
+def test_the_schema_accepts_callbacks_by_path_alone():
+    items = Config.model_json_schema()["properties"]["callbacks"]["items"]
+    assert {"type": "string"} in items["anyOf"]
