@@ -16,7 +16,7 @@ def memory_bytes() -> int:
     return int(min(psutil.virtual_memory().available, memory_left()))
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a device or the host is out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
