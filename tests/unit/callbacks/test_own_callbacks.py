@@ -168,7 +168,7 @@ def test_a_broken_callback_is_refused_by_its_name_before_anything_is_written(pho
 
 
 def test_a_name_without_a_module_is_refused_when_the_configuration_is_read(photos, tmp_path):
-    with pytest.raises(UserError, match=r"callbacks.0.name: unknown choice 'Alarm'"):
+    with pytest.raises(UserError, match=r"callbacks.0.name: 'Alarm' is not an import path"):
         config_from({**small_config(*photos, tmp_path), "callbacks": ["Alarm"]})
 
 
