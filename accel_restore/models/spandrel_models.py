@@ -127,15 +127,26 @@ def call_in_batches_if_equal(model: "AnyImage", channels: int) -> None:
     model.fit = replace(model.fit, is_batched=is_equal)
 
 
+_SET_VALUES = {
+    getattr(torch.Tensor, name)
+    for name in ("add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_")
+} | {function for name, function in vars(nn.init).items() if name.endswith("_") and callable(function)}
+
+
 class _Mixed(TorchFunctionMode):
     """Let networks that read values while they are built do so without memory for their tensors.
 
-    A list of rates is computed on the CPU, and what meets a tensor without values loses its own.
+    A list of rates is computed on the CPU, and what meets a tensor without values loses its own. What only sets values
+    is left out: on tensors without values it would take most of the time.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        target = next(iter((*args, *(kwargs or {}).values())), None)
+        if func in _SET_VALUES and isinstance(target, Tensor) and target.is_meta:
+            return target
         kwargs = {**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})}
-        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
+        kinds = {leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        if len(kinds) > 1:
             args, kwargs = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         return func(*args, **kwargs)
 
