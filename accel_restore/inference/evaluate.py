@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from accel_restore.config.schema import Validation
+from accel_restore.config.validation import Validation
 from accel_restore.data.cache import each_ahead
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.degradations.pipeline import DegradationPipeline

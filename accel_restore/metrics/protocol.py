@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel_restore.config.schema import Config, Validation
+from accel_restore.config.schema import Config
+from accel_restore.config.validation import Validation
 from accel_restore.data.degradations.pipeline import with_defaults
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss

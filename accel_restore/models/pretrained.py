@@ -25,7 +25,8 @@ from accel_restore.models.torch_file import read_torch_file
 from accel_restore.models.weights_file import digest
 
 if TYPE_CHECKING:
-    from accel_restore.config.schema import Config, Model
+    from accel_restore.config.model import Model
+    from accel_restore.config.schema import Config
 
 # Keys under which trainers store a model's weights, in order of preference, and prefixes that they add to names.
 _WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from accel_restore.checkpoint.resume import Start
-from accel_restore.config.schema import Config, Model
+from accel_restore.config.model import Model
+from accel_restore.config.schema import Config
 from accel_restore.models.spandrel_models import RECOGNISED
 
 

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
-from accel_restore.config.schema import Config, Model, OwnCallback
+from accel_restore.config.model import Model
+from accel_restore.config.schema import Config, OwnCallback
 from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.errors import UserError
 from accel_restore.models.objects import build_object

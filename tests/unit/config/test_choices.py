@@ -7,8 +7,9 @@ from configurations import LEAST, problems, value_at
 from runs import ROOT
 
 from accel_restore.config.load import config_from, load_config
+from accel_restore.config.model import Model
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, SGD, Exponential
-from accel_restore.config.schema import Config, Model
+from accel_restore.config.schema import Config
 from accel_restore.registry import MODELS
 
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accel_restore.config.schema import Model
+from accel_restore.config.model import Model
 from accel_restore.errors import UserError
 from accel_restore.losses.perceptual import read_tensors
 from accel_restore.models.load_weights import load_module

@@ -9,7 +9,7 @@ from torch import nn
 from weight_files import write
 
 from accel_restore.config.load import config_from
-from accel_restore.config.schema import Model
+from accel_restore.config.model import Model
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.models.partial_fit import PartialFit, grouped

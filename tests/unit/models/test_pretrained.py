@@ -16,8 +16,8 @@ from weight_files import build, write
 
 import accel_restore
 from accel_restore.config.load import config_from, to_yaml
+from accel_restore.config.model import Model
 from accel_restore.config.safe_yaml import parse_yaml
-from accel_restore.config.schema import Model
 from accel_restore.errors import UserError
 from accel_restore.models import build_model
 from accel_restore.models.pretrained import build_or_load_model, describe
