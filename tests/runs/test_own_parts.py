@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import yaml
-from runs import ROOT, epochs_of, json_lines, last_weights, launch, make_photos, run_folder, small_config, succeed
+from runs import ROOT, epochs_of, json_lines, last_weights, launch, run_folder, small_config, succeed
 
 from accel_restore import fit, load
 
+PHOTOS = 12, 3  # training, validation
 PAGE = (ROOT / "accel_restore" / "README.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("\n## Extending\n")[1].split("\n## ")[0]
 CODE, YAML = (SECTION.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "yaml"))
@@ -23,12 +24,6 @@ def package(tmp_path_factory):
     sys.path.insert(0, str(root))
     yield root
     sys.path.remove(str(root))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 12), make_photos(root / "val", 3, seed=1)
 
 
 def config_of(photos, out, batch_size: int) -> dict:

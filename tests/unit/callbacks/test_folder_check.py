@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from runs import json_lines, make_photos, small_config
+from runs import json_lines, small_config
 
 from accel_restore import fit
 from accel_restore.checkpoint.commits import find_commits, read_commit
@@ -16,13 +16,8 @@ from accel_restore.state import Callback
 from accel_restore.tracking.run_files import write_status
 from accel_restore.trainer import run as session
 
+PHOTOS = 16, 2  # training, validation
 STEPS = 8  # in four epochs
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 16), make_photos(root / "val", 2, seed=1)
 
 
 @pytest.fixture

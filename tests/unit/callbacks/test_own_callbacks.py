@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from runs import epochs_of, json_lines, last_weights, make_photos, run_folder, small_config
+from runs import epochs_of, json_lines, last_weights, run_folder, small_config
 
 import accel_restore
 from accel_restore import Callback, fit
@@ -13,6 +13,7 @@ from accel_restore.callbacks.guarded import build_callbacks
 from accel_restore.config.load import config_from
 from accel_restore.errors import AuditError, CallbackError, UserError
 
+PHOTOS = 8, 2  # training, validation
 SEEN = []
 
 
@@ -114,12 +115,6 @@ class NoJson(Callback):
 class Broken(Callback):
     def __init__(self):
         raise OSError("no such sensor")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 2, seed=1)
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import torch
-from runs import make_photos, run_folder, small_config
+from runs import run_folder, small_config
 from torch import nn
 
 from accel_restore import Callback, fit
 from accel_restore.errors import CallbackError, UserError
 
+PHOTOS = 2, 1  # training, validation
 HERE = "test_broken_parts"
 
 
@@ -166,12 +167,6 @@ PLACES = {  # kind → what the message starts with, and the sections that use a
 }
 CASES = [(kind, name, words) for kind, broken in BROKEN.items() for name, words in broken.items()]
 CASES += [(kind, name, f"cannot import '.*{name}'") for kind in BROKEN for name in sorted(ABSENT)]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 2), make_photos(root / "val", 1, seed=1)
 
 
 def config_of(photos, out, kind: str, name: str) -> dict:

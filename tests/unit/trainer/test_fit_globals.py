@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import wandb
-from runs import make_photos, small_config
+from runs import small_config
 from wandb.errors import term
 from wandb.sdk import wandb_setup
 
@@ -25,11 +25,7 @@ from accel_restore.state import Callback
 from accel_restore.tracking.wandb_client import restored_output
 from accel_restore.trainer import run as session
 
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 1, seed=1)
+PHOTOS = 8, 1  # training, validation
 
 
 def test_settings_of_the_process_are_restored_by_fit_and_load():

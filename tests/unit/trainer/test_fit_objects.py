@@ -6,13 +6,15 @@ import threading
 import numpy as np
 import pytest
 import torch
-from runs import epochs_of, last_weights, make_photos, run_folder, small_config
+from runs import epochs_of, last_weights, run_folder, small_config
 from safetensors import safe_open
 from torch import nn
 
 from accel_restore import Callback, fit, load
 from accel_restore.cli import main
 from accel_restore.errors import UserError
+
+PHOTOS = 8, 1  # training, validation
 
 
 class Net(nn.Module):
@@ -54,12 +56,6 @@ class Steps(Callback):
 
 def mean_loss(output, gt):
     return (output - gt).abs().mean()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 1, seed=1)
 
 
 def config_of(photos, out, name="small", **sections):

@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 
 import pytest
-from runs import epochs_of, make_photos, small_config
+from runs import epochs_of, small_config
 
 from accel_restore import fit
 from accel_restore.cli import main
@@ -17,6 +17,7 @@ from accel_restore.models.weights_file import read_header, read_metadata
 from accel_restore.tracking.report.page import Page
 from accel_restore.tracking.rows import Rows, read_summary
 
+PHOTOS = 8, 2  # training, validation
 PACKAGE = """
 def worst(output, gt, power=1):
     "The largest error of a pixel."
@@ -29,12 +30,6 @@ def contrast(output):
 """
 WORST, CONTRAST = "own_package.scores:worst", "own_package.scores:contrast"
 OWN = [WORST, CONTRAST, "squared", "torchmetrics.image:SpatialCorrelationCoefficient"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 2, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ import threading
 import pytest
 import safetensors.torch
 import torch
-from runs import last_weights, make_photos, small_config
+from runs import last_weights, small_config
 from torch import nn
 
 from accel_restore import fit, load
 from accel_restore.cli import main
+
+PHOTOS = 8, 1  # training, validation
 
 
 class Own(nn.Module):
@@ -58,12 +60,6 @@ class Caching(Own):
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 8), make_photos(root / "val", 1, seed=1)
 
 
 def config_of(photos, out, model: type[Own], **train) -> dict:

@@ -6,13 +6,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from runs import json_lines, last_weights, make_photos, run_folder, small_config
+from runs import json_lines, last_weights, run_folder, small_config
 from torch import nn
 
 from accel_restore import fit
 from accel_restore.data import loader
 from accel_restore.trainer import run as session
 from accel_restore.trainer.plan import _notes_on
+
+PHOTOS = 20, 1  # training, validation
 
 
 class DropPath(nn.Module):
@@ -39,12 +41,6 @@ class Drawing(nn.Module):
         if self.training:
             branch = branch * random.uniform(0.5, 1.5) * np.random.uniform(0.5, 1.5)  # noqa: NPY002  models do
         return x + self.path(branch)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    return make_photos(root / "train", 20), make_photos(root / "val", 1, seed=1)
 
 
 def config_of(photos, out, name: str) -> dict:
