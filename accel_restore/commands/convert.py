@@ -4,7 +4,6 @@ Options that cannot be carried over become comments, with the reasons. What is s
 """
 
 import argparse
-import inspect
 import shlex
 import sys
 from pathlib import Path
@@ -17,10 +16,9 @@ from accel_restore.config.convert.write import to_text
 from accel_restore.config.load import config_from, read_mapping
 from accel_restore.config.safe_yaml import parse_yaml
 from accel_restore.errors import UserError
-from accel_restore.models.architectures import is_architecture, model_names
+from accel_restore.models.architectures import model_names
+from accel_restore.models.catalogue import arguments_of
 from accel_restore.models.presets import presets_of
-from accel_restore.registry import MODELS
-from accel_restore.utils.imports import resolve
 from accel_restore.utils.words import counted
 
 
@@ -35,7 +33,7 @@ def main(arguments: list[str]) -> int:
     where = str(options.options)
     if (kind := options.options.suffix.lower()) in (".json", ".toml"):
         raise UserError(f"{where}: is a {kind} file; convert reads the YAML files of BasicSR and traiNNer-redux")
-    draft = convert(read_mapping(options.options), where, model_names(), presets_of, _arguments_of)
+    draft = convert(read_mapping(options.options), where, model_names(), presets_of, arguments_of)
     config = settle(draft, where)
     output = str(options.output or "mine.yaml")
     text = to_text(draft, options.options.name, start_command(shlex.quote(output), draft.peek("num_gpu")))
@@ -54,15 +52,6 @@ def main(arguments: list[str]) -> int:
         file=sys.stderr,
     )
     return 0
-
-
-def _arguments_of(name: str) -> set[str]:
-    """Return the names of a model's arguments."""
-    if is_architecture(name):
-        from accel_restore.models.build_spandrel import find_class  # it imports torch
-
-        return set(inspect.signature(find_class(name, 1)).parameters)
-    return set(inspect.signature(resolve(name, MODELS, "model.name")).parameters) - {"channels", "scale"}
 
 
 def start_command(config: str, devices: object) -> str:
