@@ -1,0 +1,21 @@
+"""Architectures are measured again and compared with the table in accel_restore/models/README.md."""
+
+import pytest
+from architecture_checks import COLUMNS
+from contract import WANTED, measure, names, read_table
+
+OTHERS = [pytest.param(name, marks=pytest.mark.sweep) for name in names() if name not in WANTED]
+
+
+@pytest.mark.parametrize("name", [*WANTED, *OTHERS])
+def test_an_architecture_can_do_what_the_table_says(name, tmp_path):
+    columns = [column for column in COLUMNS if column != "bf16"]
+    cells, reasons = measure(name, tmp_path, columns)
+    assert cells == {column: read_table()[name][column] for column in columns}, reasons
+
+
+@pytest.mark.sweep  # bf16 is slow on CPUs without instructions for it
+@pytest.mark.parametrize("name", names())
+def test_an_architecture_trains_in_bf16_as_the_table_says(name, tmp_path):
+    cells, reasons = measure(name, tmp_path, ["scales", "bf16"])
+    assert cells["bf16"] == read_table()[name]["bf16"], reasons
