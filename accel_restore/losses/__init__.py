@@ -106,8 +106,8 @@ def _build_term(name: str, setting: float | dict[str, Any], channels: int, own: 
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UserError(f"loss.{name}.weight: must be a number above 0, not {weight!r}")
     target: Any = own if own is not None else resolve(name, LOSSES, "loss")
-    check_arguments(target, arguments, f"loss.{name}", skip=("output", "gt"))
     is_class = inspect.isclass(target)
+    check_arguments(target, arguments, f"loss.{name}", positional=0 if is_class else 2)  # output and gt
     try:
         function = target(**arguments) if is_class else partial(target, **arguments)
         smallest_side = getattr(function if is_class else target, "smallest_side", 1)

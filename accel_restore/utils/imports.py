@@ -149,16 +149,19 @@ def resolve(name: str, table: dict[str, Any], key: str) -> Any:
         raise UserError(f"{key}: cannot import '{name}' ({describe_error(error)}); {hint}") from error
 
 
-def check_arguments(function: Callable, given: Iterable[str], key: str, skip: Iterable[str] = ()) -> None:
+def check_arguments(
+    function: Callable, given: Iterable[str], key: str, skip: Iterable[str] = (), positional: int = 0
+) -> None:
     """Raise `UserError` if `given` has names that are not parameters of `function`, or lacks required ones.
 
-    Parameters in `skip` are passed by accel_restore and cannot be configured.
+    Parameters in `skip`, and the first `positional` ones, are passed by accel_restore and cannot be configured.
     """
     if not callable(function):
         raise UserError(f"{key}: {function!r} is not callable; name a function or a class")
+    own = list(inspect.signature(function).parameters.items())[positional:]
     parameters = {
         name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in own
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_KEYWORD)
         and name not in skip
     }

@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # names are checked before torch is imported
 
 Size = tuple[int, int]  # height, width
 Check = Callable[[Any], str | None]  # returns the problem of a value; used in Annotated[type, check]
-_GIVEN = ("image", "random", "size")  # parameters that are not configured
 _TRIAL_SAMPLES, _TRIAL_SIDE = 64, 32  # samples of a trial, and the side of their inputs
 
 
@@ -37,7 +36,7 @@ def with_defaults(steps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for step in steps:
         function = resolve(step["name"], DEGRADATIONS, "data.degradation")
         parameters = inspect.signature(function, eval_str=True).parameters.values()
-        values = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in _GIVEN} | step
+        values = {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "size"} | step
         values |= {p.name: with_defaults(step[p.name]) for p in parameters if p.annotation == Steps and p.name in step}
         full.append(json.loads(json.dumps({"name": step["name"], **values}, default=repr)))
     return full
@@ -213,7 +212,7 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
     problems: list[str] = []
     inner: Steps = []
     with _collected(problems):
-        check_arguments(function, arguments, where, skip=_GIVEN)
+        check_arguments(function, arguments, where, skip=("size",), positional=2)  # image and random
     if problem := _probability(probability):
         problems.append(f"{where}.probability: {problem}")
     for argument, value in arguments.items():

@@ -134,7 +134,7 @@ def test_missing_and_unreadable_files_are_rejected(tmp_path):
         load_config(tmp_path / "no.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "binary.yaml"):
-        with pytest.raises(UserError, match="cannot be read|is not text in UTF-8"):
+        with pytest.raises(UserError, match=r"cannot be read|is not text in UTF-8"):
             load_config(path)
 
 

@@ -217,6 +217,17 @@ def gray_of(image: Tensor, random: KeyedRandom) -> Tensor:
     return image[:1]
 
 
+def lighter(img: Tensor, rng: KeyedRandom, *, by: float = 0.5) -> Tensor:
+    return img + by
+
+
+def test_the_first_parameters_of_a_function_by_import_path_may_have_any_name():
+    gt = torch.zeros(2, 3, 8, 12)
+    assert build_degradation([("test_pipeline:lighter", {"by": 0.25})])(gt, SEEDS[:2]).eq(0.25).all()
+    with pytest.raises(UserError, match="img: unknown key; known keys: by"):
+        build_degradation([("test_pipeline:lighter", {"img": 1})])
+
+
 def test_function_by_import_path_gets_the_size_and_cannot_change_gt():
     gt = torch.zeros(2, 3, 8, 12)
     output = build_degradation([("test_pipeline:brighter", {"by": 0.5})])(gt, SEEDS[:2])

@@ -238,6 +238,18 @@ class Shifted:
         return (output - gt - self.shift).abs().flatten(1).mean(1)
 
 
+def absolute(restored, clean, *, factor=1.0):
+    return factor * (restored - clean).abs().flatten(1).mean(1)
+
+
+def test_the_images_of_a_loss_may_have_any_name():
+    output, gt = photo_tensors(2, 8, 8)
+    theirs = build_loss({"test_losses:absolute": {"factor": 2.0}})(output, gt)
+    assert theirs.equal(2 * build_loss({"l1": 1.0})(output, gt))
+    with pytest.raises(UserError, match="restored: unknown key; known keys: factor"):
+        build_loss({"test_losses:absolute": {"restored": 1}})
+
+
 def test_a_loss_by_import_path_may_be_a_function_or_a_class():
     output, gt = photo_tensors(2, 8, 8)
     theirs = build_loss({"accel_restore.losses.pixel:charbonnier": {"eps": 0.5}})(output, gt)
