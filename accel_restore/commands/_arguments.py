@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from accel_restore.config.explain import suggest_key
-from accel_restore.config.keys import is_key, kinds_of, sections_in
+from accel_restore.config.keys import can_be_off, is_key, kinds_of, sections_in
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.utils.imports import did_you_mean
@@ -87,7 +87,7 @@ def write_as_key(word: str, value: str) -> str | None:
     key = _IN_SECTIONS.get(word) or (word if is_key(word) and not _is_section(word) else suggest_key(word))
     if key is None and word.startswith("no_"):
         key, value = suggest_key(word.removeprefix("no_")), "false"
-        return f"write {key}=false" if key and kinds_of(key) & {bool, None} else None
+        return f"write {key}=false" if key and can_be_off(key) else None
     if key is None or _is_section(key):
         return None
     if kinds_of(key) == {bool} and value not in ("true", "false"):  # the next word is not its value

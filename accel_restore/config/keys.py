@@ -29,6 +29,12 @@ def kinds_of(dotted: str) -> set[Any]:
     return {kind for field in _fields(dotted) or [] for kind in _kinds(field.annotation)}
 
 
+def can_be_off(dotted: str) -> bool:
+    """Return whether a key may be false or null for any choice of the sections' names."""
+    fields = _fields(dotted)
+    return bool(fields) and all({bool, None} & set(_kinds(field.annotation)) for field in fields or [])
+
+
 def may_be_section(dotted: str) -> bool:
     """Return whether keys of any name or of a section may follow a key; arguments of own code may hold anything."""
     fields = _fields(dotted)
