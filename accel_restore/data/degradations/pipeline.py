@@ -240,6 +240,8 @@ def _tried(step: Step, image: Tensor) -> str | None:
     certain, size = replace(step, probability=1.0), (image.shape[1], image.shape[2])
     try:
         first, second = (certain(image.clone(), KeyedRandom(0), size) for _ in range(2))
+    except UserError as error:
+        return f"fails with these arguments: {error}"
     except PART_ERRORS as error:  # the function may be the user's
         return f"fails with these arguments: {describe_error(error)}"
     return None if first.equal(second) else "returns different results for equal draws; it must draw only from `random`"

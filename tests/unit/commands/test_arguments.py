@@ -100,7 +100,8 @@ def test_no_command_prints_the_help(capsys):
     [("trian", "did you mean train?"), ("mine.yaml", "write accel-restore train mine.yaml"),
      ("a=1", "write accel-restore train a=1"), ("resume", "the same accel-restore train command"),
      ("predict", "write accel-restore restore"), ("--epochs", "--epochs: write train.epochs=..."),
-     ("--cpu", "write accel-restore train --cpu"), ("frobnicate", "write one of: train, config, convert, models, check")],
+     ("--cpu", "write accel-restore train --cpu"),
+         ("frobnicate", "write one of: train, config, convert, models, check")],
 )  # fmt: skip
 def test_an_unknown_command_is_rejected_with_a_remedy(word, answer, capsys):
     assert cli.main([word]) == 2
