@@ -6,8 +6,7 @@ have `update`, `compute` and `reset`, work too: each image is a set of its own.
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accel_restore.errors import PART_ERRORS, UserError
+from accel_restore.errors import UserError
 from accel_restore.metrics import Metric
-from accel_restore.utils.imports import check_arguments, describe_error
-from accel_restore.utils.memory import is_out_of_memory
+from accel_restore.utils.imports import check_arguments
+from accel_restore.utils.own_code import reporting
 from accel_restore.utils.rng import seed_forward
 
 _SECOND = ("gt", "ref", "reference", "target")  # names of a second parameter with a default that takes gt
@@ -37,7 +36,7 @@ def own_metric(path: str, target: Any, arguments: dict[str, Any], key: str) -> M
     if isinstance(target, Metric):
         check_arguments(lambda: None, arguments, key)
         return replace(target, build=lambda weights: partial(_measure, where, target.build(weights)))
-    with naming(where, "cannot be built"):
+    with reporting(f"{where} cannot be built"):
         function, count = _build(target, arguments, key, where)
 
     def attribute(name: str, kind: type, default: Any) -> Any:
@@ -125,7 +124,7 @@ def _measure(where: str, function: Callable, output: Tensor, gt: Tensor) -> Tens
     """Return the score of an image (1, C, H, W), with shape (1,). Random numbers are the same for each image."""
     device = output.device
     devices = [] if device.type == "cpu" else [device]
-    with naming(where, f"cannot score an image of {gt.shape[-1]}x{gt.shape[-2]}"), torch.random.fork_rng(devices):
+    with reporting(f"{where} cannot score an image of {gt.shape[-1]}x{gt.shape[-2]}"), torch.random.fork_rng(devices):
         seed_forward(0, device)
         value = function(output, gt)
     if isinstance(value, int | float | np.number | np.ndarray):
@@ -141,16 +140,3 @@ def _measure(where: str, function: Callable, output: Tensor, gt: Tensor) -> Tens
 
 def _a(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-@contextmanager
-def naming(where: str, problem: str) -> Iterator[None]:
-    """Convert whatever a metric raises, except out-of-memory errors, to a `UserError` that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except PART_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"{where} {problem}: {describe_error(error)}") from error

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
 from accel_restore.data.val_dataset import ValidationDataset
-from accel_restore.errors import PART_ERRORS, UserError
+from accel_restore.errors import UserError
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.probe import fits, probe_image
-from accel_restore.utils.imports import describe_error
 from accel_restore.utils.memory import is_out_of_memory
+from accel_restore.utils.own_code import reporting
 
 _SIZES = 8  # the number of validation image sizes that are tried, smallest first
 
@@ -28,6 +28,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, name: str, config: Config, accelerator: Accelerator):
         self.model, self.name, self.config, self.accelerator = model, name, config, accelerator
+        self.cannot = f"model: '{name}' cannot"  # how a report starts
 
     def train(self) -> None:
         """Run forward and backward for each crop size.
@@ -54,13 +55,15 @@ class Trial:
         data, layout = self.config.data, torch.contiguous_format
         if self.config.train.channels_last and not self.accelerator.is_fsdp2:
             layout = torch.channels_last
-        with self._reporting("be trained with train.channels_last"):
+        with reporting(f"{self.cannot} be trained with train.channels_last"):
             self.model.to(self.accelerator.device).to(memory_format=layout).train()
         batch = 1 if 1 in (data.batch_size, *(stage.batch_size for stage in data.stages)) else 2
         for size in sorted(set(data.patch_sizes.values())):
             side = size // data.scale
             remedy = "; if the memory layout is the cause, set train.channels_last=false"
-            with self._reporting(f"be trained on crops of {side}x{side}", remedy * (layout is torch.channels_last)):
+            with reporting(
+                f"{self.cannot} be trained on crops of {side}x{side}", remedy * (layout is torch.channels_last)
+            ):
                 image = probe_image(data.channels, batch, side, side).to(memory_format=layout)
                 output = self._output(self.model, image)
                 output.float().sum().backward()
@@ -88,7 +91,7 @@ class Trial:
             self.model.to(self.accelerator.device).eval()
             for height, width in sorted(sizes, key=math.prod)[:_SIZES][rank::ranks]:
                 remedy = "; if the size is the cause, pad images in the model's forward"
-                with self._reporting(f"restore validation images of {width}x{height}", remedy):
+                with reporting(f"{self.cannot} restore validation images of {width}x{height}", remedy):
                     self._output(restore, probe_image(self.config.data.channels, 1, height, width))
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
@@ -108,18 +111,6 @@ class Trial:
         if image._version != version:
             raise UserError(f"model: '{self.name}' changes its input in place; its forward must leave it unchanged")
         return output
-
-    @contextmanager
-    def _reporting(self, what: str, remedy: str = "") -> Iterator[None]:
-        """Convert whatever the model raises to a `UserError`, except out-of-memory errors."""
-        try:
-            yield
-        except UserError:
-            raise
-        except PART_ERRORS as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(f"model: '{self.name}' cannot {what}: {describe_error(error)}{remedy}") from error
 
 
 def check_copy(model: nn.Module, second: nn.Module, name: str) -> None:

@@ -226,7 +226,7 @@ def _convert_logging(draft: Draft, steps: Steps) -> None:
 
 
 def _explain_rounding(draft: Draft, steps: Steps) -> None:
-    """Say with which length of an epoch no number of steps would be rounded."""
+    """Say which length of an epoch would divide all numbers of steps."""
     if steps.rounded:
         exact = gcd(steps.length, *steps.rounded)
         draft.changes.append(
