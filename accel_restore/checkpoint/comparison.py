@@ -23,7 +23,7 @@ _FREE = (
     "train.check_ranks_every_steps", "train.rank_timeout", "train.checkpoint_blocks", "train.early_stopping",
 )  # fmt: skip
 # What these keys name is compared, not how it is spelled: the same images may be in another folder.
-_SOURCES = re.compile(r"data\.(train|val)(\..*)?")
+_SOURCES = re.compile(r"data\.(train|val)((\.[\w-]+)?\.(input|gt|dataset|split|subset|root|recursive)(\.\d+)?)?")
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )

@@ -98,12 +98,9 @@ def check(
     loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
     smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
     found = find_data(config.data, smallest_side, console.track, crop_gt=config.validation.crop_gt)
-    images = [image for pair in (*found.train_pairs, *found.val_pairs) for image in (pair.gt, pair.input)]
+    images = [image for pair in found.pairs for image in (pair.gt, pair.input)]
     check_writable(picture, picture=True, inputs=[image for image in images if isinstance(image, Path)])
-    parts = {
-        "train": survey(found.train, found.train_pairs, config.data, limit, console.track, "train"),
-        "val": survey(found.val, found.val_pairs, config.data, limit, console.track, "val"),
-    }
+    parts = {name: survey(one, config.data, limit, console.track, name) for name, one in found.sets.items()}
     made, failures = _measure_inputs(parts, degrade)
     errors = [*found.problems, *failures]
     epoch = None if errors else _epoch(found, config, degrade)
@@ -112,7 +109,7 @@ def check(
         "errors": errors,
         "warnings": [asdict(finding) for finding in warnings],
         **{name: _statistics(part, made.get(name)) for name, part in parts.items()},
-        "validation_images": [pair.name for pair in found.val_pairs],
+        "validation_images": [pair.name for one in found.val.values() for pair in one.pairs],
         "epoch": epoch,
     }
     return report, partial(_sheet, parts, warnings, degrade)

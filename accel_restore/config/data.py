@@ -1,10 +1,11 @@
 """The configuration's `data` section: sources of images, degradations, crops. Nothing heavy is imported."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, PositiveInt, Section, one_of
@@ -58,6 +59,12 @@ DatasetOrName = Annotated[
     PlainSerializer(_describe_dataset, when_used="json"),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "null"}]}),
 ]
+
+
+class Degradation(OpenSection):
+    """One step of the synthetic degradation; further keys are its keyword arguments."""
+
+    name: Annotated[str, one_of(DEGRADATIONS)]
 
 
 class Source(Section):
@@ -119,10 +126,62 @@ class Source(Section):
         return problems
 
 
-class Degradation(OpenSection):
-    """One step of the synthetic degradation; further keys are its keyword arguments."""
+class TrainSet(Source):
+    """A training set. A key that is null has the value of the section `data`."""
 
-    name: Annotated[str, one_of(DEGRADATIONS)]
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="share of all samples that come from this set; null: the sets without a share divide the rest by "
+        "their numbers of samples",
+    )
+    crops_per_image: PositiveInt | None = Field(None, description="samples per image per pass; null: as in data")
+    degradation: Annotated[list[Degradation], Field(min_length=1)] | None = Field(
+        None, description="steps that make the input of this set; null: as in data"
+    )
+    synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="share of this set's samples whose input is made by the degradation instead of read from `input`",
+    )
+
+
+class ValSet(Source):
+    """A validation set. A key that is null has the value of the section `validation`, or of `data`."""
+
+    degradation: Annotated[list[Degradation], Field(min_length=1)] | None = Field(
+        None, description="steps that make the input of this set; null: as in data"
+    )
+    crop_border: Annotated[int, Field(ge=0)] | None = Field(None, description="pixels ignored at each border")
+    y_channel: bool | None = Field(None, description="score the BT.601 luma (16–235) instead of RGB")
+    quantize: bool | None = Field(None, description="round output and gt to 8 bits before scoring")
+    tile: PositiveInt | None = Field(None, description="side of the input tiles that the network processes, pixels")
+
+
+ONE, SEVERAL = "one set", "named sets"  # tags of the union; `explain` drops them, as they are no words of a key
+
+
+def _kind_of_sets(value: Any) -> str:
+    """Return whether a value of `data.train` or `data.val` is one set without a name, or a mapping of named sets."""
+    has_sections = isinstance(value, dict) and any(isinstance(item, dict | Source) for item in value.values())
+    return SEVERAL if has_sections and not value.keys() & _SOURCE_KEYS else ONE
+
+
+_SOURCE_KEYS = TrainSet.model_fields.keys() | ValSet.model_fields.keys()
+
+
+def _check_names(sets: dict[str, Any]) -> dict[str, Any]:
+    for name in sets:
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
+            text = "the name of a set consists of letters, digits, - and _, and starts with a letter, not {name}"
+            raise PydanticCustomError("set_name", text, {"name": repr(name)})
+    return sets
+
+
+_Discriminated = Discriminator(_kind_of_sets)
+_Named = AfterValidator(_check_names)
+TrainSets = Annotated[
+    Annotated[TrainSet, Tag(ONE)] | Annotated[dict[str, TrainSet], _Named, Tag(SEVERAL)], _Discriminated
+]
+ValSets = Annotated[Annotated[ValSet, Tag(ONE)] | Annotated[dict[str, ValSet], _Named, Tag(SEVERAL)], _Discriminated]
 
 
 DEFAULT_DEGRADATIONS = {
@@ -163,8 +222,14 @@ BatchSize = Annotated[
 class Data(Section):
     """The images, and how samples and batches are made from them."""
 
-    train: Source = Field(description="training images; without `input`, `degradation` makes the inputs")
-    val: Source | None = Field(None, description="validation images; null: `val_fraction` of the training images")
+    train: TrainSets = Field(
+        description="training images, or several named sets of them; without `input`, `degradation` makes the inputs"
+    )
+    val: ValSets | None = Field(
+        None,
+        description="validation images, or several named sets of them; null: `val_fraction` of the images of each "
+        "training set",
+    )
     scale: Literal[1, 2, 3, 4] = Field(1, description="size of gt divided by the size of input (super-resolution)")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the training images held out for validation"
@@ -199,6 +264,22 @@ class Data(Section):
     )
     cache_dir: PathText | None = Field(None, description="folder for decoded images; null: ~/.cache/accel_restore")
     max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="images with more pixels are refused")
+
+    @property
+    def train_sets(self) -> dict[str, TrainSet]:
+        """The training sets by their names; a single one may be without a name: ''."""
+        return self.train if isinstance(self.train, dict) else {"": self.train}
+
+    @property
+    def val_sets(self) -> dict[str, ValSet]:
+        """The validation sets by their names; empty if validation images are held out."""
+        return self.val if isinstance(self.val, dict) else {"": self.val} if self.val is not None else {}
+
+    def degradation_of(self, source: TrainSet | ValSet) -> list[Degradation]:
+        """Return the steps that make the inputs of a set; empty if all are read from files."""
+        if source.input is not None and getattr(source, "synthetic_share", None) is None:
+            return []
+        return source.degradation or self.degradation
 
     @property
     def patch_sizes(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
+from accel_restore.config.data import SEVERAL
 from accel_restore.config.keys import sections_in
 from accel_restore.config.optim import BY_PATH, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, OwnOptimizer, OwnSchedule
 from accel_restore.config.schema import DEFAULT_NAMES, Config
@@ -150,6 +151,9 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, li
     section: type[BaseModel] | None = Config
     path: list[str] = []
     for position, part in enumerate(location):
+        if position and location[position - 1] == SEVERAL:  # the name of a set
+            path.append(str(part))
+            continue
         choices = _CHOICES.get(path[0], {}) if path else {}
         if position in (1, 2) and part in choices:  # after the kind of name
             section = choices[str(part)]

@@ -16,6 +16,11 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
+def are_named(field: FieldInfo) -> bool:
+    """Return whether a field may hold a mapping from names to sections."""
+    return dict in _kinds(field.annotation) and bool(sections_in(field.annotation))
+
+
 def is_key(dotted: str, by_path: bool = True) -> bool:
     """Return whether a key exists, for any choice of the sections' names; arguments of own code count as keys.
 
@@ -56,6 +61,9 @@ def _fields(dotted: str, by_path: bool = True) -> list[FieldInfo] | None:
     fields: list[FieldInfo] = []
     for part in dotted.split("."):
         if part.isdecimal() and fields:  # an element of a list
+            continue
+        if any(are_named(field) for field in fields) and not any(part in section.model_fields for section in sections):
+            fields = []  # the name of a set; once
             continue
         are_open = [section.model_config.get("extra") == "allow" for section in sections]
         fits = any(are_open) if by_path else all(are_open)

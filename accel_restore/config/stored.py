@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from accel_restore.config.keys import sections_in
+from accel_restore.config.keys import are_named, sections_in
 from accel_restore.config.schema import Config
 
 
@@ -36,6 +36,10 @@ def _fill(value: Any, field: FieldInfo) -> Any:
     sections = sections_in(field.annotation)
     if not isinstance(value, dict) or not sections:
         return value
+    if are_named(field):  # of one kind, each by its name; or one without a name
+        is_one = not value.keys().isdisjoint(sections[0].model_fields)
+        one = sections[0]
+        return with_new_keys(value, one) if is_one else {name: with_new_keys(item, one) for name, item in value.items()}
     named = [section for section in sections if _name_of(section) == value.get("name")]
     if len(sections) > 1 and not named:
         return value  # a choice that this version does not have

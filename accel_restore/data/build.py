@@ -24,7 +24,7 @@ from accel_restore.data.pairs import Pair, find_pairs, held_out
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
-from accel_restore.errors import raise_problems
+from accel_restore.errors import UserError, raise_problems
 from accel_restore.utils.memory import memory_bytes
 
 _DISK_READERS = 8  # threads for data larger than memory: a disk answers several requests at once
@@ -33,7 +33,7 @@ _MEMORY_SHARE = 0.8  # decoded images that take up to this share of the memory a
 
 @dataclass(frozen=True)
 class DataSets:
-    """The training and the validation set of a run."""
+    """The training and the validation images of a run."""
 
     train: CropDataset
     val: ValidationDataset
@@ -70,15 +70,51 @@ class Images:
 
 
 @dataclass(frozen=True)
-class ScannedData:
-    """The images that the `data` section names, and all problems found."""
+class ScannedSet:
+    """One set: images of a source, and those of its pairs that the set uses."""
 
-    train: Images | None  # None: no pairs were found
-    val: Images | None  # the same object as `train` if validation images are held out
-    train_pairs: list[Pair]
-    val_pairs: list[Pair]
+    key: str  # of the source in the configuration
+    images: Images | None  # None: no pairs were found
+    pairs: list[Pair]
+
+    @property
+    def stored(self) -> StoredPairs:
+        """The stored images of its pairs. The source must be free of problems."""
+        assert self.images is not None
+        return self.images.stored(self.pairs)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all inputs are made by the degradation."""
+        return self.images is not None and self.images.input is None
+
+
+@dataclass(frozen=True)
+class ScannedData:
+    """The sets that the `data` section names, by their names, and all problems found.
+
+    If validation images are held out, each training set has a validation set of its name with the same images.
+    """
+
+    train: dict[str, ScannedSet]
+    val: dict[str, ScannedSet]
     problems: list[str]
     notes: list[str]  # on what was left out of folders
+
+    @property
+    def sets(self) -> dict[str, ScannedSet]:
+        """All sets by the names that records give them: "train" or "train.div2k"."""
+        kinds = {"train": self.train, "val": self.val}
+        return {_dotted(kind, name): one for kind, sets in kinds.items() for name, one in sets.items()}
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs of all sets."""
+        return [pair for one in self.sets.values() for pair in one.pairs]
+
+
+def _dotted(kind: str, name: str) -> str:
+    return f"{kind}.{name}" if name else kind
 
 
 def open_data(
@@ -105,7 +141,7 @@ def degradation_of(data: Data) -> DegradationPipeline:
 
     Raises: UserError for invalid arguments.
     """
-    if all(source.input is not None for source in (data.train, data.val) if source is not None):
+    if all(source.input is not None for source in (*data.train_sets.values(), *data.val_sets.values())):
         return DegradationPipeline([], data.scale)  # never called
     return build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
 
@@ -121,20 +157,30 @@ def find_data(
 
     `crop_gt` accepts gts that can be cropped to `data.scale` times their input; see `can_crop_gt`.
     """
-    sources = {"data.train": data.train} | ({"data.val": data.val} if data.val is not None else {})
+    sources: dict[str, Source] = {_dotted("data.train", name): source for name, source in data.train_sets.items()}
+    sources |= {_dotted("data.val", name): source for name, source in data.val_sets.items()}
     notes: list[str] = []
     opened, problems = _open_sources(sources, data, notes, track, log)
     for images in opened.values():
         problems += _unequal(images, data.scale, crop_gt)
-    train = opened.get("data.train")
-    val = opened.get("data.val") if data.val is not None else train
-    train_pairs, val_pairs, more = _divide(data, train, val)
-    problems += more
+    found = ScannedData({}, {}, problems, notes)
+    for name in data.train_sets:
+        key = _dotted("data.train", name)
+        train, val, more = _divide(key, opened.get(key), data)
+        problems += more
+        found.train[name] = ScannedSet(key, opened.get(key), train)
+        if data.val is None:
+            found.val[name] = ScannedSet(key, opened.get(key), val)
+    for name in data.val_sets:
+        key = _dotted("data.val", name)
+        found.val[name] = ScannedSet(key, opened.get(key), opened[key].pairs if key in opened else [])
     key, largest = max(data.patch_sizes.items(), key=lambda item: item[1])
-    problems += _too_small(train, train_pairs, data.scale, largest, f"of {key}; lower it")
     needed = "that validation needs for its metrics and the loss; remove the image"
-    problems += _too_small(val, val_pairs, data.scale, smallest_val_side, needed)
-    return ScannedData(train, val, train_pairs, val_pairs, problems, notes)
+    for one in found.train.values():
+        problems += _too_small(one, data.scale, largest, f"of {key}; lower it")
+    for one in found.val.values():
+        problems += _too_small(one, data.scale, smallest_val_side, needed)
+    return found
 
 
 def raise_found(found: ScannedData) -> None:
@@ -147,9 +193,10 @@ def build_sets(
     found: ScannedData, data: Data, seed: int, degrade: DegradationPipeline, device: torch.device
 ) -> DataSets:
     """Return the data sets of data without problems."""
-    assert found.train is not None and found.val is not None
-    train, val = found.train.stored(found.train_pairs), found.val.stored(found.val_pairs)
-    pairs = [*found.train_pairs, *found.val_pairs]
+    if len(found.train) > 1 or len(found.val) > 1:
+        raise UserError("data: several sets cannot be used yet")
+    (train_set,), (val_set,) = found.train.values(), found.val.values()
+    train, val = train_set.stored, val_set.stored
     nbytes, fits = _prepare_reading(train, val)
     threads = data.num_threads if fits else max(_DISK_READERS, data.num_threads)
     return DataSets(
@@ -163,22 +210,23 @@ def build_sets(
             readers=ThreadPoolExecutor(threads, "accel-restore-reader") if threads > 1 else None,
         ),
         ValidationDataset(
-            [pair.name for pair in found.val_pairs], val.gt, val.input, val.indices, degrade, device, data.scale
+            [pair.name for pair in val_set.pairs], val.gt, val.input, val.indices, degrade, device, data.scale
         ),
         degrade,
-        [str(pair.input or pair.gt) for pair in found.train_pairs],
-        [image for pair in pairs for image in (pair.input, pair.gt) if isinstance(image, Path)],
-        {"train": _image_set(found.train_pairs, train), "val": _image_set(found.val_pairs, val)},
+        [str(pair.input or pair.gt) for pair in train_set.pairs],
+        [image for pair in found.pairs for image in (pair.input, pair.gt) if isinstance(image, Path)],
+        {name: _image_set(one) for name, one in found.sets.items()},
         found.notes,
         nbytes,
         fits,
     )
 
 
-def _image_set(pairs: list[Pair], stored: StoredPairs) -> ImageSet:
+def _image_set(one: ScannedSet) -> ImageSet:
+    stored = one.stored
     gt = [stored.gt.digests[index] for index in stored.indices]
     input = None if stored.input is None else [stored.input.digests[index] for index in stored.indices]
-    return ImageSet([pair.name for pair in pairs], gt, input)
+    return ImageSet([pair.name for pair in one.pairs], gt, input)
 
 
 def _prepare_reading(*pairs: StoredPairs) -> tuple[int, bool]:
@@ -229,20 +277,17 @@ def pairs_of(source: Source, key: str, data: Data, notes: list[str] | None = Non
     return pairs[: data.max_images], problems
 
 
-def _divide(data: Data, train: Images | None, val: Images | None) -> tuple[list[Pair], list[Pair], list[str]]:
-    """The training pairs, the validation pairs, and the problems found."""
-    train_pairs = train.pairs if train else []
-    if data.val is not None:
-        return train_pairs, val.pairs if val else [], []
-    if not train_pairs:
-        return [], [], []
-    if len({pair.gt for pair in train_pairs}) == 1:
-        problem = "data.train: a single image cannot be split into training and validation; add images or set data.val"
-        return train_pairs, [], [problem]
-    train_pairs, val_pairs = held_out(train_pairs, data.val_fraction)
-    if not train_pairs:
-        return [], val_pairs, [f"data.val_fraction: {data.val_fraction} leaves no image to train on; lower it"]
-    return train_pairs, val_pairs, []
+def _divide(key: str, images: Images | None, data: Data) -> tuple[list[Pair], list[Pair], list[str]]:
+    """The training pairs of a source, those held out for validation, and the problems found."""
+    pairs = images.pairs if images else []
+    if data.val is not None or not pairs:
+        return pairs, [], []
+    if len({pair.gt for pair in pairs}) == 1:
+        problem = f"{key}: a single image cannot be split into training and validation; add images or set data.val"
+        return pairs, [], [problem]
+    train, val = held_out(pairs, data.val_fraction)
+    problem = f"data.val_fraction: {data.val_fraction} leaves no image of {key} to train on; lower it"
+    return train, val, [] if train else [problem]
 
 
 def _unequal(images: Images, scale: int, crop_gt: bool) -> list[str]:
@@ -276,14 +321,14 @@ def _ratio(size: Size | None, input_size: Size | None) -> int | None:
     return next((n for n in (1, 2, 3, 4) if size == (n * input_size[0], n * input_size[1])), 0)
 
 
-def _too_small(images: Images | None, pairs: list[Pair], scale: int, least: int, remedy: str) -> list[str]:
+def _too_small(one: ScannedSet, scale: int, least: int, remedy: str) -> list[str]:
     """One problem for each gt with a side below `least` pixels after it is cut to a multiple of the scale."""
-    if images is None:
+    if one.images is None:
         return []
-    sizes = [images.gt.sizes[index] for index in images.indices(pairs)]
+    sizes = [one.images.gt.sizes[index] for index in one.images.indices(one.pairs)]
     return [
         f"{pair.gt}: is {_size(size)}, smaller than the {least} pixels {remedy}"
-        for pair, size in zip(pairs, sizes, strict=True)
+        for pair, size in zip(one.pairs, sizes, strict=True)
         if size and min(side - side % scale for side in size) < least
     ]
 

@@ -62,7 +62,7 @@ class ImageSet:
         return {name: (gt, input) for name, gt, input in zip(self.names, self.gt, inputs, strict=True)}
 
 
-Identity = dict[str, ImageSet]  # of the sets train and val
+Identity = dict[str, ImageSet]  # of the sets "train" and "val"; "train.div2k" for those with names
 _RECORD: TypeAdapter[Identity] = TypeAdapter(Identity)
 
 
@@ -73,8 +73,14 @@ def facts_of(identity: Identity) -> dict[str, dict[str, Any]]:
 
 def find_shared(identity: Identity) -> list[str]:
     """Return the names of the validation images whose gt has the same pixels as that of a training image."""
-    trained = set(identity["train"].gt)
-    return [name for name, gt in zip(identity["val"].names, identity["val"].gt, strict=True) if gt in trained]
+    trained = {gt for images in of_kind(identity, "train") for gt in images.gt}
+    sets = of_kind(identity, "val")
+    return [name for images in sets for name, gt in zip(images.names, images.gt, strict=True) if gt in trained]
+
+
+def of_kind(identity: Identity, kind: str) -> list[ImageSet]:
+    """Return the sets of a kind: train or val."""
+    return [images for name, images in identity.items() if name.partition(".")[0] == kind]
 
 
 def to_record(identity: Identity) -> bytes:
@@ -88,7 +94,7 @@ def read_record(folder: Path) -> Identity | None:
         record = _RECORD.validate_json((folder / RECORD).read_bytes())
     except (OSError, ValidationError):
         return None
-    return record if record.keys() == {"train", "val"} else None
+    return record if of_kind(record, "train") and of_kind(record, "val") else None
 
 
 def describe_change(then: dict[str, Any], record: Identity | None, now: Identity) -> str:

@@ -45,10 +45,10 @@ def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:
 
 def find_one_sided(found: ScannedData) -> list[Finding]:
     """Return a finding if inputs are made for training or validation only."""
-    if not (found.train and found.val) or (found.train.input is None) == (found.val.input is None):
+    made, given = ([one.key for one in found.sets.values() if one.is_made is is_made] for is_made in (True, False))
+    if not made or not given:
         return []
-    made, given = ("data.train", "data.val") if found.train.input is None else ("data.val", "data.train")
-    text = f"data.degradation makes the inputs of {made}, but those of {given} are files; is this intended?"
+    text = f"data.degradation makes the inputs of {made[0]}, but those of {given[0]} are files; is this intended?"
     return [Finding("unlike", text)]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from accel_restore.config.data import Data
-from accel_restore.data.build import Images
+from accel_restore.data.build import Images, ScannedSet
 from accel_restore.data.cache import Opened, Track, each_ahead
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.image_formats import Header, ImageError
@@ -30,7 +30,7 @@ Spaces = tuple[ColourSpace | None, ColourSpace]
 
 @dataclass
 class Part:
-    """The comparable pairs of the training or the validation set, with what was read and measured of each."""
+    """The comparable pairs of a set, with what was read and measured of each."""
 
     images: Images | None
     data: Data
@@ -56,12 +56,13 @@ class Part:
         return _pixels(self.images, self.data, self.pairs[place])
 
 
-def survey(images: Images | None, pairs: list[Pair], data: Data, limit: int | None, track: Track, name: str) -> Part:
-    """Measure the comparable ones of `pairs`, at most `limit` of them, spread evenly, on all cores."""
-    part = Part(images, data, len(pairs))
+def survey(one: ScannedSet, data: Data, limit: int | None, track: Track, name: str) -> Part:
+    """Measure the comparable pairs of a set, at most `limit` of them, spread evenly, on all cores."""
+    images = one.images
+    part = Part(images, data, len(one.pairs))
     if images is None:
         return part
-    candidates = [pair for pair in pairs if _is_comparable(images, pair, data.scale)]
+    candidates = [pair for pair in one.pairs if _is_comparable(images, pair, data.scale)]
     if limit is not None:
         candidates = candidates[:: max(1, -(-len(candidates) // limit))]
     examined = track(_examined(images, data, candidates), len(candidates), f"examining {name}")

@@ -65,9 +65,10 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
     Raises: UserError if images are missing.
     """
     key = "data.train" if data.val is None else "data.val"
+    source = next(iter((data.val_sets or data.train_sets).values()))
     if names is not None:
         data = data.model_copy(update={"max_images": None})  # new images may have changed the choice
-    pairs, problems = pairs_of(data.val or data.train, key, data)
+    pairs, problems = pairs_of(source, key, data)
     if names is None:
         pairs = held_out(pairs, data.val_fraction)[1] if data.val is None and pairs else pairs
     else:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from accel_restore.data.identity import RECORD, ImageSet, in_words, read_record
+from accel_restore.data.identity import RECORD, ImageSet, in_words, of_kind, read_record
 from accel_restore.models.weights_file import find_weights
 
 
@@ -47,7 +47,7 @@ def training_images(files: Sequence[Path]) -> TrainingImages:
         folders = path.parents[:3] if len(path.parents) > 2 else path.absolute().parents[:3]
         # The first for best.safetensors, the second for hub/…, the third for checkpoints/step-…/….
         run, record = next(((f, record) for f in folders if (record := read_record(f)) is not None), (None, None))
-        digests.append(record["train"].digests() if record is not None else None)
+        digests.append(set().union(*(images.digests() for images in of_kind(record, "train"))) if record else None)
         runs.append(run)
     return TrainingImages(list(files), digests, runs)
 
@@ -55,7 +55,8 @@ def training_images(files: Sequence[Path]) -> TrainingImages:
 def changed_validation(run: Path, scored: ImageSet) -> list[str]:
     """Return a warning if the images of a run's validation have changed since the run."""
     record = read_record(run)
-    changes = ", ".join(record["val"].differences(scored.without_secrets())) if record is not None else ""
+    sets = of_kind(record, "val") if record is not None else []
+    changes = ", ".join(change for images in sets for change in images.differences(scored.without_secrets()))
     return [f"warning: the validation images of {run} have changed since the run: {changes}"] if changes else []
 
 

@@ -46,7 +46,7 @@ class Protocol:
     @classmethod
     def of(cls, config: Config) -> "Protocol":
         """Return the protocol of a run."""
-        source = config.data.val or config.data.train
+        source = next(iter((config.data.val_sets or config.data.train_sets).values()))
         steps = [step.model_dump() for step in config.data.degradation] if source.input is None else []
         return cls.from_settings(config.validation, config.data.channels, tuple(steps))
 

@@ -158,9 +158,10 @@ def _rate(
 def _decode(found: ScannedData, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
     """Decode the files of each sample, as a loader without a store does."""
     train = sets.train
-    assert found.train is not None  # else `raise_found` has raised
+    (one,) = found.train.values()
+    assert one.images is not None  # else `raise_found` has raised
     for sample in samples:
-        pair = found.train.pairs[train.images[sample.id // train.crops_per_image]]
+        pair = one.images.pairs[train.images[sample.id // train.crops_per_image]]
         for image, store in ((pair.gt, train.gt), (pair.input, train.input)):
             if image is not None and store is not None:
                 read_image(image, store.channels, 8 * store.dtype.itemsize, max_pixels)

@@ -1,0 +1,47 @@
+"""`data.train` and `data.val` are one set, or a mapping of named sets."""
+
+import pytest
+
+from accel_restore.config.keys import is_key
+from accel_restore.config.load import config_from
+from accel_restore.config.stored import with_new_keys
+from accel_restore.errors import UserError
+
+
+def test_sets_may_have_names():
+    tree = {"data": {"train": {"a": {"gt": "x", "share": 0.7}, "b-2": {"input": "y", "gt": "z"}}, "val": {"gt": "q"}}}
+    data = config_from(tree, ["data.train.a.share=0.5", "data.val.crop_border=2"]).data
+    assert {name: (one.gt, one.share) for name, one in data.train_sets.items()} == {"a": ("x", 0.5), "b-2": ("z", None)}
+    assert data.val_sets[""].crop_border == 2
+    assert config_from({"data": {"train": {"gt": "x"}}}).data.val_sets == {}
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"gtt": "x"}, r"data\.train\.gtt: unknown key; did you mean 'data\.train\.gt'"),
+        ({"a": {"gtt": "x"}}, r"data\.train\.a\.gtt: unknown key; did you mean 'data\.train\.a\.gt'"),
+        ({"a": {"gt": "x"}, "gt": "x"}, r"data\.train\.a: unknown key"),
+        ({"a": {"gt": "x"}, "b": None}, r"data\.train\.b: must be a section"),
+        ({"a": {"input": "x"}}, r"data\.train\.a: 'gt' is missing"),
+        ({"a b": {"gt": "x"}}, r"data\.train: the name of a set consists of letters"),
+        ({"a": {"gt": "x", "share": 2}}, r"data\.train\.a\.share: .*not 2"),
+    ],
+)
+def test_mistakes_in_named_sets_are_reported_with_their_keys(train, message):
+    with pytest.raises(UserError, match=message):
+        config_from({"data": {"train": train}})
+
+
+def test_keys_of_named_sets_are_keys():
+    for key in ("data.train.gt", "data.train.div2k.share", "data.val.set5.crop_border", "data.train.a.degradation.0.x"):
+        assert is_key(key), key
+    for key in ("data.train.div2k.shar", "data.train.a.b.share", "data.val.set5.share"):
+        assert not is_key(key), key
+
+
+def test_a_stored_configuration_gets_the_new_keys_of_its_sets():
+    for train in ({"gt": "x"}, {"a": {"gt": "x"}}):
+        filled = with_new_keys({"data": {"train": train}})["data"]["train"]
+        assert {"gt": "x", "share": None}.items() <= (filled.get("a") or filled).items()
+        assert filled.keys() >= {"a"} or "gt" in filled
