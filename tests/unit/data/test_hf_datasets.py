@@ -391,7 +391,7 @@ def test_an_object_is_named_in_the_configuration_that_a_run_leaves(tmp_path):
 
 
 def test_schema_of_a_data_set_is_a_string():
-    schema = Config.model_json_schema()["$defs"]["Source"]["properties"]
+    schema = Config.model_json_schema()["$defs"]["TrainSet"]["properties"]
     assert schema["dataset"]["anyOf"][0]["type"] == "string" and schema["recursive"]["type"] == "boolean"
 
 
