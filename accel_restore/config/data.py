@@ -2,6 +2,7 @@
 
 import re
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,9 +90,14 @@ class Source(Section):
     @model_validator(mode="after")
     def _check(self) -> "Source":
         problems = self._problems_of_files() if self.dataset is None else self._problems_of_dataset()
+        problems += self._problems_of_inputs()
         if problems:
             raise PydanticCustomError("source", "{text}", {"text": "\n".join(problems)})
         return self
+
+    def _problems_of_inputs(self) -> list[str]:
+        """Return problems of the keys that a kind of source adds, each starting with what follows the section's key."""
+        return []
 
     def _problems_of_files(self) -> list[str]:
         """Return problems, each starting with what follows the key of the section."""
@@ -143,6 +149,13 @@ class TrainSet(Source):
         description="share of this set's samples whose input is made by the degradation instead of read from `input`",
     )
 
+    def _problems_of_inputs(self) -> list[str]:
+        if self.synthetic_share is not None and self.input is None:
+            return [".synthetic_share: needs `input`; without it the degradation makes all inputs, so remove the key"]
+        if self.degradation is not None and self.input is not None and self.synthetic_share is None:
+            return [".degradation: has no effect, as `input` is read; remove one of them, or set synthetic_share"]
+        return []
+
 
 class ValSet(Source):
     """A validation set. A key that is null has the value of the section `validation`, or of `data`."""
@@ -176,10 +189,30 @@ def _check_names(sets: dict[str, Any]) -> dict[str, Any]:
     return sets
 
 
+def _check_shares(value: TrainSet | dict[str, TrainSet]) -> TrainSet | dict[str, TrainSet]:
+    sets = value if isinstance(value, dict) else {"": value}
+    shares = [one.share for one in sets.values() if one.share is not None]
+    total = sum(map(Fraction, map(str, shares)), Fraction(0))
+    others = [name for name, one in sets.items() if one.share is None]
+    text = None
+    if total > 1:
+        text = f"the shares add up to {float(total):g}; lower them to 1 together"
+    elif total == 1 and others:
+        text = f"the shares add up to 1, which leaves nothing for {', '.join(others)}; lower them"
+    elif total < _NEARLY_ONE and shares and not others:
+        text = f"the shares add up to {float(total):g}; raise them to 1, or leave one out, which then gets the rest"
+    if text is not None:
+        raise PydanticCustomError("shares", "{text}", {"text": text})
+    return value
+
+
+_NEARLY_ONE = Fraction("0.99")  # of all sets: shares such as 0.33, three times, are scaled
 _Discriminated = Discriminator(_kind_of_sets)
 _Named = AfterValidator(_check_names)
 TrainSets = Annotated[
-    Annotated[TrainSet, Tag(ONE)] | Annotated[dict[str, TrainSet], _Named, Tag(SEVERAL)], _Discriminated
+    Annotated[TrainSet, Tag(ONE)] | Annotated[dict[str, TrainSet], _Named, Tag(SEVERAL)],
+    _Discriminated,
+    AfterValidator(_check_shares),
 ]
 ValSets = Annotated[Annotated[ValSet, Tag(ONE)] | Annotated[dict[str, ValSet], _Named, Tag(SEVERAL)], _Discriminated]
 

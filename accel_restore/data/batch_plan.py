@@ -1,19 +1,25 @@
 """Which samples make up step k, and which rank takes which: pure integers, O(1) memory for any size of an epoch.
 
 Samples form an endless stream, one pass after the other. A pass takes each of the ids 0 … images × crops_per_image − 1
-once, in an order that is a keyed bijection of (seed, pass). An epoch is a part of the stream: one pass, or as many
-samples as N full steps take. A step holds the same samples for any number of ranks and any accumulation.
+once, in an order that is a keyed bijection of (seed, pass). An epoch is a part of the stream: as many samples as one
+pass has, or as N full steps take. A step holds the same samples for any number of ranks and any accumulation.
+
+Several training sets are mixed into one stream by their shares (`mixture.py`). The ids continue from set to set, and
+each set has passes of its own.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from accel_restore.data.mixture import MixedSet, mixed_order
 from accel_restore.errors import UserError
-from accel_restore.utils.rng import Draw, hashes, keys, shuffled, uniform
+from accel_restore.utils.rng import Draw, hashes, key, keys, shuffled, uniform
 
 _BLOCK = 4096  # samples whose order is computed at once
 
@@ -21,22 +27,33 @@ _BLOCK = 4096  # samples whose order is computed at once
 class Sample(NamedTuple):
     """One place of a micro-batch. Padding repeats a real sample with weight 0."""
 
-    pass_: int  # counted from 0; two samples of a step may have the same id in different passes
+    pass_: int  # of its set, counted from 0; two samples of a step may have the same id in different passes
     id: int
     weight: float  # ranks / real samples of the step: the mean over the ranks' weighted sums is the step's mean loss
     patch_size: int  # side of the crop of gt
-    partner: int = -1  # id of the sample that is mixed into it
+    partner: int = -1  # id of the sample of the same set that is mixed into it
+    is_synthetic: bool = False  # the input is made although the set has files of it
+
+
+class DrawnSamples(NamedTuple):
+    """Samples at consecutive positions of the stream; arrays of equal length."""
+
+    passes: np.ndarray
+    ids: np.ndarray
+    are_synthetic: np.ndarray
+    partners: np.ndarray  # -1 for none
+
+    def part(self, first: int, end: int) -> "DrawnSamples":
+        """Return the samples from index `first` to `end` − 1."""
+        return DrawnSamples(*(values[first:end] for values in self))
 
 
 class MicroBatch(Sequence[Sample]):
     """The samples of all ranks in one micro-batch. A sample is made on access, so a rank makes only its own."""
 
-    def __init__(
-        self, size: int, passes: np.ndarray, ids: np.ndarray, partners: np.ndarray, weight: float, patch_size: int
-    ):
-        """`passes`, `ids` and `partners` are padded to `size` with the first sample, at weight 0."""
-        self.size, self.weight, self.patch_size = size, weight, patch_size
-        self.passes, self.ids, self.partners = passes, ids, partners
+    def __init__(self, size: int, samples: DrawnSamples, weight: float, patch_size: int):
+        """The `samples` are padded to `size` with the first one, at weight 0."""
+        self.size, self.samples, self.weight, self.patch_size = size, samples, weight, patch_size
 
     def __len__(self) -> int:
         return self.size
@@ -46,23 +63,35 @@ class MicroBatch(Sequence[Sample]):
         if isinstance(place, slice):
             return [self[i] for i in range(self.size)[place]]
         place = range(self.size)[place]
-        if place < len(self.ids):
-            drawn = int(self.passes[place]), int(self.ids[place])
-            return Sample(*drawn, self.weight, self.patch_size, int(self.partners[place]))
-        return Sample(int(self.passes[0]), int(self.ids[0]), 0.0, self.patch_size)
+        is_real = place < len(self.samples.ids)
+        pass_, id, is_synthetic, partner = (values[place if is_real else 0].item() for values in self.samples)
+        if is_real:
+            return Sample(pass_, id, self.weight, self.patch_size, partner, is_synthetic)
+        return Sample(pass_, id, 0.0, self.patch_size, is_synthetic=is_synthetic)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """How the stream of samples is divided into optimizer steps, micro-batches and ranks."""
 
-    num_samples: int  # per pass
+    num_samples: int  # of all sets together, per pass over each
     batch_size: int  # per rank and micro-batch
     accumulation: int  # micro-batches per optimizer step
     world_size: int
     seed: int
     patch_size: int  # side of a crop of gt
     mixup: float = 0.0  # share of samples that are mixed with a second one
+    mixed: tuple[MixedSet, ...] = ()  # the training sets; empty: one
+
+    @property
+    def sets(self) -> tuple[MixedSet, ...]:
+        """The training sets."""
+        return self.mixed or (MixedSet(self.num_samples),)
+
+    @property
+    def first_ids(self) -> np.ndarray:
+        """The first id of each set."""
+        return np.array([0, *accumulate(one.num_samples for one in self.sets[:-1])])
 
     @property
     def micro_batch(self) -> int:
@@ -75,21 +104,38 @@ class BatchPlan:
         return self.micro_batch * self.accumulation
 
     def one_pass(self, number: int) -> "EpochPlan":
-        """Return the epoch that is one pass, counted from 0; its last step may be ragged."""
+        """Return the epoch, counted from 0, that has the samples of one pass; its last step may be ragged."""
         return EpochPlan(self, number * self.num_samples, self.num_samples)
 
-    def samples(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the passes and the ids of the samples at positions `first` to `end` − 1 of the stream."""
-        passes, places = np.divmod(np.arange(first, end), self.num_samples)
-        return passes, shuffled(places, self.num_samples, self.seed, passes)
+    def samples(self, first: int, end: int) -> DrawnSamples:
+        """Return the samples at positions `first` to `end` − 1 of the stream."""
+        sets, order = self.sets, mixed_order(tuple(one.uses for one in self.sets))
+        periods, slots = np.divmod(np.arange(first, end), len(order.sets))
+        of_set = order.sets[slots]
+        passes, ids, are_synthetic = np.empty_like(slots), np.empty_like(slots), np.empty(len(slots), bool)
+        for index, (one, first_id) in enumerate(zip(sets, self.first_ids, strict=True)):
+            here = of_set == index
+            uses = periods[here] * one.uses + order.counts[slots[here]]  # of this set before this one
+            passes[here], places = np.divmod(uses, one.num_samples)
+            seed = key(self.seed, -1, Draw.SET, index) if index else self.seed
+            ids[here] = first_id + shuffled(places, one.num_samples, seed, passes[here])
+            are_synthetic[here] = _rises(uses, one.synthetic_share)
+        return DrawnSamples(passes, ids, are_synthetic, self.partners(passes, ids))
 
     def partners(self, passes: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Return for each sample the id of the sample that is mixed into it, -1 for none."""
+        """Return for each sample the id of the sample of its set that is mixed into it, -1 for none."""
         if not self.mixup:
             return np.full(len(ids), -1)
+        first_ids, sizes = self.first_ids, np.array([one.num_samples for one in self.sets])
+        of_set = np.searchsorted(first_ids, ids, "right") - 1
         drawn = uniform(hashes(ids, keys(self.seed, passes, Draw.PARTNER)))
         is_mixed = uniform(hashes(ids, keys(self.seed, passes, Draw.MIXED))) < self.mixup
-        return np.where(is_mixed, (drawn * self.num_samples).astype(np.int64), -1)
+        return np.where(is_mixed, first_ids[of_set] + (drawn * sizes[of_set]).astype(np.int64), -1)
+
+
+def _rises(counts: np.ndarray, share: Fraction) -> np.ndarray:
+    """Return whether floor(share × n) rises after n = count: for that share of the counts, to within one."""
+    return (counts + 1) * share.numerator // share.denominator > counts * share.numerator // share.denominator
 
 
 @dataclass(frozen=True)
@@ -121,7 +167,7 @@ class EpochPlan:
     def sample_ids(self, step: int) -> np.ndarray:
         """Return the sample ids of a step in order, without padding."""
         first = self.first + step * self.plan.global_batch
-        return self.plan.samples(first, first + self.num_real(step))[1]
+        return self.plan.samples(first, first + self.num_real(step)).ids
 
     def micro_batches(self, first_step: int = 0) -> Iterator[MicroBatch]:
         """Yield the global micro-batches from a step on; all are full, and rank r takes the r-th part."""
@@ -129,18 +175,16 @@ class EpochPlan:
         at_once = max(1, _BLOCK // size) * size
         for block in range(first_step * size, self.num_samples, at_once):
             end = min(block + at_once, self.num_samples)
-            passes, ids = self.plan.samples(self.first + block, self.first + end)
-            partners = self.plan.partners(passes, ids)
-            for first in range(0, len(ids), size):
-                step = slice(first, first + size)
-                yield from self._deal(passes[step], ids[step], partners[step])
+            samples = self.plan.samples(self.first + block, self.first + end)
+            for first in range(0, len(samples.ids), size):
+                yield from self._deal(samples.part(first, first + size))
 
-    def _deal(self, *of_samples: np.ndarray) -> Iterator[MicroBatch]:
-        """The micro-batches of the step that samples with these passes, ids and partners make up."""
-        plan, count = self.plan, len(of_samples[0])
+    def _deal(self, samples: DrawnSamples) -> Iterator[MicroBatch]:
+        """The micro-batches of the step that these samples make up."""
+        plan, count = self.plan, len(samples.ids)
         for first in range(0, count, plan.micro_batch):
-            passes, ids, partners = (values[first : first + plan.micro_batch] for values in of_samples)
-            yield MicroBatch(plan.micro_batch, passes, ids, partners, plan.world_size / count, plan.patch_size)
+            part = samples.part(first, first + plan.micro_batch)
+            yield MicroBatch(plan.micro_batch, part, plan.world_size / count, plan.patch_size)
 
 
 @dataclass(frozen=True)

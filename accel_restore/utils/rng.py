@@ -32,6 +32,7 @@ class Draw(IntEnum):
     MIXED = 16
     PARTNER = 17
     SHARE = 18
+    SET = 24
     FORWARD = 32
 
 

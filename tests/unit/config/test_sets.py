@@ -45,3 +45,52 @@ def test_a_stored_configuration_gets_the_new_keys_of_its_sets():
         filled = with_new_keys({"data": {"train": train}})["data"]["train"]
         assert {"gt": "x", "share": None}.items() <= (filled.get("a") or filled).items()
         assert filled.keys() >= {"a"} or "gt" in filled
+
+
+def sets(*shares: float | None) -> dict:
+    return {f"s{number}": {"gt": "x", "share": share} for number, share in enumerate(shares)}
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (sets(0.7, 0.31), r"data\.train: the shares add up to 1\.01; lower them to 1 together"),
+        (sets(0.7, 0.4, None), r"data\.train: the shares add up to 1\.1; lower"),
+        (
+            sets(0.5, None, 0.5, None),
+            r"data\.train: the shares add up to 1, which leaves nothing for s1, s3; lower them",
+        ),
+        (sets(1, None), r"data\.train: the shares add up to 1, which leaves nothing for s1"),
+        (sets(0.5, 0.3), r"data\.train: the shares add up to 0\.8; raise them to 1, or leave one out"),
+        ({"gt": "x", "share": 0.5}, r"data\.train: the shares add up to 0\.5; raise them"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(train, message):
+    with pytest.raises(UserError, match=message):
+        config_from({"data": {"train": train}})
+
+
+@pytest.mark.parametrize(
+    "train", [sets(0.7, 0.3), sets(0.1, 0.2, 0.7), sets(0.33, 0.33, 0.33), sets(0.99, None), sets(1), {"gt": "x"}]
+)
+def test_shares_that_add_up_to_one_or_leave_a_rest_are_accepted(train):
+    assert config_from({"data": {"train": train}}).data.train_sets
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        ({"gt": "x", "synthetic_share": 0.5}, r"data\.train\.a\.synthetic_share: needs `input`"),
+        (
+            {"gt": "x", "input": "y", "degradation": [{"name": "quantize"}]},
+            r"data\.train\.a\.degradation: has no effect",
+        ),
+        ({"gt": "x", "input": "y", "synthetic_share": 1}, r"data\.train\.a\.synthetic_share: "),
+    ],
+)
+def test_keys_of_a_training_set_that_cannot_have_an_effect_are_refused(one, message):
+    with pytest.raises(UserError, match=message):
+        config_from({"data": {"train": {"a": one}}})
+    both = {"gt": "x", "input": "y", "synthetic_share": 0.5, "degradation": [{"name": "quantize"}]}
+    data = config_from({"data": {"train": {"a": both, "b": {"gt": "x"}}}}).data
+    assert [step.name for step in data.degradation_of(data.train_sets["a"])] == ["quantize"]
