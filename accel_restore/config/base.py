@@ -15,6 +15,7 @@ from accel_restore.utils.imports import unknown_name
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+DEFAULT_NAMES = {"model": "unet", "optimizer": "adamw", "scheduler": "cosine"}  # of sections without a name
 
 
 class Section(BaseModel):
@@ -31,6 +32,12 @@ class Section(BaseModel):
         return {
             key: _turned_off(value, fields[key].annotation) if key in fields else value for key, value in values.items()
         }
+
+
+def require_name(schema: dict[str, Any], section: type[BaseModel]) -> None:
+    """Require `name` in the JSON schema of a choice that is not the default; without it, several choices would fit."""
+    if section.model_fields["name"].default not in DEFAULT_NAMES.values():
+        schema["required"] = [*schema.get("required", []), "name"]
 
 
 class OpenSection(Section):

@@ -8,10 +8,11 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
+from accel_restore.config.base import DEFAULT_NAMES
 from accel_restore.config.data import SEVERAL
 from accel_restore.config.keys import sections_in
 from accel_restore.config.optim import BY_PATH, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, OwnOptimizer, OwnSchedule
-from accel_restore.config.schema import DEFAULT_NAMES, Config
+from accel_restore.config.schema import Config
 from accel_restore.utils.imports import did_you_mean, misspelt, nearest, unknown_choice, unknown_name
 
 _CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {
@@ -107,13 +108,13 @@ def explain(detail: ErrorDetails) -> list[str]:
     if kind == "union_tag_invalid":
         text = unknown_name(str(detail["ctx"]["tag"]), _quoted(detail["ctx"]["expected_tags"]))
         return [f"{key}.name: {text}; others have import paths, such as {_MORE[key]}"]
-    return [f"{key}: {_explain_value(detail, path)}"]
+    return [f"{key}: {_explain_value(detail, path, section)}"]
 
 
 _REMEDIES = {"list_type": "; put it in brackets: [...]"}  # by kind of error
 
 
-def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
+def _explain_value(detail: ErrorDetails, path: list[str], section: type[BaseModel] | None) -> str:
     kind, value, message = detail["type"], detail["input"], detail["msg"]
     if kind not in _OF_PYDANTIC:
         return message
@@ -132,8 +133,17 @@ def _explain_value(detail: ErrorDetails, path: list[str]) -> str:
     if kind in ("model_type", "model_attributes_type"):
         if isinstance(value, str) and len(path) == 1 and path[0] in DEFAULT_NAMES:
             return f"is a section; write {path[0]}.name={value:.80}, or {path[0]}: {{name: {value:.80}}} in a file"
-        return f"must be a section such as {{key: value}}, not {value!r}"
+        return f"must be a section such as {_example_of(section)}, not {value!r}"
     return f"{message[0].lower()}{message[1:]}, not {value!r}{_REMEDIES.get(kind, '')}"
+
+
+def _example_of(section: type[BaseModel] | None) -> str:
+    """Return a section with its first key that has a default; with `gt` for images."""
+    fields = section.model_fields if section else {}
+    if "gt" in fields:
+        return "{gt: FOLDER}"
+    key = next((key for key, field in fields.items() if not field.is_required() and field.default), None)
+    return f"{{{key}: {fields[key].default}}}" if key else "{key: value}"
 
 
 def _explain_choice(value: object, expected: str) -> str:

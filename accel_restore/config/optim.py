@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Strict, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section
+from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, require_name
 
 _PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 
@@ -31,6 +31,8 @@ WarmUpEpochs = Annotated[int, Field(ge=0, description="epochs of linear warm-up 
 
 class Optimizer(Section):
     """The keys that all optimizers have."""
+
+    model_config = ConfigDict(json_schema_extra=require_name)
 
     lr: LearningRate = Field(0.001, description="learning rate of epoch 0, or after warm-up")
     no_decay: NoDecay = Field([])
@@ -94,6 +96,8 @@ class SGD(Optimizer):
 
 class Schedule(Section):
     """The keys that all schedules have. A schedule steps once per epoch, so all units are epochs."""
+
+    model_config = ConfigDict(json_schema_extra=require_name)
 
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="lower bound of the learning rate")
     warmup_epochs: WarmUpEpochs = 0

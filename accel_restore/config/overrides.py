@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from accel_restore.config.base import DEFAULT_NAMES
 from accel_restore.config.keys import is_key, kinds_of, may_be_section
 from accel_restore.config.safe_yaml import parse_yaml
-from accel_restore.config.schema import DEFAULT_NAMES
 from accel_restore.errors import UserError
 
 

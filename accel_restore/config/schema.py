@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.config.base import Fraction, OpenSection, PositiveInt, Section, one_of, switch
+from accel_restore.config.base import DEFAULT_NAMES, Fraction, OpenSection, PositiveInt, Section, one_of, switch
 from accel_restore.config.data import Data, PathText
 from accel_restore.config.model import Model
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine, OwnSchedule
@@ -53,9 +53,6 @@ class Run(Section):
         description="auto or true: continue the run in the folder, if any; never or false: refuse a folder that holds "
         "a run; or the path of a checkpoint",
     )
-
-
-DEFAULT_NAMES = {"model": "unet", "optimizer": "adamw", "scheduler": "cosine"}
 
 
 def named(default: str) -> BeforeValidator:
@@ -204,7 +201,10 @@ class Config(Section):
     model: Annotated[Model, BeforeValidator(_name_model)] = Model(name="unet")
     loss: Annotated[
         dict[Annotated[str, one_of(LOSSES)], Annotated[float, Field(gt=0)] | dict[str, Any]],
-        BeforeValidator(lambda terms: {terms: 1.0} if isinstance(terms, str) else terms),
+        BeforeValidator(
+            lambda terms: {terms: 1.0} if isinstance(terms, str) else terms,
+            json_schema_input_type=str | dict[str, Annotated[float, Field(gt=0)] | dict[str, Any]],
+        ),
     ] = Field(default={"l1": 1.0}, min_length=1, description="a name, name: weight, or name: {weight: ..., ...}")
     optimizer: Annotated[AnyOptimizer, named(DEFAULT_NAMES["optimizer"])] = AdamW()
     scheduler: Annotated[AnySchedule, named(DEFAULT_NAMES["scheduler"])] = Cosine()

@@ -2,6 +2,7 @@
 
 import re
 
+import jsonschema
 import pytest
 from configurations import LEAST, problems, value_at
 from runs import ROOT
@@ -110,6 +111,34 @@ def test_the_schema_has_sections_by_name_and_one_for_import_paths():
     assert own["additionalProperties"] is True
     assert re.match(own["properties"]["name"]["pattern"], "pytorch_optimizer:SOAP")
     assert not re.match(own["properties"]["name"]["pattern"], "adamw")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"optimizer": {"lr": 0.1}}, {"optimizer": {"name": "sgd"}}, {"scheduler": {"min_lr": 0.0}}, {"loss": "l1"}],
+)
+def test_the_schema_accepts_what_the_program_accepts(section):
+    tree = {**LEAST, **section}
+    config_from(tree)
+    jsonschema.validate(tree, Config.model_json_schema())
+
+
+def test_control_the_schema_refuses_a_key_of_another_optimizer():
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**LEAST, "optimizer": {"momentum": 0.9}}, Config.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    ("override", "example"),
+    [
+        ("train.early_stopping=5", "{patience: 20}"),
+        ("data.val=photos", "{gt: FOLDER}"),
+        ("data.stages=[3]", "{key: value}"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_refused_with_an_example(override, example):
+    (line,) = problems(override)
+    assert f"must be a section such as {example}" in line
 
 
 OFF = ["no", "off", "false", "False", "none", "None", "null", "~", "'off'", ""]
