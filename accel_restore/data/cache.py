@@ -5,7 +5,6 @@ size, inode and times are; reading 100,000 files to compare their content would 
 appears complete or not at all, with a digest of the pixels of each image; a JSON file next to it describes it.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache as cache_results
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from filelock import FileLock, Timeout
 from accel_restore.config.data import MAX_PIXELS
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.image_formats import Header, ImageError
+from accel_restore.data.image_list import ImageColumn, ImageList
 from accel_restore.data.store import Store, digest_of, write_store
 from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
@@ -54,15 +53,20 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Opened:
-    """A list of images: their store (None if there are problems), and their sizes (None for an unusable image)."""
+    """A list of images: their store (None if there are problems), and their sizes."""
 
     store: Store | None
-    sizes: list[Size | None]
+    heights_widths: np.ndarray  # (N, 2); 0 for an unusable image
     problems: list[str]  # one for each unusable image
+
+    @property
+    def sizes(self) -> list[Size | None]:
+        """The size of each image, None for an unusable one."""
+        return [(height, width) if height else None for height, width in self.heights_widths.tolist()]
 
 
 def open_stores(
-    wanted: Sequence[Sequence[ImageSource]],
+    wanted: Sequence[Sequence[ImageSource] | ImageColumn],
     channels: int,
     cache: Path,
     track: Track | None = None,
@@ -76,8 +80,8 @@ def open_stores(
     Raises: UserError if the disk has too little room for all stores, the cache folder cannot be written, or a store is
     damaged.
     """
-    lists = [list(dict.fromkeys(images)) for images in wanted]  # an image that is listed twice is stored once
-    builds = [_Build(images, channels, cache) for images in lists]
+    columns = [images if isinstance(images, ImageColumn) else ImageColumn.of(images) for images in wanted]
+    builds = [_Build(column.images, channels, cache) for column in columns]  # an image listed twice is stored once
     by_path = {build.path: build for build in builds}
     try:
         if missing := [build for _, build in sorted(by_path.items()) if not build.hold()]:
@@ -87,24 +91,18 @@ def open_stores(
         raise UserError(
             f"{cache}: cannot store decoded images there ({error.strerror or error}); set data.cache_dir"
         ) from error
-    opened = []
-    for images, unique, build in zip(wanted, lists, builds, strict=True):
-        row = {image: number for number, image in enumerate(unique)}
-        opened.append(by_path[build.path].open(np.array([row[image] for image in images], np.int64)))
-    return opened
+    return [by_path[build.path].open(column.rows) for column, build in zip(columns, builds, strict=True)]
 
 
 class _Build:
     """A list of images, and the store that is built from it."""
 
-    def __init__(self, images: list[ImageSource], channels: int, cache: Path):
+    def __init__(self, images: ImageList, channels: int, cache: Path):
         self.images, self.channels = images, channels
         self.sizes: list[Size | None] = []
         self.problems: list[str] = []
         self.lock: StoreLock | None = None  # once the store exists
-        resolved = cache_results(Path.resolve)  # of folders; one look-up per image takes minutes on a network disk
-        identity = json.dumps([_VERSION, channels, [_identity(image, resolved) for image in images]])
-        self.path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
+        self.path = cache / f"{images.digest(_VERSION, channels)[:32]}.arrow"
         self.refusal = self.path.with_suffix(".problems")
 
     def hold(self) -> bool:
@@ -183,7 +181,8 @@ class _Build:
     def open(self, rows: np.ndarray) -> Opened:
         """Return the images at `rows`, in this order."""
         if self.problems:
-            return Opened(None, [self.sizes[row] for row in rows], self.problems)
+            sizes = np.array([size or (0, 0) for size in self.sizes], np.int64)
+            return Opened(None, sizes[rows], self.problems)
         with suppress(OSError):
             os.utime(self.path)  # the time of last use
         try:
@@ -194,18 +193,7 @@ class _Build:
                 f"{self.path}: cannot be read ({error}); remove it by `{command}`, and the next run decodes its images "
                 "again"
             ) from error
-        return Opened(store, [tuple(size) for size in store.sizes.tolist()], [])
-
-
-def _identity(image: ImageSource, resolved: Callable[[Path], Path]) -> list | None:
-    if not isinstance(image, Path):
-        return [image.identity]
-    try:
-        stat = image.stat()
-    except OSError:
-        return None  # reading the image reports the reason
-    # Unpacking an archive sets the size and the modification time of another version; it cannot set ctime and inode.
-    return [str(resolved(image.parent) / image.name), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        return Opened(store, store.sizes, [])
 
 
 def _build_missing(

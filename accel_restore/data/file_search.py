@@ -4,10 +4,11 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import escape
 from itertools import islice
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from accel_restore.errors import UserError
 from accel_restore.utils.glob import LeftOut, in_any_form, matches, nfc
@@ -21,11 +22,10 @@ _OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # that Windows' file manager writ
 _MAX_READINGS = 10_000  # per name: {}*{}*{}.png can match a name of 200 letters in 60 million ways
 
 
-@dataclass(frozen=True)
-class NamedFile:
+class NamedFile(NamedTuple):
     """An image file, with the name of the gt that it belongs to."""
 
-    path: Path
+    path: str  # as text: a million objects of pathlib take seconds
     gt_name: str  # in NFC, like all names
     variant: str = ""  # the part matched by *: distinguishes the inputs of one gt
 
@@ -38,6 +38,20 @@ class NamedFile:
 Files = tuple[list[NamedFile], list[str]]  # with the problems found
 
 
+@dataclass
+class Searched:
+    """Where a search has looked. As long as these folders do not change, it finds the same files."""
+
+    notes: list[str] = field(default_factory=list)  # on what was left out of folders
+    folders: set[str] = field(default_factory=set)
+    has_broken_links: bool = False  # which may lead somewhere later, though no folder changes
+
+    def add(self, root: Path, left_out: LeftOut) -> None:
+        """Add the folders of a search below `root`."""
+        self.folders.update(str(root / folder) for folder in left_out.searched)
+        self.has_broken_links |= bool(left_out.broken)
+
+
 @dataclass(frozen=True)
 class ImageSearch:
     """The images that a search has found, and what it has left out."""
@@ -45,7 +59,7 @@ class ImageSearch:
     names: list[str]  # relative to the root; also links that lead nowhere, so that reading them reports it
     problems: list[str]  # one for each folder that cannot be read
     left_out: str  # in words, the number of other entries by kind; empty if there are none
-    folders: int  # that were not searched
+    entries: LeftOut  # the same, by their names
 
 
 def search_images(pattern: str, root: Path, hint: str = "") -> ImageSearch:
@@ -61,7 +75,7 @@ def search_images(pattern: str, root: Path, hint: str = "") -> ImageSearch:
     counted = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
     if folders := len(left_out.folders):
         counted.append(f"{folders} folder{'s' * (folders > 1)}{hint}")
-    return ImageSearch(sorted(names), unreadable_folders(root, left_out), ", ".join(counted), folders)
+    return ImageSearch(sorted(names), unreadable_folders(root, left_out), ", ".join(counted), left_out)
 
 
 def unreadable_folders(root: Path, left_out: LeftOut) -> list[str]:
@@ -73,20 +87,21 @@ def unreadable_folders(root: Path, left_out: LeftOut) -> list[str]:
 
 
 def find_files(
-    source: str | list[str], key: str, recursive: bool, gt_names: Container[str] = (), notes: list[str] | None = None
+    source: str | list[str], key: str, recursive: bool, gt_names: Container[str], searched: Searched
 ) -> Files:
     """Return the images of a folder, a pattern or a list of files, and the problems found.
 
     If a name can be divided between {} and * in several ways, the longest part that is in `gt_names` is chosen for {}.
-    What is left out of a folder is added to `notes`.
+    Where it has looked, and what is left out of a folder, is added to `searched`.
     """
     if isinstance(source, str):
         if is_pattern(source):
-            return _matching(source, key, gt_names)
-        return _in_folder(locate(source), key, recursive, notes if notes is not None else [])
+            return _matching(source, key, gt_names, searched)
+        return _in_folder(locate(source), key, recursive, searched)
     paths = [locate(name) for name in source]
+    searched.folders.update(str(path.parent) for path in paths)
     problems = [f"{key}: no such file: {path}" for path in paths if not (path.is_file() or path.is_symlink())]
-    return [NamedFile(path, nfc(path.stem)) for path in paths if path.is_file() or path.is_symlink()], problems
+    return [NamedFile(str(path), nfc(path.stem)) for path in paths if path.is_file() or path.is_symlink()], problems
 
 
 def is_pattern(place: str) -> bool:
@@ -109,44 +124,54 @@ def locate(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 
-def _in_folder(folder: Path, key: str, recursive: bool, notes: list[str]) -> Files:
+def _in_folder(folder: Path, key: str, recursive: bool, searched: Searched) -> Files:
     if not folder.is_dir():
         what = "is a file; give a list [file, ...]" if folder.exists() else f"does not exist (looked in {Path.cwd()})"
         return [], [f"{key}: {folder} {what}"]
     search = search_images("**/*" if recursive else "*", folder, " (recursive: true searches them)")
+    searched.add(folder, search.entries)
     problems = [f"{key}: {problem}" for problem in search.problems]
     if search.names or problems:
-        notes += [f"{key}: left out of {folder}: {search.left_out}"] if search.left_out else []
-        return [NamedFile(folder / name, nfc(name.rpartition(".")[0])) for name in search.names], problems
+        searched.notes += [f"{key}: left out of {folder}: {search.left_out}"] if search.left_out else []
+        before = str(folder / "x")[:-1]  # with a slash, unless it is empty
+        return [NamedFile(before + name, nfc(name.rpartition(".")[0])) for name in search.names], problems
     has = f"; it holds {search.left_out}" if search.left_out else ""
-    if search.folders and not recursive:
+    if search.entries.folders and not recursive:
         pattern = f"{folder}/{{}}/NAME.png"
-        has = f"; it has {search.folders} folders: set recursive: true, name one of them, or a pattern {pattern}"
+        has = f"; it has {len(search.entries.folders)} folders: set recursive: true, name one of them, or a pattern {pattern}"
     return [], [f"{key}: no images in {folder} (looked for {' '.join(sorted(EXTENSIONS))}){has}"]
 
 
-def _matching(pattern: str, key: str, gt_names: Container[str]) -> Files:
+def _matching(pattern: str, key: str, gt_names: Container[str], searched: Searched) -> Files:
     if "{}" not in pattern:
         return [], [
             f"{key}: the pattern '{pattern}' has * but no {{}}, so it does not say which images form a pair; "
             "write {} in place of the * that names the image"
         ]
     located = locate(pattern)
-    root = Path()
-    for part in located.parts:  # an existing folder is not a pattern, even if its name contains {} or *
-        if "{}" in part or not (root / part).exists():
-            break
-        root /= part
+    root = root_of(located)
     inside = located.relative_to(root).as_posix()
     tokens = re.split(r"(\{\}|(?<![^/])\*\*/|\*)", nfc(inside))
     left_out = LeftOut()
     names = {*matches(_as_glob(inside), root, left_out), *left_out.broken}
-    found = [NamedFile(root / name, *parts) for name in names if (parts := _reading(tokens, nfc(name), gt_names))]
+    searched.add(root, left_out)
+    before = str(root / "x")[:-1]  # with a slash, unless it is empty
+    found = [NamedFile(before + name, *parts) for name in names if (parts := _reading(tokens, nfc(name), gt_names))]
     if left_out.unreadable:
         return found, [f"{key}: {problem}" for problem in unreadable_folders(root, left_out)]
     first = root / inside.partition("/")[0]
     hint = f"; {first} does not exist" if not re.search(r"\{\}|\*", first.name) else ""
     return found, [] if found else [f"{key}: no file matches {located}{hint}"]
+
+
+def root_of(pattern: Path) -> Path:
+    """Return the folder that a pattern is searched in: its first parts that exist."""
+    root = Path()
+    for part in pattern.parts:  # an existing folder is not a pattern, even if its name contains {} or *
+        if "{}" in part or not (root / part).exists():
+            break
+        root /= part
+    return root
 
 
 def _as_glob(pattern: str) -> str:

@@ -39,7 +39,7 @@ def digest_of(pixels: np.ndarray) -> str:
 class Store:
     """A sequence of images, uint8 or uint16 (H, W, C), in one file.
 
-    `sizes` (N, 2) holds their heights and widths, `digests` those of their pixels.
+    `sizes` (N, 2) holds their heights and widths.
 
     With `read_ahead` a crop is requested from the disk as a whole before it is copied. This is for data larger than
     memory: otherwise the mapping waits for one page after the other, about 15 times slower.
@@ -53,13 +53,18 @@ class Store:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
         heights, widths = (_numbers(table.column(name)) for name in ("height", "width"))
         self.sizes = np.stack([heights, widths], axis=1)[rows]
-        digests = table.column("digest").to_pylist()
-        self.digests: list[str] = [digests[row] for row in rows.tolist()]
+        self._digests, self._rows = table.column("digest"), rows
         self.chunks, chunk_of, starts = _values(table.column("pixels"))
         self._chunk_of, self._starts = chunk_of[rows], starts[rows]
         self.nbytes = sum(map(len, self.chunks))  # of the whole file
         values = int((heights * widths).sum()) * channels
         self.dtype = np.dtype(np.uint8 if self.nbytes == values else np.uint16)
+
+    @property
+    def digests(self) -> list[str]:
+        """The digest of the pixels of each image."""
+        digests = self._digests.to_pylist()
+        return [digests[row] for row in self._rows.tolist()]
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -103,7 +108,7 @@ class StoredPairs:
 
     gt: Store
     input: Store | None  # None: the input is synthetic
-    indices: list[int]  # of the images in both stores
+    indices: np.ndarray  # of the images in both stores
 
 
 def _numbers(column) -> np.ndarray:

@@ -25,6 +25,7 @@ class LeftOut:
     broken: list[str] = field(default_factory=list)  # links that lead nowhere
     special: list[str] = field(default_factory=list)  # pipes, sockets, devices
     unreadable: dict[str, str] = field(default_factory=dict)  # folders, with the reason
+    searched: set[str] = field(default_factory=set)  # folders that were read, or in which a name was looked up
 
 
 def nfc(text: str) -> str:
@@ -74,6 +75,8 @@ def _walk(root: Path, folder: str, parts: list[str], left_out: LeftOut, is_deep:
                 left_out.hidden.append(path)
         elif rest and _is(entry.is_dir):
             yield from _walk(root, path, rest, left_out, is_deep)
+        elif rest and entry.is_symlink():  # to no folder, so far
+            left_out.searched.add(path)
         elif not rest and _is(entry.is_file):
             yield path
         elif not rest and not (is_deep and _is(entry.is_dir)):
@@ -95,13 +98,14 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def _entries(root: Path, folder: str, part: str, left_out: LeftOut) -> Sequence[os.DirEntry | Path]:
-    """Return what one part of a pattern matches in a folder, by name; record a folder that cannot be read."""
+    """Return what one part of a pattern matches in a folder, by name; record the folder, and if it cannot be read."""
+    left_out.searched.add(folder)
     if not has_magic(part) and os.path.lexists(root / folder / part):
         return [root / folder / part]  # without reading the folder
     fits = re.compile(translate(nfc(os.path.normcase(part)))).match
     try:
         with os.scandir(root / folder) as entries:
-            found = [entry for entry in entries if fits(nfc(os.path.normcase(entry.name)))]
+            found = [entry for entry in entries if part == "*" or fits(nfc(os.path.normcase(entry.name)))]
     except FileNotFoundError:  # removed since its name was read
         return []
     except OSError as error:
@@ -122,6 +126,7 @@ def _folders(root: Path, top: str, left_out: LeftOut) -> Iterator[str]:
         left_out.unreadable[relative(error.filename)] = error.strerror or str(error)
 
     for name, inside, _ in os.walk(root / top, onerror=fail, followlinks=True):
+        left_out.searched.add(relative(name))
         try:
             status = Path(name).stat()
         except FileNotFoundError:  # removed since its name was read

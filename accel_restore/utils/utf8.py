@@ -29,9 +29,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def problem_of_name(path: Path) -> str | None:
+def problem_of_name(path: Path | str) -> str | None:
     """Return what is wrong with a path that libraries cannot open because it is not text, and the remedy, or None."""
-    if printable(str(path)) == str(path):
+    if str(path).isascii() or printable(str(path)) == str(path):
         return None
     if (encoding := sys.getfilesystemencoding()) == "utf-8":
         return "its name is not valid UTF-8; rename it"

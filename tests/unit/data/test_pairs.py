@@ -12,7 +12,7 @@ from PIL import Image
 from accel_restore.data.decode import Cell
 from accel_restore.data.file_search import EXTENSIONS
 from accel_restore.data.image_formats import FORMATS
-from accel_restore.data.pairs import Pair, find_pairs, held_out
+from accel_restore.data.pairs import Pair, Pairs, find_pairs, held_out
 from accel_restore.errors import UserError
 
 
@@ -218,7 +218,7 @@ def test_inputs_of_one_gt_are_held_out_together():
 
     gts = {name: cell(name) for name in "abcdefghij"}
     pairs = [Pair(f"{name}/{number}", gt, cell(f"{name}{number}")) for name, gt in gts.items() for number in range(3)]
-    train, val = held_out(pairs, 0.2)
+    train, val = held_out(Pairs.of(pairs), 0.2)
     assert {pair.gt for pair in train}.isdisjoint(pair.gt for pair in val)
     assert (len(train), len(val)) == (24, 6)
 
