@@ -98,8 +98,7 @@ def check(
     loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
     smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
     found = find_data(config.data, smallest_side, console.track, crop_gt=config.validation.crop_gt)
-    images = [image for pair in found.pairs for image in (pair.gt, pair.input)]
-    check_writable(picture, picture=True, inputs=[image for image in images if isinstance(image, Path)])
+    check_writable(picture, picture=True, inputs=[image for image in found.sources() if isinstance(image, Path)])
     parts = {name: survey(one, config.data, limit, console.track, name) for name, one in found.sets.items()}
     made, failures = _measure_inputs(parts, degrade)
     errors = [*found.problems, *failures]

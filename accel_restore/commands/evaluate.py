@@ -119,7 +119,7 @@ def _named_images(options: argparse.Namespace, steps: list, restorer: "Restorer"
     notes: list[str] = []
     pairs, problems = find_pairs(_place(options.gt), input, "evaluate", options.recursive, notes)
     _raise_misfits([_with_options(problem) for problem in problems])
-    return ValidationSettings(pairs, degrade, steps, {}, notes=[_with_options(note) for note in notes])
+    return ValidationSettings(list(pairs), degrade, steps, {}, notes=[_with_options(note) for note in notes])
 
 
 def _with_options(message: str) -> str:

@@ -7,20 +7,25 @@
 `open_data` does all three.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from accel_restore.config.data import Data, Source
 from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
+from accel_restore.data.decode import ImageSource
 from accel_restore.data.degradations.pipeline import DegradationPipeline, build_degradation
 from accel_restore.data.hf_datasets import find_rows
-from accel_restore.data.identity import Identity, ImageSet
-from accel_restore.data.pairs import Pair, find_pairs, held_out
+from accel_restore.data.identity import Identity, ImageSet, facts_of
+from accel_restore.data.manifest import Place, Scan, scan_files
+from accel_restore.data.pairs import Pairs, find_pairs, held_out
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
@@ -38,35 +43,24 @@ class DataSets:
     train: CropDataset
     val: ValidationDataset
     degrade: DegradationPipeline
-    train_files: list[str]  # of each training image: its input, or its gt if the input is synthetic
-    files: list[Path]  # all image files
-    identity: Identity  # equal when a run resumes
-    notes: list[str]  # on what was left out of folders
+    train_files: Sequence[str]  # of each training image: its input, or its gt if the input is synthetic
+    found: "ScannedData"
     nbytes: int  # decoded images
     fits_in_memory: bool
 
 
 @dataclass(frozen=True)
 class Images:
-    """The pairs of one source in order, with their decoded images."""
+    """All pairs of one source in order, with their decoded images."""
 
-    pairs: list[Pair]
+    pairs: Pairs
     gt: Opened
     input: Opened | None
 
     @cached_property
     def place(self) -> dict[str, int]:
         """The index of each pair by its name."""
-        return {pair.name: index for index, pair in enumerate(self.pairs)}
-
-    def stored(self, pairs: list[Pair]) -> StoredPairs:
-        """The stored images of some of the pairs. The source must be free of problems."""
-        assert self.gt.store is not None
-        return StoredPairs(self.gt.store, None if self.input is None else self.input.store, self.indices(pairs))
-
-    def indices(self, pairs: list[Pair]) -> list[int]:
-        """The indices of some of the pairs."""
-        return [self.place[pair.name] for pair in pairs]
+        return {name: index for index, name in enumerate(self.pairs.names)}
 
 
 @dataclass(frozen=True)
@@ -75,13 +69,23 @@ class ScannedSet:
 
     key: str  # of the source in the configuration
     images: Images | None  # None: no pairs were found
-    pairs: list[Pair]
+    pairs: Pairs  # by their indices in `images`
 
     @property
     def stored(self) -> StoredPairs:
         """The stored images of its pairs. The source must be free of problems."""
-        assert self.images is not None
-        return self.images.stored(self.pairs)
+        assert self.images is not None and self.images.gt.store is not None
+        input = None if self.images.input is None else self.images.input.store
+        return StoredPairs(self.images.gt.store, input, self.pairs.indices)
+
+    def identity(self) -> ImageSet:
+        """Return what a run is trained or validated on. A million pairs are 150 MB of texts."""
+        stored, indices = self.stored, self.pairs.indices.tolist()
+        gt = stored.gt.digests
+        input = None if stored.input is None else stored.input.digests
+        return ImageSet(
+            self.pairs.names, [gt[index] for index in indices], input and [input[index] for index in indices]
+        )
 
     @property
     def is_made(self) -> bool:
@@ -100,6 +104,7 @@ class ScannedData:
     val: dict[str, ScannedSet]
     problems: list[str]
     notes: list[str]  # on what was left out of folders
+    known_facts: dict[str, dict[str, Any]] | None = None  # computed by another process
 
     @property
     def sets(self) -> dict[str, ScannedSet]:
@@ -107,10 +112,18 @@ class ScannedData:
         kinds = {"train": self.train, "val": self.val}
         return {_dotted(kind, name): one for kind, sets in kinds.items() for name, one in sets.items()}
 
-    @property
-    def pairs(self) -> list[Pair]:
-        """The pairs of all sets."""
-        return [pair for one in self.sets.values() for pair in one.pairs]
+    def sources(self) -> Iterator[ImageSource]:
+        """Yield the images of all sets, gt and input."""
+        return chain.from_iterable(one.pairs.sources() for one in self.sets.values())
+
+    def identity(self) -> Identity:
+        """Return the identity of all sets, which is equal when a run resumes. The data must be free of problems."""
+        return {name: one.identity() for name, one in self.sets.items()}
+
+    @cached_property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What state.json records of the identity."""
+        return self.known_facts or facts_of(self.identity())
 
 
 def _dotted(kind: str, name: str) -> str:
@@ -173,7 +186,7 @@ def find_data(
             found.val[name] = ScannedSet(key, opened.get(key), val)
     for name in data.val_sets:
         key = _dotted("data.val", name)
-        found.val[name] = ScannedSet(key, opened.get(key), opened[key].pairs if key in opened else [])
+        found.val[name] = ScannedSet(key, opened.get(key), opened[key].pairs if key in opened else Pairs.of([]))
     key, largest = max(data.patch_sizes.items(), key=lambda item: item[1])
     needed = "that validation needs for its metrics and the loss; remove the image"
     for one in found.train.values():
@@ -209,24 +222,13 @@ def build_sets(
             mixup_alpha=data.mixup.alpha if data.mixup else 1.0,
             readers=ThreadPoolExecutor(threads, "accel-restore-reader") if threads > 1 else None,
         ),
-        ValidationDataset(
-            [pair.name for pair in val_set.pairs], val.gt, val.input, val.indices, degrade, device, data.scale
-        ),
+        ValidationDataset(val_set.pairs.names, val.gt, val.input, val.indices, degrade, device, data.scale),
         degrade,
-        [str(pair.input or pair.gt) for pair in train_set.pairs],
-        [image for pair in found.pairs for image in (pair.input, pair.gt) if isinstance(image, Path)],
-        {name: _image_set(one) for name, one in found.sets.items()},
-        found.notes,
+        train_set.pairs.labels,
+        found,
         nbytes,
         fits,
     )
-
-
-def _image_set(one: ScannedSet) -> ImageSet:
-    stored = one.stored
-    gt = [stored.gt.digests[index] for index in stored.indices]
-    input = None if stored.input is None else [stored.input.digests[index] for index in stored.indices]
-    return ImageSet([pair.name for pair in one.pairs], gt, input)
 
 
 def _prepare_reading(*pairs: StoredPairs) -> tuple[int, bool]:
@@ -247,19 +249,17 @@ def _open_sources(
     sources: dict[str, Source], data: Data, notes: list[str], track: Track | None, log: Callable[[str], None] | None
 ) -> tuple[dict[str, Images], list[str]]:
     """Decode the images of all sources; return the sources that have pairs, and the problems found. Adds `notes`."""
-    pairs: dict[str, list[Pair]] = {}
-    problems: list[str] = []
-    for key, source in sources.items():
-        found, more = pairs_of(source, key, data, notes)
-        problems += more
-        if found:
-            pairs[key] = found
-    gts = {key: [pair.gt for pair in those] for key, those in pairs.items()}
-    inputs = {key: [pair.input for pair in those if pair.input is not None] for key, those in pairs.items()}
-    inputs = {key: images for key, images in inputs.items() if images}
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
+    scans = {key: _scan(source, key, cache) for key, source in sources.items()}
+    problems = [problem for scan in scans.values() for problem in scan.problems]
+    notes += [note for scan in scans.values() for note in scan.notes]
+    pairs = {key: scan.pairs.first(data.max_images) for key, scan in scans.items() if scan.pairs}
+    gts = {key: those.table.gt for key, those in pairs.items()}
+    inputs = {key: those.table.input for key, those in pairs.items() if those.table.input is not None}
     wanted = [*gts.values(), *inputs.values()]
     opened = open_stores(wanted, data.channels, cache, track, data.max_image_pixels, log)
+    for scan in scans.values():
+        scan.save()
     problems += dict.fromkeys(problem for stored in opened for problem in stored.problems)
     gt_of = dict(zip(gts, opened[: len(gts)], strict=True))
     input_of = dict(zip(inputs, opened[len(gts) :], strict=True))
@@ -267,24 +267,32 @@ def _open_sources(
     return images, problems
 
 
-def pairs_of(source: Source, key: str, data: Data, notes: list[str] | None = None) -> tuple[list[Pair], list[str]]:
-    """Return the pairs of a source, and the problems found. What is left out of folders is added to `notes`."""
+def _scan(source: Source, key: str, cache: Path) -> Scan:
+    if source.dataset is not None:
+        return Scan(*find_rows(source, key))
+    assert source.gt is not None  # the configuration requires gt or dataset
+    return scan_files(Place(source.gt, source.input, key, source.recursive), cache)
+
+
+def pairs_of(source: Source, key: str, data: Data) -> tuple[Pairs, list[str]]:
+    """Return the pairs of a source, and the problems found."""
     if source.dataset is not None:
         pairs, problems = find_rows(source, key)
     else:
         assert source.gt is not None  # the configuration requires gt or dataset
-        pairs, problems = find_pairs(source.gt, source.input, key, source.recursive, notes)
-    return pairs[: data.max_images], problems
+        pairs, problems = find_pairs(source.gt, source.input, key, source.recursive)
+    return pairs.first(data.max_images), problems
 
 
-def _divide(key: str, images: Images | None, data: Data) -> tuple[list[Pair], list[Pair], list[str]]:
+def _divide(key: str, images: Images | None, data: Data) -> tuple[Pairs, Pairs, list[str]]:
     """The training pairs of a source, those held out for validation, and the problems found."""
-    pairs = images.pairs if images else []
+    none = Pairs.of([])
+    pairs = images.pairs if images else none
     if data.val is not None or not pairs:
-        return pairs, [], []
-    if len({pair.gt for pair in pairs}) == 1:
+        return pairs, none, []
+    if len(pairs.table.gt.images) == 1:
         problem = f"{key}: a single image cannot be split into training and validation; add images or set data.val"
-        return pairs, [], [problem]
+        return pairs, none, [problem]
     train, val = held_out(pairs, data.val_fraction)
     problem = f"data.val_fraction: {data.val_fraction} leaves no image of {key} to train on; lower it"
     return train, val, [] if train else [problem]
@@ -292,7 +300,7 @@ def _divide(key: str, images: Images | None, data: Data) -> tuple[list[Pair], li
 
 def _unequal(images: Images, scale: int, crop_gt: bool) -> list[str]:
     """One problem for each pair whose sizes do not match, and one for all whose gt could be cropped."""
-    if images.input is None:
+    if images.input is None or (images.gt.heights_widths == scale * images.input.heights_widths).all():
         return []
     ratios = {_ratio(size, small) for size, small in zip(images.gt.sizes, images.input.sizes, strict=True)} - {None}
     if len(ratios) == 1 and scale not in ratios and (ratio := ratios.pop()):
@@ -325,11 +333,11 @@ def _too_small(one: ScannedSet, scale: int, least: int, remedy: str) -> list[str
     """One problem for each gt with a side below `least` pixels after it is cut to a multiple of the scale."""
     if one.images is None:
         return []
-    sizes = [one.images.gt.sizes[index] for index in one.images.indices(one.pairs)]
+    sizes = one.images.gt.heights_widths[one.pairs.indices]
+    is_too_small = sizes.all(1) & ((sizes - sizes % scale).min(1) < least)  # 0: an unusable image
     return [
-        f"{pair.gt}: is {_size(size)}, smaller than the {least} pixels {remedy}"
-        for pair, size in zip(one.pairs, sizes, strict=True)
-        if size and min(side - side % scale for side in size) < least
+        f"{one.pairs[place].gt}: is {_size(sizes[place].tolist())}, smaller than the {least} pixels {remedy}"
+        for place in np.flatnonzero(is_too_small).tolist()
     ]
 
 

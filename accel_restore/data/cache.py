@@ -94,6 +94,18 @@ def open_stores(
     return [by_path[build.path].open(column.rows) for column, build in zip(columns, builds, strict=True)]
 
 
+def reopen(path: Path, channels: int, rows: np.ndarray) -> Opened:
+    """Return images of a store that another process on this machine has opened.
+
+    Raises: UserError if it has been deleted.
+    """
+    try:
+        store = Store(path, channels, rows, StoreLock(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); start again") from error
+    return Opened(store, store.sizes, [])
+
+
 class _Build:
     """A list of images, and the store that is built from it."""
 

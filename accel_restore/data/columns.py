@@ -6,6 +6,7 @@ A million texts are two arrays here, and about 80 MB of objects in a list.
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -61,10 +62,11 @@ class Texts(Sequence[str]):
         whole = self.data.tobytes()
         if not whole.isascii():
             bounds = self.bounds.tolist()
-            pieces = (whole[start:end] for start, end in zip(bounds, bounds[1:], strict=False))
+            pieces = (whole[start:end] for start, end in pairwise(bounds))
             return [piece.decode("utf-8", "surrogateescape") for piece in pieces]
         text, bounds = whole.decode("ascii"), self.bounds.tolist()
-        return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        return [text[start:end] for start, end in pairwise(bounds)]
+
 
 def save_columns(path: Path, arrays: Mapping[str, np.ndarray | Texts], facts: Mapping[str, Any]) -> None:
     """Write arrays, texts and JSON `facts` to a new file, an Arrow file of one row."""
@@ -72,7 +74,9 @@ def save_columns(path: Path, arrays: Mapping[str, np.ndarray | Texts], facts: Ma
 
     plain: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        plain |= {f"{name}.data": array.data, f"{name}.bounds": array.bounds} if isinstance(array, Texts) else {name: array}
+        plain |= (
+            {f"{name}.data": array.data, f"{name}.bounds": array.bounds} if isinstance(array, Texts) else {name: array}
+        )
     shapes = {name: [array.dtype.str, array.shape] for name, array in plain.items()}
     metadata = {_FACTS: json.dumps(facts).encode(), _ARRAYS: json.dumps(shapes).encode()}
     columns = [

@@ -136,9 +136,9 @@ def _in_folder(folder: Path, key: str, recursive: bool, searched: Searched) -> F
         before = str(folder / "x")[:-1]  # with a slash, unless it is empty
         return [NamedFile(before + name, nfc(name.rpartition(".")[0])) for name in search.names], problems
     has = f"; it holds {search.left_out}" if search.left_out else ""
-    if search.entries.folders and not recursive:
+    if (folders := len(search.entries.folders)) and not recursive:
         pattern = f"{folder}/{{}}/NAME.png"
-        has = f"; it has {len(search.entries.folders)} folders: set recursive: true, name one of them, or a pattern {pattern}"
+        has = f"; it has {folders} folders: set recursive: true, name one of them, or a pattern {pattern}"
     return [], [f"{key}: no images in {folder} (looked for {' '.join(sorted(EXTENSIONS))}){has}"]
 
 

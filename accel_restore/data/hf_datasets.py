@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from accel_restore.config.data import Source
 from accel_restore.data.decode import Cell
 from accel_restore.data.hf_columns import Reach, choose_columns, images_of, names_of
-from accel_restore.data.pairs import Pair
+from accel_restore.data.pairs import Pair, Pairs
 from accel_restore.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
-def find_rows(source: Source, key: str) -> tuple[list[Pair], list[str]]:
+def find_rows(source: Source, key: str) -> tuple[Pairs, list[str]]:
     """Return the pairs of a data set in order of their names, and the problems found; `key` is the source's dotted key.
 
     A pair is named by the stem of its gt's path if all rows have one and all differ, otherwise by its row number. A
@@ -35,11 +35,11 @@ def find_rows(source: Source, key: str) -> tuple[list[Pair], list[str]]:
     try:
         dataset, label = _load(source, key)
     except UserError as error:
-        return [], [str(error)]
+        return Pairs.of([]), [str(error)]
     assert not isinstance(source.gt, list) and not isinstance(source.input, list)  # checked by the configuration
     columns, problems = choose_columns(dataset, source.gt, source.input, key, label)
     if problems:
-        return [], problems
+        return Pairs.of([]), problems
     images: dict[str, list[Path | Cell | None]] = {}
     reach = _reach(source, key)
     for side, column in columns.items():
@@ -47,7 +47,7 @@ def find_rows(source: Source, key: str) -> tuple[list[Pair], list[str]]:
         problems += more
     rows = zip(names_of(dataset, columns["gt"]), *images.values(), strict=True)
     pairs = [Pair(name, *those) for name, *those in rows if None not in those]
-    return sorted(pairs, key=lambda pair: pair.name), problems
+    return Pairs.of(sorted(pairs, key=lambda pair: pair.name)), problems
 
 
 def _load(source: Source, key: str) -> tuple["Dataset", str]:

@@ -1,4 +1,4 @@
-"""What a search for pairs has found, kept in the cache: the next start only asks whether folders and files have changed.
+"""What a search for pairs has found, kept in the cache: the next start only asks whether folders or files changed.
 
 The times of a folder change when a file in it is added, removed or renamed. As long as those of all folders are the
 same, a search finds the same files, and none is made. A file that is rewritten in place changes only its own times, so
@@ -11,7 +11,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,15 @@ class Scan:
 
     pairs: Pairs
     problems: list[str]
-    notes: list[str]  # on what was left out of folders
-    folders: Texts  # that were searched
-    folder_status: np.ndarray  # (F, 4): device, inode, times of modification and change in ns
-    path: Path  # of the manifest
+    notes: list[str] = field(default_factory=list)  # on what was left out of folders
+    path: Path | None = None  # of the manifest; None: nothing is kept
+    folders: Texts = field(default_factory=lambda: Texts.of([]))  # that were searched
+    folder_status: np.ndarray = field(default_factory=lambda: rows_of_four([]))  # device, inode, times of change in ns
     saved: dict[str, Any] | None = None  # the digests in the manifest, None if it has to be written
 
     def save(self) -> None:
         """Write the manifest, unless nothing is new. A cache that cannot be written costs the next start time only."""
-        if self.saved == self._computed() or self.problems or not len(self.folders):
+        if self.path is None or self.problems or self.saved == self._computed():
             return
         table = self.pairs.table
         arrays: dict[str, np.ndarray | Texts] = {"names": table.names, "ranks": table.ranks}
@@ -85,24 +85,27 @@ class Scan:
         return {side: dict(column.images.digests) for side, column in _sides(self.pairs.table).items()}
 
 
-def scan(place: Place, cache: Path, trust_folders: bool = False) -> Scan:
-    """Find the pairs of a place, in the manifest of an earlier search if no folder has changed since."""
-    try:
+def scan_files(place: Place, cache: Path, trust_folders: bool = False) -> Scan:
+    """Find the pairs of a place, in the manifest of an earlier search if no folder has changed since.
+
+    Raises: as `find_pairs`.
+    """
+    path = None
+    with suppress(OSError):  # a name that is too long, which the search reports
         path = cache / FOLDER / f"{place.digest()}.arrow"
-    except OSError:  # a name that is too long, which the search reports
-        path = cache / FOLDER / "none.arrow"
-    return _restored(path, trust_folders) or _searched(place, path)
+        if (known := _restored(path, trust_folders)) is not None:
+            return known
+    return _searched(place, path)
 
 
-def _searched(place: Place, path: Path) -> Scan:
+def _searched(place: Place, path: Path | None) -> Scan:
     searched, start = Searched(), time.time()
     pairs, problems = find_pairs(place.gt, place.input, place.key, place.recursive, searched=searched)
     folders = Texts.of(sorted(searched.folders))
     status = _folder_status(folders)
     is_settled = (status[:, 2:] < (start - _SETTLED) * 1e9).all() and (status[:, 0] != MISSING).all()
-    if searched.has_broken_links or not is_settled:
-        folders = Texts.of([])  # so that nothing is kept
-    return Scan(pairs, problems, searched.notes, folders, status, path)
+    can_be_kept = is_settled and not searched.has_broken_links
+    return Scan(pairs, problems, searched.notes, path if can_be_kept else None, folders, status)
 
 
 def _restored(path: Path, trust_folders: bool) -> Scan | None:
@@ -129,7 +132,7 @@ def _restored(path: Path, trust_folders: bool) -> Scan | None:
         return None
     with suppress(OSError):
         os.utime(path)  # the time of last use
-    return Scan(pairs, [], notes, arrays["folders"], arrays["folders.status"], path, saved)
+    return Scan(pairs, [], notes, path, arrays["folders"], arrays["folders.status"], saved)
 
 
 def _sides(table: PairTable) -> dict[str, ImageColumn]:

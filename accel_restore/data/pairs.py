@@ -92,11 +92,40 @@ class Pairs(Sequence[Pair]):
         names = self.table.names.tolist()
         return names if len(names) == len(self) else [names[index] for index in self.indices.tolist()]
 
+    @property
+    def labels(self) -> "Labels":
+        """What messages call each pair."""
+        return Labels(self)
+
+    def first(self, count: int | None) -> "Pairs":
+        """Return the first pairs, as a table of their own; None: all."""
+        return self if count is None or count >= len(self) else Pairs(self.table.first(count))
+
     def sources(self) -> Iterator[ImageSource]:
-        """Yield all images, gt and input."""
+        """Yield all images, gt and input, each once."""
         for column in (self.table.gt, self.table.input):
             if column is not None:
                 yield from (column.images[row] for row in np.unique(column.rows[self.indices]).tolist())
+
+
+class Labels(Sequence[str]):
+    """The path of each pair's input, or of its gt if the input is synthetic."""
+
+    def __init__(self, pairs: Pairs):
+        self.pairs, table = pairs, pairs.table
+        self.column = table.gt if table.input is None else table.input
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Labels": ...
+    def __getitem__(self, index: int | slice) -> "str | Labels":
+        if isinstance(index, slice):
+            return Labels(self.pairs[index])
+        return self.column.text(int(self.pairs.indices[index]))
 
 
 def find_pairs(

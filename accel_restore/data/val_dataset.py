@@ -1,7 +1,7 @@
 """Whole images for validation: an image has the same input in every epoch, on any device and any rank."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -45,7 +45,7 @@ class ValidationDataset:
         names: list[str],
         gt: Images,
         input: Images | None,
-        images: list[int],
+        images: Sequence[int] | np.ndarray,
         degrade: Callable[[Tensor, np.ndarray], Tensor],
         device: torch.device,
         scale: int = 1,

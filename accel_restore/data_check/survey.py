@@ -106,13 +106,13 @@ def _notes(image: ImageSource, header: Header) -> Iterator[tuple[str, str]]:
 
 def _is_comparable(images: Images, pair: Pair, scale: int) -> bool:
     place = images.place[pair.name]
-    size = images.gt.sizes[place]
-    if size is None or min(size) < _MIN_SIDE:
+    size = images.gt.heights_widths[place].tolist()
+    if min(size) < _MIN_SIDE:
         return False
     if images.input is None:
         return True
-    small = images.input.sizes[place]
-    return small is not None and can_crop_gt(size, small, scale)
+    small = images.input.heights_widths[place].tolist()
+    return min(small) > 0 and can_crop_gt(size, small, scale)
 
 
 def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[Pair, Headers, Spaces, PairFacts]]:

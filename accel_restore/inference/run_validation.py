@@ -68,11 +68,11 @@ def _validation_pairs(data: Data, names: list[str] | None) -> list[Pair]:
     source = next(iter((data.val_sets or data.train_sets).values()))
     if names is not None:
         data = data.model_copy(update={"max_images": None})  # new images may have changed the choice
-    pairs, problems = pairs_of(source, key, data)
+    all_pairs, problems = pairs_of(source, key, data)
     if names is None:
-        pairs = held_out(pairs, data.val_fraction)[1] if data.val is None and pairs else pairs
+        pairs = list(held_out(all_pairs, data.val_fraction)[1] if data.val is None and all_pairs else all_pairs)
     else:
-        found = {pair.name: pair for pair in pairs}
+        found = {pair.name: pair for pair in all_pairs}
         pairs = [found[name] for name in names if name in found]
         missing = [f"{key}: no longer has the image '{name}'" for name in names if name not in found]
         problems = [*problems, *missing] if missing else []

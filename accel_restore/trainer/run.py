@@ -27,7 +27,6 @@ from accel_restore.callbacks.validation_progress import ValidationProgress
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
-from accel_restore.data.identity import facts_of
 from accel_restore.distributed.accelerator import create_accelerator, restored_states
 from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.engine import train
@@ -263,7 +262,7 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
             "callbacks": run.own.state_dicts(run.state),
             "global_batches": [plan.global_batch for plan in plans],
             "precision": run.accelerator.mixed_precision,
-            "data": facts_of(run.data.identity),
+            "data": run.data.found.facts,
             "wandb_id": run.trackers.wandb.id if run.trackers.wandb else None,
         }
 

@@ -24,10 +24,12 @@ from accel_restore.config.data import Stage
 from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
-from accel_restore.data.build import DataSets, open_data
-from accel_restore.data.identity import RECORD, facts_of, to_record
+from accel_restore.data.build import DataSets, ScannedData, build_sets, degradation_of, find_data, raise_found
+from accel_restore.data.handover import read_found, write_found
+from accel_restore.data.identity import RECORD, to_record
 from accel_restore.data.loader import TrainLoader
 from accel_restore.distributed.collective import on_all_ranks
+from accel_restore.distributed.machine import once_per_machine
 from accel_restore.engine import TrainingRun, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
@@ -302,23 +304,23 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
 def _open_data(
     config: Config, accelerator: Accelerator, console: Console, start: Start, smallest_side: int
 ) -> DataSets:
+    """Find and decode the images, once per machine, and build the data sets of this rank from what was found."""
+    degrade = on_all_ranks(accelerator, lambda: degradation_of(config.data))
     builder = Console(True)  # whichever rank decodes the images shows progress
+
+    def find() -> ScannedData:
+        found = find_data(config.data, smallest_side, builder.track, console.log, config.validation.crop_gt)
+        raise_found(found)
+        return found
+
+    found = once_per_machine(accelerator, find, write_found, read_found)
     data = on_all_ranks(
-        accelerator,
-        lambda: open_data(
-            config.data,
-            config.run.seed,
-            smallest_side,
-            accelerator.device,
-            builder.track,
-            console.log,
-            config.validation.crop_gt,
-        ),
+        accelerator, lambda: build_sets(found, config.data, config.run.seed, degrade, accelerator.device)
     )
-    seen = gather_object([facts_of(data.identity)])
+    seen = gather_object([found.facts])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
         raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must have the same ones")
-    check_same_data(start, data.identity)
+    check_same_data(start, found)
     return data
 
 
@@ -333,7 +335,7 @@ def _prepare_folder(run: RunContext, plan: dict[str, Any]) -> None:
             if (folder / MARKER).exists():
                 raise UserError(f"{folder}: another process has just started this run; run the same command again")
         if run.start.clears:
-            check_inputs(folder, [("data", file) for file in run.data.files])
+            check_inputs(folder, (("data", file) for file in run.data.found.sources() if isinstance(file, Path)))
         clear(folder, run.start)
         remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")
@@ -341,6 +343,6 @@ def _prepare_folder(run: RunContext, plan: dict[str, Any]) -> None:
         run.write_status("running")
         replace_file(folder / CONFIG, to_yaml(run.config).encode())
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())
-        replace_file(folder / RECORD, to_record(run.data.identity))
+        replace_file(folder / RECORD, to_record(run.data.found.identity()))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
