@@ -19,8 +19,7 @@ from accel_restore.checkpoint.folder import (
 )
 from accel_restore.checkpoint.state_dict import read_counters
 from accel_restore.config.schema import Config
-from accel_restore.data.build import ScannedData
-from accel_restore.data.identity import describe_change, read_record
+from accel_restore.data.identity import Identity, describe_change, facts_of, read_record
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.tracking.run_files import read_lines, read_status
@@ -212,15 +211,15 @@ def rewind_best(folder: Path, start: Start, log: Callable[[str], None]) -> bytes
     return data
 
 
-def check_same_data(start: Start, found: ScannedData) -> None:
+def check_same_data(start: Start, identity: Identity) -> None:
     """Raise `UserError` if the images are not those that the commit was trained on."""
     if start.counters is None:
         return
     assert start.commit is not None
-    then, now = start.counters["data"], found.facts
+    then, now = start.counters["data"], facts_of(identity)
     if then == {kind: {key: facts[key] for key in facts if key in then.get(kind, ())} for kind, facts in now.items()}:
         return  # a commit of an older version has no digests of pixels
-    change = describe_change(then, read_record(start.commit.parent.parent), found.identity())
+    change = describe_change(then, read_record(start.commit.parent.parent), identity)
     model = start.counters["config"]["model"]["name"]
     remedy = f"; {take_weights(start.commit, model)}" if start.of_other_run else ", or choose another run.name"
     raise UserError(f"the images have changed since {start.commit}: {change}; put them back{remedy}")

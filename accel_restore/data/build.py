@@ -48,6 +48,16 @@ class DataSets:
     nbytes: int  # decoded images
     fits_in_memory: bool
 
+    @property
+    def identity(self) -> Identity:
+        """What the run is trained on, which is equal when it resumes. A million pairs are 150 MB of texts."""
+        return self.found.identity()
+
+    @property
+    def notes(self) -> list[str]:
+        """On what was left out of folders."""
+        return self.found.notes
+
 
 @dataclass(frozen=True)
 class Images:
@@ -79,7 +89,7 @@ class ScannedSet:
         return StoredPairs(self.images.gt.store, input, self.pairs.indices)
 
     def identity(self) -> ImageSet:
-        """Return what a run is trained or validated on. A million pairs are 150 MB of texts."""
+        """Return what a run is trained or validated on."""
         stored, indices = self.stored, self.pairs.indices.tolist()
         gt = stored.gt.digests
         input = None if stored.input is None else stored.input.digests
@@ -117,7 +127,7 @@ class ScannedData:
         return chain.from_iterable(one.pairs.sources() for one in self.sets.values())
 
     def identity(self) -> Identity:
-        """Return the identity of all sets, which is equal when a run resumes. The data must be free of problems."""
+        """Return what a run is trained and validated on. The data must be free of problems."""
         return {name: one.identity() for name, one in self.sets.items()}
 
     @cached_property

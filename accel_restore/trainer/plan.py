@@ -82,8 +82,8 @@ def plan_rows(
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
     if (data.train.input is None) != (data.val.input is None):
         rows.append(("note", "only one of training and validation has its inputs made by degradation"))
-    rows += [("note", note) for note in data.found.notes]
-    if accelerator.is_main_process and (shared := find_shared(data.found.identity())):  # it prints and writes the plan
+    rows += [("note", note) for note in data.notes]
+    if accelerator.is_main_process and (shared := find_shared(data.identity)):  # it prints and writes the plan
         same = f"{len(shared)} of {len(data.val)} validation images are also training images"
         rows.append(("note", f"{same} (equal gt: {in_words(shared)}), so scores are too high"))
     if start.commit is not None:

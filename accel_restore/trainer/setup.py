@@ -320,7 +320,8 @@ def _open_data(
     seen = gather_object([found.facts])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
         raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must have the same ones")
-    check_same_data(start, found)
+    if start.counters is not None:
+        on_all_ranks(accelerator, lambda: check_same_data(start, data.identity), only_main=True)
     return data
 
 
@@ -343,6 +344,6 @@ def _prepare_folder(run: RunContext, plan: dict[str, Any]) -> None:
         run.write_status("running")
         replace_file(folder / CONFIG, to_yaml(run.config).encode())
         replace_file(folder / PLAN, to_json(plan, indent=1).encode())
-        replace_file(folder / RECORD, to_record(run.data.found.identity()))
+        replace_file(folder / RECORD, to_record(run.data.identity))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set run.dir or run.name") from error
