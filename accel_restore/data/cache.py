@@ -114,7 +114,7 @@ class _Build:
         self.sizes: list[Size | None] = []
         self.problems: list[str] = []
         self.lock: StoreLock | None = None  # once the store exists
-        self.path = cache / f"{images.digest(_VERSION, channels)[:32]}.arrow"
+        self.path = cache / f"{images.digest([_VERSION, channels], [])[:32]}.arrow"
         self.refusal = self.path.with_suffix(".problems")
 
     def hold(self) -> bool:

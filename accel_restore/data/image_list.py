@@ -25,7 +25,7 @@ class ImageList:
     def __init__(self, texts: Texts, cells: dict[int, Cell] | None = None, status: np.ndarray | None = None):
         """`texts` are paths, or the labels of the `cells`, which are given by their indices."""
         self.texts, self.cells = texts, cells or {}
-        self.digests: dict[str, str] = {}  # those computed so far, by their prefix
+        self.digests: dict[str, str] = {}  # those computed so far, by the facts that they include
         self._status = status
 
     @classmethod
@@ -60,17 +60,18 @@ class ImageList:
         cells = {index: cell for index, cell in self.cells.items() if index < count}
         return ImageList(self.texts[:count], cells, None if self._status is None else self._status[:count])
 
-    def digest(self, *head: int | str) -> str:
-        """Return a hash of `head` and the identities of all images. A million take a second, once for each head."""
-        start = json.dumps([*head, []])[:-2]
-        if start not in self.digests:
-            digest, between = hashlib.sha256(start.encode()), ""
+    def digest(self, before: list, after: list) -> str:
+        """Return a hash of the list [*before, identities of all images, *after]. A million take seconds, once."""
+        facts = json.dumps([*before, [], *after])
+        if facts not in self.digests:
+            start = len(json.dumps([*before, []])) - 2
+            digest, between = hashlib.sha256(facts[:start].encode()), ""
             for identity in self.identities():
                 digest.update(f"{between}{json.dumps(identity)}".encode())
                 between = ", "
-            digest.update(b"]]")
-            self.digests[start] = digest.hexdigest()
-        return self.digests[start]
+            digest.update(facts[start:].encode())
+            self.digests[facts] = digest.hexdigest()
+        return self.digests[facts]
 
     def identities(self) -> Iterator[list | None]:
         """Yield what is equal as long as an image is: the resolved path of a file and its status, None without a file.

@@ -42,8 +42,11 @@ class Place:
         """Return a hash of all that decides which folders are searched, and by which rule."""
         sides = [self.gt, self.input or []]
         places = [place for side in sides for place in ([side] if isinstance(side, str) else side)]
-        located = [[str(locate(place)), str(root_of(locate(place))) if is_pattern(place) else None] for place in places]
-        facts = [_VERSION, str(Path.cwd()), self.gt, self.input, self.key, self.recursive, located]
+        located = [
+            [str(locate(place).absolute()), str(root_of(locate(place)).absolute()) if is_pattern(place) else None]
+            for place in places
+        ]
+        facts = [_VERSION, self.gt, self.input, self.key, self.recursive, located]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

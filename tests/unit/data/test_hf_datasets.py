@@ -217,7 +217,7 @@ def test_threads_read_cells_concurrently(tmp_path):
     table(order=order).to_parquet(tmp_path / "x.parquet", batch_size=4)
     pairs = find(str(tmp_path / "x.parquet"))
     with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda pair: pair.gt.fetch(), pairs * 20))
+        read = list(pool.map(lambda pair: pair.gt.fetch(), list(pairs) * 20))
     assert read == [encoded(content("clean", name)) for name in order] * 20
 
 
