@@ -122,7 +122,8 @@ assert "datasets" not in sys.modules
 pairs, problems = find_rows(Source(dataset=sys.argv[1], gt="clean", input="noisy"), "data.train")
 assert not problems, problems
 print([(pair.name, pair.gt.identity, pair.input.identity) for pair in pairs])
-print(find_rows(Source(dataset=sys.argv[2], gt="clean"), "data.train"))
+nothing, problems = find_rows(Source(dataset=sys.argv[2], gt="clean"), "data.train")
+print(len(nothing), problems)
 """
 
 
