@@ -223,6 +223,16 @@ DEFAULT_DEGRADATIONS = {
 }
 
 
+class Cache(Section):
+    """How images are found again and how decoded images are stored."""
+
+    trust_folders: bool = Field(
+        False,
+        description="take files as unchanged while the times of their folders are; a file rewritten in place is then "
+        "not noticed, and its former pixels are used",
+    )
+
+
 class Stage(Section):
     """Settings for the first epochs of a run; null keeps the value that is set without stages."""
 
@@ -296,6 +306,7 @@ class Data(Section):
         1, description="threads that prepare batches in advance; 0: the training loop does it; results do not change"
     )
     cache_dir: PathText | None = Field(None, description="folder for decoded images; null: ~/.cache/accel_restore")
+    cache: Cache = Cache()
     max_image_pixels: PositiveInt = Field(MAX_PIXELS, description="images with more pixels are refused")
 
     @property

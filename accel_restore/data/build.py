@@ -260,7 +260,7 @@ def _open_sources(
 ) -> tuple[dict[str, Images], list[str]]:
     """Decode the images of all sources; return the sources that have pairs, and the problems found. Adds `notes`."""
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
-    scans = {key: _scan(source, key, cache) for key, source in sources.items()}
+    scans = {key: _scan(source, key, cache, data.cache.trust_folders) for key, source in sources.items()}
     problems = [problem for scan in scans.values() for problem in scan.problems]
     notes += [note for scan in scans.values() for note in scan.notes]
     pairs = {key: scan.pairs.first(data.max_images) for key, scan in scans.items() if scan.pairs}
@@ -277,11 +277,11 @@ def _open_sources(
     return images, problems
 
 
-def _scan(source: Source, key: str, cache: Path) -> Scan:
+def _scan(source: Source, key: str, cache: Path, trust_folders: bool) -> Scan:
     if source.dataset is not None:
         return Scan(*find_rows(source, key))
     assert source.gt is not None  # the configuration requires gt or dataset
-    return scan_files(Place(source.gt, source.input, key, source.recursive), cache)
+    return scan_files(Place(source.gt, source.input, key, source.recursive), cache, trust_folders)
 
 
 def pairs_of(source: Source, key: str, data: Data) -> tuple[Pairs, list[str]]:

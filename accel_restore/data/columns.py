@@ -59,13 +59,16 @@ class Texts(Sequence[str]):
 
     def tolist(self) -> list[str]:
         """Return all texts, much faster than one by one."""
-        whole = self.data.tobytes()
+        whole, bounds = self.data.tobytes(), self.bounds.tolist()
         if not whole.isascii():
-            bounds = self.bounds.tolist()
-            pieces = (whole[start:end] for start, end in pairwise(bounds))
-            return [piece.decode("utf-8", "surrogateescape") for piece in pieces]
-        text, bounds = whole.decode("ascii"), self.bounds.tolist()
+            return [str(whole[start:end], "utf-8", "surrogateescape") for start, end in pairwise(bounds)]
+        text = whole.decode("ascii")
         return [text[start:end] for start, end in pairwise(bounds)]
+
+    def at(self, indices: np.ndarray) -> list[str]:
+        """Return the texts at `indices`; no others are read."""
+        data, starts, ends = memoryview(self.data), self.bounds[indices].tolist(), self.bounds[indices + 1].tolist()
+        return [str(data[start:end], "utf-8", "surrogateescape") for start, end in zip(starts, ends, strict=True)]
 
 
 def save_columns(path: Path, arrays: Mapping[str, np.ndarray | Texts], facts: Mapping[str, Any]) -> None:

@@ -89,8 +89,7 @@ class Pairs(Sequence[Pair]):
     @property
     def names(self) -> list[str]:
         """The name of each pair."""
-        names = self.table.names.tolist()
-        return names if len(names) == len(self) else [names[index] for index in self.indices.tolist()]
+        return self.table.names.at(self.indices)
 
     @property
     def labels(self) -> "Labels":

@@ -46,6 +46,15 @@ def test_super_resolution_pairs_give_the_same_run_on_two_ranks(tmp_path):
     assert sorted(store.description["bits"] for store in list_stores(tmp_path / "out" / "cache")) == [8, 16]
 
 
+@pytest.mark.parametrize("machines", [1, 2])
+def test_one_rank_of_each_machine_searches_for_the_images(machines, tmp_path):
+    photos = make_photos(tmp_path / "photos", 5)
+    config = small_config(photos, photos, tmp_path / "out", data={"cache": {"trust_folders": True}})
+    stdout = succeed(launch(config, ranks=2, mode=f"searches:{machines}")).stdout
+    found = [(rank, key) for rank in (0, 1) for key in ("train", "val") if f"rank {rank} searches data.{key}" in stdout]
+    assert found == [(rank, key) for rank in range(machines) for key in ("train", "val")]
+
+
 @pytest.mark.parametrize("problem", ["damaged", "other images"])
 def test_unusable_data_stop_two_ranks_with_one_message(problem, tmp_path):
     photos = make_photos(tmp_path / "photos", 5)

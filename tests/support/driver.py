@@ -3,10 +3,10 @@
 The modes, separated by commas:
 
 float64: all computation in float64. kill:N: every rank kills itself right after step N. blind:R: rank R does not see
-the first image. backend: print the distributed backend. patient: W&B has unlimited time. outputs=FOLDER: save the
-inputs of the losses there. acknowledge=FILE: append the step of each commit. report: write report.html after every
-epoch. gate=FOLDER: see `Gate`. without=PART: disable a protection. fsdp2[@POLICY], as_gpus: see `sharded`. waits=FILE:
-see `waits`.
+the first image. searches:M: print which rank searches for images, on M machines. backend: print the distributed
+backend. patient: W&B has unlimited time. outputs=FOLDER: save the inputs of the losses there. acknowledge=FILE: append
+the step of each commit. report: write report.html after every epoch. gate=FOLDER: see `Gate`. without=PART: disable a
+protection. fsdp2[@POLICY], as_gpus: see `sharded`. waits=FILE: see `waits`.
 
 FAULT@R:N: a fault below, on rank R at step N, in a launcher's first attempt only.
 
@@ -264,6 +264,19 @@ def hide_first_image() -> None:
     machine._file_system = lambda: "another machine, which searches its own disk"
 
 
+def report_searches(machines: int) -> None:
+    """Print which rank searches which images; with two `machines`, each rank is on its own."""
+    scan_files, rank = sources.scan_files, os.environ["RANK"]
+
+    def scan(place, *given):
+        print(f"rank {rank} searches {place.key}", flush=True)
+        return scan_files(place, *given)
+
+    sources.scan_files = scan
+    if machines == 2:
+        machine._file_system = lambda: rank
+
+
 def forget(part: str) -> None:
     """Resume without a part of the commit's state."""
     load = preparation.load_commit
@@ -327,6 +340,8 @@ def install(modes: str) -> None:
         elif mode.startswith("blind:"):
             if mode == f"blind:{os.environ.get('RANK')}":
                 hide_first_image()
+        elif mode.startswith("searches:"):
+            report_searches(int(mode.partition(":")[2]))
         elif mode == "backend":
             sharded.tell_backend()
         elif mode == "report":
