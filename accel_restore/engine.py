@@ -68,7 +68,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     scheduler = get_scheduler(optimizer, config.scheduler, epochs)
     model, optimizer, scheduler = fsdp.prepare(model, optimizer, scheduler, ema, accelerator)  # by Accelerate
     size = config.data.patch_size // config.data.scale
-    warm_up_ddp_buckets(model, (config.data.channels, size, size), accelerator)
+    warm_up_ddp_buckets(model, (config.data.image_spec.input_channels, size, size), accelerator)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
     sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
     return TrainState(model, optimizer, scheduler, epochs, sums, ema, full_copy, terms=terms)
@@ -198,7 +198,8 @@ def validate(
     model = model_to_validate(state, accelerator).eval()
     rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
     terms = tuple(loss_fn.names) if len(loss_fn.names) > 1 else ()
-    columns = 1 + 2 * len(metrics) + len(terms) + 1  # loss, metrics of output and of input, terms, images
+    inputs = metrics if protocol.scores_input else {}
+    columns = 1 + len(metrics) + len(inputs) + len(terms) + 1  # loss, metrics of output and of input, terms, images
     table = torch.zeros(len(images), columns, dtype=torch.float64, device=accelerator.device)
     with stoppable(should_stop):
         for indices in images.batches(batch_size)[rank::world_size]:
@@ -217,4 +218,4 @@ def validate(
     if scored < 1:
         raise PreemptedError("stopped during validation")
     value = iter(values)
-    return Scores(loss, *({name: next(value) for name in names} for names in (metrics, metrics, terms)))
+    return Scores(loss, *({name: next(value) for name in names} for names in (metrics, inputs, terms)))

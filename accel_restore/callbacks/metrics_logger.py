@@ -231,7 +231,7 @@ def score_entries(scores: Scores | None, terms: tuple[str, ...]) -> dict[str, An
         **{f"val_{name}": flat.get(name) for name in _ALWAYS},
         **{f"val_input_{name}": flat.get(f"input_{name}") for name in _ALWAYS},
         **{f"val_{name}": flat[name] for name in others},
-        **{f"val_input_{name}": flat[f"input_{name}"] for name in others},
+        **{f"val_input_{name}": flat.get(f"input_{name}") for name in others},
     }
 
 

@@ -65,7 +65,7 @@ def _prepare(
     restorers = _load(options.weights, device)
     first = restorers[0]
     if options.run is not None:
-        validation = read_validation(options.run, first.channels, first.scale)
+        validation = read_validation(options.run, first.images)
     else:
         validation = _named_images(options, steps, first)
     pairs = validation.pairs
@@ -79,7 +79,7 @@ def _prepare(
         protocol.check_direction(protocol.metrics[0], "--pictures")
     max_pixels = options.max_pixels or validation.max_pixels
     _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt))
-    images = whole_images(pairs, first.channels, first.scale, validation.degrade, device, options.seed, max_pixels)
+    images = whole_images(pairs, first.images, validation.degrade, device, options.seed, max_pixels)
     wanted = options.precision or validation.precision
     if options.precision is None and wanted == "fp16" and device.type == "cpu":
         notes.append("the run was validated in fp16, which needs a GPU; here it is scored in float32")
@@ -94,10 +94,10 @@ def _load(files: list[Path], device: "torch.device") -> "list[Restorer]":
     restorers = [load(file, device) for file in files]
     first = restorers[0]
     for file, other in zip(files, restorers, strict=True):
-        if (other.channels, other.scale) != (first.channels, first.scale):
+        if other.images != first.images:
             raise UserError(
-                f"{file}: restores {other.channels} channels at scale {other.scale}, but {files[0]} "
-                f"{first.channels} at scale {first.scale}; they cannot be compared on the same images"
+                f"{file}: has {other.images.in_words}, but {files[0]} has {first.images.in_words}; they cannot be "
+                "compared on the same images"
             )
     return restorers
 
@@ -112,7 +112,7 @@ def _named_images(options: argparse.Namespace, steps: list, restorer: "Restorer"
     if steps:
         named = [(str(step.get("name", "")), {k: v for k, v in step.items() if k != "name"}) for step in steps]
         try:
-            degrade = build_degradation(named, restorer.scale, restorer.channels)
+            degrade = build_degradation(named, restorer.scale, restorer.channels, restorer.input_channels)
         except UserError as error:
             raise UserError(str(error).replace("data.degradation", "--degrade")) from None
     input = None if options.input is None else _place(options.input)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag,
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, PositiveInt, Section, one_of
+from accel_restore.models import MOST_CHANNELS, ImageSpec
 from accel_restore.registry import DEGRADATIONS
 
 MAX_PIXELS = 89_478_485  # above it, Pillow warns of a possible decompression bomb
@@ -262,6 +263,9 @@ BatchSize = Annotated[
 ]
 
 
+ChannelCount = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+
+
 class Data(Section):
     """The images, and how samples and batches are made from them."""
 
@@ -282,7 +286,10 @@ class Data(Section):
         description="steps that make the input of sources without one, applied in order; default: gaussian_noise "
         "with sigma 25; with a scale above 1: bicubic downscale, then quantize",
     )
-    channels: Literal[1, 3] = Field(3, description="3: colour; 1: gray, the BT.601 luma of colour images")
+    channels: ChannelCount = Field(
+        3, description="of gt and output; 3: colour; 1: gray, the BT.601 luma of colour images; others: as in the files"
+    )
+    input_channels: ChannelCount | None = Field(None, description="of the input, if not as many as channels")
     patch_size: PositiveInt = Field(256, description="side of a training crop of gt, pixels; a multiple of scale")
     max_images: Annotated[int, Field(ge=2)] | None = Field(
         None, description="use only this many images of each source, the first by name, for a quick test"
@@ -324,6 +331,11 @@ class Data(Section):
         if source.input is not None and getattr(source, "synthetic_share", None) is None:
             return []
         return source.degradation or self.degradation
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The numbers of channels of input and gt, and the scale."""
+        return ImageSpec.of(self.channels, self.scale, self.input_channels)
 
     @property
     def patch_sizes(self) -> dict[str, int]:

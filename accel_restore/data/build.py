@@ -166,7 +166,8 @@ def degradation_of(data: Data) -> DegradationPipeline:
     """
     if all(source.input is not None for source in (*data.train_sets.values(), *data.val_sets.values())):
         return DegradationPipeline([], data.scale)  # never called
-    return build_degradation([(step.name, step.arguments) for step in data.degradation], data.scale, data.channels)
+    steps, images = [(step.name, step.arguments) for step in data.degradation], data.image_spec
+    return build_degradation(steps, images.scale, images.channels, images.input_channels)
 
 
 def find_data(
@@ -267,7 +268,8 @@ def _open_sources(
     gts = {key: those.table.gt for key, those in pairs.items()}
     inputs = {key: those.table.input for key, those in pairs.items() if those.table.input is not None}
     wanted = [*gts.values(), *inputs.values()]
-    opened = open_stores(wanted, data.channels, cache, track, data.max_image_pixels, log)
+    channels = [data.channels] * len(gts) + [data.image_spec.input_channels] * len(inputs)
+    opened = open_stores(wanted, channels, cache, track, data.max_image_pixels, log)
     for scan in scans.values():
         scan.save()
     problems += dict.fromkeys(problem for stored in opened for problem in stored.problems)

@@ -67,13 +67,13 @@ class Opened:
 
 def open_stores(
     wanted: Sequence[Sequence[ImageSource] | ImageColumn],
-    channels: int,
+    channels: int | Sequence[int],
     cache: Path,
     track: Track | None = None,
     max_pixels: int = MAX_PIXELS,
     log: Callable[[str], None] | None = None,
 ) -> list[Opened]:
-    """Return the store of each list of images, and build the missing ones.
+    """Return the store of each list of images, with `channels` channels, of each list if it is one; build missing ones.
 
     One process builds a store while others wait for it; `log` reports the wait, and `track` shows the progress.
 
@@ -81,7 +81,9 @@ def open_stores(
     damaged.
     """
     columns = [images if isinstance(images, ImageColumn) else ImageColumn.of(images) for images in wanted]
-    builds = [_Build(column.images, channels, cache) for column in columns]  # an image listed twice is stored once
+    counts = [channels] * len(columns) if isinstance(channels, int) else channels
+    # An image that is listed twice is stored once.
+    builds = [_Build(column.images, count, cache) for column, count in zip(columns, counts, strict=True)]
     by_path = {build.path: build for build in builds}
     try:
         if missing := [build for _, build in sorted(by_path.items()) if not build.hold()]:

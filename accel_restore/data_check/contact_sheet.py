@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from accel_restore.data_check.measure import enlarge
 from accel_restore.metrics.format import format_score
 from accel_restore.utils.captions import draw_caption
+from accel_restore.utils.visible import to_rgb
 
 _TILE, _CAPTION, _GAP = 160, 18, 4  # pixels
 _MAX_COLUMNS, _MAX_ROWS = 3, 24
@@ -57,8 +58,7 @@ def _tiles(row: SheetRow) -> list[Image.Image]:
 
 
 def _picture(image: np.ndarray) -> Image.Image:
-    pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+    return Image.fromarray(to_rgb(image))
 
 
 def _resized(picture: Image.Image) -> Image.Image:

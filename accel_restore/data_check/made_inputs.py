@@ -35,11 +35,15 @@ def make_input(pair: Pair, gt: np.ndarray, degrade: DegradationPipeline) -> tupl
 
 
 def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:
-    """Return the PSNR in dB of the inputs made of up to 8 images, spread evenly; see `make_input`."""
+    """Return the PSNR in dB of the inputs made of up to 8 images, spread evenly; see `make_input`.
+
+    It is empty if the inputs have another number of channels than gt.
+    """
     found = []
     for place in range(0, len(part.pairs), -(-len(part.pairs) // _MEASURED)):
         input, gt = make_input(part.pairs[place], part.pixels(place)[1], degrade)
-        found.append(float(psnr(upscale(input, degrade.scale).clamp(0, 1), gt)))
+        if input.shape[1] == gt.shape[1]:
+            found.append(float(psnr(upscale(input, degrade.scale).clamp(0, 1), gt)))
     return found
 
 

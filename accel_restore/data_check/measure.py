@@ -75,7 +75,8 @@ def examine_pair(input: np.ndarray | None, gt: np.ndarray, scale: int = 1) -> Pa
     if input is None:
         return facts
     enlarged = enlarge(input, scale)
-    error = float(np.square(enlarged - gt).mean(dtype=np.float64))
+    is_compared = enlarged.shape == gt.shape  # otherwise input and gt have different numbers of channels
+    error = float(np.square(enlarged - gt).mean(dtype=np.float64)) if is_compared else np.nan
     centre, gt_centre = _centre(enlarged), _centre(gt)
     similarity, turned = _similarity(shrink(luma(input)), cells)
     shift, gain, offset = displacement(luma(centre), luma(gt_centre), scale)

@@ -26,8 +26,8 @@ _BLOCK = 1024
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Return the BT.601 luma (H, W) of a float image (H, W, C), where C is 1 or 3."""
-    return image[..., 0] if image.shape[2] == 1 else image @ np.array([0.299, 0.587, 0.114], np.float32)
+    """Return the BT.601 luma (H, W) of a float image (H, W, 3), or the mean of other numbers of channels."""
+    return image @ np.array([0.299, 0.587, 0.114], np.float32) if image.shape[2] == 3 else image.mean(2)
 
 
 def shrink(image: np.ndarray) -> np.ndarray:

@@ -130,17 +130,14 @@ def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[P
 
 def _pixels(images: Images, data: Data, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
     place = images.place[pair.name]
-    gt = _floats(images.gt, place, pair.gt, data)
+    gt = _floats(images.gt, place, pair.gt, data.channels, data.max_image_pixels)
     if pair.input is None or images.input is None:
         return None, gt
-    input = _floats(images.input, place, pair.input, data)
+    input = _floats(images.input, place, pair.input, data.image_spec.input_channels, data.max_image_pixels)
     return input, gt[: data.scale * input.shape[0], : data.scale * input.shape[1]]
 
 
-def _floats(opened: Opened, place: int, image: ImageSource, data: Data) -> np.ndarray:
+def _floats(opened: Opened, place: int, image: ImageSource, channels: int, max_pixels: int) -> np.ndarray:
     """Return pixels (H, W, C) in [0, 1], from the store if there is one."""
-    if opened.store is not None:
-        pixels = opened.store[place]
-    else:
-        pixels = read_image(image, data.channels, 16, data.max_image_pixels)
+    pixels = opened.store[place] if opened.store is not None else read_image(image, channels, 16, max_pixels)
     return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_restore.errors import UserError
+from accel_restore.models import ImageSpec
 from accel_restore.models.tiling import GRID, cuts, self_ensemble, tiled
 from accel_restore.utils.launch import launch_or_alone
 from accel_restore.utils.memory import LiveBytes, is_out_of_memory, memory_bytes
@@ -66,10 +67,10 @@ def finite(output: Tensor, precision: str) -> Tensor:
 class ModelRunner:
     """Applies a network to images (B, C, H, W) in [0, 1]; the output is `scale` times as high and wide."""
 
-    def __init__(self, model: nn.Module, channels: int, scale: int, device: torch.device, channels_last: bool = False):
+    def __init__(self, model: nn.Module, images: ImageSpec, device: torch.device, channels_last: bool = False):
         """`channels_last`: memory layout of the network's input, in which convolutions are faster."""
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model, self.channels, self.scale, self.device = model, channels, scale, device
+        self.model, self.images, self.scale, self.device = model, images, images.scale, device
         self._bytes_per_pixel: dict[str, float] = {}  # by precision
 
     @torch.inference_mode()
@@ -119,7 +120,7 @@ class ModelRunner:
             counted = []
             for side in _PROBES:
                 with torch.inference_mode(), LiveBytes() as live:
-                    self._network(torch.full((1, self.channels, side, side), 0.5), precision)
+                    self._network(torch.full((1, self.images.input_channels, side, side), 0.5), precision)
                 counted.append(live.most)
             # The difference excludes what does not grow with the image, such as weights cast to bf16.
             self._bytes_per_pixel[precision] = (counted[1] - counted[0]) / (_PROBES[1] ** 2 - _PROBES[0] ** 2)
@@ -131,7 +132,8 @@ class ModelRunner:
             free, _ = torch.cuda.mem_get_info(self.device)
             return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         copies = 3 if settings.self_ensemble else 2  # of the output: sums, mean of the flips, result
-        own = images.numel() * _FLOAT * (1 + copies * self.scale**2)
+        output = images.numel() // self.images.input_channels * self.images.channels * self.scale**2
+        own = (images.numel() + copies * output) * _FLOAT
         return memory_bytes() / launch_or_alone().local_world_size - own
 
     def _output(self, images: Tensor, tile: int | None, settings: Settings, advance: Advance | None) -> Tensor:

@@ -25,6 +25,7 @@ from accel_restore.inference.apply import PRECISIONS, NonFiniteError, finite
 from accel_restore.inference.restorer import Restorer
 from accel_restore.metrics.format import metrics_of
 from accel_restore.metrics.protocol import Protocol
+from accel_restore.models import ImageSpec
 from accel_restore.models.blocks import upscale
 from accel_restore.registry import METRICS
 from accel_restore.utils.memory import is_out_of_memory
@@ -55,8 +56,7 @@ class Decoded:
 
 def whole_images(
     pairs: list[Pair],
-    channels: int,
-    scale: int,
+    spec: ImageSpec,
     degrade: DegradationPipeline,
     device: torch.device,
     seed: int | None,
@@ -64,11 +64,11 @@ def whole_images(
 ) -> ValidationDataset:
     """Return the images of pairs as validation sees them; `seed` gives other draws of the degradation."""
     sources = [pair.input for pair in pairs if pair.input is not None]
-    inputs = Decoded(sources, channels, max_pixels) if sources else None
-    gts = Decoded([pair.gt for pair in pairs], channels, max_pixels)
+    inputs = Decoded(sources, spec.input_channels, max_pixels) if sources else None
+    gts = Decoded([pair.gt for pair in pairs], spec.channels, max_pixels)
     names = [pair.name for pair in pairs]
     # Of a Store, only `batches` needs more than the items, and scores are taken of one image at a time.
-    images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, scale)  # type: ignore[arg-type]
+    images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, spec.scale)  # type: ignore[arg-type]
     if seed is not None:
         digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
         images.seeds = [int.from_bytes(digest[:8], "big") for digest in digests]
@@ -109,9 +109,9 @@ def protocol_of(
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'protocol'}: {e['msg']}" for e in error.errors())
         raise UserError(f"the protocol (stored with the weights, changed by options) is invalid: {wrong}") from None
-    if checked.y_channel and restorer.channels == 1:
+    if checked.y_channel and restorer.channels != 3:
         raise UserError("--y-channel: needs weights for colour images; gray images are luma already")
-    return Protocol.from_settings(checked, restorer.channels, tuple(degradation)), notes
+    return Protocol.from_settings(checked, restorer.images, tuple(degradation)), notes
 
 
 def find_misfits(
@@ -206,7 +206,8 @@ class Scorer:
     @torch.no_grad()
     def _row(self, image: dict[str, Tensor]) -> Row:
         gt, before = image["gt"], upscale(image["input"], self.images.scale)
-        row = {f"input_{name}": float(metric(before, gt)) for name, metric in self.protocol.scores.items()}
+        compared = self.protocol.scores if self.protocol.scores_input else {}
+        row = {f"input_{name}": float(metric(before, gt)) for name, metric in compared.items()}
         first, *second = (
             {name: float(metric(output, gt)) for name, metric in self.protocol.scores.items()}
             for output in self.outputs(image)

@@ -34,7 +34,7 @@ def trace(restorer: Restorer, size: tuple[int, int] | None, half: bool) -> Expor
     Raises: UserError if the model's code branches on sizes.
     """
     model = restorer.model.half() if half else restorer.model
-    images = torch.rand(2 if size is None else 1, restorer.channels, *(size or _EXAMPLE)).to(_dtype(half))
+    images = torch.rand(2 if size is None else 1, restorer.input_channels, *(size or _EXAMPLE)).to(_dtype(half))
     shapes = (dict.fromkeys(AXES, Dim.DYNAMIC),) if size is None else None
     try:
         with torch.no_grad(), quiet():
@@ -104,7 +104,7 @@ def difference(run: Run, restorer: Restorer, shape: tuple[int, int, int], half: 
     Raises: NonFiniteError if the model's output is NaN or inf.
     """
     batch, *size = shape
-    images = torch.rand(batch, restorer.channels, *size, generator=torch.Generator().manual_seed(batch))
+    images = torch.rand(batch, restorer.input_channels, *size, generator=torch.Generator().manual_seed(batch))
     images = images.to(_dtype(half))
     with torch.inference_mode():
         expected = finite(restorer.model(images.float()), "no")

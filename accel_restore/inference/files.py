@@ -131,7 +131,7 @@ def _read(job: Job, restorer: Restorer, max_pixels: int) -> Photograph:
         header = read_header(job.source, max_pixels)
         data = job.source.read_bytes()
         cell = Cell(str(job.source), "", lambda: data)
-        pixels = read_image(cell, restorer.channels, header.bits, max_pixels)
+        pixels = read_image(cell, restorer.input_channels, header.bits, max_pixels)
         about = read_about(data, restorer.channels, header.orientation, restorer.scale)
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror or error})") from None

@@ -15,7 +15,7 @@ from accel_restore.errors import UserError
 from accel_restore.inference.apply import Advance, ModelRunner, Settings
 from accel_restore.inference.picture import with_metadata
 from accel_restore.models.load_weights import load_module
-from accel_restore.models.weights_file import find_weights
+from accel_restore.models.weights_file import find_weights, image_spec
 from accel_restore.registry import MODELS
 
 _MAX_FLOAT = 10.0  # noise may take floats out of [0, 1], but not beyond this value
@@ -25,21 +25,23 @@ class Restorer:
     """Restores images.
 
     `.model` is the float32 module in eval mode; it takes (B, C, H, W) in [0, 1], and its output is not clamped.
-    `.metadata` is the metadata of the weights, `.channels` the number of image channels, `.scale` the upscaling factor.
+    `.metadata` is the metadata of the weights, `.channels` the number of channels of the output, `.input_channels` that
+    of the input, `.scale` the upscaling factor.
     """
 
     def __init__(self, model: nn.Module, metadata: dict[str, Any], device: torch.device):
         self.model, self.metadata, self.device = model, metadata, device
-        self.channels: int = metadata["data"]["channels"]
-        self.scale: int = metadata["data"].get("scale", 1)
+        self.images = image_spec(metadata["data"])
+        self.channels, self.scale, self.input_channels = self.images
         ours = metadata["model"]["name"] in MODELS  # other models may not support another layout
-        self._apply = ModelRunner(model, self.channels, self.scale, device, channels_last=ours)
+        self._apply = ModelRunner(model, self.images, device, channels_last=ours)
 
     def __repr__(self) -> str:
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         return (
             f"Restorer({self.metadata['model']['name']}, {weights:,} weights, channels={self.channels}, "
-            f"scale={self.scale}, device={str(self.device)!r})"
+            + ("" if self.images.keeps_channels else f"input_channels={self.input_channels}, ")
+            + f"scale={self.scale}, device={str(self.device)!r})"
         )
 
     def __call__(
@@ -57,6 +59,8 @@ class Restorer:
         `tile`: side in pixels of the input tiles, which share `tile_overlap` pixels and are blended there; None: the
         whole image; "auto": tiles if memory is short. `batch`: tiles per forward. `self_ensemble`: the mean over 8
         flips and rotations. `precision` of the network: "no", "bf16" or "fp16".
+
+        Images have `input_channels` channels; the result has `channels`. Those of PIL have 1 or 3, or become so.
 
         Shapes: tensors (B, C, H, W) or (C, H, W), floats in [0, 1]; arrays (H, W) or (H, W, C), uint8, uint16 or floats
         in [0, 1]; 8-bit PIL images, restored as gray or RGB after EXIF orientation; 16-bit gray PIL images ("I;16"),
@@ -84,8 +88,10 @@ class Restorer:
     def _restore_picture(self, image: Image.Image, settings: Settings) -> Image.Image:
         if image.mode.startswith(("I", "F")) and not image.mode.startswith("I;16"):
             raise TypeError(f"PIL images of mode {image.mode} cannot be restored; give 8-bit or I;16 ones, or an array")
+        if not {self.channels, self.input_channels} <= {1, 3}:
+            raise TypeError(f"a PIL image has 1 or 3 channels, but {self._in_words}; give an array or a tensor")
         try:
-            pixels, orientation = read_pil(image, self.channels)
+            pixels, orientation = read_pil(image, self.input_channels)
         except ImageError as error:
             raise ValueError(f"the image {error}") from None
         restored = self._restore_array(pixels, settings)
@@ -108,14 +114,19 @@ class Restorer:
         batch = torch.from_numpy(np.ascontiguousarray(pixels, np.float32) / np.float32(white)).permute(2, 0, 1)[None]
         output = self.restore(batch, settings)[0].permute(1, 2, 0).cpu() * white
         restored = (output if white == 1 else output.round()).numpy().astype(array.dtype)
-        return restored[..., 0] if array.ndim == 2 else restored
+        return restored[..., 0] if array.ndim == 2 and self.channels == 1 else restored
+
+    @property
+    def _in_words(self) -> str:
+        more = "" if self.images.keeps_channels else f", as {self.channels}-channel images"
+        return f"these weights restore {self.input_channels}-channel images{more}"
 
     def restore(self, images: Tensor, settings: Settings, advance: Advance | None = None) -> Tensor:
         """Return float32 restored images (B, C, H, W) in [0, 1], on the device of `images`; see `__call__`."""
         if 0 in images.shape:
             raise ValueError(f"the image is empty, of shape {tuple(images.shape)}; give one with pixels")
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"these weights restore {self.channels}-channel images, not shape {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[1] != self.input_channels:
+            raise ValueError(f"{self._in_words}, not shape {tuple(images.shape)}")
         return self._apply(images.to(torch.float32), settings, advance).clamp(0, 1)
 
 

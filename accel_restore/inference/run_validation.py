@@ -12,6 +12,7 @@ from accel_restore.data.pairs import Pair, held_out
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.inference.evaluate import SETTINGS
+from accel_restore.models import ImageSpec
 from accel_restore.utils.files import read_object
 from accel_restore.utils.glob import nfc
 
@@ -31,17 +32,17 @@ class ValidationSettings:
     notes: list[str] = field(default_factory=list)  # on what was left out of folders
 
 
-def read_validation(folder: Path, channels: int, scale: int) -> ValidationSettings:
-    """Return the validation of the run in `folder`, for weights with these channels and this scale.
+def read_validation(folder: Path, images: ImageSpec) -> ValidationSettings:
+    """Return the validation of the run in `folder`, for weights that map such images.
 
     Raises: UserError if the folder holds no run, its images are missing, or the weights do not match.
     """
     config, plan = load_run_config(folder), read_object(folder / "plan.json")
     data = config.data
-    if (data.channels, data.scale) != (channels, scale):
+    if data.image_spec != images:
         raise UserError(
-            f"--run: {folder} has {data.channels} channels and scale {data.scale}, but the weights have {channels} "
-            f"channels and scale {scale}; name the run that the weights come from"
+            f"--run: {folder} has {data.image_spec.in_words}, but the weights have {images.in_words}; name the run "
+            "that the weights come from"
         )
     try:
         pairs = _validation_pairs(data, _names(plan))

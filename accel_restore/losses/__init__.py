@@ -106,6 +106,12 @@ def _build_term(name: str, setting: float | dict[str, Any], channels: int, own: 
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UserError(f"loss.{name}.weight: must be a number above 0, not {weight!r}")
     target: Any = own if own is not None else resolve(name, LOSSES, "loss")
+    needed = getattr(target, "image_channels", None) if name in LOSSES else None
+    if needed is not None and channels not in needed:
+        only = " or ".join(map(str, needed))
+        raise UserError(
+            f"loss.{name}: needs images of {only} channels, but gt has {channels} (data.channels); remove it"
+        )
     is_class = inspect.isclass(target)
     check_arguments(target, arguments, f"loss.{name}", positional=0 if is_class else 2)  # output and gt
     try:

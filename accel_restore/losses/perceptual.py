@@ -74,6 +74,8 @@ class Features(nn.Module):
 class FeatureLoss(nn.Module):
     """The sum over layers of a distance between the features of output and gt, for each sample."""
 
+    image_channels = (1, 3)  # gray images count as gray RGB
+
     def __init__(self, features: Features):
         super().__init__()
         self.features = features

@@ -27,6 +27,7 @@ class Metric:
     smallest_side: int = 1  # of the images that it can score, in pixels
     higher_is_better: bool | None = True  # None: it cannot be monitored
     of_luma: bool = True  # scores the luma if the protocol asks for it; otherwise always the colours
+    image_channels: tuple[int, ...] | None = None  # of the images that it can score; None: any number
 
 
 def get_metric(name: str, arguments: dict[str, Any] | None = None, key: str = "validation.metrics") -> Metric:

@@ -3,6 +3,8 @@
 The losses in `losses/perceptual.py` use the same classes. Nothing is downloaded.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,7 +99,6 @@ class HannPool(nn.Module):
         return (means + 1e-12).sqrt()
 
 
-LPIPS = Metric(
-    LPIPSMetric, "version 0.1, AlexNet, of RGB, not resized", smallest_side=31, higher_is_better=False, of_luma=False
-)
-DISTS = Metric(DISTSMetric, "VGG16, of RGB, not resized", smallest_side=16, higher_is_better=False, of_luma=False)
+_of_network = partial(Metric, image_channels=FeatureLoss.image_channels, higher_is_better=False, of_luma=False)
+LPIPS = _of_network(LPIPSMetric, "version 0.1, AlexNet, of RGB, not resized", smallest_side=31)
+DISTS = _of_network(DISTSMetric, "VGG16, of RGB, not resized", smallest_side=16)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial, reduce
 from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from accel_restore.errors import UserError
 from accel_restore.losses import Loss
 from accel_restore.metrics import Measure, Metric, get_metric
 from accel_restore.metrics.psnr_ssim import luma
-from accel_restore.models.spandrel_models import probe_image
+from accel_restore.models import ImageSpec
+from accel_restore.models.probe import probe_image
 from accel_restore.models.tiling import self_ensemble, tiled
 from accel_restore.registry import METRICS
 from accel_restore.state import Scores
@@ -42,36 +44,52 @@ class Protocol:
     self_ensemble: bool = False
     tile: int | None = None
     tile_overlap: int = 64
+    scores_input: bool = True  # false: the input has another number of channels than gt, so no metric compares them
+    is_float: bool = False  # gt has float pixels, which may be outside of [0, 1]; nothing is clamped then
 
     @classmethod
     def of(cls, config: Config) -> "Protocol":
         """Return the protocol of a run."""
         source = next(iter((config.data.val_sets or config.data.train_sets).values()))
         steps = [step.model_dump() for step in config.data.degradation] if source.input is None else []
-        return cls.from_settings(config.validation, config.data.channels, tuple(steps))
+        return cls.from_settings(config.validation, config.data.image_spec, tuple(steps))
 
     @classmethod
     def from_settings(
-        cls, validation: Validation, channels: int, degradation: tuple[dict[str, Any], ...]
+        cls, validation: Validation, images: ImageSpec, degradation: tuple[dict[str, Any], ...]
     ) -> "Protocol":
         """Return the protocol of a section `validation`."""
         settings = validation.model_dump(include={field.name for field in fields(cls)} - {"metrics"})
         own = {entry.label: (entry.name, entry.arguments) for entry in validation.metrics if entry.name not in METRICS}
         metrics = tuple(entry.label for entry in validation.metrics)
-        return cls(channels, degradation, metrics, own, **settings)
+        return cls(images.channels, degradation, metrics, own, scores_input=images.keeps_channels, **settings)
+
+    def for_pixels(self, dtype: np.dtype) -> "Protocol":
+        """Return the protocol for gt of this dtype, which is known once the images are decoded.
+
+        Raises: UserError if float pixels are to be rounded to 8 bits.
+        """
+        if not np.issubdtype(dtype, np.floating):
+            return self
+        if self.quantize:
+            raise UserError("validation.quantize: rounds to 8 bits, but gt has float pixels; set it to false")
+        return replace(self, is_float=True)
 
     def describe(self) -> dict[str, Any]:
         """Return the full protocol as it is stored with the scores."""
-        colours = "gray" if self.channels == 1 else "RGB"
+        colours = {1: "gray", 3: "RGB"}.get(self.channels, f"all {self.channels} channels")
         y = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds the Y of 8-bit images"
         noise = "made by data.degradation; its draws depend on the image's name alone, not on run.seed or the epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
-        hidden = {"metrics", "own", "degradation", "weights", "crop_gt"}  # are described below, or hold paths
+        clamped = f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}"
+        # These are described below, or hold paths.
+        hidden = {"metrics", "own", "degradation", "weights", "crop_gt", "scores_input", "is_float"}
         settings = {key: value for key, value in asdict(self).items() if key not in hidden}
         return {
             **settings,
             "channels": y if self.y_channel else colours,
-            "range": f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}",
+            "range": "data.range as [0, 1], not clamped" if self.is_float else clamped,
+            **({"is_float": True} if self.is_float else {}),
             **{name: redacted(metric.text) for name, metric in self.built.items()},
             "average": "per image, then the mean over images",
             "input": noise if self.degradation else "files",
@@ -97,8 +115,8 @@ class Protocol:
         It is the luma if the protocol asks for it, unless `of_luma` is false.
         """
         border = self.crop_border
-        images = images.clamp(0, 1)[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
-        images = images.double()
+        images = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+        images = (images if self.is_float else images.clamp(0, 1)).double()
         if self.quantize:
             images = (images * 255).round() / 255
         return luma(images) if self.y_channel and of_luma else images
@@ -119,13 +137,21 @@ class Protocol:
     def built(self) -> dict[str, Metric]:
         """The metrics by the names of their scores.
 
-        Raises: UserError where one of the user's own cannot be imported or built.
+        Raises: UserError where one of the user's own cannot be imported or built, or one cannot score such images.
         """
         entries = [(name, self.own.get(name, (name, {}))) for name in self.metrics]
-        return {
+        built = {
             name: get_metric(path, arguments, f"validation.metrics.{position}")
             for position, (name, (path, arguments)) in enumerate(entries)
         }
+        for name, metric in built.items():
+            if metric.image_channels is not None and self.channels not in metric.image_channels:
+                only = " or ".join(map(str, metric.image_channels))
+                raise UserError(
+                    f"validation.metrics: {name} needs images of {only} channels, but gt has {self.channels} "
+                    "(data.channels); remove it"
+                )
+        return built
 
     def monitored_value(self, scores: Scores | None, monitor: str) -> float:
         """The value that decides which weights are best; lower is better. Infinite without scores."""
@@ -168,11 +194,13 @@ class Protocol:
 def score_image(image: list[Tensor], loss_fn: Loss, terms: Sequence[str], metrics: dict[str, Measure]) -> Tensor:
     """Score an image's input, output and gt, each (1, C, H, W): a row of `validate`'s table, in float64.
 
-    The row holds the loss, the metrics of the output, those of the input, the `terms` of the loss, and 1.
+    The row holds the loss, the metrics of the output, those of the input unless it has other channels, the `terms` of
+    the loss, and 1.
     """
     input, output, gt = image
     values = loss_fn.terms(output, gt)
     scores = [reduce(add, values.values())]
-    scores += [metric(scored, gt) for scored in (output, input) for metric in metrics.values()]
+    compared = (output, input) if input.shape == gt.shape else (output,)
+    scores += [metric(scored, gt) for scored in compared for metric in metrics.values()]
     scores += [values[name] for name in terms]
     return torch.cat([*(score.double().to(gt.device) for score in scores), gt.new_ones(1).double()])

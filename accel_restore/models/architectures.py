@@ -17,10 +17,11 @@ PACKAGE = "spandrel.architectures"
 
 # Parameters that the data decides, by the names that architectures give them.
 SCALE = ("scale", "upscale", "up_scale", "upscale_factor", "upscaling_factor")
-CHANNELS = (
+INPUT_CHANNELS = (
     "in_chans", "in_channels", "in_ch", "in_nc", "inp_channels", "num_in_ch", "img_channel", "dd_in", "n_colors",
-    "out_chans", "out_channels", "out_ch", "out_nc", "num_out_ch",
 )  # fmt: skip
+OUTPUT_CHANNELS = ("out_chans", "out_channels", "out_ch", "out_nc", "num_out_ch")
+MISNAMED = {("uformer", "in_chans")}  # channels of the output; dd_in has those of the input
 # Channels besides those of the image: DRUNet's noise map, and the scale of every pixel that MixDehazeNet returns.
 EXTRA_CHANNELS = {("drunet", "in_nc"): 1, ("mixdehazenet", "out_chans"): 1}
 # Arguments without a default, and defaults that the class itself refuses: windows must divide the image or its overlap.

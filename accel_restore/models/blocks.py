@@ -81,6 +81,27 @@ def conv(
     return layer
 
 
+class ChannelMix(nn.Conv2d):
+    """A 1 x 1 convolution to another number of channels, each at first the mean of the input's.
+
+    It has the precision of its input, also under autocast, as a skip connection without parameters has.
+    """
+
+    def __init__(self, input_channels: int, channels: int) -> None:
+        super().__init__(input_channels, channels, 1, bias=False)
+        nn.init.constant_(self.weight, 1 / input_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images (B, channels, H, W)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
+def skip(input_channels: int, channels: int) -> nn.Module:
+    """Return the skip connection from the (enlarged) input to the output, which has parameters only if they differ."""
+    return nn.Identity() if input_channels == channels else ChannelMix(input_channels, channels)
+
+
 def tail(features: int, channels: int, scale: int, bias: bool) -> nn.Conv2d:
     """Return the last convolution of a published network: `channels` features for each of scale x scale output pixels.
 

@@ -7,11 +7,12 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
+from accel_restore.models import ImageSpec
 from accel_restore.models.probe import fits, probe_image
 
 
 @torch.no_grad()
-def keep_training_branches(model: nn.Module, channels: int) -> None:
+def keep_training_branches(model: nn.Module, input_channels: int) -> None:
     """Keep modules in training mode for good if they compute the same in it, and only in another way in eval mode.
 
     SPAN's convolutions compute their fused weights in eval mode and store them, but weights change in the optimizer's
@@ -21,7 +22,9 @@ def keep_training_branches(model: nn.Module, channels: int) -> None:
     for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
         modules = [module for module in model.modules() if type(module) is kind]
         with _restored(model):
-            is_same = all(_computes_the_same(model.eval(), modules, probe_image(channels, 1, *size)) for size in _SIZES)
+            is_same = all(
+                _computes_the_same(model.eval(), modules, probe_image(input_channels, 1, *size)) for size in _SIZES
+            )
         if is_same:
             for module in modules:
                 # A bound method, so that copies of the model have their own.
@@ -63,7 +66,7 @@ def _stay_in_training(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def freeze_unused(model: nn.Module, channels: int, scale: int) -> None:
+def freeze_unused(model: nn.Module, images: ImageSpec) -> None:
     """Freeze the parameters on which the output does not depend. The model is left in training mode.
 
     DDP waits for the gradient of each trained parameter, and the state of the optimizer needs one.
@@ -76,13 +79,13 @@ def freeze_unused(model: nn.Module, channels: int, scale: int) -> None:
     with _restored(model) as is_changed:
         model.eval()
         with torch.no_grad():
-            model(probe_image(channels))
+            model(probe_image(images.input_channels))
         if is_changed():
             raise ValueError("changes its own weights in eval mode")
-        image = probe_image(channels, batch=2)
+        image = probe_image(images.input_channels, batch=2)
         with torch.random.fork_rng(devices=[]):
             output = model.train()(image)
-        if not fits(output, image, scale):
+        if not fits(output, image, images):
             raise ValueError("returns something other than an image in training mode")
         if not output.requires_grad:
             raise ValueError("returns images that do not depend on its parameters")

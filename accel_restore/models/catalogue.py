@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from accel_restore.models import architectures
+from accel_restore.models import ImageSpec, architectures
 from accel_restore.models.presets import FAMILIES, presets_of
 from accel_restore.registry import MODELS
 from accel_restore.utils.imports import resolve
@@ -75,9 +75,9 @@ def arguments_of(name: str) -> dict[str, Any]:
     if name not in MODELS:
         from accel_restore.models.build_spandrel import describe_architecture
 
-        return describe_architecture(name, {}, 3, scales_of(name)[0])["arguments"]
+        return describe_architecture(name, {}, ImageSpec.of(3, scales_of(name)[0]))["arguments"]
     parameters = inspect.signature(_class_of(name)).parameters.items()
-    return {key: parameter.default for key, parameter in parameters if key not in ("channels", "scale")}
+    return {key: parameter.default for key, parameter in parameters if key not in ImageSpec._fields}
 
 
 def count_parameters(name: str, scale: int) -> int:

@@ -10,7 +10,7 @@ Shapes: B batch, C image channels, H x W any image size (nothing is down-sampled
 
 from torch import Tensor, nn
 
-from .blocks import conv, is_count, require, upscale
+from .blocks import conv, is_count, require, skip, upscale
 
 NORMS = ("none", "batch")
 
@@ -28,16 +28,25 @@ class DnCNN(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int = 3, scale: int = 1, depth: int = 17, width: int = 64, norm: str = "none"
+        self,
+        *,
+        channels: int = 3,
+        scale: int = 1,
+        input_channels: int | None = None,
+        depth: int = 17,
+        width: int = 64,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        inputs = channels if input_channels is None else input_channels
+        require(is_count(inputs), "input_channels", inputs, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(depth, 2), "depth", depth, "a whole number of at least 2")
         require(is_count(width), "width", width, "a whole number of at least 1")
         require(norm in NORMS, "norm", norm, " or ".join(repr(name) for name in NORMS))
-        self.scale = scale
-        layers: list[nn.Module] = [conv(channels, width, bias=True), nn.ReLU(inplace=True)]
+        self.scale, self.skip = scale, skip(inputs, channels)
+        layers: list[nn.Module] = [conv(inputs, width, bias=True), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):
             layers.append(conv(width, width, bias=norm == "none"))
             if norm == "batch":
@@ -48,4 +57,4 @@ class DnCNN(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Return the restored images, (B, C, H * scale, W * scale)."""
         x = upscale(input, self.scale)
-        return x - self.body(x).to(x.dtype)
+        return self.skip(x) - self.body(x).to(x.dtype)

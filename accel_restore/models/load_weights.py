@@ -21,10 +21,10 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 
 from accel_restore.errors import UserError
-from accel_restore.models import build_model
+from accel_restore.models import ImageSpec, build_model
 from accel_restore.models.architectures import model_names
 from accel_restore.models.spandrel_models import RECOGNISED, recognise, skeleton_device
-from accel_restore.models.weights_file import digest, read_header, read_metadata
+from accel_restore.models.weights_file import digest, image_spec, read_header, read_metadata
 
 
 def load_module(path: Path, own: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -47,25 +47,25 @@ def load_module(path: Path, own: nn.Module | None = None) -> tuple[nn.Module, di
             f"its model '{name}' was given to fit as an object, and cannot be built from this file; load it in Python "
             f"with accel_restore.load(path, model={kind}(...))"
         )
-    given = info["model"]["arguments"], data["channels"], data.get("scale", 1)
+    arguments, images = info["model"]["arguments"], image_spec(data)
     _refuse_standard_library(name)
     with as_user_error(name), limited(header):
         if name != RECOGNISED:
-            _check_skeleton(name, given, header)
+            _check_skeleton(name, arguments, images, header)
         weights = _read_weights(path, stored)
         if name == RECOGNISED:
-            model, *images = recognise(weights)
-            if info["model"]["arguments"] or tuple(images) != given[1:]:
-                raise UserError(f"gives channels and scale as {given[1:]}, but its weights have {images}")
+            model, own_images = recognise(weights)
+            if arguments or own_images != images:
+                raise UserError(f"gives {images.in_words}, but its weights have {own_images.in_words}")
         else:
-            model = build_model(name, *given)
+            model = build_model(name, arguments, *images)
         _compare(name, model, header)
         model.load_state_dict(weights)
     return model.float().eval(), {**stored, **info}
 
 
 def build_stored(
-    name: str, arguments: dict[str, Any], channels: int, scale: int, header: dict[str, tuple[list[int], bool]]
+    name: str, arguments: dict[str, Any], images: ImageSpec, header: dict[str, tuple[list[int], bool]]
 ) -> nn.Module:
     """Return a new module of the model that a file with these tensors names, for other images than the file's.
 
@@ -73,7 +73,7 @@ def build_stored(
     """
     _refuse_standard_library(name)
     with as_user_error(name), limited(header):
-        return build_model(name, arguments, channels, scale)
+        return build_model(name, arguments, *images)
 
 
 def _refuse_standard_library(name: str) -> None:
@@ -100,11 +100,13 @@ def as_user_error(name: str) -> Iterator[None]:
         raise UserError(f"its model '{name}' cannot be built here ({type(error).__name__}: {reason:.200})") from error
 
 
-def _check_skeleton(name: str, given: tuple, header: dict[str, tuple[list[int], bool]]) -> None:
+def _check_skeleton(
+    name: str, arguments: dict[str, Any], images: ImageSpec, header: dict[str, tuple[list[int], bool]]
+) -> None:
     """Compare the model with the header before it takes memory, so that absurd arguments cost none."""
     try:
         with skeleton_device():
-            skeleton = build_model(name, *given)
+            skeleton = build_model(name, arguments, *images)
     except _AbsurdSizeError:
         raise
     except Exception:  # it may need values while it is built; other errors are reported when it is built with memory

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .blocks import ChannelNorm, is_count, is_counts, pad_to_multiple, require, tail, upscale
+from .blocks import ChannelNorm, is_count, is_counts, pad_to_multiple, require, skip, tail, upscale
 
 
 def gate(x: Tensor) -> Tensor:
@@ -73,6 +73,7 @@ class NAFNet(nn.Module):
         *,
         channels: int = 3,
         scale: int = 1,
+        input_channels: int | None = None,
         width: int = 32,
         encoder_blocks: Sequence[int] = (2, 2, 4, 8),
         middle_blocks: int = 12,
@@ -80,6 +81,8 @@ class NAFNet(nn.Module):
     ) -> None:
         super().__init__()
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        inputs = channels if input_channels is None else input_channels
+        require(is_count(inputs), "input_channels", inputs, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
         few = is_counts(encoder_blocks) and len(encoder_blocks) <= 8
@@ -100,13 +103,14 @@ class NAFNet(nn.Module):
             return nn.Sequential(nn.Conv2d(size, 2 * size, 1, bias=False), nn.PixelShuffle(2))
 
         self.scale, self.stride = scale, 2**levels
-        self.intro = nn.Conv2d(channels, width, 3, padding=1)
+        self.intro = nn.Conv2d(inputs, width, 3, padding=1)
         self.encoders = nn.ModuleList(map(level, features[:-1], encoder_blocks))
         self.downs = nn.ModuleList(nn.Conv2d(size, 2 * size, 2, stride=2) for size in features[:-1])
         self.middle_blks = level(features[-1], middle_blocks)
         self.ups = nn.ModuleList(up(size) for size in features[:0:-1])
         self.decoders = nn.ModuleList(map(level, features[-2::-1], decoder_blocks))
         self.ending = tail(width, channels, scale, bias=True)
+        self.skip = skip(inputs, channels)
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -121,4 +125,4 @@ class NAFNet(nn.Module):
         x = self.middle_blks(x)
         for up, level in zip(self.ups, self.decoders, strict=True):
             x = level(skips.pop() + up(x).to(dtype))
-        return upscale(input, self.scale) + self.shuffle(self.ending(x))[..., :height, :width].to(dtype)
+        return self.skip(upscale(input, self.scale)) + self.shuffle(self.ending(x))[..., :height, :width].to(dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_restore.errors import UserError
-from accel_restore.models import build_model, weights_file
+from accel_restore.models import ImageSpec, build_model, weights_file
 from accel_restore.models.architectures import is_architecture
 from accel_restore.models.branches import freeze_unused
 from accel_restore.models.load_weights import as_user_error, build_stored, limited, load_module
@@ -47,42 +47,42 @@ def initial_model_and_fit(config: "Config") -> tuple[nn.Module, PartialFit | Non
     """Return the model of step 0, and what `model.partial`, if it is set, took from the checkpoint."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model, fit = _build_or_load(config.model, config.data.channels, config.data.scale)
+        model, fit = _build_or_load(config.model, config.data.image_spec)
     side = config.data.patch_size // config.data.scale
-    image = probe_image(config.data.channels, 1, side, side)
+    image = probe_image(config.data.image_spec.input_channels, 1, side, side)
     freeze(model, config.train.freeze, fit.taken if fit is not None else None, image)
     return model, fit
 
 
-def build_or_load_model(config: "Model", channels: int, scale: int) -> nn.Module:
+def build_or_load_model(config: "Model", images: ImageSpec) -> nn.Module:
     """Return the module that the configuration's `model` describes, with the weights of its checkpoint if there is one.
 
     Raises: UserError if the module cannot be built, or if the file's weights do not fit it or the images.
     """
-    return _build_or_load(config, channels, scale)[0]
+    return _build_or_load(config, images)[0]
 
 
-def _build_or_load(config: "Model", channels: int, scale: int) -> tuple[nn.Module, PartialFit | None]:
+def _build_or_load(config: "Model", images: ImageSpec) -> tuple[nn.Module, PartialFit | None]:
     if config.checkpoint is None:
-        model = _build(config, channels, scale)
-        _freeze_unused(model, channels, scale)
+        model = _build(config, images)
+        _freeze_unused(model, images)
         return model, None
     with _naming(config.checkpoint) as path:
         fit = None
         if config.partial:
-            model, fit = _open_in_part(path, config, channels, scale)
+            model, fit = _open_in_part(path, config, images)
         else:
-            model = _open(path, config, channels, scale)
-        _freeze_unused(model, channels, scale)
+            model = _open(path, config, images)
+        _freeze_unused(model, images)
         return model, fit
 
 
-def describe(config: "Model", channels: int = 3, scale: int = 1) -> dict[str, Any]:
+def describe(config: "Model", images: ImageSpec) -> dict[str, Any]:
     """Return the name and arguments with which best.safetensors alone rebuilds the module of `build_or_load_model`."""
     if config.name is not None and is_architecture(config.name):
         from accel_restore.models.build_spandrel import describe_architecture
 
-        return describe_architecture(config.name, config.arguments, channels, scale)
+        return describe_architecture(config.name, config.arguments, images)
     if config.name is not None:
         return {"name": config.name, "arguments": config.arguments}
     assert config.checkpoint is not None  # the configuration requires a name or a checkpoint
@@ -93,11 +93,11 @@ def describe(config: "Model", channels: int = 3, scale: int = 1) -> dict[str, An
         )
 
 
-def _build(config: "Model", channels: int, scale: int) -> nn.Module:
+def _build(config: "Model", images: ImageSpec) -> nn.Module:
     assert config.name is not None  # the configuration requires a name or a checkpoint
     if config.object is not None:
-        return build_object(config.object, config.name, channels, scale)
-    return build_model(config.name, config.arguments, channels, scale)
+        return build_object(config.object, config.name, images)
+    return build_model(config.name, config.arguments, *images)
 
 
 @contextmanager
@@ -110,43 +110,42 @@ def _naming(checkpoint: str) -> Iterator[Path]:
         raise UserError(f"model.checkpoint: {path!s:.500}: {error}") from error.__cause__
 
 
-def _open(path: Path, config: "Model", channels: int, scale: int) -> nn.Module:
+def _open(path: Path, config: "Model", images: ImageSpec) -> nn.Module:
     stored = _read_stored(path)
     if _is_ours(stored):
-        data = weights_file.read_metadata(stored)["data"]
-        own = data["channels"], data.get("scale", 1)
-        if own != (channels, scale):
-            _check_images(*own, channels, scale, _suggest_part(path, config, channels, scale))
+        own = weights_file.image_spec(weights_file.read_metadata(stored)["data"])
+        if own != images:
+            _check_images(own, images, _suggest_part(path, config, images))
     if config.name is None and _is_ours(stored):
         return load_module(path)[0]
     weights = _read_intact_weights(path, stored)
     if config.name is not None:
-        model = _build(config, channels, scale)
+        model = _build(config, images)
         _fill(model, config.name, _with_names_of(model, weights))
         return model
     with as_user_error(RECOGNISED):
         with limited(_header(weights)):
-            model, own_channels, own_scale = recognise(weights)
-        _check_images(own_channels, own_scale, channels, scale)
+            model, own = recognise(weights)
+        _check_images(own, images)
         for module in model.modules():
             if "drop" in type(module).__name__.lower():
                 keep_in_eval(module)  # its rate is not in the weights
-        _check_recognition(model, channels, scale)
+        _check_recognition(model, images)
     return model.float()
 
 
-def _open_in_part(path: Path, config: "Model", channels: int, scale: int) -> tuple[nn.Module, PartialFit]:
+def _open_in_part(path: Path, config: "Model", images: ImageSpec) -> tuple[nn.Module, PartialFit]:
     """Return the model with all tensors of the file that fit it. Raises: UserError if they are less than half."""
     stored = _read_stored(path)
     weights = _read_intact_weights(path, stored)
     if config.name is not None:
-        name, model = config.name, _build(config, channels, scale)
+        name, model = config.name, _build(config, images)
     else:
         own: dict[str, Any] = weights_file.read_metadata(stored)["model"] if _is_ours(stored) else {"name": RECOGNISED}
         if own["name"] == RECOGNISED:
             raise UserError("does not name its model; set model.name, and the model's arguments, next to model.partial")
         name = own["name"]
-        model = build_stored(name, own["arguments"], channels, scale, weights_file.read_header(path)[1])
+        model = build_stored(name, own["arguments"], images, weights_file.read_header(path)[1])
     weights = _with_names_of(model, weights)
     fit = PartialFit.of(model, weights)
     if not fit.is_enough:
@@ -171,38 +170,38 @@ def _header(weights: dict[str, Tensor]) -> dict[str, tuple[list[int], bool]]:
     return {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in weights.items()}
 
 
-def _suggest_part(path: Path, config: "Model", channels: int, scale: int) -> str:
+def _suggest_part(path: Path, config: "Model", images: ImageSpec) -> str:
     """Return the advice to set `model.partial`, for a file that is refused; empty if too little would fit."""
     try:
-        _, fit = _open_in_part(path, config, channels, scale)
+        _, fit = _open_in_part(path, config, images)
     except UserError:
         return ""
     return f", or set model.partial=true to take what fits ({fit.share} of the parameters)"
 
 
-def _check_images(channels: int, scale: int, wanted_channels: int, wanted_scale: int, advice: str = "") -> None:
-    for key, value, wanted in (("channels", channels, wanted_channels), ("scale", scale, wanted_scale)):
+def _check_images(own: ImageSpec, images: ImageSpec, advice: str = "") -> None:
+    for (key, value), wanted in zip(own._asdict().items(), images, strict=True):
         if value != wanted:
             raise UserError(
                 f"is a model for data.{key}={value}, but data.{key} is {wanted}; change it or use another file{advice}"
             )
 
 
-def _freeze_unused(model: nn.Module, channels: int, scale: int) -> None:
+def _freeze_unused(model: nn.Module, images: ImageSpec) -> None:
     """Freeze what an architecture of spandrel never uses. Raises: UserError if it cannot be trained."""
     if not isinstance(model, AnyImage):
         return
     try:
-        freeze_unused(model, channels, scale)
+        freeze_unused(model, images)
     except ValueError as error:
         raise UserError(f"is a {type(model).__name__} model, which cannot be trained: it {error}") from error
 
 
-def _check_recognition(model: nn.Module, channels: int, scale: int) -> None:
+def _check_recognition(model: nn.Module, images: ImageSpec) -> None:
     """Raise `UserError` if the model would not be recognised once saved."""
     weights = model.state_dict()
-    again, *images = recognise(weights)
-    if list(again.state_dict()) != list(weights) or images != [channels, scale]:
+    again, found = recognise(weights)
+    if list(again.state_dict()) != list(weights) or found != images:
         raise UserError("is a model that spandrel would not recognise again after it is saved")
 
 

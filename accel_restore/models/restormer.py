@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import ChannelNorm, is_count, is_counts, pad_to_multiple, require, tail, upscale
+from .blocks import ChannelNorm, is_count, is_counts, pad_to_multiple, require, skip, tail, upscale
 
 EPS = 1e-5
 
@@ -142,6 +142,7 @@ class Restormer(nn.Module):
         *,
         channels: int = 3,
         scale: int = 1,
+        input_channels: int | None = None,
         width: int = 48,
         blocks: Sequence[int] = (4, 6, 6, 8),
         refinement_blocks: int = 4,
@@ -153,6 +154,8 @@ class Restormer(nn.Module):
         super().__init__()
         four = "a list of 4 whole numbers >= 1, one per level"
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        inputs = channels if input_channels is None else input_channels
+        require(is_count(inputs), "input_channels", inputs, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width) and width % 2 == 0, "width", width, "an even whole number of at least 2")
         require(is_counts(blocks) and len(blocks) == 4, "blocks", blocks, four)
@@ -171,7 +174,7 @@ class Restormer(nn.Module):
             return nn.Sequential(*(TransformerBlock(features, *rest) for _ in range(depth)))
 
         self.scale = scale
-        self.patch_embed = named(proj=nn.Conv2d(channels, width, 3, padding=1, bias=False))
+        self.patch_embed = named(proj=nn.Conv2d(inputs, width, 3, padding=1, bias=False))
         self.encoder_level1 = level(0, blocks[0], sizes[0])
         self.down1_2 = down(sizes[0])
         self.encoder_level2 = level(1, blocks[1], sizes[1])
@@ -189,6 +192,7 @@ class Restormer(nn.Module):
         self.decoder_level1 = level(0, blocks[0], sizes[1])  # the finest level is not reduced and keeps 2F
         self.refinement = level(0, refinement_blocks, sizes[1])
         self.output = tail(sizes[1], channels, scale, bias)
+        self.skip = skip(inputs, channels)
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -205,4 +209,4 @@ class Restormer(nn.Module):
         x = self.decoder_level2(x.to(dtype))
         x = self.decoder_level1(torch.cat([self.up2_1(x).to(dtype), skip1], 1))
         x = self.output(self.refinement(x))
-        return upscale(input, self.scale) + self.shuffle(x)[..., :height, :width].to(dtype)
+        return self.skip(upscale(input, self.scale)) + self.shuffle(x)[..., :height, :width].to(dtype)

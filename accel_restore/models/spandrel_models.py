@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from accel_restore.errors import UserError
+from accel_restore.models import ImageSpec
 from accel_restore.models.branches import keep_training_branches
 from accel_restore.models.probe import fits, probe_image
 
@@ -23,8 +24,8 @@ RECOGNISED = "spandrel"  # the name in best.safetensors of a model that its weig
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # pixels, by which a network's window or stride may divide an image
 
 
-def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, int, int]:
-    """Return the module of these weights in eval mode, the number of image channels, and the scale of its output.
+def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, ImageSpec]:
+    """Return the module of these weights in eval mode, and the images that it maps.
 
     The module accepts images of any size.
 
@@ -41,18 +42,19 @@ def recognise(weights: dict[str, Tensor]) -> tuple[nn.Module, int, int]:
     except spandrel.UnsupportedModelError:
         raise UserError("holds weights that spandrel does not recognise; set model.name to the model's class") from None
     what = f"is a {descriptor.architecture.name} model"
-    model, channels, scale = descriptor.model.eval(), descriptor.input_channels, descriptor.scale
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != descriptor.output_channels:
-        raise UserError(f"{what}, which does not map an image to an image with equal channels")
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+        raise UserError(f"{what}, which does not map an image to an image")
+    model = descriptor.model.eval()
+    images = ImageSpec(descriptor.output_channels, descriptor.scale, descriptor.input_channels)
     try:
-        network = accept_any_size(model, channels, scale, _fit(descriptor))
-        if not _is_plain(network, channels):
+        network = accept_any_size(model, images, _fit(descriptor))
+        if not _is_plain(network, images.input_channels):
             raise ValueError("adds what the network needs")
     except ValueError:
         raise UserError(f"{what}, which needs more than an image, such as a noise level, or returns more") from None
-    keep_training_branches(model, channels)
-    call_in_batches_if_equal(network, channels)
-    return model, channels, scale
+    keep_training_branches(model, images.input_channels)
+    call_in_batches_if_equal(network, images.input_channels)
+    return model, images
 
 
 def find_fit(model: nn.Module, scale: int) -> "Fit | None":
@@ -78,9 +80,9 @@ def _fit(descriptor: Any) -> "Fit":
 
 
 @torch.no_grad()
-def _is_plain(model: "AnyImage", channels: int) -> bool:
+def _is_plain(model: "AnyImage", input_channels: int) -> bool:
     """Return whether the network alone gives the same output as spandrel, which adds what a network needs."""
-    image, with_additions = probe_image(channels), model.fit
+    image, with_additions = probe_image(input_channels), model.fit
     model.fit = replace(with_additions, call=_call)
     try:
         output = model(image)
@@ -116,9 +118,9 @@ def _architecture(model: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def call_in_batches_if_equal(model: "AnyImage", channels: int) -> None:
+def call_in_batches_if_equal(model: "AnyImage", input_channels: int) -> None:
     """Call the network with one image at a time if a batch of several fails or gives another output in eval mode."""
-    images = probe_image(channels, batch=2)
+    images = probe_image(input_channels, batch=2)
     expected = torch.cat([model(image) for image in images.split(1)])
     try:
         is_equal = torch.allclose(model(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
@@ -231,10 +233,10 @@ def _pad(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
-def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> AnyImage:
+def accept_any_size(model: nn.Module, images: ImageSpec, fit: Fit) -> AnyImage:
     """Return the network itself, which now accepts images of any size, also where spandrel does not know its sizes.
 
-    Raises: ValueError, with what the network does, unless it maps images to images with this scale.
+    Raises: ValueError, with what the network does, unless it maps these images.
     """
     model.__class__ = type(type(model).__name__, (AnyImage, type(model)), {"__module__": type(model).__module__})
     assert isinstance(model, AnyImage)  # for mypy
@@ -242,7 +244,7 @@ def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> An
     for multiple in _MULTIPLES:
         model.fit = replace(fit, minimum=max(fit.minimum, multiple), multiple=math.lcm(fit.multiple, multiple))
         try:
-            image = _pad(probe_image(channels), *model.fit.padded(17, 13))
+            image = _pad(probe_image(images.input_channels), *model.fit.padded(17, 13))
             with torch.no_grad():
                 output = model.restore_accepted(image)
         except TypeError as error:
@@ -251,7 +253,7 @@ def accept_any_size(model: nn.Module, channels: int, scale: int, fit: Fit) -> An
             failure = failure if failure.__cause__ else ValueError(f"fails on an image ({error})")
             failure.__cause__ = error
             continue
-        if fits(output, image, scale):
+        if fits(output, image, images):
             return model
         failure = ValueError(f"returns images of {list(output.shape[1:])} for images of {list(image.shape[1:])}")
     raise failure

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .blocks import conv, is_count, is_counts, pad_to_multiple, require, upscale
+from .blocks import conv, is_count, is_counts, pad_to_multiple, require, skip, upscale
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 LINEAR = 0.5**0.5  # the gain of a convolution without an activation around it, relative to He's
@@ -65,6 +65,7 @@ class UNet(nn.Module):
         *,
         channels: int = 3,
         scale: int = 1,
+        input_channels: int | None = None,
         width: int = 32,
         multipliers: Sequence[int] = (1, 2, 4, 8),
         blocks: int | Sequence[int] = 2,
@@ -73,6 +74,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         require(is_count(channels), "channels", channels, "a whole number of at least 1")
+        inputs = channels if input_channels is None else input_channels
+        require(is_count(inputs), "input_channels", inputs, "a whole number of at least 1")
         require(is_count(scale), "scale", scale, "a whole number of at least 1")
         require(is_count(width), "width", width, "a whole number of at least 1")
         require(is_counts(multipliers), "multipliers", multipliers, "a list of whole numbers >= 1, one per level")
@@ -99,7 +102,7 @@ class UNet(nn.Module):
             return nn.Sequential(*(Block(size, gain, bias, activation) for _ in range(depth)))
 
         self.scale, self.stride = scale, 2 ** len(steps)
-        self.head = conv(channels, features[0], gain=LINEAR, bias=bias)
+        self.head = conv(inputs, features[0], gain=LINEAR, bias=bias)
         self.encoder = nn.ModuleList(map(level, features, depths))
         self.down = nn.ModuleList(conv(fine, coarse, 2, stride=2, gain=LINEAR, bias=bias) for fine, coarse in steps)
         ups = [nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=bias) for fine, coarse in steps]
@@ -110,6 +113,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(ups)
         self.decoder = nn.ModuleList(map(level, features[:-1], depths[:-1]))
         self.tail = conv(features[0], channels * scale**2, gain=0.01, bias=bias)
+        self.skip = skip(inputs, channels)
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -124,4 +128,4 @@ class UNet(nn.Module):
         x = self.encoder[-1](x)
         for level, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
             x = level(skips.pop() + up(x).to(dtype))
-        return upscale(input, self.scale) + self.shuffle(self.tail(x))[..., :height, :width].to(dtype)
+        return self.skip(upscale(input, self.scale)) + self.shuffle(self.tail(x))[..., :height, :width].to(dtype)

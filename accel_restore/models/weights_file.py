@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from accel_restore.errors import UserError
+from accel_restore.models import MOST_CHANNELS, ImageSpec
 from accel_restore.utils.file_kind import describe_other_file, describe_torch_file
 from accel_restore.utils.utf8 import problem_of_name
 
@@ -125,16 +126,23 @@ def read_metadata(stored: dict[str, str]) -> dict[str, dict[str, Any]]:
             json.loads(text, parse_constant=_refuse_constant)
             for text in (stored["model"], stored["data"], stored.get("metrics", "{}"))
         )
-        found = model["name"], model["arguments"], metrics, data["channels"], data.get("scale", 1)
-        if [type(value) for value in found] != [str, dict, dict, int, int] or not model["name"].isprintable():
+        images = image_spec(data)
+        found = model["name"], model["arguments"], metrics, *images
+        if [type(value) for value in found] != [str, dict, dict, int, int, int] or not model["name"].isprintable():
             raise TypeError(found)
-        if data["channels"] not in (1, 3) or data.get("scale", 1) not in (1, 2, 3, 4):
+        channels = images.channels, images.input_channels
+        if min(channels) < 1 or max(channels) > MOST_CHANNELS or images.scale not in (1, 2, 3, 4):
             raise ValueError(data)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError("is not a model of accel_restore; use the best.safetensors of a run") from None
     if "sha256" not in stored:
         raise UserError("has no sha256 of its weights, so damage could not be detected; copy it again")
     return {"model": model, "data": data, "metrics": metrics}
+
+
+def image_spec(data: dict[str, Any]) -> ImageSpec:
+    """Return the images of the model that a file's metadata `data` describes."""
+    return ImageSpec.of(data["channels"], data.get("scale", 1), data.get("input_channels"))
 
 
 def _refuse_constant(name: str) -> None:

@@ -15,6 +15,7 @@ from accel_restore.tracking.report.pictures import describe_tiles
 from accel_restore.tracking.run_files import read_lines, validation_scores
 from accel_restore.utils.captions import draw_caption
 from accel_restore.utils.redaction import redacted
+from accel_restore.utils.visible import to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +45,10 @@ class Samples:
             return
         reference = self.protocol.prepare(gt)
         before, after = (
-            titled_score("psnr", float(psnr(self.protocol.prepare(image), reference))) for image in (input, output)
+            titled_score("psnr", float(psnr(self.protocol.prepare(image), reference))) if is_scored else ""
+            for image, is_scored in ((input, self.protocol.scores_input), (output, True))
         )
-        captions = (f"{self.names[index]}: input {before}", f"output {after}", "gt")
+        captions = (f"{self.names[index]}: input {before}".rstrip(), f"output {after}", "gt")
         self.tiles[index] = [
             (caption, _centre(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
         ]
@@ -55,18 +57,17 @@ class Samples:
 def _centre(image: Tensor) -> np.ndarray:
     height, width = image.shape[-2:]
     top, left = max(0, height - _MAX_SIDE) // 2, max(0, width - _MAX_SIDE) // 2
-    cut = image[0, :, top : top + _MAX_SIDE, left : left + _MAX_SIDE].clamp(0, 1)
-    pixels = (cut.float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    cut = image[0, :, top : top + _MAX_SIDE, left : left + _MAX_SIDE]
+    return to_rgb(cut.float().cpu().permute(1, 2, 0).numpy())
 
 
 def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndarray]:
-    """Return a tile of each image: the window with the largest squared error between output and gt.
+    """Return a tile of each image: the window with the largest squared error between output and gt, as they are shown.
 
-    Shapes: (1, C, H, W), all images of the same size.
+    Shapes: (1, C, H, W), all images of the same size; the input may have other channels.
     """
     height, width = (min(_MAX_SIDE, side) for side in gt.shape[-2:])
-    errors = (output.clamp(0, 1) - gt).double().square().sum((0, 1)).cpu().cumsum(0).cumsum(1)
+    errors = (output.clamp(0, 1) - gt.clamp(0, 1)).double().square().sum((0, 1)).cpu().cumsum(0).cumsum(1)
     sums = functional.pad(errors, (1, 0, 1, 0))  # integral image
     sums = sums[height:] - sums[:-height]
     sums = sums[:, width:] - sums[:, :-width]  # of each window

@@ -147,13 +147,12 @@ def _trace_backward(bare: BareLoop) -> list[int]:
 def _trial(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) -> BareLoop:
     """Return training steps of `size` pairs on this rank alone; their model is thrown away."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
-    side, scale = _largest_patch(config), config.data.scale
+    side, images = _largest_patch(config), config.data.image_spec
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    shapes = {"input": (images.input_channels, side // images.scale), "gt": (images.channels, side)}
     batch = {
-        name: torch.full((size, config.data.channels, pixels, pixels), 0.5, device=accelerator.device).to(
-            memory_format=layout
-        )
-        for name, pixels in (("input", side // scale), ("gt", side))
+        name: torch.full((size, channels, pixels, pixels), 0.5, device=accelerator.device).to(memory_format=layout)
+        for name, (channels, pixels) in shapes.items()
     }
     return BareLoop(config, accelerator, loss_fn, batch, exchanging=False)
 

@@ -64,7 +64,7 @@ class Trial:
             with reporting(
                 f"{self.cannot} be trained on crops of {side}x{side}", remedy * (layout is torch.channels_last)
             ):
-                image = probe_image(data.channels, batch, side, side).to(memory_format=layout)
+                image = probe_image(data.image_spec.input_channels, batch, side, side).to(memory_format=layout)
                 output = self._output(self.model, image)
                 output.float().sum().backward()
         self._check_unused()
@@ -92,21 +92,22 @@ class Trial:
             for height, width in sorted(sizes, key=math.prod)[:_SIZES][rank::ranks]:
                 remedy = "; if the size is the cause, pad images in the model's forward"
                 with reporting(f"{self.cannot} restore validation images of {width}x{height}", remedy):
-                    self._output(restore, probe_image(self.config.data.channels, 1, height, width))
+                    self._output(restore, probe_image(self.config.data.image_spec.input_channels, 1, height, width))
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
 
     def _output(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        image, scale = image.to(self.accelerator.device), self.config.data.scale
+        image, images = image.to(self.accelerator.device), self.config.data.image_spec
         version = image._version
         with self.accelerator.autocast():
             output = function(image)
-        if not fits(output, image, scale):
+        if not fits(output, image, images):
             given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            wanted = (*image.shape[:2], *(side * scale for side in image.shape[2:]))
+            wanted = (len(image), images.channels, *(side * images.scale for side in image.shape[2:]))
+            inputs = "" if images.keeps_channels else f", data.input_channels={images.input_channels}"
             raise UserError(
                 f"model: '{self.name}' returns {given} for images of shape {tuple(image.shape)}; its forward must "
-                f"return images of shape {wanted} (data.channels={image.shape[1]}, data.scale={scale})"
+                f"return images of shape {wanted} (data.channels={images.channels}{inputs}, data.scale={images.scale})"
             )
         if image._version != version:
             raise UserError(f"model: '{self.name}' changes its input in place; its forward must leave it unchanged")

@@ -102,8 +102,8 @@ def share_objects(config: Config, accelerator: Accelerator) -> Config:
     if not isinstance(own, nn.Module) or accelerator.num_processes == 1:
         return config
     assert config.model.name is not None  # the path of its class
-    name, data = config.model.name, config.data
-    copied = on_all_ranks(accelerator, lambda: build_object(own, name, data.channels, data.scale))
+    name, images = config.model.name, config.data.image_spec
+    copied = on_all_ranks(accelerator, lambda: build_object(own, name, images))
     shapes = gather_object([{name: tuple(tensor.shape) for name, tensor in copied.state_dict().items()}])
     if others := [rank for rank, found in enumerate(shapes) if found != shapes[0]]:
         raise UserError(f"fit: the model of rank {others[0]} has other weights than rank 0's; give every rank the same")

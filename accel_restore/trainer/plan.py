@@ -46,7 +46,9 @@ def plan_rows(
     else:
         rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
     crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
-    crop += f" of gt, input {config.data.scale} times smaller," if config.data.scale > 1 else ""
+    images = config.data.image_spec
+    crop += f" of gt, input {images.scale} times smaller," if images.scale > 1 else ""
+    crop += "" if images.keeps_channels else f" input of {counted(images.input_channels, 'channel')},"
     made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
     source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
     precision = accelerator.mixed_precision

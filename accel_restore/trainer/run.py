@@ -299,11 +299,12 @@ def _open_trackers(run: RunContext, resolved: dict[str, Any]) -> Trackers:
 def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:
     """The metadata of best.safetensors: enough to restore, and to know what its scores mean."""
     assert state.best is not None  # called when best weights have been found
-    best = dict(state.best)
+    images, best = config.data.image_spec, dict(state.best)
+    inputs = {} if images.keeps_channels else {"input_channels": images.input_channels}
     epoch, step = best.pop("epoch"), best.pop("step")
     return {
         "model": json.dumps(model),
-        "data": json.dumps({"channels": config.data.channels, "scale": config.data.scale}),
+        "data": json.dumps({"channels": images.channels, "scale": images.scale, **inputs}),
         "epoch": str(epoch),
         "step": str(step),
         "metrics": to_json({**best, "protocol": protocol.describe()}),

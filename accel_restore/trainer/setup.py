@@ -283,11 +283,9 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
     model, fit = initial_model_and_fit(config)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
-    description, trial = describe(config.model, config.data.channels, config.data.scale), None
-    name, data = description["name"], config.data
-    if config.model.object is not None and not is_built_by_name(
-        model, name, data.channels, data.scale, data.patch_size // data.scale
-    ):
+    description, trial = describe(config.model, config.data.image_spec), None
+    name, side = description["name"], config.data.patch_size // config.data.scale
+    if config.model.object is not None and not is_built_by_name(model, name, config.data.image_spec, side):
         description["object"] = True  # the file of weights alone does not tell how to build it
     is_own = name not in MODELS and name != RECOGNISED
     if is_own:

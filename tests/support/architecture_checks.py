@@ -15,7 +15,7 @@ from runs import make_photos, small_config
 from torch import Tensor, nn
 
 from accel_restore import fit, load
-from accel_restore.models import build_model
+from accel_restore.models import ImageSpec, build_model
 from accel_restore.models.branches import freeze_unused
 from accel_restore.models.tiling import tiled
 
@@ -87,10 +87,10 @@ class Subject:
     folder: Path
     reasons: dict[str, str] = field(default_factory=dict)  # column → why not
 
-    def build(self, channels: int = 3, scale: int | None = None) -> nn.Module:
+    def build(self, channels: int = 3, scale: int | None = None, input_channels: int | None = None) -> nn.Module:
         """Return the network with the same weights each time."""
         torch.manual_seed(0)
-        return build_model(self.name, SMALL.get(self.name, {}), channels, scale or self.scales[0])
+        return build_model(self.name, SMALL.get(self.name, {}), channels, scale or self.scales[0], input_channels)
 
     @cached_property
     def scales(self) -> list[int]:
@@ -133,13 +133,13 @@ def scales(subject: Subject) -> str:
     return " ".join(map(str, subject.scales))
 
 
-def any_size(subject: Subject, channels: int = 3) -> str:
+def any_size(subject: Subject, channels: int = 3, input_channels: int | None = None) -> str:
     """Images of odd sizes, at the lowest and highest scale."""
     for scale in {subject.scales[0], subject.scales[-1]}:
-        model = subject.build(channels, scale).eval()
+        model = subject.build(channels, scale, input_channels).eval()
         for height, width in SIZES:
             with torch.no_grad():
-                output = model(torch.rand(1, channels, height, width))
+                output = model(torch.rand(1, input_channels or channels, height, width))
             if output.shape != (1, channels, height * scale, width * scale):
                 raise MissingError(f"{width}x{height} gives {list(output.shape)}")
             if not output.isfinite().all():
@@ -151,10 +151,30 @@ def gray(subject: Subject) -> str:
     return any_size(subject, 1)
 
 
+def many_channels(subject: Subject) -> str:
+    return any_size(subject, 31)
+
+
+def other_channels(subject: Subject) -> str:
+    """Packed Bayer to RGB, at each scale that the network has."""
+    possible, reason = [], ""
+    for scale in subject.scales:
+        try:
+            model = subject.build(3, scale, 4).train()
+            model(torch.rand(2, 4, 16, 16)).sum().backward()
+        except Exception as error:
+            reason = reason or first_line(error)
+        else:
+            possible.append(scale)
+    if not possible:
+        raise MissingError(reason)
+    return "yes" if possible == subject.scales else " ".join(map(str, possible))
+
+
 def gradients(subject: Subject) -> str:
     """Every trained parameter gets a gradient. Training freezes those on which the output does not depend."""
     model = subject.build()
-    freeze_unused(model, 3, subject.scales[0])
+    freeze_unused(model, ImageSpec.of(3, subject.scales[0]))
     model.train()(torch.rand(2, 3, 16, 16)).square().mean().backward()
     names = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     if trained := [name for name in names if model.get_parameter(name).requires_grad]:
@@ -260,6 +280,8 @@ COLUMNS: dict[str, Callable[[Subject], str]] = {
     "scales": scales,
     "any size": any_size,
     "gray": gray,
+    "31 channels": many_channels,
+    "4 to 3": other_channels,
     "gradients": gradients,
     "trains": trains,
     "continues": continues,

@@ -1,7 +1,8 @@
 """The degradations of `registry.DEGRADATIONS`: pure functions of one image and its keyed draws.
 
 Images are (C, H, W) of any size and device, nominally in [0, 1]. Values may overshoot: only jpeg and quantize clip and
-round. A range is a number or a pair [low, high] that is drawn from uniformly for each sample. Borders are mirrored.
+round. Images have any number of channels; jpeg and noise of the luma need 1 or 3. A range is a number or a pair
+[low, high] that is drawn from uniformly for each sample. Borders are mirrored.
 """
 
 import io
@@ -47,6 +48,8 @@ def poisson_noise(
     their luma.
     Source: Wang et al., Real-ESRGAN, 2021; here with `strength`, and a peak of 256 for 8-bit images.
     """
+    if gray:
+        _require_colours(image)
     photons, factor = random.uniform(peak), random.uniform(strength)
     light = (_luma(image) if random.chance(gray) else image).clamp(min=0)
     counted = torch.poisson(light * photons, generator=random.generator(image.device)) / photons
@@ -67,6 +70,7 @@ def jpeg(image: Tensor, random: KeyedRandom, *, quality: Quality = 50) -> Tensor
 
     Units: quality from 1 to 100, as in libjpeg.
     """
+    _require_colours(image)
     levels = _levels(image).to("cpu", torch.uint8).movedim(0, 2)
     file = io.BytesIO()
     Image.fromarray(levels.squeeze(2).numpy()).save(file, "JPEG", quality=random.integer(*_whole_ends(quality)))
@@ -233,6 +237,11 @@ def _drawn(method: str | Sequence[str], random: KeyedRandom) -> str:
 
 def _levels(image: Tensor) -> Tensor:
     return (image.clamp(0, 1) * 255).round()
+
+
+def _require_colours(image: Tensor) -> None:
+    if len(image) not in (1, 3):
+        raise ValueError(f"needs images of 1 or 3 channels, not {len(image)}")
 
 
 def _luma(image: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.registry import DEGRADATIONS
 from accel_restore.utils.imports import check_arguments, describe_error, resolve, unknown_choice, unknown_name
 from accel_restore.utils.rng import EvenRandom, KeyedRandom
+from accel_restore.utils.words import counted
 
 if TYPE_CHECKING:  # names are checked before torch is imported
     from torch import Tensor
@@ -93,9 +94,8 @@ class Step:
 
         given = {"size": size} if self.takes_size else {}
         result = self.function(image, random, **self.arguments, **given)
-        right = isinstance(result, torch.Tensor) and (result.ndim, result.dtype) == (3, image.dtype)
-        if not right or len(result) != len(image):
-            raise UserError("it must return an image (C, H, W) with the channels and the dtype of its argument")
+        if not isinstance(result, torch.Tensor) or (result.ndim, result.dtype) != (3, image.dtype):
+            raise UserError("it must return an image (C, H, W) with the dtype of its argument")
         return result
 
 
@@ -105,15 +105,17 @@ Steps = list[Step]  # a parameter with this annotation is configured by a list o
 class DegradationPipeline:
     """A function (gt, seeds) → input; `on_host`: a step works only on the CPU, so all steps are best applied there."""
 
-    def __init__(self, steps: Steps, scale: int):
-        self.steps, self.scale = steps, scale
+    def __init__(self, steps: Steps, scale: int, input_channels: int | None = None):
+        """`input_channels` are those of the result; None: as many as gt has."""
+        self.steps, self.scale, self.input_channels = steps, scale, input_channels
         self.on_host = any(step.on_host for step in steps)
 
     def __call__(self, gt: Tensor, seeds: np.ndarray, each: Callable[..., Iterable] = map) -> Tensor:
         """Return the degraded images; each depends only on its gt and seed. `each` is `map`, or the map of a pool.
 
-        Shapes: gt (B, C, H, W), H and W multiples of the scale; seeds (B,) uint64; returns (B, C, H/scale, W/scale).
-        Raises: UserError if the result has another size.
+        Shapes: gt (B, C, H, W), H and W multiples of the scale; seeds (B,) uint64; returns (B, C', H/scale, W/scale),
+            where C' is C unless the pipeline has `input_channels`.
+        Raises: UserError if the result has another shape.
         """
         import torch
 
@@ -137,21 +139,30 @@ class DegradationPipeline:
                 f"data.degradation: can make an input of {shape[2]}x{shape[1]} from a gt of {gt[2]}x{gt[1]}, but "
                 f"data.scale is {self.scale}; end the list with {{name: downscale}}, without a probability"
             )
+        wanted = self.input_channels or gt[0]
+        if shape[0] != wanted:
+            raise UserError(
+                f"data.degradation: makes an input of {counted(shape[0], 'channel')} from a gt of {gt[0]}, but the "
+                f"input must have {wanted} (data.input_channels); read it from files (data.train.input), or name a "
+                "function of your own that makes it, by its import path"
+            )
 
 
 def build_degradation(
-    steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3
+    steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3, input_channels: int | None = None
 ) -> DegradationPipeline:
     """Return the function (gt, seeds) → input that applies the named degradations in order, tried on small images.
 
+    Gt has `channels` channels, the input `input_channels`; None: as many.
+
     Raises: UserError that lists all invalid names, arguments and values by their dotted keys, or reports that the input
-    can have another size than gt / scale.
+    can have another size than gt / scale or other channels.
     """
     import torch
 
     image = torch.linspace(0, 1, channels * 16 * 16).view(channels, 16, 16)
     entries = [{"name": name, **arguments} for name, arguments in steps]
-    degrade = DegradationPipeline(_build_steps(entries, "data.degradation", image), scale)
+    degrade = DegradationPipeline(_build_steps(entries, "data.degradation", image), scale, input_channels)
     _try_samples(degrade, channels)
     return degrade
 
@@ -184,14 +195,16 @@ def _build_steps(entries: Any, where: str, trial: Tensor) -> Steps:
     problems: list[str] = []
     for position, entry in enumerate(entries):
         with _collected(problems):
-            steps.append(_build_step(entry, f"{where}.{position}", trial))
+            step, output = _build_step(entry, f"{where}.{position}", trial)
+            steps.append(step)
+            trial = output if len(output) != len(trial) else trial  # a function of the user's may change the channels
     if problems:
         raise UserError("\n".join(problems))
     return steps
 
 
-def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
-    """One entry of a list as a step, with its own lists of steps."""
+def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> tuple[Step, Tensor]:
+    """One entry of a list as a step, with its own lists of steps, and what it makes of the image `trial`."""
     arguments = {"name": "", "probability": 1.0, **entry}
     name, probability = str(arguments.pop("name")), arguments.pop("probability")
     if name not in DEGRADATIONS and ":" not in name:
@@ -230,21 +243,27 @@ def _build_step(entry: dict[str, Any], where: str, trial: Tensor) -> Step:
 
     on_host = getattr(function, "on_host", False) or any(step.on_host for step in inner)
     step = Step(function, arguments, probability, "size" in parameters, on_host)
-    if problem := _tried(step, trial):
-        raise UserError(f"{where}: {name} {problem}")
-    return step
+    try:
+        return step, _tried(step, trial)
+    except UserError as error:
+        raise UserError(f"{where}: {name} {error}") from error.__cause__
 
 
-def _tried(step: Step, image: Tensor) -> str | None:
-    """The problem of a step, or None. It is applied twice to a small image with the same draws."""
+def _tried(step: Step, image: Tensor) -> Tensor:
+    """Return what a step makes of a small image, to which it is applied twice with the same draws.
+
+    Raises: UserError with the problem of the step.
+    """
     certain, size = replace(step, probability=1.0), (image.shape[1], image.shape[2])
     try:
         first, second = (certain(image.clone(), KeyedRandom(0), size) for _ in range(2))
     except UserError as error:
-        return f"fails with these arguments: {error}"
+        raise UserError(f"fails with these arguments: {error}") from error.__cause__
     except PART_ERRORS as error:  # the function may be the user's
-        return f"fails with these arguments: {describe_error(error)}"
-    return None if first.equal(second) else "returns different results for equal draws; it must draw only from `random`"
+        raise UserError(f"fails with these arguments: {describe_error(error)}") from error
+    if not first.equal(second):
+        raise UserError("returns different results for equal draws; it must draw only from `random`")
+    return first
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from accel_restore.errors import UserError
 from accel_restore.inference import apply as applying
 from accel_restore.inference import restorer
 from accel_restore.inference.apply import ModelRunner, Settings
+from accel_restore.models import ImageSpec
 
 
 def restore(*arguments) -> int:
@@ -68,6 +69,6 @@ def test_an_output_of_nan_or_inf_is_a_failed_file_and_nothing_is_written(tmp_pat
 def test_an_overflow_of_half_precision_names_the_precision():
     cpu = torch.device("cpu")
     for precision, remedy in (("fp16", "--precision bf16 or --precision no"), ("bf16", "--precision no")):
-        runner = ModelRunner(lambda images: images * float("inf"), 3, 1, cpu)
+        runner = ModelRunner(lambda images: images * float("inf"), ImageSpec.of(3), cpu)
         with pytest.raises(applying.NonFiniteError, match=remedy):
             runner(torch.ones(1, 3, 20, 20), Settings(precision=precision))

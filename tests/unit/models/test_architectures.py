@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from accel_restore.config.load import config_from
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
-from accel_restore.models import build_model
+from accel_restore.models import ImageSpec, build_model
 from accel_restore.models.architectures import find_architectures, model_names
 from accel_restore.models.load_weights import _check_skeleton, limited
 from accel_restore.models.pretrained import describe, initial_model
@@ -139,7 +139,7 @@ def test_a_wrong_argument_is_one_sentence(name, arguments, channels, scale, mess
 
 def test_all_arguments_are_stored_and_rebuild_the_model():
     arguments = {**SWINIR, "resi_connection": "3conv"}
-    stored = describe(config("swinir", arguments, 2).model, 3, 2)
+    stored = describe(config("swinir", arguments, 2).model, ImageSpec.of(3, 2))
     assert stored["name"] == "swinir" and stored["arguments"].items() >= arguments.items()
     assert stored["arguments"]["upsampler"] == "pixelshuffle" and "upscale" not in stored["arguments"]
     one, other = (build_model("swinir", given, 3, 2).state_dict() for given in (arguments, stored["arguments"]))

@@ -15,6 +15,7 @@ import torch
 from accel_restore.config.model import Model
 from accel_restore.errors import UserError
 from accel_restore.losses.perceptual import read_tensors
+from accel_restore.models import ImageSpec
 from accel_restore.models.load_weights import load_module
 from accel_restore.models.pretrained import build_or_load_model
 
@@ -97,7 +98,7 @@ def problems(file: Path) -> list[str]:
     """Return what each reader of weights says about a file."""
     found = []
     for read in (
-        lambda: build_or_load_model(Model(name="unet", checkpoint=str(file)), 3, 1),
+        lambda: build_or_load_model(Model(name="unet", checkpoint=str(file)), ImageSpec.of(3)),
         lambda: read_tensors(str(file), {"a": torch.Size([1])}, "validation.weights.lpips", "a file"),
         lambda: load_module(file),
     ):

@@ -11,7 +11,7 @@ from weight_files import write
 from accel_restore.config.load import config_from
 from accel_restore.config.model import Model
 from accel_restore.errors import UserError
-from accel_restore.models import build_model
+from accel_restore.models import ImageSpec, build_model
 from accel_restore.models.partial_fit import PartialFit, grouped
 from accel_restore.models.pretrained import build_or_load_model, describe, initial_model, initial_model_and_fit
 
@@ -51,7 +51,7 @@ def test_other_scales_and_channels_take_everything_but_the_first_and_last_layers
     assert fit is not None and {name.split(".")[0] for name in fit.other_shape} == new
     assert not fit.missing and not fit.unused
     source, fresh = (
-        build_or_load_model(Model(checkpoint=str(file)), 3, 2),
+        build_or_load_model(Model(checkpoint=str(file)), ImageSpec.of(3, 2)),
         build_model("nafnet", NAFNET, channels, scale),
     )
     for name, tensor in model.state_dict().items():
@@ -59,7 +59,7 @@ def test_other_scales_and_channels_take_everything_but_the_first_and_last_layers
         assert tensor.shape == fresh.state_dict()[name].shape
         assert not same or torch.equal(tensor, source.state_dict()[name])
     assert all(map(torch.equal, model.state_dict().values(), initial_model(config).state_dict().values()))  # of the EMA
-    assert describe(config.model) == {"name": "nafnet", "arguments": NAFNET}
+    assert describe(config.model, config.data.image_spec) == {"name": "nafnet", "arguments": NAFNET}
 
 
 def test_more_blocks_keep_those_that_the_file_has(tmp_path):
@@ -99,13 +99,13 @@ def test_less_than_half_of_the_values_is_refused_with_the_number(tmp_path):
 def test_a_refused_file_suggests_partial_only_if_half_would_fit(tmp_path):
     file = file_of(tmp_path / "best.safetensors", "nafnet", NAFNET, 3, 2)
     with pytest.raises(UserError, match=r"data\.scale=2, but data\.scale is 4; .*, or set model\.partial=true .*\d %"):
-        build_or_load_model(Model(checkpoint=str(file)), 3, 4)
+        build_or_load_model(Model(checkpoint=str(file)), ImageSpec.of(3, 4))
     plain = tmp_path / "net.pth"
     torch.save(build_model("dncnn", {"depth": 5, "width": 8}, 3).state_dict(), plain)
     with pytest.raises(UserError, match=r"% of the parameters fit, which model\.partial=true takes; .* does not fit"):
-        build_or_load_model(Model(checkpoint=str(plain), name="dncnn", depth=6, width=8), 3, 1)
+        build_or_load_model(Model(checkpoint=str(plain), name="dncnn", depth=6, width=8), ImageSpec.of(3, 1))
     with pytest.raises(UserError, match=r"net\.pth: does not fit the model"):
-        build_or_load_model(Model(checkpoint=str(plain), name="dncnn", depth=5, width=16), 3, 1)
+        build_or_load_model(Model(checkpoint=str(plain), name="dncnn", depth=5, width=16), ImageSpec.of(3, 1))
 
 
 def test_partial_needs_a_checkpoint_and_a_model(tmp_path):

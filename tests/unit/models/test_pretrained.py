@@ -19,14 +19,14 @@ from accel_restore.config.load import config_from, to_yaml
 from accel_restore.config.model import Model
 from accel_restore.config.safe_yaml import parse_yaml
 from accel_restore.errors import UserError
-from accel_restore.models import build_model
+from accel_restore.models import ImageSpec, build_model
 from accel_restore.models.pretrained import build_or_load_model, describe
 
 DATA = {"train": {"gt": "photos"}}
 
 
 def start(path: Path, channels: int = 3, scale: int = 1, **model) -> torch.nn.Module:
-    return build_or_load_model(Model(checkpoint=str(path), **model), channels, scale)
+    return build_or_load_model(Model(checkpoint=str(path), **model), ImageSpec.of(channels, scale))
 
 
 def equal(one: torch.nn.Module | dict, other: torch.nn.Module | dict) -> bool:
@@ -64,7 +64,7 @@ def test_best_safetensors_determines_its_model(tmp_path):
     net = build(3)
     file = write(tmp_path / "best.safetensors", net)
     assert equal(start(file), net)
-    assert describe(Model(checkpoint=str(file))) == {"name": "unet", "arguments": {"width": 8}}
+    assert describe(Model(checkpoint=str(file)), ImageSpec.of(3)) == {"name": "unet", "arguments": {"width": 8}}
     assert equal(start(file, name="unet", width=8), net)
     for channels, scale, said in ((1, 1, "data.channels=3, but data.channels is 1"), (3, 2, "data.scale=1, but")):
         with pytest.raises(UserError, match=rf"^model\.checkpoint: {file}: is a model for {said}"):
@@ -243,7 +243,7 @@ def test_a_model_of_another_project_equals_spandrels(kind, tmp_path):
     started = start(file, channels, scale).eval()
     assert equal(started, net)  # with the names of the file, so programs that use spandrel can read ours
     assert [name for name, _ in started.named_parameters()] == [name for name, _ in net.named_parameters()]
-    assert describe(Model(checkpoint=str(file))) == {"name": "spandrel", "arguments": {}}
+    assert describe(Model(checkpoint=str(file)), ImageSpec.of(3)) == {"name": "spandrel", "arguments": {}}
     for size in ((16, 24), (5, 19), (1, 1)):
         image = torch.rand(1, channels, *size)
         with torch.no_grad():
@@ -317,13 +317,13 @@ def test_false_metadata_of_a_recognised_model_is_rejected(tmp_path):
     model = '{"name": "spandrel", "arguments": {}}'
     assert equal(accel_restore.load(write(tmp_path / "good.safetensors", net, model=model)).model, net)
     bad = write(tmp_path / "bad.safetensors", net, model=model, channels=1)
-    with pytest.raises(UserError, match=r"gives channels and scale as \(1, 1\)"):
+    with pytest.raises(UserError, match="gives 1 channel and scale 1, but its weights have 3 channels and scale 1"):
         accel_restore.load(bad)
     for name, changes in (
         ("arguments", {"model": '{"name": "spandrel", "arguments": {"a": 1}}'}),
         ("sum", {"sha256": "0"}),
     ):
-        with pytest.raises(UserError, match=r"gives channels|is damaged"):
+        with pytest.raises(UserError, match="gives 3 channels|is damaged"):
             accel_restore.load(write(tmp_path / f"{name}.safetensors", net, **{"model": model, **changes}))
 
 
