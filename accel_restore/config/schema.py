@@ -230,10 +230,13 @@ class Config(Section):
         lr = self.optimizer.lr  # null: the default of an optimizer by import path
         if lr is not None and not isinstance(self.scheduler, OwnSchedule) and self.scheduler.min_lr > lr:
             problems.append("scheduler.min_lr: is above optimizer.lr; lower min_lr")
-        if self.validation.y_channel and self.data.channels != 3:
-            problems.append(
-                "validation.y_channel: needs colour images; set data.channels=3, or remove it (gray images are luma)"
-            )
+        of_luma: dict[str, bool | None] = {"validation": self.validation.y_channel}
+        of_luma |= {f"data.val.{name}".rstrip("."): of_set.y_channel for name, of_set in self.data.val_sets.items()}
+        problems += [
+            f"{key}.y_channel: needs colour images; set data.channels=3, or remove it (gray images are luma)"
+            for key, is_scored in of_luma.items()
+            if is_scored and self.data.channels != 3
+        ]
         if problems:
             raise PydanticCustomError("inconsistent", "{text}", {"text": "\n".join(problems)})
         return self

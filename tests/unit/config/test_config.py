@@ -83,7 +83,7 @@ def test_an_unknown_choice_lists_all_choices(override, choices):
         ("optimizer.lr=.inf", "optimizer.lr"), ("optimizer.lr='0.1'", "optimizer.lr"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"), ("optimizer=5", "optimizer"),
         ("data.train=5", "data.train"), ("data.train={input: noisy}", "data.train"),
-        ("data.channels=2", "data.channels"), ("data.batch-size=2", "data.batch-size"), ("loss.l1=-1", "loss.l1"),
+        ("data.channels=0", "data.channels"), ("data.batch-size=2", "data.batch-size"), ("loss.l1=-1", "loss.l1"),
         ("loss={}", "loss"), ("run.seed=-1", "run.seed"), ("run.name=a/b", "run.name"),
         ("train.mixed_precision=true", "train.mixed_precision"), ("validation.metrics=[psnr]", "validation.monitor"),
     ],

@@ -77,7 +77,7 @@ def test_invalid_strength_is_rejected(sigma):
             {"probability": 0},
             ".0: test_pipeline:careless returns different results for equal draws",
         ),
-        ("test_pipeline:gray_of", {}, ".0: test_pipeline:gray_of fails with these arguments: it must return an image"),
+        ("test_pipeline:gray_of", {}, ": makes an input of 1 channel from a gt of 3, but the input must have 3"),
         ("test_pipeline:brighter", {"by": "much"}, ".0: test_pipeline:brighter fails with these arguments"),
         ("test_pipeline:brighter", {"byy": 1}, ".0.byy: unknown key; did you mean 'data.degradation.0.by'?"),
     ],
