@@ -164,7 +164,7 @@ def test_a_hostile_file_takes_no_memory(tmp_path):
         ("swinir", {"depths": [60_000] * 256, "num_heads": [1] * 256}),  # rates of 15 million blocks
     ):
         with pytest.raises(UserError, match="much larger than the weights"), limited(header):
-            _check_skeleton(name, (arguments, 3, 2), header)
+            _check_skeleton(name, arguments, ImageSpec.of(3, 2), header)
 
 
 def test_names_in_a_file_do_not_decide_how_much_is_built(tmp_path):
