@@ -323,7 +323,7 @@ def test_false_metadata_of_a_recognised_model_is_rejected(tmp_path):
         ("arguments", {"model": '{"name": "spandrel", "arguments": {"a": 1}}'}),
         ("sum", {"sha256": "0"}),
     ):
-        with pytest.raises(UserError, match="gives 3 channels|is damaged"):
+        with pytest.raises(UserError, match=r"gives 3 channels|is damaged"):
             accel_restore.load(write(tmp_path / f"{name}.safetensors", net, **{"model": model, **changes}))
 
 
