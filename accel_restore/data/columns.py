@@ -67,7 +67,7 @@ class Texts(Sequence[str]):
 
     def at(self, indices: np.ndarray) -> list[str]:
         """Return the texts at `indices`; no others are read."""
-        data, starts, ends = memoryview(self.data), self.bounds[indices].tolist(), self.bounds[indices + 1].tolist()
+        data, starts, ends = self.data.data, self.bounds[indices].tolist(), self.bounds[indices + 1].tolist()
         return [str(data[start:end], "utf-8", "surrogateescape") for start, end in zip(starts, ends, strict=True)]
 
 
