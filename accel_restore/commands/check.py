@@ -171,7 +171,7 @@ def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
         "height": [min(gt.height for gt in gts), max(gt.height for gt in gts)],
         "width": [min(gt.width for gt in gts), max(gt.width for gt in gts)],
         **{
-            side: dict(Counter(f"{h.format} {h.bits}-bit {h.mode}" for h in heads if h is not None))
+            side: dict(Counter(f"{h.format} {h.depth} {h.mode}" for h in heads if h is not None))
             for side, heads in zip(("input_files", "gt_files"), zip(*part.headers, strict=True), strict=True)
         },
         "psnr": {"lowest": min(decibels), "median": float(np.median(decibels)), "highest": max(decibels)}

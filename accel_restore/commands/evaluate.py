@@ -79,7 +79,7 @@ def _prepare(
         protocol.check_direction(protocol.metrics[0], "--pictures")
     max_pixels = options.max_pixels or validation.max_pixels
     _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt))
-    images = whole_images(pairs, first.images, validation.degrade, device, options.seed, max_pixels)
+    images = whole_images(pairs, first.images, validation.degrade, device, options.seed, max_pixels, first.pixels.range)
     wanted = options.precision or validation.precision
     if options.precision is None and wanted == "fp16" and device.type == "cpu":
         notes.append("the run was validated in fp16, which needs a GPU; here it is scored in float32")
@@ -94,6 +94,11 @@ def _load(files: list[Path], device: "torch.device") -> "list[Restorer]":
     restorers = [load(file, device) for file in files]
     first = restorers[0]
     for file, other in zip(files, restorers, strict=True):
+        if other.pixels.range != first.pixels.range:
+            raise UserError(
+                f"{file}: was trained with data.range {list(other.pixels.range)}, but {files[0]} with "
+                f"{list(first.pixels.range)}; they cannot be compared on the same images"
+            )
         if other.images != first.images:
             raise UserError(
                 f"{file}: has {other.images.in_words}, but {files[0]} has {first.images.in_words}; they cannot be "

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from accel_restore.inference.restorer import Restorer
 
 _LINE_SECONDS = 30.0  # between lines of progress without a terminal
-_SUFFIXES = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "webp": ".webp", "tif": ".tif", "tiff": ".tif"}
+_SUFFIXES = {
+    "png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "webp": ".webp", "tif": ".tif", "tiff": ".tif", "npy": ".npy",
+    "exr": ".exr",
+}  # fmt: skip
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,7 +39,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="the best.safetensors of a run")
     parser.add_argument("input", nargs="+", metavar="INPUT", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="a file (.png .jpg .webp .tif) for one file, else a folder"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="a file (.png .jpg .webp .tif .npy .exr) for one file, else a folder",
     )
     parser.add_argument("--recursive", action="store_true", help="include subfolders")
     parser.add_argument(
@@ -108,15 +116,18 @@ def _restore(options: argparse.Namespace, processes: Processes) -> int:
 
 def _prepare(options: argparse.Namespace, processes: Processes) -> _Work:
     from accel_restore.distributed.accelerator import keep_freed_memory
-    from accel_restore.inference.jobs import LeftOut, find_jobs, remove_unfinished
+    from accel_restore.inference.jobs import LeftOut, find_jobs, remove_unfinished, suffix_for
     from accel_restore.inference.restorer import load
 
     settings = _settings(options, choose_precision(options.precision, processes.device))
     suffix = _SUFFIXES.get(options.format)
     left_out = LeftOut()
-    jobs = find_jobs(options.input, options.output, options.recursive, suffix, options.weights, left_out)
     keep_freed_memory(processes.device.type == "cpu")
     restorer = load(options.weights, processes.device)
+    jobs = find_jobs(
+        options.input, options.output, options.recursive, suffix, options.weights, left_out,
+        partial(suffix_for, restorer),
+    )  # fmt: skip
     if processes.rank == 0:
         remove_unfinished(jobs)
     return _Work(restorer, settings, jobs, left_out)

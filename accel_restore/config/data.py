@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Strict, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, PositiveInt, Section, one_of
@@ -266,6 +266,15 @@ BatchSize = Annotated[
 ChannelCount = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 
 
+def _check_range(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = map(float, value)
+    if low >= high:
+        raise PydanticCustomError(
+            "range", "the first number must be below the second, not {value}", {"value": [low, high]}
+        )
+    return low, high
+
+
 class Data(Section):
     """The images, and how samples and batches are made from them."""
 
@@ -290,6 +299,11 @@ class Data(Section):
         3, description="of gt and output; 3: colour; 1: gray, the BT.601 luma of colour images; others: as in the files"
     )
     input_channels: ChannelCount | None = Field(None, description="of the input, if not as many as channels")
+    range: Annotated[tuple[float, float], Strict(False), AfterValidator(_check_range)] = Field(
+        (0.0, 1.0),
+        description="values of float pixels (.npy, float TIFF, OpenEXR) that the network sees as 0 and 1; others are "
+        "outside of it and kept; integer pixels are divided by their largest value",
+    )
     patch_size: PositiveInt = Field(256, description="side of a training crop of gt, pixels; a multiple of scale")
     max_images: Annotated[int, Field(ge=2)] | None = Field(
         None, description="use only this many images of each source, the first by name, for a quick test"

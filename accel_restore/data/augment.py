@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from accel_restore.data.degradations.pipeline import DegradationPipeline
+from accel_restore.data.pixels import UNIT, Range
 
 FLIPS = {"hflip": 1, "vflip": 2, "rot90": 4}  # bits of a sample's code
 
@@ -16,12 +17,16 @@ def finish_batch(
 ) -> dict[str, Tensor | np.ndarray]:
     """Return the batch that a model trains on: `input` and `gt` (B, C, H, W) in [0, 1], flipped and degraded.
 
+    Float pixels may be outside of [0, 1].
+
     The work is done on the device of the batch. `readers` degrade the samples in parallel; without them the samples are
     degraded one by one.
     """
-    gt = to_float(batch["gt"], batch["flips"], channels_last)
+    low, high = batch.get("range", UNIT)
+    range = float(low), float(high)
+    gt = to_float(batch["gt"], batch["flips"], channels_last, range)
     if "input" in batch:
-        degraded = to_float(batch["input"], batch["flips"], channels_last)
+        degraded = to_float(batch["input"], batch["flips"], channels_last, range)
     else:
         degraded = degrade(gt, batch["seeds"]) if readers is None else degrade(gt, batch["seeds"], readers.map)
         if channels_last:
@@ -40,10 +45,13 @@ def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(images[partner], images[: len(partner)], share.view(-1, 1, 1, 1))
 
 
-def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False) -> Tensor:
-    """Return uint8 or uint16 crops (B, H, W, C) as float (B, C, H, W) in [0, 1], of torch's default dtype.
+def to_float(
+    crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False, range: Range = UNIT
+) -> Tensor:
+    """Return crops (B, H, W, C) as float (B, C, H, W) on the scale of networks, of torch's default dtype.
 
-    `codes` are the flips and rotations of each sample; with them H and W must be equal.
+    Integers are divided by their largest value. Of float crops, `range` becomes [0, 1]; others are outside of it, and
+    nothing is clamped. `codes` are the flips and rotations of each sample; with them H and W must be equal.
     """
     batch, height, width, channels = crops.shape
     images = torch.empty(
@@ -57,7 +65,10 @@ def to_float(crops: Tensor, codes: np.ndarray | None = None, channels_last: bool
     else:
         for image, crop, code in zip(images, crops, codes.tolist(), strict=True):
             image.copy_(turned(crop, code).permute(2, 0, 1))
-    return images.div_(torch.iinfo(crops.dtype).max)
+    if not crops.is_floating_point():
+        return images.div_(torch.iinfo(crops.dtype).max)
+    low, high = range
+    return images if range == UNIT else images.sub_(low).div_(high - low)
 
 
 def turned(crop: Tensor, code: int) -> Tensor:

@@ -26,6 +26,7 @@ from accel_restore.data.hf_datasets import find_rows
 from accel_restore.data.identity import Identity, ImageSet, facts_of
 from accel_restore.data.manifest import Place, Scan, scan_files
 from accel_restore.data.pairs import Pairs, find_pairs, held_out
+from accel_restore.data.pixels import Pixels, Range, largest_kind
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
@@ -47,6 +48,7 @@ class DataSets:
     found: "ScannedData"
     nbytes: int  # decoded images
     fits_in_memory: bool
+    pixels: Pixels  # of the training images
 
     @property
     def identity(self) -> Identity:
@@ -55,8 +57,8 @@ class DataSets:
 
     @property
     def notes(self) -> list[str]:
-        """On what was left out of folders."""
-        return self.found.notes
+        """On what was left out of folders, and on float pixels."""
+        return [*self.found.notes, *notes_on_range(self.found, self.pixels.range)]
 
 
 @dataclass(frozen=True)
@@ -231,15 +233,36 @@ def build_sets(
             seed=seed,
             scale=data.scale,
             mixup_alpha=data.mixup.alpha if data.mixup else 1.0,
+            range=data.range,
             readers=ThreadPoolExecutor(threads, "accel-restore-reader") if threads > 1 else None,
         ),
-        ValidationDataset(val_set.pairs.names, val.gt, val.input, val.indices, degrade, device, data.scale),
+        ValidationDataset(val_set.pairs.names, val.gt, val.input, val.indices, degrade, device, data.scale, data.range),
         degrade,
         train_set.pairs.labels,
         found,
         nbytes,
         fits,
+        _pixels_of(found, data.range),
     )
+
+
+def notes_on_range(found: ScannedData, range: Range) -> list[str]:
+    """Return a note that names the sources with float pixels outside of the range, if there are any."""
+    (low, high), outside = map(np.float32, range), {}
+    for one in found.sets.values():
+        for side, opened in (("gt", one.images and one.images.gt), ("input", one.images and one.images.input)):
+            if opened and opened.values and (opened.values[0] < low or opened.values[1] > high):
+                outside[f"{one.key}.{side}"] = "{:g} to {:g}".format(*opened.values)
+    places = ", ".join(f"{key} has {values}" for key, values in outside.items())
+    about = f"float pixels outside of data.range [{low:g}, {high:g}] are kept"
+    return [f"{about}: {places}"] if outside else []
+
+
+def _pixels_of(found: ScannedData, range: Range) -> Pixels:
+    stored = [one.stored for one in found.train.values()]
+    gt = largest_kind(pairs.gt.dtype for pairs in stored)
+    inputs = [pairs.gt.dtype if pairs.input is None else pairs.input.dtype for pairs in stored]
+    return Pixels(largest_kind(inputs), gt, range)
 
 
 def _prepare_reading(*pairs: StoredPairs) -> tuple[int, bool]:

@@ -26,6 +26,7 @@ from accel_restore.config.data import MAX_PIXELS
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.image_list import ImageColumn, ImageList
+from accel_restore.data.pixels import Range, common_kind, is_float
 from accel_restore.data.store import Store, digest_of, write_store
 from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
@@ -39,7 +40,9 @@ _VERSION = 3  # of the stored layout
 # The names of stores, of unfinished stores, and of unfinished descriptions.
 _NAME = re.compile(r"[0-9a-f]{32}\.(arrow|[0-9]+\.tmp)|\.[0-9a-f]{16}\.[0-9]+\.tmp")
 _SCHEMA_BYTES = 4096  # at the start of an Arrow file; they hold the names of its columns
-_DESCRIBED: dict[str, type] = {"images": int, "first": str, "channels": int, "bits": int, "bytes": int}
+_DESCRIBED: dict[str, type] = {
+    "images": int, "first": str, "channels": int, "bits": int, "bytes": int, "dtype": str, "values": list,
+}  # fmt: skip
 _DECODED_AHEAD = 2**30  # bytes of decoded images waiting to be written
 
 Size = tuple[int, int]  # height, width
@@ -58,6 +61,7 @@ class Opened:
     store: Store | None
     heights_widths: np.ndarray  # (N, 2); 0 for an unusable image
     problems: list[str]  # one for each unusable image
+    values: Range | None = None  # the smallest and the largest of float pixels
 
     @property
     def sizes(self) -> list[Size | None]:
@@ -102,10 +106,15 @@ def reopen(path: Path, channels: int, rows: np.ndarray) -> Opened:
     Raises: UserError if it has been deleted.
     """
     try:
-        store = Store(path, channels, rows, StoreLock(path))
+        return _opened(path, channels, rows, StoreLock(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); start again") from error
-    return Opened(store, store.sizes, [])
+
+
+def _opened(path: Path, channels: int, rows: np.ndarray, lock: StoreLock | None) -> Opened:
+    about = _described(path)
+    store, values = Store(path, channels, rows, lock, about.get("dtype")), about.get("values")
+    return Opened(store, store.sizes, [], values and tuple(values))
 
 
 class _Build:
@@ -143,21 +152,33 @@ class _Build:
         return True
 
     def read_headers(self, max_pixels: int) -> None:
-        """Determine the size of each image, the bits per value and the bytes of the store."""
+        """Determine the size of each image, the kind of the pixels and the bytes of the store."""
         headers = list(each_ahead(lambda image: read_header(image, max_pixels), self.images))
         self.sizes = [(head.height, head.width) if isinstance(head, Header) else None for head in headers]
         good = [header for header in headers if isinstance(header, Header)]
-        self.bits = max((header.bits for header in good), default=8)  # 16 if one image has 16
-        nbytes = [header.height * header.width * self.channels * self.bits // 8 for header in good]
+        self.kind = common_kind(header.dtype for header in good)  # the deeper one if kinds differ
+        if self.kind is None:
+            one, other = (
+                next((image, head) for image, head in zip(self.images, headers, strict=True)
+                     if isinstance(head, Header) and is_float(head.dtype) == floats) for floats in (True, False)
+            )  # fmt: skip
+            self.problems.append(
+                f"{one[0]}: has {one[1].dtype} pixels, but {other[0]} has {other[1].dtype}; convert all images of a "
+                "source to floats, or all to integers"
+            )
+        depth = self.kind.itemsize if self.kind is not None else 0
+        nbytes = [header.height * header.width * self.channels * depth for header in good]
         self.nbytes, self.largest = sum(nbytes), max(nbytes, default=0)
 
     def build(self, track: Track | None, max_pixels: int) -> None:
         """Decode all images into the store; if one is unusable, collect all problems and leave no store."""
         staging = self.path.with_suffix(f".{os.getpid()}.tmp")
-        at_once = max(1, _DECODED_AHEAD // max(1, self.largest))
+        at_once, ranges = max(1, _DECODED_AHEAD // max(1, self.largest)), list[Range]()
 
         def decode(image: ImageSource) -> tuple[np.ndarray, str]:
-            pixels = read_image(image, self.channels, self.bits, max_pixels)
+            pixels = read_image(image, self.channels, self.kind, max_pixels)
+            if is_float(pixels.dtype):
+                ranges.append((float(pixels.min()), float(pixels.max())))
             return pixels, digest_of(pixels)
 
         decoded: Iterable[tuple[np.ndarray, str] | ImageError] = each_ahead(decode, self.images, at_once)
@@ -169,7 +190,7 @@ class _Build:
                 found = {"sizes": self.sizes, "problems": redacted(self.problems)}
                 replace_file(self.refusal, json.dumps(found).encode())
             else:
-                replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging)).encode())
+                replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging, ranges)).encode())
                 staging.replace(self.path)
                 sync_folder(self.path.parent)
                 self.hold()
@@ -183,12 +204,15 @@ class _Build:
             elif not self.problems:
                 yield result
 
-    def _description(self, staging: Path) -> dict[str, Any]:
+    def _description(self, staging: Path, ranges: list[Range]) -> dict[str, Any]:
+        assert self.kind is not None
+        values = [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None
         return {
             "images": len(self.images),
             "first": redacted(str(self.images[0])),
             "channels": self.channels,
-            "bits": self.bits,
+            "bits": 8 * self.kind.itemsize,
+            **({"dtype": str(self.kind), "values": values} if values else {}),  # stores of integers say it by "bits"
             "bytes": staging.stat().st_size,
         }
 
@@ -200,14 +224,13 @@ class _Build:
         with suppress(OSError):
             os.utime(self.path)  # the time of last use
         try:
-            store = Store(self.path, self.channels, rows, self.lock)
+            return _opened(self.path, self.channels, rows, self.lock)
         except (OSError, ValueError, KeyError) as error:
             command = f"accel-restore cache delete {self.path.stem[:12]} --dir {shlex.quote(str(self.path.parent))}"
             raise UserError(
                 f"{self.path}: cannot be read ({error}); remove it by `{command}`, and the next run decodes its images "
                 "again"
             ) from error
-        return Opened(store, store.sizes, [])
 
 
 def _build_missing(
@@ -270,7 +293,9 @@ class StoredSource:
     name: str
     nbytes: int
     last_used: float  # seconds since 1970
-    description: dict[str, Any]  # images, first, channels, bits, bytes; empty for the remains of a killed process
+    description: dict[
+        str, Any
+    ]  # images, first, channels, bits, dtype, bytes; empty for the remains of a killed process
 
 
 def list_stores(cache: Path) -> list[StoredSource]:

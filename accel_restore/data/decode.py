@@ -1,21 +1,24 @@
 """Decode one image, a file or a data set's cell, to pixels at full depth; one rule for each pixel format.
 
-The rules are the same for input and gt. 8 and 16 bits keep their depth. Gray is repeated for colour training; colour
-becomes BT.601 luma for gray training. A palette gives its colours, 1 bit black and white. EXIF orientation is applied.
-An opaque alpha channel is dropped, a transparent one refused. CMYK, 32-bit and other formats are refused, because there
-is no single right conversion to RGB. The format is detected by content, whatever the file's suffix.
+The rules are the same for input and gt. 8 and 16 bits and floats keep their depth. Gray is repeated for colour
+training; colour becomes BT.601 luma for gray training; other numbers of channels must be those that are asked for. A
+palette gives its colours, 1 bit black and white. EXIF orientation is applied. An opaque alpha channel is dropped, a
+transparent one refused. CMYK, 32-bit integers and other formats are refused, because there is no single right
+conversion. NaN and inf are refused. The format is detected by content, whatever the file's suffix.
 """
 
 import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from accel_restore.config.data import MAX_PIXELS
+from accel_restore.data import decode_exr, decode_npy, decode_raw
 from accel_restore.data.decode_pillow import (
     DEEP,
     file_of,
@@ -27,6 +30,7 @@ from accel_restore.data.decode_pillow import (
 from accel_restore.data.decode_png import read_png_header, read_png_pixels
 from accel_restore.data.image_formats import Content, Header, ImageError, damaged, image_errors, opened, too_large
 from accel_restore.data.orientation import upright
+from accel_restore.data.pixels import check_finite, check_kind, converted, described, opaque, with_channels
 from accel_restore.data.png_chunks import SIGNATURE
 
 if TYPE_CHECKING:
@@ -59,29 +63,29 @@ def read_header(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Header:
     content = _content(source)
     if isinstance(content, np.ndarray):
         pixels = _checked_array(content, max_pixels)
-        height, width, channels = pixels.shape
-        return Header(height, width, 8 * pixels.itemsize, "gray" if channels == 1 else "RGB", "array")
+        height, width, _ = pixels.shape
+        return Header(height, width, pixels.dtype, described(pixels.shape), "array")
     with image_errors():
-        return _header(content, _start(content), max_pixels)
+        return _header(content, _start(content), max_pixels, _suffix(source))
 
 
-def read_image(source: ImageSource, channels: int, bits: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the upright pixels (H, W, channels), uint8 for `bits` 8 and uint16 for 16.
+def read_image(
+    source: ImageSource, channels: int, dtype: DTypeLike | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Return the upright pixels (H, W, channels): uint8, uint16, float16 or float32, as stored or as `dtype`.
 
-    Raises: ImageError for files that are damaged, empty, too large or not images, have more than `bits`, or would lose
-    something when they are decoded.
+    Raises: ImageError for files that are damaged, empty, too large or not images, have pixels that `dtype` does not
+    hold, or would lose something when they are decoded.
     """
     content = _content(source)
     if isinstance(content, np.ndarray):
         pixels = _checked_array(content, max_pixels)
     else:
         with image_errors():
-            pixels = _decoded(content, max_pixels)
-    if pixels.dtype == np.uint16 and bits == 8:
-        raise ImageError("has 16 bits, but 8 were requested")
-    if pixels.dtype == np.uint8 and bits == 16:
-        pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
-    return _with_channels(pixels, channels)
+            pixels = _decoded(content, channels, max_pixels, _suffix(source))
+    check_finite(pixels)
+    pixels = with_channels(pixels, channels)
+    return pixels if dtype is None else converted(pixels, np.dtype(dtype))
 
 
 def read_pil(image: "Image.Image", channels: int) -> tuple[np.ndarray, int]:
@@ -93,23 +97,18 @@ def read_pil(image: "Image.Image", channels: int) -> tuple[np.ndarray, int]:
     with image_errors():
         content = file_of(image)
         header = _header(content, _start(content), sys.maxsize) if content is not None else None
-        if header is not None and header.bits == 16 and header.mode.startswith("RGB"):
+        is_deep = header is not None and header.dtype != np.uint8
+        if header is not None and is_deep and header.mode.startswith("RGB"):
             raise ImageError(DEEP)
         if content is not None and header is not None and is_as_stored(image, header):
-            pixels = _decoded(content, sys.maxsize)
+            pixels = _decoded(content, channels, sys.maxsize)
             if header.format == "PNG":
                 image.load()  # also the EXIF data and texts behind the pixels, which are kept
-            return _with_channels(pixels, channels), header.orientation
+            return with_channels(pixels, channels), header.orientation
         pixels, orientation = read_pil_image(image)
-        if header is not None and header.bits == 16 and pixels.dtype == np.uint8:
+        if is_deep and pixels.dtype == np.uint8:
             raise ImageError("comes from a 16-bit file, but Pillow keeps 8 bits; give a numpy array of uint16")
-    return _with_channels(upright(_opaque(pixels), orientation), channels), orientation
-
-
-def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    if channels == 1 and pixels.shape[2] == 3:
-        return luma(pixels)
-    return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
+    return with_channels(upright(_without_alpha(pixels), orientation), channels), orientation
 
 
 def _content(source: ImageSource) -> Content | np.ndarray:
@@ -119,16 +118,23 @@ def _content(source: ImageSource) -> Content | np.ndarray:
     return source
 
 
+def _suffix(source: ImageSource) -> str:
+    """The suffix of a file, in lower case. Some raw files of cameras have no other sign of what they are."""
+    return PurePath(str(source)).suffix.lower()
+
+
 def _checked_array(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
-    """(H, W, 1 or 3) of uint8 or uint16."""
+    """(H, W, C) in the byte order of the machine."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size or pixels.dtype not in ("uint8", "uint16"):
-        raise ImageError(
-            f"is an array of {pixels.dtype} {pixels.shape}; give uint8 or uint16 of shape (H, W) or (H, W, 1 or 3)"
-        )
+    try:
+        if pixels.ndim != 3 or not pixels.size:
+            raise ImageError(f"has the shape {pixels.shape}; (H, W) or (H, W, C) is needed")
+        check_kind(pixels.dtype)
+    except ImageError as error:
+        raise ImageError(f"is an array of {pixels.dtype} {pixels.shape}: {error}") from None
     if pixels.shape[0] * pixels.shape[1] > max_pixels:
         raise too_large(max_pixels)
-    return pixels
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def _start(content: Content) -> bytes:
@@ -139,9 +145,15 @@ def _start(content: Content) -> bytes:
     return start
 
 
-def _header(content: Content, start: bytes, max_pixels: int) -> Header:
+def _header(content: Content, start: bytes, max_pixels: int, suffix: str = "") -> Header:
     if start.startswith(SIGNATURE):
         return read_png_header(content, max_pixels)
+    if start.startswith(decode_npy.SIGNATURE):
+        return decode_npy.read_npy_header(content, max_pixels)
+    if start.startswith(decode_exr.SIGNATURE):
+        return decode_exr.read_exr_header(content, max_pixels)
+    if decode_raw.is_raw(start, suffix):
+        return decode_raw.read_raw_header(content, max_pixels)
     if start.startswith(_TIFF):
         from accel_restore.data import decode_tiff  # takes 0.2 s
 
@@ -149,34 +161,34 @@ def _header(content: Content, start: bytes, max_pixels: int) -> Header:
     return read_pillow_header(content, start, max_pixels)
 
 
-def _decoded(content: Content, max_pixels: int) -> np.ndarray:
-    """The upright pixels (H, W, 1 or 3)."""
+def _decoded(content: Content, channels: int, max_pixels: int, suffix: str = "") -> np.ndarray:
+    """The upright pixels (H, W, C), without an alpha channel; `channels` are wanted."""
     start = _start(content)
-    header = _header(content, start, max_pixels)
-    if header.format == "PNG":
-        pixels = read_png_pixels(content)
-    elif header.format == "TIFF":
+    header = _header(content, start, max_pixels, suffix)
+    pixels = _pixels(content, start, header, channels)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.shape[:2] != header.stored_size or pixels.dtype != header.dtype:
+        raise damaged("its pixels are not those that its header describes")
+    return upright(pixels, header.orientation)
+
+
+def _pixels(content: Content, start: bytes, header: Header, channels: int) -> np.ndarray:
+    """(H, W) or (H, W, C), not yet upright, without an alpha channel."""
+    if header.format == "NPY":
+        return decode_npy.read_npy_pixels(content)
+    if header.format == "OpenEXR":
+        return decode_exr.read_exr_pixels(content)
+    if header.format == "raw":
+        return decode_raw.read_raw_pixels(content)
+    if header.format == "TIFF":
         from accel_restore.data import decode_tiff
 
-        pixels = decode_tiff.read_tiff_pixels(content)
-    else:
-        pixels = read_pillow_pixels(content, start, header)
-    if pixels.shape[:2] != header.stored_size or pixels.itemsize * 8 != header.bits:
-        raise damaged("its pixels are not those that its header describes")
-    return upright(_opaque(pixels), header.orientation)
+        return decode_tiff.read_tiff_pixels(content, channels)
+    pixels = read_png_pixels(content) if header.format == "PNG" else read_pillow_pixels(content, start, header)
+    return _without_alpha(pixels)
 
 
-def _opaque(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 1 or 3), less an opaque alpha channel."""
+def _without_alpha(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1 or 3) of pixels (H, W), or (H, W, C) whose last channel of 2 or 4 is alpha."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.shape[2] not in (2, 4):
-        return pixels
-    if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
-        raise ImageError("has transparent pixels, which have no single colour; flatten it onto a background")
-    return pixels[..., :-1]
-
-
-def luma(pixels: np.ndarray) -> np.ndarray:
-    """Return the BT.601 luma (H, W, 1) of RGB, in Pillow's fixed-point arithmetic for 8 bits."""
-    red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(pixels.dtype)[..., None]
+    return opaque(pixels) if pixels.shape[2] in (2, 4) else pixels

@@ -23,11 +23,10 @@ _MODES = {"1": "black and white", "L": "gray", "LA": "gray with alpha", "P": "pa
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
 DEEP = "is 16-bit RGB, but Pillow keeps 8 bits; give a numpy array of uint16"
 _FOREIGN = {  # the first bytes of files that are often taken for images
-    b"8BPS": "a Photoshop file", b"%PDF": "a PDF document", b"%!PS": "a PostScript file", b"v/1\x01": "OpenEXR",
+    b"8BPS": "a Photoshop file", b"%PDF": "a PDF document", b"%!PS": "a PostScript file",
     b"#?RADIANCE": "a Radiance HDR file", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"<svg": "SVG",
     b"<": "an HTML or XML page", b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull`",
-    b"\x93NUMPY": "a NumPy array", b"PK\3\4": "a ZIP archive", b"\x1f\x8b": "a gzip archive", b"qoif": "QOI",
-    b"FUJIFILM": "a raw camera file",
+    b"PK\3\4": "a ZIP archive", b"\x1f\x8b": "a gzip archive", b"qoif": "QOI",
 }  # fmt: skip
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -76,7 +75,7 @@ def read_pillow_header(content: Content, start: bytes, max_pixels: int) -> Heade
         orientation = orientation_of(image.info.get("exif"), _bytes(image.info.get("xmp")))
         name = str(image.format)
         size = (image.height, image.width)
-        header = make_header(size, 8, _MODES.get(image.mode, image.mode), name, orientation, max_pixels)
+        header = make_header(size, "uint8", _MODES.get(image.mode, image.mode), name, orientation, max_pixels)
         if problem := _problem(image, content):
             raise ImageError(problem)
     return header

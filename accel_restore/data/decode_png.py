@@ -50,9 +50,9 @@ def read_png_header(content: Content, max_pixels: int) -> Header:
     if unknown := [kind for kind, _ in chunks if kind[:1].isupper() and kind not in _PIXEL_CHUNKS]:
         raise ImageError(f"has pixels of a private PNG variant (chunk {unknown[0]!r}); save it again as plain PNG")
     mode = "black and white" if layout.depth == 1 and layout.colour == 0 else _MODES[layout.colour]
-    bits = 16 if layout.depth == 16 else 8
+    dtype = "uint16" if layout.depth == 16 else "uint8"
     orientation = orientation_of(*exif_and_xmp(chunks))
-    return make_header((layout.height, layout.width), bits, mode, "PNG", orientation, max_pixels)
+    return make_header((layout.height, layout.width), dtype, mode, "PNG", orientation, max_pixels)
 
 
 def _layout(chunks: list[tuple[bytes, bytes]]) -> _Layout:

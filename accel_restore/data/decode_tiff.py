@@ -14,18 +14,23 @@ import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffPage
 
 from accel_restore.data.decode_jpeg import decode_jpeg
+from accel_restore.data.decode_raw import read_raw_header
 from accel_restore.data.image_formats import Content, Header, ImageError, damaged, make_header
 from accel_restore.data.orientation import orientation_of
+from accel_restore.data.pixels import opaque
 
 _COLOURS = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 6: "RGB"}  # by photometric interpretation
-_BITS = {0: (1, 2, 4, 8), 1: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 6: (8,)}
+_BITS: dict[int, tuple[int, ...]] = {0: (1, 2, 4, 8), 1: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 6: (8,)}
+_FLOAT_BITS: dict[int, tuple[int, ...]] = {1: (16, 32), 2: (16, 32)}
 _SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
 _LOSSLESS = (COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS,
              COMPRESSION.LZMA, COMPRESSION.ZSTD)  # fmt: skip
 _FAX = (COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4)
 _ORIENTATION, _COLOR_MAP, _XMP = 274, 320, 700  # tags
 _REDUCED = 1  # bit of a page's kind: a smaller version of another
-_NO_INFORMATION = 0  # of an extra sample: it is no alpha channel
+_ALPHA = (1, 2)  # meanings of an extra sample; 0 is unspecified
+_DNG_VERSION, _RAW = 50706, (32803, 34892)  # a tag of DNG; photometric interpretations of raw files
+_FLOATING_POINT = 3  # predictor
 
 
 @contextmanager
@@ -42,19 +47,35 @@ def _open(content: Content) -> Iterator[TiffFile]:
 
 
 def read_tiff_header(content: Content, max_pixels: int) -> Header:
-    """Return the header of a TIFF.
+    """Return the header of a TIFF, or of a camera's raw file in this format.
 
     Raises: ImageError for files that hold several images, are too large, or have an unsupported layout.
     """
     with _open(content) as file:
+        if _is_raw(file):
+            return read_raw_header(content, max_pixels)
         page = _first_page(file)
         if problem := _problem(page):
             raise ImageError(problem)
         mode = _COLOURS[page.photometric] + (" with alpha" if page.extrasamples else "")
-        if page.bitspersample == 1 and mode == "gray":
+        if _has_more_channels(page):
+            mode = f"{page.samplesperpixel} channels"
+        elif page.bitspersample == 1 and mode == "gray":
             mode = "black and white"
-        bits = 16 if page.bitspersample == 16 else 8
-        return make_header((page.imagelength, page.imagewidth), bits, mode, "TIFF", _orientation(page), max_pixels)
+        if page.sampleformat == SAMPLEFORMAT.IEEEFP:
+            dtype = f"float{page.bitspersample}"
+        else:
+            dtype = "uint16" if page.bitspersample == 16 else "uint8"
+        return make_header((page.imagelength, page.imagewidth), dtype, mode, "TIFF", _orientation(page), max_pixels)
+
+
+def _is_raw(file: TiffFile) -> bool:
+    """Whether this is a camera's raw file in TIFF's format, such as DNG, NEF or ARW."""
+    page = file.pages.first if len(file.pages) else None
+    if not isinstance(page, TiffPage):
+        return False
+    has_preview_first = bool(page.subfiletype & _REDUCED and page.subifds)
+    return has_preview_first or _DNG_VERSION in page.tags or page.photometric in _RAW
 
 
 def _first_page(file: TiffFile) -> TiffPage:
@@ -65,7 +86,10 @@ def _first_page(file: TiffFile) -> TiffPage:
     if frames == 1 and file.is_imagej:  # ImageJ stores a stack behind one directory
         frames = int((file.imagej_metadata or {}).get("images", 1))
     if frames > 1:
-        raise ImageError(f"contains {frames} images; save the one that you want as a separate file")
+        raise ImageError(
+            f"contains {frames} images; save the one that you want as a separate file, or all channels as one image "
+            "(tifffile: photometric='minisblack', planarconfig='contig')"
+        )
     page = file.pages.first
     assert isinstance(page, TiffPage)  # other pages of a file are stored as what differs from the first
     return page
@@ -83,19 +107,27 @@ def _problem(page: TiffPage) -> str | None:
     colour, samples, extra = page.photometric, page.samplesperpixel, len(page.extrasamples)
     if colour == PHOTOMETRIC.SEPARATED:
         return "is CMYK, whose colours depend on the printer; convert it to RGB with its colour profile"
-    if page.subfiletype & _REDUCED and page.subifds:
-        return "is a raw file, in which a TIFF reader sees only the preview; develop it first"
     if page.imagedepth > 1 or page.tiledepth > 1:
         return "is a TIFF of a volume; save the slice that you want as a separate file"
-    unsigned = page.sampleformat == SAMPLEFORMAT.UINT
-    if unsigned and page.bitspersample in _BITS.get(colour, ()) and samples == _SAMPLES[colour] + extra and extra < 2:
+    known = {SAMPLEFORMAT.UINT.value: _BITS, SAMPLEFORMAT.IEEEFP.value: _FLOAT_BITS}
+    bits = known.get(page.sampleformat, {})
+    is_usual = colour in _SAMPLES and samples == _SAMPLES[colour] + extra and extra < 2
+    if page.bitspersample in bits.get(colour, ()) and (is_usual or _has_more_channels(page)):
         return _storage_problem(page)
     form = {1: "", 2: "signed ", 3: "float "}.get(page.sampleformat, "unusual ")
     kind = {0: "inverted gray", 1: "gray"}.get(colour) or getattr(colour, "name", str(colour))
     return (
         f"is a TIFF of {samples} channel{'s' * (samples > 1)} ({kind}) with {form}{page.bitspersample}-bit values; "
-        "convert it to gray or RGB with unsigned 8-bit or 16-bit values"
+        f"convert it to {'' if _has_more_channels(page) else 'gray or RGB with '}unsigned 8-bit or 16-bit values, or "
+        "16-bit or 32-bit floats"
     )
+
+
+def _has_more_channels(page: TiffPage) -> bool:
+    """Whether there are more channels than gray or RGB with one other channel, and none of them is alpha."""
+    extra, more = page.extrasamples, page.samplesperpixel - _SAMPLES.get(page.photometric, 0)
+    is_usual = more == len(extra) < 2
+    return page.photometric in _FLOAT_BITS and more > 0 and not is_usual and not any(s in _ALPHA for s in extra)
 
 
 def _storage_problem(page: TiffPage) -> str | None:
@@ -109,7 +141,8 @@ def _storage_problem(page: TiffPage) -> str | None:
         return "is a TIFF of gray with alpha in JPEG compression; save it again, uncompressed or with LZW or Deflate"
     if page.photometric == PHOTOMETRIC.YCBCR and not (jpeg and page.planarconfig == 1):
         return "is a TIFF of YCbCr values without JPEG compression; convert it to RGB"
-    if page.predictor not in (1, 2) or (page.predictor == 2 and page.bitspersample < 8):
+    is_float = page.sampleformat == SAMPLEFORMAT.IEEEFP
+    if page.predictor not in (1, _FLOATING_POINT if is_float else 2) or (page.predictor > 1 and page.bitspersample < 8):
         return f"is a TIFF whose predictor {page.predictor} does not suit its values; save it again"
     values = page.imagewidth * page.imagelength * page.samplesperpixel
     if math.prod(page.shape) != values or math.prod(page.chunks) > max(2**26, 4 * values):
@@ -117,10 +150,12 @@ def _storage_problem(page: TiffPage) -> str | None:
     return None
 
 
-def read_tiff_pixels(content: Content) -> np.ndarray:
-    """Return the pixels (H, W, 1 to 4) as stored, with the alpha channel.
+def read_tiff_pixels(content: Content, channels: int) -> np.ndarray:
+    """Return the pixels (H, W, C), as stored but without an alpha channel.
 
-    Raises: ImageError or others for damaged files.
+    Of two or four channels whose last one has no specified meaning, all are returned if `channels` is their number.
+
+    Raises: ImageError or others for damaged files, and for transparent pixels.
     """
     with _open(content) as file:
         page = _first_page(file)
@@ -138,7 +173,7 @@ def read_tiff_pixels(content: Content) -> np.ndarray:
             pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
         if page.photometric == PHOTOMETRIC.MINISWHITE:
             pixels[..., :1] = ~pixels[..., :1]
-        return _without_constant_extra(page, pixels)
+        return _without_extra(page, pixels, channels)
 
 
 def _check_segments(page: TiffPage) -> None:
@@ -159,11 +194,20 @@ def _check_segments(page: TiffPage) -> None:
             decode_jpeg(tables, gray=page.samplesperpixel == 1 or page.planarconfig == 2)
 
 
-def _without_constant_extra(page: TiffPage, pixels: np.ndarray) -> np.ndarray:
-    """Drop a channel of unspecified meaning if it is constant."""
-    if not page.extrasamples or page.extrasamples[0] != _NO_INFORMATION:
+def _without_extra(page: TiffPage, pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Drop an opaque alpha channel, or a constant channel of unspecified meaning."""
+    if len(page.extrasamples) != 1:
         return pixels
+    if page.extrasamples[0] in _ALPHA:
+        if page.samplesperpixel == channels:
+            raise ImageError(
+                f"is a TIFF whose channel {channels} is marked as alpha, which is no channel; if it is one, save it "
+                "without the mark (tifffile: photometric='minisblack', planarconfig='contig')"
+            )
+        return opaque(pixels)
     extra = pixels[..., -1]
+    if page.samplesperpixel == channels:
+        return pixels
     if (extra != extra.flat[0]).any():
         raise ImageError("is a TIFF with an extra channel of unspecified meaning; save it without this channel")
     return pixels[..., :-1]

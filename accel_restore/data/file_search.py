@@ -13,10 +13,16 @@ from typing import NamedTuple
 from accel_restore.errors import UserError
 from accel_restore.utils.glob import LeftOut, in_any_form, matches, nfc
 
-# Of the formats that are decoded; .pfm is left out, which holds floats. A test compares them with Pillow's.
+# Of the formats that are decoded. A test compares them with Pillow's, and with .npy and .exr.
 EXTENSIONS = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
     ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs",
+    ".npy", ".exr",
+}  # fmt: skip
+# Of raw files of cameras, which often are in a folder with developed ones.
+RAW_EXTENSIONS = {
+    ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raw", ".rwl", ".raf",
+    ".pef", ".srw", ".3fr", ".fff", ".iiq", ".erf", ".kdc", ".dcr", ".mef", ".mos", ".mrw", ".x3f", ".gpr",
 }  # fmt: skip
 _OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # that Windows' file manager writes
 _MAX_READINGS = 10_000  # per name: {}*{}*{}.png can match a name of 200 letters in 60 million ways
@@ -63,19 +69,27 @@ class ImageSearch:
 
 
 def search_images(pattern: str, root: Path, hint: str = "") -> ImageSearch:
-    """Find the images below `root` that match a pattern of `glob`; `hint` says how to search sub-folders too."""
-    left_out, names, others = LeftOut(), [], Counter[str]()
+    """Find the images below `root` that match a pattern of `glob`; `hint` says how to search sub-folders too.
+
+    Raw files are left out if there are other images.
+    """
+    left_out, names, raws, others = LeftOut(), list[str](), list[str](), Counter[str]()
     for name in [*matches(pattern, root, left_out), *left_out.broken]:
-        if f".{name.rpartition('.')[2].lower()}" in EXTENSIONS:  # many times faster than pathlib
+        suffix = f".{name.rpartition('.')[2].lower()}"  # many times faster than pathlib
+        if suffix in EXTENSIONS:
             names.append(name)
+        elif suffix in RAW_EXTENSIONS:
+            raws.append(name)
         elif PurePath(name).name not in _OF_THE_SYSTEM:
             kind = PurePath(name).suffix.lower() or "without a suffix"
             others["broken (links that lead nowhere)" if name in left_out.broken else kind] += 1
+    if names:
+        others.update(PurePath(name).suffix.lower() for name in raws)
     others.update({"hidden": len(left_out.hidden), "special (pipes, devices)": len(left_out.special)})
     counted = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
     if folders := len(left_out.folders):
         counted.append(f"{folders} folder{'s' * (folders > 1)}{hint}")
-    return ImageSearch(sorted(names), unreadable_folders(root, left_out), ", ".join(counted), left_out)
+    return ImageSearch(sorted(names or raws), unreadable_folders(root, left_out), ", ".join(counted), left_out)
 
 
 def unreadable_folders(root: Path, left_out: LeftOut) -> list[str]:

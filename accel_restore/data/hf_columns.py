@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Kind = Literal["image", "bytes", "path", "pixels"]
 
 _VALUES: dict[str, Kind] = {"binary": "bytes", "large_binary": "bytes", "string": "path", "large_string": "path"}
-_PIXELS = {"uint8", "uint16"}
+_PIXELS = {"uint8", "uint16", "float16", "float32"}
 _KEY = "__key__"  # webdataset's column of names
 
 
@@ -54,7 +54,7 @@ def choose_columns(
         elif _kind(features[column]) is None:
             problems.append(
                 f"{key}.{side}: column '{column}' of {label} holds {_in_words(features[column])}; it must hold images, "
-                "encoded files, paths, or pixels of uint8 or uint16 (rows of lists, Array2D or Array3D)"
+                "encoded files, paths, or pixels of uint8, uint16, float16 or float32 (rows of lists, Array2D, Array3D)"
             )
     if gt == input:
         problems.append(f"{key}: input and gt are the same column '{gt}' of {label}; name two")

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
+import numpy as np
+from numpy.typing import DTypeLike
+
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF", "NPY", "OpenEXR")
 _BUFFER = 2**17  # bytes; many PNGs hold pixels in chunks of 8 KB, and to seek over each takes longer than to read
 
 Content = Path | io.BytesIO  # of an encoded file
@@ -25,10 +28,15 @@ class Header:
 
     height: int  # upright
     width: int
-    bits: int  # 8 or 16
-    mode: str  # in words: gray, RGB, palette, ...
+    dtype: np.dtype  # of the pixels: uint8, uint16, float16 or float32
+    mode: str  # in words: gray, RGB, palette, 31 channels, ...
     format: str  # by content: PNG, JPEG, ...
     orientation: int = 1  # as in EXIF; 1 is upright
+
+    @property
+    def depth(self) -> str:
+        """The kind of the pixels, as tables name it: 8-bit, 16-bit, 32-bit float."""
+        return f"{8 * self.dtype.itemsize}-bit{' float' * (self.dtype.kind == 'f')}"
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -37,7 +45,7 @@ class Header:
 
 
 def make_header(
-    stored_size: tuple[int, int], bits: int, mode: str, format: str, orientation: int, max_pixels: int
+    stored_size: tuple[int, int], dtype: DTypeLike, mode: str, format: str, orientation: int, max_pixels: int
 ) -> Header:
     """Return the header of an image that is stored in this height and width.
 
@@ -46,7 +54,7 @@ def make_header(
     if math.prod(stored_size) > max_pixels:
         raise too_large(max_pixels)
     height, width = reversed(stored_size) if orientation >= 5 else stored_size
-    return Header(height, width, bits, mode, format, orientation)
+    return Header(height, width, np.dtype(dtype), mode, format, orientation)
 
 
 def too_large(max_pixels: int) -> ImageError:

@@ -10,14 +10,16 @@ import re
 import struct
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any, BinaryIO
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from accel_restore.data import decode_exr, decode_npy
 from accel_restore.data.decode_jpeg import holds_more
 from accel_restore.data.decode_pillow import open_image
-from accel_restore.data.exif import XMP, Density, Tiff, exif_of_tiff, renewed
+from accel_restore.data.exif import ICC, XMP, Density, Tiff, exif_of_tiff, renewed
 from accel_restore.data.image_formats import FORMATS
 from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, raw_profile, read_chunks, text_of
 
@@ -39,6 +41,8 @@ class About:
     density: Density | None = None
     colour: dict[bytes, bytes] = field(default_factory=dict)  # PNG chunks
     left_out: tuple[str, ...] = ()  # other metadata of the original, in words
+    exr: dict[str, Any] = field(default_factory=dict)  # attributes of OpenEXR
+    exr_channels: tuple[str, ...] = ()  # names
 
 
 def read_about(data: bytes, channels: int, orientation: int = 1, scale: int = 1) -> About:
@@ -47,10 +51,24 @@ def read_about(data: bytes, channels: int, orientation: int = 1, scale: int = 1)
     `orientation` is that of the original, which has been applied. Nothing is decoded. Damaged parts are left out.
     """
     try:
-        about = _of_png(data) if data.startswith(SIGNATURE) else _of_others(data)
+        about = _of_file(data)
     except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         return About(left_out=(f"damaged metadata ({error})",))
     return _renewed(about, channels, orientation, scale)
+
+
+def _of_file(data: bytes) -> About:
+    if data.startswith(SIGNATURE):
+        return _of_png(data)
+    if data.startswith(decode_npy.SIGNATURE):
+        return About()
+    if data.startswith(decode_exr.SIGNATURE):
+        attributes, channels = decode_exr.read_attributes(io.BytesIO(data))
+        return About(exr=attributes, exr_channels=channels)
+    try:
+        return _of_others(data)
+    except SyntaxError:  # Pillow knows few pixel formats of TIFF
+        return _of_tiff(data)
 
 
 def read_picture(image: Image.Image, channels: int, orientation: int = 1, scale: int = 1) -> About:
@@ -83,6 +101,12 @@ def fitted(about: About, format: str) -> About:
         # A profile comes before sRGB, gAMA and cHRM; and pictures that name no colours are taken for sRGB.
         is_said = about.colour.keys() <= {b"sRGB", b"gAMA", b"cHRM"} and (about.icc or b"sRGB" in about.colour)
         left_out += [] if is_said else [f"{', '.join(name.decode() for name in about.colour)} (PNG only)"]
+    if about.exr and format != "OpenEXR":
+        changes["exr"] = {}
+        left_out.append(f"{', '.join(about.exr)} (OpenEXR only)")
+    if format in ("NPY", "OpenEXR"):
+        others = {"EXIF": about.exif, "a profile": about.icc, "XMP": about.xmp, "density": about.density}
+        left_out += [name for name, content in others.items() if content]
     if format == "JPEG":
         for name, content in (("EXIF", about.exif), ("XMP", about.xmp)):
             if content is not None and len(content) > _MAX_JPEG:
@@ -135,6 +159,24 @@ def _of_others(data: bytes) -> About:
         others += ["a comment"] if image.info.get("comment") else []
         colour = _avif_colour(data) if image.format == "AVIF" else {}
     return replace(about, colour=colour, left_out=(*about.left_out, *dict.fromkeys(others)))
+
+
+def _of_tiff(data: bytes) -> About:
+    tags = read_tags(io.BytesIO(data))
+    exif, others = exif_of_tiff(data)
+    return _about(exif, tags.get(XMP), tags.get(ICC), None, {}, others)
+
+
+def read_tags(file: BinaryIO) -> ImageFileDirectory_v2:
+    """Return the tags of the first image of a TIFF.
+
+    Raises: SyntaxError or others if it is damaged.
+    """
+    file.seek(0)
+    tags = ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
 
 
 def _of_picture(image: Image.Image, tiff_exif: bytes | None) -> About:

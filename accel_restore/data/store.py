@@ -27,17 +27,23 @@ _LIBC = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None  # None on
 def digest_of(pixels: np.ndarray) -> str:
     """Return a digest of size and pixels (H, W, C).
 
-    16-bit values that are 8-bit ones times 257 count as these: an image is converted if another one has 16 bits.
+    16-bit values that are 8-bit ones times 257 count as these, and float32 values that float16 holds as float16: an
+    image is converted if another one is deeper.
     """
     if pixels.dtype == np.uint16 and not (pixels % 257).any():
         pixels = (pixels // 257).astype(np.uint8)
-    content = hashlib.sha256(repr((pixels.shape, pixels.itemsize)).encode())
+    if pixels.dtype == np.float32:
+        with np.errstate(over="ignore"):
+            half = pixels.astype(np.float16)
+        pixels = half if np.array_equal(half, pixels) else pixels
+    kind = pixels.dtype.name if pixels.dtype.kind == "f" else pixels.itemsize
+    content = hashlib.sha256(repr((pixels.shape, kind)).encode())
     content.update(np.ascontiguousarray(pixels).data)
     return content.hexdigest()[: 2 * _DIGEST_BYTES]
 
 
 class Store:
-    """A sequence of images, uint8 or uint16 (H, W, C), in one file.
+    """A sequence of images (H, W, C) in one file, all uint8, uint16, float16 or float32.
 
     `sizes` (N, 2) holds their heights and widths.
 
@@ -45,8 +51,13 @@ class Store:
     memory: otherwise the mapping waits for one page after the other, about 15 times slower.
     """
 
-    def __init__(self, path: Path, channels: int, rows: np.ndarray, lock: StoreLock | None = None):
-        """`rows` are the indices of the file's images that make up the sequence. The store keeps the lock."""
+    def __init__(
+        self, path: Path, channels: int, rows: np.ndarray, lock: StoreLock | None = None, dtype: str | None = None
+    ):
+        """`rows` are the indices of the file's images that make up the sequence. The store keeps the lock.
+
+        `dtype` is that of the pixels; None: uint8 or uint16, by the number of bytes, as in files of older versions.
+        """
         import pyarrow as pa  # not `datasets`, which takes a second to import
 
         self.path, self.channels, self.read_ahead, self._lock = path, channels, False, lock
@@ -58,7 +69,9 @@ class Store:
         self._chunk_of, self._starts = chunk_of[rows], starts[rows]
         self.nbytes = sum(map(len, self.chunks))  # of the whole file
         values = int((heights * widths).sum()) * channels
-        self.dtype = np.dtype(np.uint8 if self.nbytes == values else np.uint16)
+        self.dtype = np.dtype(dtype or (np.uint8 if self.nbytes == values else np.uint16))
+        if self.nbytes != values * self.dtype.itemsize:
+            raise ValueError(f"it has {self.nbytes} bytes of pixels instead of {values * self.dtype.itemsize}")
 
     @property
     def digests(self) -> list[str]:

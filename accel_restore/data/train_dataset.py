@@ -1,4 +1,4 @@
-"""Training crops: random draws per sample, copied from the stores as batches of uint8 or uint16.
+"""Training crops: random draws per sample, copied from the stores as batches of their pixels.
 
 Every draw is a hash of (seed, pass, sample id). There is no random state, so a sample's crop is the same on any rank,
 thread or machine.
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from accel_restore.data.augment import FLIPS
 from accel_restore.data.batch_plan import Sample
+from accel_restore.data.pixels import UNIT, Range
 from accel_restore.data.store import Store, StoredPairs
 from accel_restore.utils.rng import Draw, hashes, keys, uniform
 
@@ -22,9 +23,9 @@ from accel_restore.utils.rng import Draw, hashes, keys, uniform
 class CropDataset(Dataset):
     """The samples of a pass; `__getitems__` returns a whole batch of crops, copied from the mapped images.
 
-    A batch holds `gt` and, for paired sources, `input`, uint8 or uint16 (B, H, W, C), and `weight` (B,). On the host,
-    as numpy arrays, it holds `id`, `flips` (codes) and `seeds` of the degradation. With `scale` s the corner of a gt
-    crop is at a multiple of s, and the input crop, s times smaller, covers the same area.
+    A batch holds `gt` and, for paired sources, `input`, (B, H, W, C) as stored, and `weight` (B,). On the host, as
+    numpy arrays, it holds `id`, `flips` (codes) and `seeds` of the degradation, and the `range` of float pixels. With
+    `scale` s the corner of a gt crop is at a multiple of s, and the input crop, s times smaller, covers the same area.
 
     If samples have partners (mixup), the partners' crops follow those of the batch. `partner` (B,) is the index of each
     sample's partner in the batch, and `share` (B,) is the share of the sample that is kept.
@@ -39,12 +40,14 @@ class CropDataset(Dataset):
         seed: int,
         scale: int = 1,
         mixup_alpha: float = 1.0,
+        range: Range = UNIT,
         readers: Executor | None = None,
     ):
         """`readers` copy the crops of a batch in parallel; without them the crops are copied one by one."""
         self.gt, self.input, self.readers = pairs.gt, pairs.input, readers
         self.images = np.asarray(pairs.indices, np.int64)  # in the stores
         self.crops_per_image, self.seed, self.scale, self.mixup_alpha = crops_per_image, seed, scale, mixup_alpha
+        self.range = range  # of float pixels
         self.flip_bits = sum(FLIPS[name] for name in set(augment))
 
     def __len__(self) -> int:
@@ -73,6 +76,7 @@ class CropDataset(Dataset):
             "id": np.where(weights > 0, own, -1),
             "flips": draw(Draw.FLIP).astype(np.int64) & self.flip_bits,
             "seeds": draw(Draw.DEGRADE),
+            "range": np.array(self.range),
         }
         if self.input is not None:
             batch["input"] = self._crops(self.input, size // scale, images, tops, lefts)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from accel_restore.data.augment import to_float
+from accel_restore.data.pixels import UNIT, Range
 from accel_restore.data.store import Store
 
 
@@ -26,7 +27,7 @@ def can_crop_gt(size: tuple[int, int], input_size: tuple[int, int], scale: int) 
 
 
 class Images(Protocol):
-    """Images by index, as (H, W, C) arrays of uint8 or uint16; a `Store` is one."""
+    """Images by index, as (H, W, C) arrays of pixels; a `Store` is one."""
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return an image."""
@@ -49,9 +50,11 @@ class ValidationDataset:
         degrade: Callable[[Tensor, np.ndarray], Tensor],
         device: torch.device,
         scale: int = 1,
+        range: Range = UNIT,
     ):
+        """`range` is that of float pixels."""
         self.names, self.gt, self.input, self.images = names, gt, input, images
-        self.degrade, self.device, self.scale = degrade, device, scale
+        self.degrade, self.device, self.scale, self.range = degrade, device, scale, range
         self.seeds = [seed_of(name) for name in names]
 
     def sizes(self) -> list[tuple[int, int]]:
@@ -80,9 +83,9 @@ class ValidationDataset:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        gt = to_float(torch.from_numpy(self.gt[self.images[index]])[None])
+        gt = to_float(torch.from_numpy(self.gt[self.images[index]])[None], range=self.range)
         if self.input is not None:
-            degraded = to_float(torch.from_numpy(self.input[self.images[index]])[None])
+            degraded = to_float(torch.from_numpy(self.input[self.images[index]])[None], range=self.range)
             height, width = (self.scale * side for side in degraded.shape[-2:])
             gt = gt[..., :height, :width].contiguous()
         else:

@@ -12,6 +12,7 @@ from accel_restore.data.cache import Opened, Track, each_ahead
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.pairs import Pair
+from accel_restore.data.pixels import to_unit
 from accel_restore.data.val_dataset import can_crop_gt
 from accel_restore.data_check.colour_spaces import ColourSpace, find_unlike_spaces, read_colour_space
 from accel_restore.data_check.findings import GRAY, Finding
@@ -79,8 +80,8 @@ def find_in_headers(part: Part) -> list[Finding]:
     found = find_unlike_spaces(part.pairs, part.spaces)
     for pair, (input, gt), facts in zip(part.pairs, part.headers, part.facts, strict=True):
         files = (str(pair.input), str(pair.gt))
-        if input is not None and input.bits != gt.bits:
-            text = f"{pair.input}: has {input.bits} bits, its gt {pair.gt} {gt.bits}; both are scaled to [0, 1]"
+        if input is not None and input.dtype != gt.dtype:
+            text = f"{pair.input}: is {input.depth}, its gt {pair.gt} {gt.depth}; both are scaled to [0, 1]"
             found.append(Finding("depth", text, files))
         if input is not None and ("gray" in input.mode) != ("gray" in gt.mode):
             text = f"{pair.input}: is {input.mode}, its gt {pair.gt} is {gt.mode}; is this intended?"
@@ -130,14 +131,15 @@ def _examined(images: Images, data: Data, pairs: list[Pair]) -> Iterator[tuple[P
 
 def _pixels(images: Images, data: Data, pair: Pair) -> tuple[np.ndarray | None, np.ndarray]:
     place = images.place[pair.name]
-    gt = _floats(images.gt, place, pair.gt, data.channels, data.max_image_pixels)
+    gt = _floats(images.gt, place, pair.gt, data.channels, data)
     if pair.input is None or images.input is None:
         return None, gt
-    input = _floats(images.input, place, pair.input, data.image_spec.input_channels, data.max_image_pixels)
+    input = _floats(images.input, place, pair.input, data.image_spec.input_channels, data)
     return input, gt[: data.scale * input.shape[0], : data.scale * input.shape[1]]
 
 
-def _floats(opened: Opened, place: int, image: ImageSource, channels: int, max_pixels: int) -> np.ndarray:
-    """Return pixels (H, W, C) in [0, 1], from the store if there is one."""
-    pixels = opened.store[place] if opened.store is not None else read_image(image, channels, 16, max_pixels)
-    return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+def _floats(opened: Opened, place: int, image: ImageSource, channels: int, data: Data) -> np.ndarray:
+    """Return pixels (H, W, C) on the scale of networks, from the store if there is one."""
+    if opened.store is not None:
+        return to_unit(opened.store[place], data.range)
+    return to_unit(read_image(image, channels, max_pixels=data.max_image_pixels), data.range)

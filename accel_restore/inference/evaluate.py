@@ -16,8 +16,9 @@ from accel_restore.config.validation import Validation
 from accel_restore.data.cache import each_ahead
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.degradations.pipeline import DegradationPipeline
-from accel_restore.data.image_formats import ImageError
+from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.pairs import Pair
+from accel_restore.data.pixels import UNIT, Range, is_float
 from accel_restore.data.store import digest_of
 from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
 from accel_restore.errors import UserError
@@ -47,7 +48,7 @@ class Decoded:
     def __getitem__(self, index: int) -> np.ndarray:
         source = self.sources[index]
         try:
-            pixels = read_image(source, self.channels, read_header(source, self.max_pixels).bits, self.max_pixels)
+            pixels = read_image(source, self.channels, max_pixels=self.max_pixels)
         except ImageError as error:
             raise ImageError(f"{source}: {error}") from None
         self.digests[index] = digest_of(pixels)
@@ -61,6 +62,7 @@ def whole_images(
     device: torch.device,
     seed: int | None,
     max_pixels: int,
+    float_range: Range = UNIT,
 ) -> ValidationDataset:
     """Return the images of pairs as validation sees them; `seed` gives other draws of the degradation."""
     sources = [pair.input for pair in pairs if pair.input is not None]
@@ -68,7 +70,16 @@ def whole_images(
     gts = Decoded([pair.gt for pair in pairs], spec.channels, max_pixels)
     names = [pair.name for pair in pairs]
     # Of a Store, only `batches` needs more than the items, and scores are taken of one image at a time.
-    images = ValidationDataset(names, gts, inputs, list(range(len(pairs))), degrade, device, spec.scale)  # type: ignore[arg-type]
+    images = ValidationDataset(
+        names,
+        gts,
+        inputs,
+        list(range(len(pairs))),
+        degrade,
+        device,
+        spec.scale,
+        float_range,  # type: ignore[arg-type]
+    )
     if seed is not None:
         digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
         images.seeds = [int.from_bytes(digest[:8], "big") for digest in digests]
@@ -120,11 +131,13 @@ def find_misfits(
     """Return a message for each image that cannot be read, does not match its partner, or is too small to score."""
     problems = []
     sources = [(pair.gt, pair.input) for pair in pairs]
-    for (gt, input), sizes in zip(sources, each_ahead(partial(_sizes, max_pixels), sources), strict=True):
-        if isinstance(sizes, ImageError):
-            problems.append(str(sizes))
+    of_kind: dict[bool, ImageSource] = {}  # a gt of floats, and one of integers
+    for (gt, input), headers in zip(sources, each_ahead(partial(_headers, max_pixels), sources), strict=True):
+        if isinstance(headers, ImageError):
+            problems.append(str(headers))
             continue
-        (height, width), small = sizes
+        of_kind.setdefault(is_float(headers[0].dtype), gt)
+        (height, width), small = (head and (head.height, head.width) for head in headers)
         can_crop = small is not None and can_crop_gt((height, width), small, scale)
         fits = small is None or (can_crop and (crop_gt or (height, width) == (small[0] * scale, small[1] * scale)))
         if small is not None and not fits:
@@ -135,19 +148,20 @@ def find_misfits(
             )
         elif min(height - height % scale, width - width % scale) < smallest_side:
             problems.append(f"{gt}: is {width}x{height}; scores need at least {smallest_side} pixels a side")
+    if len(of_kind) > 1:
+        problems.append(f"{of_kind[True]}: has float pixels, but {of_kind[False]} has integers; score them apart")
     return problems
 
 
-def _sizes(max_pixels: int, pair: tuple[ImageSource, ImageSource | None]) -> list[tuple[int, int] | None]:
-    return [None if source is None else _size(source, max_pixels) for source in pair]
+def _headers(max_pixels: int, pair: tuple[ImageSource, ImageSource | None]) -> list[Header | None]:
+    return [None if source is None else _header(source, max_pixels) for source in pair]
 
 
-def _size(source: ImageSource, max_pixels: int) -> tuple[int, int]:
+def _header(source: ImageSource, max_pixels: int) -> Header:
     try:
-        header = read_header(source, max_pixels)
+        return read_header(source, max_pixels)
     except ImageError as error:
         raise ImageError(f"{source}: {error}") from None
-    return header.height, header.width
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from accel_restore.config.data import MAX_PIXELS
 from accel_restore.data.decode import Cell, read_header, read_image
-from accel_restore.data.encode import DEEP, SUFFIXES, encode
-from accel_restore.data.image_formats import ImageError
+from accel_restore.data.encode import SUFFIXES, encode, holds_channels, written_kind
+from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.metadata import About, fitted, read_about
+from accel_restore.data.pixels import from_unit, is_float, to_unit
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import Settings
 from accel_restore.inference.jobs import Job, mark_of, recipe_of
@@ -32,7 +32,7 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV
 
 @dataclass(frozen=True)
 class Photograph:
-    """The upright pixels (H, W, C) of a file, uint8 or uint16, and what else is known of it."""
+    """The upright pixels (H, W, C) of a file, and what else is known of it."""
 
     pixels: np.ndarray
     format: str
@@ -131,13 +131,22 @@ def _read(job: Job, restorer: Restorer, max_pixels: int) -> Photograph:
         header = read_header(job.source, max_pixels)
         data = job.source.read_bytes()
         cell = Cell(str(job.source), "", lambda: data)
-        pixels = read_image(cell, restorer.input_channels, header.bits, max_pixels)
-        about = read_about(data, restorer.channels, header.orientation, restorer.scale)
+        pixels = read_image(cell, restorer.input_channels, max_pixels=max_pixels)
+        restorer.check_values(pixels, restorer.pixels.range)
+        about = _about(data, header, restorer)
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise ImageError(f"cannot be restored: {error}") from None
     except MemoryError:
         raise ImageError("does not fit in memory; cut it into pieces") from None
     return Photograph(pixels, header.format, about, hashlib.sha256(data).hexdigest())
+
+
+def _about(data: bytes, header: Header, restorer: Restorer) -> About:
+    if header.format == "raw":
+        return About(left_out=("the metadata of a raw file",))
+    return read_about(data, restorer.channels, header.orientation, restorer.scale)
 
 
 def _restored(
@@ -148,26 +157,25 @@ def _restored(
     compare: bool,
     advance: Callable[[float], None] | None,
 ) -> np.ndarray:
-    """Return the pixels (H, W, C) to write, in 16 bits if both the photograph and the format have them.
+    """Return the pixels (H, W, C) to write, of the kind of the output or the nearest that the format holds.
 
-    Raises: UserError if the network cannot restore the photograph.
+    Raises: UserError if the network cannot restore the photograph, or the format does not hold its channels.
     """
-    white = np.iinfo(photograph.pixels.dtype).max
-    image = torch.from_numpy(photograph.pixels.astype(np.float32)).permute(2, 0, 1)[None].div_(white)
+    format = SUFFIXES[job.target.suffix.lower()]
+    if not holds_channels(format, restorer.channels):
+        raise UserError(f"a {format} has 1 or 3 channels, not {restorer.channels}; use the suffix .tif or .npy")
+    kind = written_kind(restorer.pixels.kind_of_output(photograph.pixels.dtype), format)
+    clamp, range = not is_float(kind), restorer.pixels.range
+    image = torch.from_numpy(to_unit(photograph.pixels, range)).permute(2, 0, 1)[None]
     try:
-        output = restorer.restore(image, settings, advance)
+        output = restorer.restore(image, settings, advance, clamp)
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:  # such as a size that the network cannot take
         lines = str(error).splitlines() or [""]
         raise UserError(f"the network fails for this image ({type(error).__name__}: {lines[0]:.200})") from error
     if compare:
-        output = torch.cat([upscale(image, restorer.scale).clamp(0, 1), output], dim=-1)
-    deep = white > 255 and SUFFIXES[job.target.suffix.lower()] in DEEP
-    return _levels(output, np.uint16 if deep else np.uint8)
-
-
-def _levels(image: Tensor, dtype: type) -> np.ndarray:
-    """Return an image (1, C, H, W) in [0, 1] as rounded levels (H, W, C)."""
-    return (image[0].permute(1, 2, 0) * np.iinfo(dtype).max).round().numpy().astype(dtype)
+        enlarged = upscale(image, restorer.scale)
+        output = torch.cat([enlarged.clamp(0, 1) if clamp else enlarged, output], dim=-1)
+    return from_unit(output[0].permute(1, 2, 0).numpy(), kind, range)
 
 
 def _write(job: Job, pixels: np.ndarray, about: About, mark: str, quality: int) -> None:

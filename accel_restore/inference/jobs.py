@@ -5,14 +5,15 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_restore import __version__
 from accel_restore.data.cache import each_ahead
-from accel_restore.data.encode import SUFFIXES, read_mark
+from accel_restore.data.encode import SUFFIXES, read_mark, written_suffix
 from accel_restore.data.file_search import EXTENSIONS, search_images
+from accel_restore.data.pixels import is_float
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import Settings
 from accel_restore.inference.restorer import Restorer
@@ -37,12 +38,18 @@ class LeftOut:
 
 
 def find_jobs(
-    inputs: list[str], output: Path, recursive: bool, suffix: str | None, weights: Path, left_out: LeftOut | None = None
+    inputs: list[str],
+    output: Path,
+    recursive: bool,
+    suffix: str | None,
+    weights: Path,
+    left_out: LeftOut | None = None,
+    suffix_of: Callable[[str], str] = lambda suffix: written_suffix(suffix, None, 3),
 ) -> list[Job]:
     """Return the jobs for `inputs` (files, folders, patterns); `output` is a file for one file, else a folder.
 
-    Files keep their path below the folder or the fixed part of the pattern. They keep their suffix unless `suffix` is
-    given; formats that cannot be written become .png. What is left out of folders is added to `left_out`.
+    Files keep their path below the folder or the fixed part of the pattern. Their suffix is `suffix`, or what
+    `suffix_of` returns for that of the input. What is left out of folders is added to `left_out`.
 
     Raises: UserError if an input is missing, two files have one target, or a target is an input or the `weights`.
     """
@@ -62,10 +69,18 @@ def find_jobs(
             raise UserError(
                 f"{output}: is neither a folder nor a file in a format that can be written ({' '.join(SUFFIXES)})"
             )
-        jobs, kind = [Job(root / name, output / _renamed(Path(name), suffix)) for root, name in found], "folder"
+        names = [(root / name, Path(name).with_suffix(suffix or suffix_of(Path(name).suffix))) for root, name in found]
+        jobs, kind = [Job(source, output / name) for source, name in names], "folder"
     jobs = list({job.source: job for job in jobs}.values())
     _check_targets(jobs, kind, weights)
     return jobs
+
+
+def suffix_for(restorer: Restorer, suffix: str) -> str:
+    """Return the suffix of what these weights make of a file with this suffix; see `written_suffix`."""
+    pixels = restorer.pixels
+    crosses = is_float(pixels.input) != is_float(pixels.gt)
+    return written_suffix(suffix, pixels.gt if crosses else None, restorer.channels)
 
 
 def status_of(path: Path) -> os.stat_result | None:
@@ -110,10 +125,6 @@ def _find(given: str, output: Path, recursive: bool, left_out: LeftOut) -> Itera
     if search.left_out:
         left_out.notes.append(f"left out of {given}: {search.left_out}")
     yield from ((root, name) for name in names)
-
-
-def _renamed(name: Path, suffix: str | None) -> Path:
-    return name.with_suffix(suffix or (name.suffix if name.suffix.lower() in SUFFIXES else ".png"))
 
 
 def _check_targets(jobs: list[Job], kind: str, weights: Path) -> None:

@@ -27,6 +27,7 @@ from accel_restore.callbacks.validation_progress import ValidationProgress
 from accel_restore.checkpoint.run_lock import RunLock, run_folder
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.schema import Config
+from accel_restore.data.pixels import Pixels
 from accel_restore.distributed.accelerator import create_accelerator, restored_states
 from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.engine import train
@@ -266,7 +267,9 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
             "wandb_id": run.trackers.wandb.id if run.trackers.wandb else None,
         }
 
-    return CommitSource(counters, lambda state: _metadata(model, config, state, run.protocol), run.best)
+    return CommitSource(
+        counters, lambda state: _metadata(model, config, state, run.protocol, run.data.pixels), run.best
+    )
 
 
 def _open_trackers(run: RunContext, resolved: dict[str, Any]) -> Trackers:
@@ -296,7 +299,9 @@ def _open_trackers(run: RunContext, resolved: dict[str, Any]) -> Trackers:
     return Trackers(wandb, tensorboard)
 
 
-def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol) -> dict[str, str]:
+def _metadata(
+    model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol, pixels: Pixels
+) -> dict[str, str]:
     """The metadata of best.safetensors: enough to restore, and to know what its scores mean."""
     assert state.best is not None  # called when best weights have been found
     images, best = config.data.image_spec, dict(state.best)
@@ -304,7 +309,7 @@ def _metadata(model: dict[str, Any], config: Config, state: TrainState, protocol
     epoch, step = best.pop("epoch"), best.pop("step")
     return {
         "model": json.dumps(model),
-        "data": json.dumps({"channels": images.channels, "scale": images.scale, **inputs}),
+        "data": json.dumps({"channels": images.channels, "scale": images.scale, **inputs, **pixels.metadata()}),
         "epoch": str(epoch),
         "step": str(step),
         "metrics": to_json({**best, "protocol": protocol.describe()}),

@@ -65,7 +65,7 @@ def test_a_small_hostile_image_takes_little_memory(kind, tmp_path):
     path.write_bytes(hostile_image(kind))
     assert path.stat().st_size < 2**20
     with memory(80), pytest.raises(ImageError, match=r"^[^\n]+$"):
-        read_image(path, 3, 16)
+        read_image(path, 3, "uint16")
 
 
 def test_control_pillow_takes_over_100_times_the_size_of_a_bomb(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def make_unusable(kind: str, path: Path) -> Path:
     elif kind == "CMYK":
         Image.fromarray(rgb).convert("CMYK").save(path, format="tiff")
     elif kind == "float":
-        tifffile.imwrite(path, rgb[..., 0].astype(np.float32))
+        tifffile.imwrite(path, rgb[..., 0].astype(np.float64))
     elif kind == "two pages":
         tifffile.imwrite(path, np.stack([rgb, rgb]), photometric="rgb")
     elif kind == "two pages, 16 bits":
@@ -89,7 +89,7 @@ def make_unusable(kind: str, path: Path) -> Path:
 REASONS = {
     "transparent": "transparent", "transparent, 16 bits": "transparent", "transparent colour": "transparent",
     "two pages": "contains 2 images", "two pages, 16 bits": "contains 2 images", "signed": "signed 16-bit",
-    "inverted": "inverted gray", "CMYK": "CMYK", "float": "float 32-bit", "16-bit PPM": "16-bit PPM",
+    "inverted": "inverted gray", "CMYK": "CMYK", "float": "float 64-bit", "16-bit PPM": "16-bit PPM",
     "truncated": "damaged", "truncated, 16 bits": "damaged", "empty": "empty", "text": "is not a readable image",
     "header": "damaged .it ends before", "12-bit TIFF": "12-bit values",
     "deep JPEG 2000": "more than 8 bits",

@@ -164,7 +164,7 @@ def _decode(found: ScannedData, sets: DataSets, max_pixels: int, samples: list[S
         pair = one.images.pairs[train.images[sample.id // train.crops_per_image]]
         for image, store in ((pair.gt, train.gt), (pair.input, train.input)):
             if image is not None and store is not None:
-                read_image(image, store.channels, 8 * store.dtype.itemsize, max_pixels)
+                read_image(image, store.channels, store.dtype, max_pixels)
 
 
 def _flip(batch: dict) -> None:

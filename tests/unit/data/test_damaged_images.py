@@ -32,7 +32,7 @@ def cell(data: bytes) -> Cell:
 def read(data: bytes) -> np.ndarray | None:
     """The pixels, or None if they are refused in one line; header and pixels agree."""
     try:
-        pixels = read_image(cell(data), 3, 16)
+        pixels = read_image(cell(data), 3, "uint16")
     except ImageError as error:
         assert "\n" not in str(error) and len(str(error)) < 300
         return None

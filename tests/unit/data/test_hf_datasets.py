@@ -263,7 +263,7 @@ def test_identity_of_an_object_depends_on_its_content():
         ),
         ({"input": "x"}, ("data.train.input: no column 'x'",)),
         ({"input": "clean"}, ("data.train: input and gt are the same column 'clean'",)),
-        ({"input": "size"}, ("data.train.input: column 'size'", "int64", "uint8 or uint16")),
+        ({"input": "size"}, ("data.train.input: column 'size'", "int64", "uint8, uint16, float16 or float32")),
     ],
 )
 def test_wrong_columns_are_reported(keys, words):
