@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.data.val_dataset import ValidationSets
 from accel_restore.distributed import fsdp
 from accel_restore.distributed.collective import broadcast_buffers, warm_up_ddp_buckets
 from accel_restore.errors import PreemptedError
 from accel_restore.losses import Loss
-from accel_restore.metrics.protocol import Protocol, score_image
+from accel_restore.metrics.protocol import score_image
+from accel_restore.metrics.validation_sets import SetProtocols, mean_scores
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
@@ -45,9 +46,9 @@ class TrainingRun:
     accelerator: Accelerator
     state: TrainState
     loader: TrainLoader
-    images: ValidationDataset
+    images: ValidationSets
     loss_fn: Loss
-    protocol: Protocol
+    protocols: SetProtocols
 
 
 def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: int) -> TrainState:
@@ -90,18 +91,18 @@ def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable
             for callback in callbacks:
                 callback.on_validation_start(state)
             scores = validate(
-                state, run.images, run.loss_fn, run.protocol, run.accelerator, callbacks, should_stop,
+                state, run.images, run.loss_fn, run.protocols, run.accelerator, callbacks, should_stop,
                 config.validation.batch_size,
             )  # fmt: skip
             for callback in callbacks:
                 callback.on_validation(state)
-        val_loss = run.protocol.monitored_value(scores, config.validation.monitor)
+        val_loss = run.protocols.whole.monitored_value(scores, config.validation.monitor)
 
         step_scheduler(state.scheduler, val_loss)  # scheduler.step(): the only place where the learning rate changes
 
         if scores is not None and val_loss < state.best_val_loss:
             is_best, state.best_val_loss = True, val_loss
-            state.best = {"epoch": epoch, "step": state.step, **scores.flat()}
+            state.best = {"epoch": epoch, "step": state.step, **scores.record()}
             for callback in callbacks:
                 callback.on_best(state)
 
@@ -180,42 +181,40 @@ def model_to_validate(state: TrainState, accelerator: Accelerator) -> nn.Module:
 @torch.no_grad()
 def validate(
     state: TrainState,
-    images: ValidationDataset,
+    images: ValidationSets,
     loss_fn: Loss,
-    protocol: Protocol,
+    protocols: SetProtocols,
     accelerator: Accelerator,
     callbacks: Sequence[Callback] = (),
     should_stop: Callable[[], bool] = bool,
     batch_size: int = 1,
 ) -> Scores:
-    """The mean scores over whole images, each counted once. Changes no weights.
+    """The mean scores over the whole images of each set, each counted once. Changes no weights.
 
-    Batches of at most `batch_size` images of equal size are dealt out to the ranks. Which images share a batch does
-    not depend on the number of ranks. For super-resolution the input is scored after bicubic enlarging.
+    Batches of at most `batch_size` images of one set and size are dealt out to the ranks. Which images share a batch
+    does not depend on the number of ranks. For super-resolution the input is scored after bicubic enlarging.
 
     Raises: PreemptedError on all ranks if `should_stop`, asked between operations of torch, returns true on one.
     """
     model = model_to_validate(state, accelerator).eval()
-    rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocol.scores
+    rank, world_size, metrics = accelerator.process_index, accelerator.num_processes, protocols.whole.metrics
     terms = tuple(loss_fn.names) if len(loss_fn.names) > 1 else ()
-    inputs = metrics if protocol.scores_input else {}
+    inputs = metrics if protocols.whole.scores_input else ()
     columns = 1 + len(metrics) + len(inputs) + len(terms) + 1  # loss, metrics of output and of input, terms, images
     table = torch.zeros(len(images), columns, dtype=torch.float64, device=accelerator.device)
     with stoppable(should_stop):
         for indices in images.batches(batch_size)[rank::world_size]:
-            batch = images.batch(indices)
+            batch, protocol = images.batch(indices), protocols.sets[images.set_of[indices[0]]]
             # A compiled model runs eagerly here: it would be compiled again for each size of image.
             with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 output = protocol.output(model, batch["input"], images.scale)
             output, gt = output.to(batch["gt"].dtype), batch["gt"]
             enlarged = upscale(batch["input"], images.scale)
             for index, *image in zip(indices, enlarged.split(1), output.split(1), gt.split(1), strict=True):
-                table[index] = score_image(image, loss_fn, terms, metrics)
+                table[index] = score_image(image, loss_fn, terms, protocol.scores)
                 for callback in callbacks:
                     callback.on_validation_image(state, index, *image)
-    means = accelerator.reduce(table, "sum").mean(0)  # each image's row was filled by one rank; the others hold zeros
-    loss, *values, scored = means.tolist()
-    if scored < 1:
+    table = accelerator.reduce(table, "sum")  # each image's row was filled by one rank; the others hold zeros
+    if not table[:, -1].all():
         raise PreemptedError("stopped during validation")
-    value = iter(values)
-    return Scores(loss, *({name: next(value) for name in names} for names in (metrics, inputs, terms)))
+    return mean_scores(table, images.set_of, metrics, inputs, terms)

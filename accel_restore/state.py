@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores of one validation. The network's gain is `metrics` compared with `input_metrics`."""
+    """Mean scores of one validation. The network's gain is `metrics` compared with `input_metrics`.
+
+    With several sets, they are means over the sets' means.
+    """
 
     loss: float
     metrics: dict[str, float]
     input_metrics: dict[str, float]
     terms: dict[str, float]  # of the loss, where it has several
+    sets: dict[str, "Scores"] = field(default_factory=dict)  # of each set that has a name
 
     def flat(self) -> dict[str, float]:
         """All scores in one mapping, as files record them: `loss`, `psnr`, `input_psnr`, `term_l1`, …"""
@@ -29,6 +33,17 @@ class Scores:
             **inputs,
             **{f"term_{name}": value for name, value in self.terms.items()},
         }
+
+    def record(self) -> dict[str, Any]:
+        """Return the scores as they are kept for the best weights: `flat`, and those of each named set in `sets`."""
+        return self.flat() | ({"sets": {name: one.flat() for name, one in self.sets.items()}} if self.sets else {})
+
+    def find(self, name: str) -> tuple["Scores", str]:
+        """Return the scores that a value of `validation.monitor` is about, and its score: psnr, or set5.psnr."""
+        set_name, _, score = name.partition(".")
+        if name not in ("loss", *self.metrics) and set_name in self.sets:  # an import path has dots, too
+            return self.sets[set_name], score
+        return self, name
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,16 @@ class MetricsLogger(Callback):
         *,
         every_steps: int,
         window_sums: Tensor,
+        monitor: str = "loss",
     ):
-        """`window_sums` are this rank's sums since the last logged line, where a run continues within a window."""
+        """`window_sums` are this rank's sums since the last logged line, where a run continues within a window.
+
+        `monitor` is `validation.monitor`.
+        """
         self.log, self.accelerator, self.trackers, self.console = log, accelerator, trackers, log.console
         self.schedule, self.wait = loader.stages, WaitTime()
         loader.observers.append(self.wait)
-        self.every_steps = every_steps
+        self.every_steps, self.monitor = every_steps, monitor
         self.window_sums = window_sums.to(state.epoch_sums.device)
         self.schedule_position = state.scheduler.scheduler.last_epoch
         self.epoch_start = time.perf_counter()
@@ -193,7 +197,8 @@ class MetricsLogger(Callback):
                 "step": record.step,
                 "train_loss": record.train_loss,
                 "lr": record.lr,
-                **score_entries(record.scores, state.terms),
+                **score_entries(record.scores, state.terms, "val_"),
+                **_entries_of_sets(record.scores, state.terms),
                 "is_best": record.is_best,
                 "optimizer_steps": record.optimizer_steps,
                 "scheduler_steps": scheduler_steps,
@@ -211,6 +216,9 @@ class MetricsLogger(Callback):
     def _show(self, record: EpochRecord, scores: Scores, is_last: bool) -> None:
         shown = {"loss": scores.loss, **scores.metrics}
         figures = " · ".join(f"{name} {format_score(name, value)}" for name, value in shown.items())
+        of_set, name = scores.find(self.monitor)
+        if of_set is not scores:
+            figures += f" · {self.monitor} {format_score(name, of_set.flat()[name])}"
         mark = "  ← best" if record.is_best else ""
         self.console.scores(
             f"epoch {record.epoch + 1} · train {format_score('loss', record.train_loss)} · val {figures}{mark}",
@@ -221,18 +229,24 @@ class MetricsLogger(Callback):
         self.console.stop()
 
 
-def score_entries(scores: Scores | None, terms: tuple[str, ...]) -> dict[str, Any]:
+def score_entries(scores: Scores | None, terms: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
     """The scores in an epoch's line of metrics.jsonl; null where the epoch was not validated."""
     flat = scores.flat() if scores is not None else {}
     others = [name for name in (scores.metrics if scores is not None else ()) if name not in _ALWAYS]
-    return {
-        "val_loss": flat.get("loss"),
-        **({"val_terms": {name: flat.get(f"term_{name}") for name in terms}} if terms else {}),
-        **{f"val_{name}": flat.get(name) for name in _ALWAYS},
-        **{f"val_input_{name}": flat.get(f"input_{name}") for name in _ALWAYS},
-        **{f"val_{name}": flat[name] for name in others},
-        **{f"val_input_{name}": flat.get(f"input_{name}") for name in others},
+    entries = {
+        "loss": flat.get("loss"),
+        **({"terms": {name: flat.get(f"term_{name}") for name in terms}} if terms else {}),
+        **{name: flat.get(name) for name in _ALWAYS},
+        **{f"input_{name}": flat.get(f"input_{name}") for name in _ALWAYS},
+        **{name: flat[name] for name in others},
+        **{f"input_{name}": flat.get(f"input_{name}") for name in others},
     }
+    return {f"{prefix}{name}": value for name, value in entries.items()}
+
+
+def _entries_of_sets(scores: Scores | None, terms: tuple[str, ...]) -> dict[str, Any]:
+    sets = scores.sets if scores is not None else {}
+    return {"val_sets": {name: score_entries(one, terms) for name, one in sets.items()}} if sets else {}
 
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:

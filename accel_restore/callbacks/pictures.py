@@ -1,50 +1,57 @@
-"""Callbacks that draw a run: validation images side by side; curves and the report."""
+"""Callbacks that draw a run: validation images and previews side by side; curves and the report."""
 
 import time
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from accel_restore.callbacks.metrics_logger import RunLog
+from accel_restore.data.previews import Previews
+from accel_restore.engine import model_to_validate
+from accel_restore.metrics.protocol import Protocol
+from accel_restore.models.blocks import upscale
 from accel_restore.state import Callback, EpochRecord, TrainState
-from accel_restore.tracking.pictures import Samples, Tile, draw_curves, draw_samples
+from accel_restore.tracking.pictures import Samples, Tile, draw_curves, draw_samples, preview_row
 from accel_restore.tracking.report.page import Report
-from accel_restore.tracking.report.pictures import remove_best_sheets, sheet_path
+from accel_restore.tracking.report.pictures import PREVIEWS, remove_best_sheets, sheet_path
+from accel_restore.utils.memory import is_out_of_memory
 
 _CURVES_SECONDS = 60.0  # between two drawings of the curves
 _PICTURE_SETS = 20  # about this many sets of validation pictures per run
 _BEST_SECONDS = 30.0  # between two drawings of the best epoch, which early in training is every epoch
 
 
-class ValidationPictures(Callback):
-    """Draws `samples/epoch-….png`; runs before the MetricsLogger, after whose line W&B looks for the picture.
+class Sheets(Callback):
+    """Draws `samples/KIND/epoch-….png`; runs before the MetricsLogger, after whose line W&B looks for the picture.
 
-    If the best epoch is not one of those that are drawn, its picture is `samples/best-epoch-….png`.
+    If the best epoch is not one of those that are drawn, its picture is `samples/KIND/best-epoch-….png`.
     """
 
-    def __init__(self, log: RunLog, samples: Samples, accelerator: Accelerator, epochs: int):
+    def __init__(self, log: RunLog, accelerator: Accelerator, epochs: int, kind: str = ""):
         """`epochs` are the configured ones."""
-        self.log, self.samples, self.accelerator = log, samples, accelerator
+        self.log, self.accelerator, self.kind = log, accelerator, kind
         self.epochs, self.last_drawn = epochs, -epochs
         self.best: tuple[int, list[list[Tile]]] | None = None  # epoch and tiles that are not drawn yet
         self.best_drawn = time.monotonic()
 
-    def on_validation_image(self, state: TrainState, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
-        self.samples.add(index, input, output, gt)
+    def rows(self, state: TrainState) -> dict[int, list[Tile]]:
+        """Return this rank's rows by their places; called on all ranks."""
+        raise NotImplementedError
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         is_due = record.epoch + 1 == state.epochs or record.epoch - self.last_drawn >= self.epochs // _PICTURE_SETS
         if record.scores is None or not (is_due or record.is_best):
             return
-        found = {index: row for tiles in gather_object([self.samples.tiles]) for index, row in tiles.items()}
+        found = {index: row for tiles in gather_object([self.rows(state)]) for index, row in tiles.items()}
         rows = [found[index] for index in sorted(found)]
         if record.is_best:
             self.best = record.epoch, rows
         if is_due:
             self.last_drawn = record.epoch
-            self._draw(sheet_path(self.log.folder, record.epoch), rows)
+            self._draw(sheet_path(self.log.folder, record.epoch, kind=self.kind), rows)
         if time.monotonic() - self.best_drawn >= _BEST_SECONDS:
             self._draw_best()
 
@@ -56,16 +63,57 @@ class ValidationPictures(Callback):
         if self.best is None or not self.accelerator.is_main_process:
             return
         (epoch, rows), self.best, self.best_drawn = self.best, None, time.monotonic()
-        path = sheet_path(self.log.folder, epoch, best=True)
-        if not sheet_path(self.log.folder, epoch).exists():
+        path = sheet_path(self.log.folder, epoch, best=True, kind=self.kind)
+        if not sheet_path(self.log.folder, epoch, kind=self.kind).exists():
             self._draw(path, rows)
         with self.log.tolerating_full_disks():
-            remove_best_sheets(self.log.folder, but=path)
+            remove_best_sheets(path)
 
     def _draw(self, path: Path, rows: list[list[Tile]]) -> None:
         if self.accelerator.is_main_process and rows:
             with self.log.tolerating_full_disks():
                 draw_samples(path, rows)
+
+
+class ValidationPictures(Sheets):
+    """Draws validation images: input, output and gt."""
+
+    def __init__(self, log: RunLog, samples: Samples, accelerator: Accelerator, epochs: int):
+        """`epochs` are the configured ones."""
+        super().__init__(log, accelerator, epochs)
+        self.samples = samples
+
+    def on_validation_image(self, state: TrainState, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
+        self.samples.add(index, input, output, gt)
+
+    def rows(self, state: TrainState) -> dict[int, list[Tile]]:
+        return self.samples.tiles
+
+
+class PreviewPictures(Sheets):
+    """Restores the images of `data.preview` as validation does, each on one rank, and draws input and output."""
+
+    def __init__(self, log: RunLog, previews: Previews, protocol: Protocol, accelerator: Accelerator, epochs: int):
+        """`epochs` are the configured ones."""
+        super().__init__(log, accelerator, epochs, PREVIEWS)
+        self.previews, self.protocol = previews, protocol
+
+    @torch.no_grad()
+    def rows(self, state: TrainState) -> dict[int, list[Tile]]:
+        model = model_to_validate(state, self.accelerator).eval()
+        found = {}
+        for index in range(self.accelerator.process_index, len(self.previews), self.accelerator.num_processes):
+            name, input = self.previews.names[index], self.previews[index].to(self.accelerator.device)
+            try:
+                with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                    output = self.protocol.output(model, input, self.previews.scale)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.log.console.log(f"data.preview: {name} does not fit in memory; set validation.tile, such as 512")
+                continue
+            found[index] = preview_row(name, upscale(input, self.previews.scale), output.to(input.dtype))
+        return found
 
 
 class Curves(Callback):

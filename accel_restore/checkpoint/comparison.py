@@ -20,8 +20,8 @@ from accel_restore.utils.words import counted
 _FREE = (
     "callbacks", "tracking", "checkpoint", "run.dir", "run.name", "run.resume", "validation.num_samples",
     "validation.batch_size", "data.cache", "data.cache_dir", "data.num_threads", "data.max_image_pixels",
-    "train.max_skipped_steps", "train.check_ranks_every_steps", "train.rank_timeout", "train.checkpoint_blocks",
-    "train.early_stopping",
+    "data.preview", "train.max_skipped_steps", "train.check_ranks_every_steps", "train.rank_timeout",
+    "train.checkpoint_blocks", "train.early_stopping",
 )  # fmt: skip
 # What these keys name is compared, not how it is spelled: the same images may be in another folder.
 _SOURCES = re.compile(r"data\.(train|val)((\.[\w-]+)?\.(input|gt|dataset|split|subset|root|recursive)(\.\d+)?)?")

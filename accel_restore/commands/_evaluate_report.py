@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scored pairs and their scores, in the same order."""
+    """The scored pairs of a set and their scores, in the same order."""
 
+    scorer: "Scorer"
     pairs: "list[Pair]"
     rows: "list[Row]"
     images: "ImageSet"  # the same pairs, with the digests of their pixels
@@ -40,35 +42,75 @@ class Scores:
 _MAX_NAME = 200  # bytes of an image's name in that of its picture; disks take 255
 
 
-def report(options: argparse.Namespace, console: Console, scorer: "Scorer", scores: Scores) -> None:
-    """Print the scores and write the files."""
+def report(options: argparse.Namespace, console: Console, sets: dict[str, Scores]) -> None:
+    """Print the scores of each set and write the files."""
     from accel_restore.inference.training_images import changed_validation, training_images
 
     training = training_images(options.weights)
-    marks = training.marks(scores.images)
-    means = scores.means(marks)
-    protocol = {**scorer.protocol.describe(), "precision": scorer.precision}
-    if options.seed is not None:
-        protocol["input"] = f"made by a degradation; --seed {options.seed} and the image's name key its draws"
-    names = [name + " (trained on)" * mark for name, mark in _marked(scores.images.names, marks)]
-    titles = ["mean", "mean, not trained on"][: len(means)]
-    _show(console, scorer.protocol.metrics, [*names, *titles], [*scores.rows, *means.values()])
+    marks = {name: training.marks(scores.images) for name, scores in sets.items()}
+    found = {name: _described(scores, marks[name], options.seed) for name, scores in sets.items()}
+    for name, scores in sets.items():
+        _show_set(console, name, scores, marks[name])
+    means = {name: one["mean"] for name, one in found.items()}
+    scorer, whole = next(iter(sets.values())).scorer, _mean(list(means.values()))
+    if len(sets) > 1:
+        _show(console, scorer.protocol.metrics, [*means.items(), ("mean of sets", whole)], "means of the sets", "set")
     for number, file in enumerate(options.weights, 1):
         console.log(f"weights{f' {number}' if len(options.weights) > 1 else ''}: {file}")
-    for key, value in protocol.items():
-        console.log(f"{key}: {value}")
-    changed = changed_validation(options.run, scores.images) if options.run is not None else []
-    for message in [*changed, *training.messages(scores.images)]:
-        console.log(message)
+    for line in _protocol_lines({name: one["protocol"] for name, one in found.items()}):
+        console.log(line)
+    for name, scores in sets.items():
+        changed = changed_validation(options.run, scores.images, name) if options.run is not None else []
+        for message in [*changed, *training.messages(scores.images)]:
+            console.log(message)
     if options.json is not None:
         weights = [_weights(file, restorer) for file, restorer in zip(options.weights, scorer.restorers, strict=True)]
-        images = _described(scores, marks)
-        write_report(options.json, {"protocol": protocol, "weights": weights, **means, "images": images})
+        content = {"mean": whole, "sets": found} if any(found) else found[""]
+        write_report(options.json, {**content, "weights": weights})
     if options.csv is not None:
-        _write_csv(options.csv, scores, marks, means["mean"])
+        _write_csv(options.csv, sets, marks, {**means, "": whole})
     if options.pictures is not None:
-        _draw(options.pictures, scorer, scores.rows, options.worst or WORST)
+        _draw_sets(options.pictures, sets, options.worst or WORST)
         console.log(f"pictures of the worst: {options.pictures}")
+
+
+def _draw_sets(folder: Path, sets: dict[str, Scores], worst: int) -> None:
+    """Draw the worst images of each set, in a folder of its name."""
+    for name, scores in sets.items():
+        _draw(folder / name, scores.scorer, scores.rows, worst)
+
+
+def _described(scores: Scores, marks: list[bool] | None, seed: int | None) -> dict[str, Any]:
+    """Return a set for JSON: its protocol, means and images; trained_on is null if it is not known."""
+    protocol = {**scores.scorer.protocol.describe(), "precision": scores.scorer.precision}
+    if seed is not None and scores.pairs[0].input is None:
+        protocol["input"] = f"made by a degradation; --seed {seed} and the image's name key its draws"
+    images = [
+        {"name": pair.name, "gt": str(pair.gt), **({"input": str(pair.input)} if pair.input else {}), **row}
+        for pair, row in zip(scores.pairs, scores.rows, strict=True)
+    ]
+    marked = [{**image, "trained_on": mark if marks is not None else None} for image, mark in _marked(images, marks)]
+    return {"protocol": protocol, **scores.means(marks), "images": marked}
+
+
+def _show_set(console: Console, name: str, scores: Scores, marks: list[bool] | None) -> None:
+    """Print the scores of a set's images, and their means."""
+    names = [image + " (trained on)" * mark for image, mark in _marked(scores.images.names, marks)]
+    means = scores.means(marks).values()
+    titles = ["mean", "mean, not trained on"][: len(means)]
+    lines = list(zip([*names, *titles], [*scores.rows, *means], strict=True))
+    _show(console, scores.scorer.protocol.metrics, lines, f"scores{f' on {name}' * bool(name)}")
+
+
+def _protocol_lines(protocols: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield the protocol: once what all sets have in common, and then what each has of its own."""
+    first, *others = protocols.values()
+    common = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    for key, value in common.items():
+        yield f"{key}: {value}"
+    for name, protocol in protocols.items():
+        own = {key: value for key, value in protocol.items() if key not in common}
+        yield from (f"{name}: {key}: {value}" for key, value in own.items())
 
 
 def _mean(rows: "list[Row]") -> "Row":
@@ -79,15 +121,6 @@ def _marked(items: list, marks: list[bool] | None) -> list[tuple[Any, bool]]:
     return list(zip(items, marks or [False] * len(items), strict=True))
 
 
-def _described(scores: Scores, marks: list[bool] | None) -> list[dict[str, Any]]:
-    """Return the images with their scores, for JSON; trained_on is null if it is not known."""
-    images = [
-        {"name": pair.name, "gt": str(pair.gt), **({"input": str(pair.input)} if pair.input else {}), **row}
-        for pair, row in zip(scores.pairs, scores.rows, strict=True)
-    ]
-    return [{**image, "trained_on": mark if marks is not None else None} for image, mark in _marked(images, marks)]
-
-
 def _weights(file: Path, restorer: "Restorer") -> dict[str, Any]:
     from accel_restore.inference.evaluate import file_sha256
     from accel_restore.models.weights_file import find_weights
@@ -96,31 +129,38 @@ def _weights(file: Path, restorer: "Restorer") -> dict[str, Any]:
     return {"file": str(file), "file_sha256": file_sha256(find_weights(file)), **stored}
 
 
-def _show(console: Console, metrics: tuple[str, ...], names: list[str], rows: "list[Row]") -> None:
-    """Print the table of scores."""
+def _show(
+    console: Console, metrics: tuple[str, ...], lines: "list[tuple[str, Row]]", title: str, of: str = "image"
+) -> None:
+    """Print a table of scores; a line is a name and its scores."""
     kinds = {"input_{}": "input {}", "{}": "{}", "{}_2": "{} 2", "{}_difference": "{} difference"}
     short = [metric.rpartition(":")[2] for metric in metrics]  # of import paths; the protocol names them in full
     columns = {
         key: title.format(name if short.count(name) == 1 else metric)
         for metric, name in zip(metrics, short, strict=True)
         for form, title in kinds.items()
-        if (key := form.format(metric)) in rows[0]
+        if (key := form.format(metric)) in lines[0][1]
     }
-    lines = [
+    cells = [
         (name, *(format_score(column, row[column], signed=column.endswith("_difference")) for column in columns))
-        for name, row in zip(names, rows, strict=True)
+        for name, row in lines
     ]
-    console.table("scores", lines, ("image", *columns.values()))
+    console.table(title, cells, (of, *columns.values()))
 
 
-def _write_csv(file: Path, scores: Scores, marks: list[bool] | None, mean: "Row") -> None:
+def _write_csv(
+    file: Path, sets: dict[str, Scores], marks: dict[str, list[bool] | None], means: "dict[str, Row]"
+) -> None:
+    """Write a row per image, and the mean of each set, by name. Of named sets, '' is the mean over sets."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    known = marks is not None
-    writer.writerow(["image", *mean, *(["trained_on"] if known else [])])
-    for (name, mark), row in zip(_marked(scores.images.names, marks), scores.rows, strict=True):
-        writer.writerow([name, *row.values(), *([int(mark)] if known else [])])
-    writer.writerow(["mean", *mean.values(), *([""] if known else [])])
+    known, named = any(marks.values()), any(sets)
+    writer.writerow([*["set"] * named, "image", *means[""], *(["trained_on"] if known else [])])
+    for name, scores in sets.items():
+        for (image, mark), row in zip(_marked(scores.images.names, marks[name]), scores.rows, strict=True):
+            writer.writerow([*[name] * named, image, *row.values(), *([int(mark)] if known else [])])
+    for name, mean in means.items():
+        writer.writerow([*[name] * named, "mean", *mean.values(), *([""] if known else [])])
     write_output(file, text.getvalue())
 
 

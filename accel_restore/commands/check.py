@@ -19,15 +19,16 @@ from accel_restore.commands.bench.data import loading_rate
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
-from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
+from accel_restore.data.build import ScannedData, build_sets, degradations_of, find_data
 from accel_restore.data.degradations.pipeline import DegradationPipeline
+from accel_restore.data.previews import find_previews
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
 from accel_restore.data_check.made_inputs import find_one_sided, find_unscaled_noise, make_input, measure_inputs
 from accel_restore.data_check.survey import Part, find_in_headers, survey
 from accel_restore.errors import UserError, one_line
 from accel_restore.losses import build_loss
-from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
 from accel_restore.utils.files import to_json
@@ -94,15 +95,17 @@ def check(
     Raises: UserError for an invalid degradation or loss, or if `picture` cannot be written.
     """
     check_writable(picture, picture=True)
-    degrade = degradation_of(config.data)
+    degradations = degradations_of(config.data)
     loss = build_loss(config.loss, config.data.channels, config.data.patch_sizes)
-    smallest_side = max(Protocol.of(config).smallest_side, loss.smallest_side)
-    found = find_data(config.data, smallest_side, console.track, crop_gt=config.validation.crop_gt)
+    smallest_sides = SetProtocols.of(config).smallest_sides(loss.smallest_side)
+    found = find_data(config.data, smallest_sides, console.track, crop_gt=config.validation.crop_gt)
     check_writable(picture, picture=True, inputs=[image for image in found.sources() if isinstance(image, Path)])
     parts = {name: survey(one, config.data, limit, console.track, name) for name, one in found.sets.items()}
+    degrade = {name: degradations[one.key] for name, one in found.sets.items()}
     made, failures = _measure_inputs(parts, degrade)
-    errors = [*found.problems, *failures]
-    epoch = None if errors else _epoch(found, config, degrade)
+    _, of_previews = find_previews(config.data, console.track)
+    errors = [*found.problems, *of_previews, *failures]
+    epoch = None if errors else _epoch(found, config, degradations)
     warnings = [*_find(found, parts, config, degrade), *_find_slow_loading(epoch, pairs_per_second)]
     report = {
         "errors": errors,
@@ -114,19 +117,23 @@ def check(
     return report, partial(_sheet, parts, warnings, degrade)
 
 
-def _measure_inputs(parts: dict[str, Part], degrade: DegradationPipeline) -> tuple[dict[str, list[float]], list[str]]:
+def _measure_inputs(
+    parts: dict[str, Part], degrade: dict[str, DegradationPipeline]
+) -> tuple[dict[str, list[float]], list[str]]:
     """Return the PSNR of some inputs of each set whose inputs are made, and the errors of the degradation."""
     made, errors = {}, []
     for name, part in parts.items():
         if part.pairs and part.inputs is None:
             try:
-                made[name] = measure_inputs(part, degrade)
+                made[name] = measure_inputs(part, degrade[name])
             except UserError as error:
                 errors.append(str(error))
     return made, errors
 
 
-def _find(found: ScannedData, parts: dict[str, Part], config: Config, degrade: DegradationPipeline) -> list[Finding]:
+def _find(
+    found: ScannedData, parts: dict[str, Part], config: Config, degrade: dict[str, DegradationPipeline]
+) -> list[Finding]:
     """Return the findings about files, sets and the settings that concern them."""
     warnings = [Finding("left out", note) for note in found.notes]
     for part in parts.values():
@@ -143,7 +150,7 @@ def _find(found: ScannedData, parts: dict[str, Part], config: Config, degrade: D
     if for_colour and colours and max(colours) < GRAY:
         text = f"all {len(colours)} examined files are gray, but training is in colour; set data.channels=1"
         warnings.append(Finding("gray", text))
-    if degrade.steps:
+    if any(pipeline.steps for pipeline in degrade.values()):
         warnings += find_unscaled_noise(config.data)
     return warnings
 
@@ -181,9 +188,9 @@ def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
     }
 
 
-def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> dict[str, Any]:
+def _epoch(found: ScannedData, config: Config, degradations: dict[str, DegradationPipeline]) -> dict[str, Any]:
     """Return the cost of an epoch on one device."""
-    sets = build_sets(found, config.data, config.run.seed, degrade, torch.device("cpu"))
+    sets = build_sets(found, config.data, config.run.seed, degradations, torch.device("cpu"))
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
     plan = BatchPlan(len(sets.train), batch, 1, 1, 0, config.data.patch_size)
@@ -200,7 +207,9 @@ def _epoch(found: ScannedData, config: Config, degrade: DegradationPipeline) -> 
     }
 
 
-def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: DegradationPipeline) -> Image.Image | None:
+def _sheet(
+    parts: dict[str, Part], warnings: list[Finding], degrade: dict[str, DegradationPipeline]
+) -> Image.Image | None:
     """Draw the pairs with findings, then those of the lowest PSNR; the input of clean images is made."""
     kinds: dict[str, list[str]] = {}
     for finding in warnings:
@@ -217,7 +226,7 @@ def _sheet(parts: dict[str, Part], warnings: list[Finding], degrade: Degradation
         part = parts[name]
         input, gt = part.pixels(place)
         if input is None:
-            made = make_input(part.pairs[place], gt, degrade)
+            made = make_input(part.pairs[place], gt, degrade[name])
             input, gt = (images[0].permute(1, 2, 0).numpy() for images in made)
         drawn.append(SheetRow(f"{name}: {part.pairs[place].name}", input, gt, part.facts[place].psnr, labels))
     return contact_sheet(drawn) if drawn else None

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from accel_restore.data.identity import ImageSet
     from accel_restore.data.pairs import Pair
-    from accel_restore.inference.evaluate import Scorer
+    from accel_restore.inference.evaluate import Row, Scorer
     from accel_restore.inference.restorer import Restorer
     from accel_restore.inference.run_validation import ValidationSettings
 
@@ -36,55 +37,94 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, steps: list, given: dict[str, Any], processes: Processes) -> int:
     console = Console(processes.rank == 0)
-    scorer, pairs, notes = processes.run_together(lambda: _prepare(options, steps, given, processes.device))
-    for note in notes:
+    sets, notes = processes.run_together(lambda: _prepare(options, steps, given, processes.device))
+    for note in dict.fromkeys(notes):
         console.log(f"note: {note}")
-    mine = range(processes.rank, len(pairs), processes.world_size)
-    scored, problems = processes.run_together(
-        lambda: scorer.score(
-            mine, lambda items: console.track(items, len(mine), f"scoring {counted(len(pairs), 'image')}")
-        )
-    )
-    digests = dict(processes.gather([(index, scorer.digests(index)) for index, _ in scored]))
-    problems, by_index = processes.gather(problems), dict(processes.gather(scored))
-    raise_problems(f"{len(problems)} of {len(pairs)} images cannot be scored", problems)
+    total = sum(len(pairs) for _, pairs in sets.values())
+    scored: dict[str, Scores] = {}
+    problems: list[str] = []
+    first = 0  # place of a set's first image among all: they are dealt out to the processes together
+    for name, (scorer, pairs) in sets.items():
+        mine = range((processes.rank - first) % processes.world_size, len(pairs), processes.world_size)
+        first += len(pairs)
+        rows, images, more = _score(scorer, pairs, mine, name, processes, console)
+        scored[name] = Scores(scorer, pairs, rows, images)
+        problems += more
+    raise_problems(f"{len(problems)} of {total} images cannot be scored", problems)
     if processes.rank == 0:
-        rows = [by_index[index] for index in range(len(pairs))]
-        images = _image_set(pairs, [digests[index] for index in range(len(pairs))])
-        report(options, console, scorer, Scores(pairs, rows, images))
+        report(options, console, scored)
     return 0
+
+
+def _score(
+    scorer: "Scorer", pairs: "list[Pair]", mine: range, name: str, processes: Processes, console: Console
+) -> "tuple[list[Row], ImageSet, list[str]]":
+    """Return the scores of a set's images, their digests, and the problems of all processes; `mine` are scored here."""
+    what = f"scoring {counted(len(pairs), 'image')}{f' of {name}' * bool(name)}"
+    found, problems = processes.run_together(
+        lambda: scorer.score(mine, lambda items: console.track(items, len(mine), what))
+    )
+    digests = dict(processes.gather([(index, scorer.digests(index)) for index, _ in found]))
+    problems, rows = processes.gather(problems), dict(processes.gather(found))
+    places = sorted(rows)
+    images = _image_set([pairs[place] for place in places], [digests[place] for place in places])
+    return [rows[place] for place in places], images, problems
 
 
 def _prepare(
     options: argparse.Namespace, steps: list, given: dict[str, Any], device: "torch.device"
-) -> "tuple[Scorer, list[Pair], list[str]]":
-    """Return the scorer, the pairs that it scores, and notes for the user."""
-    from accel_restore.inference.evaluate import Scorer, find_misfits, protocol_of, whole_images
+) -> "tuple[dict[str, tuple[Scorer, list[Pair]]], list[str]]":
+    """Return for each set what scores it and its pairs, and notes for the user."""
+    from accel_restore.inference.evaluate import find_misfits
     from accel_restore.inference.run_validation import read_validation
 
     restorers = _load(options.weights, device)
     first = restorers[0]
     if options.run is not None:
-        validation = read_validation(options.run, first.images)
+        validations = read_validation(options.run, first.images)
     else:
-        validation = _named_images(options, steps, first)
-    pairs = validation.pairs
-    if options.seed is not None and pairs[0].input is not None:
+        validations = {"": _named_images(options, steps, first)}
+    if options.seed is not None and all(one.pairs[0].input is not None for one in validations.values()):
         raise UserError("--seed: chooses the draws of a degradation, but the input is in files; omit it")
+    sets: dict[str, tuple[Scorer, list[Pair]]] = {}
+    built_once: dict[tuple[str, str], Any] = {}  # metrics, which are the same for all sets
+    notes: list[str] = []
+    misfits: list[str] = []
+    for name, validation in validations.items():
+        scorer, more = _scorer(options, validation, restorers, given, built_once)
+        sets[name] = scorer, validation.pairs
+        notes += more
+        protocol, max_pixels = scorer.protocol, options.max_pixels or validation.max_pixels
+        misfits += find_misfits(validation.pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt)
+    _raise_misfits(misfits)
+    return sets, notes
+
+
+def _scorer(
+    options: argparse.Namespace,
+    validation: "ValidationSettings",
+    restorers: "list[Restorer]",
+    given: dict[str, Any],
+    built_once: dict[tuple[str, str], Any],
+) -> "tuple[Scorer, list[str]]":
+    """Return what scores the images of a set, and notes for the user."""
+    from accel_restore.inference.evaluate import Scorer, protocol_of, whole_images
+
+    first, device = restorers[0], restorers[0].device
     protocol, notes = protocol_of(first, validation.steps, {**validation.settings, **given})
+    protocol = replace(protocol, built_once=built_once, made_by=validation.made_by)
     notes += validation.notes
     _ = protocol.scores  # loads the weights of metrics, so that errors appear now
     protocol.try_own(device)
     if options.pictures is not None:
         protocol.check_direction(protocol.metrics[0], "--pictures")
-    max_pixels = options.max_pixels or validation.max_pixels
-    _raise_misfits(find_misfits(pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt))
-    images = whole_images(pairs, first.images, validation.degrade, device, options.seed, max_pixels, first.pixels.range)
+    max_pixels, seed, float_range = options.max_pixels or validation.max_pixels, options.seed, first.pixels.range
+    images = whole_images(validation.pairs, first.images, validation.degrade, device, seed, max_pixels, float_range)
     wanted = options.precision or validation.precision
     if options.precision is None and wanted == "fp16" and device.type == "cpu":
         notes.append("the run was validated in fp16, which needs a GPU; here it is scored in float32")
         wanted = "no"
-    return Scorer(restorers, images, protocol, choose_precision(wanted, device)), pairs, notes
+    return Scorer(restorers, images, protocol, choose_precision(wanted, device)), notes
 
 
 def _load(files: list[Path], device: "torch.device") -> "list[Restorer]":

@@ -169,6 +169,13 @@ class ValSet(Source):
     quantize: bool | None = Field(None, description="round output and gt to 8 bits before scoring")
     tile: PositiveInt | None = Field(None, description="side of the input tiles that the network processes, pixels")
 
+    @model_validator(mode="after")
+    def _one_input(self) -> "ValSet":
+        if self.input is not None and self.degradation is not None:
+            text = ".degradation: makes the inputs of sets without `input`; remove one of the two"
+            raise PydanticCustomError("source", "{text}", {"text": text})
+        return self
+
 
 ONE, SEVERAL = "one set", "named sets"  # tags of the union; `explain` drops them, as they are no words of a key
 
@@ -177,6 +184,11 @@ def _kind_of_sets(value: Any) -> str:
     """Return whether a value of `data.train` or `data.val` is one set without a name, or a mapping of named sets."""
     has_sections = isinstance(value, dict) and any(isinstance(item, dict | Source) for item in value.values())
     return SEVERAL if has_sections and not value.keys() & _SOURCE_KEYS else ONE
+
+
+def named_sets(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the sets of a value of `data.train` or `data.val` by name; the name of a single set may be ''."""
+    return value if _kind_of_sets(value) == SEVERAL else {"": value}
 
 
 _SOURCE_KEYS = TrainSet.model_fields.keys() | ValSet.model_fields.keys()
@@ -216,6 +228,11 @@ TrainSets = Annotated[
     AfterValidator(_check_shares),
 ]
 ValSets = Annotated[Annotated[ValSet, Tag(ONE)] | Annotated[dict[str, ValSet], _Named, Tag(SEVERAL)], _Discriminated]
+
+
+def key_of(section: str, name: str) -> str:
+    """Return the key of a set; the name may be empty."""
+    return f"{section}.{name}" if name else section
 
 
 DEFAULT_DEGRADATIONS = {
@@ -286,6 +303,11 @@ class Data(Section):
         description="validation images, or several named sets of them; null: `val_fraction` of the images of each "
         "training set",
     )
+    preview: Paths | None = Field(
+        None,
+        description="inputs without gt: a folder, a pattern with {}, or a list of folders, patterns or files; restored "
+        "and drawn after validation, never scored",
+    )
     scale: Literal[1, 2, 3, 4] = Field(1, description="size of gt divided by the size of input (super-resolution)")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the training images held out for validation"
@@ -339,6 +361,11 @@ class Data(Section):
     def val_sets(self) -> dict[str, ValSet]:
         """The validation sets by their names; empty if validation images are held out."""
         return self.val if isinstance(self.val, dict) else {"": self.val} if self.val is not None else {}
+
+    @property
+    def validated(self) -> dict[str, TrainSet] | dict[str, ValSet]:
+        """The sets whose images are validated, by name: the training sets if their images are held out."""
+        return self.val_sets or self.train_sets
 
     def degradation_of(self, source: TrainSet | ValSet) -> list[Degradation]:
         """Return the steps that make the inputs of a set; empty if all are read from files."""

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import DEFAULT_NAMES, Fraction, OpenSection, PositiveInt, Section, one_of, switch
-from accel_restore.config.data import Data, PathText
+from accel_restore.config.data import Data, PathText, ValSet, key_of
 from accel_restore.config.model import Model
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine, OwnSchedule
 from accel_restore.config.validation import Validation
@@ -230,13 +230,32 @@ class Config(Section):
         lr = self.optimizer.lr  # null: the default of an optimizer by import path
         if lr is not None and not isinstance(self.scheduler, OwnSchedule) and self.scheduler.min_lr > lr:
             problems.append("scheduler.min_lr: is above optimizer.lr; lower min_lr")
-        of_luma: dict[str, bool | None] = {"validation": self.validation.y_channel}
-        of_luma |= {f"data.val.{name}".rstrip("."): of_set.y_channel for name, of_set in self.data.val_sets.items()}
-        problems += [
-            f"{key}.y_channel: needs colour images; set data.channels=3, or remove it (gray images are luma)"
-            for key, is_scored in of_luma.items()
-            if is_scored and self.data.channels != 3
-        ]
+        problems += self._problems_of_sets()
         if problems:
             raise PydanticCustomError("inconsistent", "{text}", {"text": "\n".join(problems)})
         return self
+
+    def _problems_of_sets(self) -> list[str]:
+        """Return the problems of how the validation sets are scored."""
+        data, validation = self.data, self.validation
+        sections: dict[str, Validation | ValSet] = {"validation": validation}
+        sections |= {key_of("data.val", name): one for name, one in data.val_sets.items()}
+        problems = [
+            f"{key}.y_channel: needs colour images; set data.channels=3, or remove it (gray images are luma)"
+            for key, section in sections.items()
+            if section.y_channel and data.channels != 3
+        ]
+        problems += [
+            f"{key}.tile: is {section.tile}; it must be at least validation.tile_overlap + 16, and "
+            f"validation.tile_overlap is {validation.tile_overlap}"
+            for key, section in sections.items()
+            if section.tile is not None and section.tile < validation.tile_overlap + 16
+        ]
+        name, _ = validation.monitored
+        if name is not None and name not in data.validated:
+            names = [name for name in data.validated if name]
+            what = f"the sets are {', '.join(names)}" if names else "there are no validation sets with names"
+            remedy = "name one of them, or the score alone for the mean over sets" if names else "name the score alone"
+            unknown = f"validation.monitor: '{validation.monitor}': no validation set is '{name}'"
+            problems.append(f"{unknown}; {what}; {remedy}")
+        return problems

@@ -68,6 +68,12 @@ def _as_section(entry: Any) -> Any:
     return entry
 
 
+def _split(monitor: str, labels: list[str]) -> tuple[str | None, str]:
+    """Return the set, if there is one, and the score of a value of `monitor`; import paths have dots, too."""
+    name, dot, score = monitor.partition(".")
+    return (name, score) if dot and monitor not in labels and ":" not in name else (None, monitor)
+
+
 class Validation(Section):
     """How often and how whole images are scored."""
 
@@ -81,7 +87,11 @@ class Validation(Section):
     weights: dict[Literal["lpips", "dists"], PathText] = Field(
         {}, description="torchvision weights that the perceptual metrics use: AlexNet for lpips, VGG16 for dists"
     )
-    monitor: str = Field("loss", description="loss or one of the metrics: decides which weights are best")
+    monitor: str = Field(
+        "loss",
+        description="loss or one of the metrics, the mean over sets, or that of one set such as set5.psnr: decides "
+        "which weights are best",
+    )
     crop_border: Annotated[int, Field(ge=0)] = Field(0, description="pixels ignored at each border")
     y_channel: bool = Field(False, description="score the BT.601 luma (16–235) instead of RGB")
     quantize: bool = Field(False, description="round output and gt to 8 bits before scoring")
@@ -113,13 +123,20 @@ class Validation(Section):
     @classmethod
     def _monitored(cls, monitor: str, info: ValidationInfo) -> str:
         labels = [entry.label for entry in info.data.get("metrics", ())]
-        if "metrics" not in info.data or monitor in ("loss", *labels):  # without: they have errors of their own
+        _, score = _split(monitor, labels)
+        if "metrics" not in info.data or score in ("loss", *labels):  # without: they have errors of their own
             return monitor
-        if monitor in METRICS or ":" in monitor:
-            message = f"'{monitor}' is not one of the metrics; add it to validation.metrics"
+        if score in METRICS or ":" in monitor:
+            metric = score if score in METRICS else monitor
+            message = f"'{metric}' is not one of the metrics; add it to validation.metrics"
         else:
-            message = unknown_choice(monitor, dict.fromkeys(("loss", *METRICS, *labels)))
+            message = unknown_choice(score, dict.fromkeys(("loss", *METRICS, *labels)))
         raise PydanticCustomError("monitor", "{message}", {"message": message})
+
+    @property
+    def monitored(self) -> tuple[str | None, str]:
+        """The set and the score that decide which weights are best; the set is None for the mean over sets."""
+        return _split(self.monitor, [entry.label for entry in self.metrics])
 
     @model_validator(mode="after")
     def _tiles(self) -> "Validation":

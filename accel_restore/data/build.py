@@ -7,7 +7,7 @@
 `open_data` does all three.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel_restore.config.data import Data, Source
+from accel_restore.config.data import Data, Source, TrainSet, ValSet, key_of
 from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
 from accel_restore.data.decode import ImageSource
 from accel_restore.data.degradations.pipeline import DegradationPipeline, build_degradation
@@ -29,7 +29,7 @@ from accel_restore.data.pairs import Pairs, find_pairs, held_out
 from accel_restore.data.pixels import Pixels, Range, largest_kind
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
-from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
+from accel_restore.data.val_dataset import ValidationDataset, ValidationSets, can_crop_gt
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.utils.memory import memory_bytes
 
@@ -42,7 +42,7 @@ class DataSets:
     """The training and the validation images of a run."""
 
     train: CropDataset
-    val: ValidationDataset
+    val: ValidationSets
     degrade: DegradationPipeline
     train_files: Sequence[str]  # of each training image: its input, or its gt if the input is synthetic
     found: "ScannedData"
@@ -122,7 +122,7 @@ class ScannedData:
     def sets(self) -> dict[str, ScannedSet]:
         """All sets by the names that records give them: "train" or "train.div2k"."""
         kinds = {"train": self.train, "val": self.val}
-        return {_dotted(kind, name): one for kind, sets in kinds.items() for name, one in sets.items()}
+        return {key_of(kind, name): one for kind, sets in kinds.items() for name, one in sets.items()}
 
     def sources(self) -> Iterator[ImageSource]:
         """Yield the images of all sets, gt and input."""
@@ -138,14 +138,10 @@ class ScannedData:
         return self.known_facts or facts_of(self.identity())
 
 
-def _dotted(kind: str, name: str) -> str:
-    return f"{kind}.{name}" if name else kind
-
-
 def open_data(
     data: Data,
     seed: int,
-    smallest_val_side: int,
+    smallest_val_side: int | Mapping[str, int],
     device: torch.device,
     track: Track | None = None,
     log: Callable[[str], None] | None = None,
@@ -155,57 +151,74 @@ def open_data(
 
     Raises: UserError that lists every problem found, with file names.
     """
-    degrade = degradation_of(data)
+    degradations = degradations_of(data)
     found = find_data(data, smallest_val_side, track, log, crop_gt)
     raise_found(found)
-    return build_sets(found, data, seed, degrade, device)
+    return build_sets(found, data, seed, degradations, device)
 
 
-def degradation_of(data: Data) -> DegradationPipeline:
-    """Return the degradation that makes the input of sources without one.
+def degradations_of(
+    data: Data, sources: Mapping[str, TrainSet | ValSet] | None = None
+) -> dict[str, DegradationPipeline]:
+    """Return for each set, by its key such as "data.val.set5", what makes its inputs; for some, if `sources` is given.
 
     Raises: UserError for invalid arguments.
     """
-    if all(source.input is not None for source in (*data.train_sets.values(), *data.val_sets.values())):
-        return DegradationPipeline([], data.scale)  # never called
-    steps, images = [(step.name, step.arguments) for step in data.degradation], data.image_spec
-    return build_degradation(steps, images.scale, images.channels, images.input_channels)
+    built: dict[str, DegradationPipeline] = {}
+    found: dict[str, DegradationPipeline] = {}
+    images = data.image_spec
+    for set_key, source in (sources_of(data) if sources is None else sources).items():
+        key = f"{set_key}.degradation" if source.degradation else "data.degradation"
+        steps = [(step.name, step.arguments) for step in data.degradation_of(source)]
+        if not steps:
+            found[set_key] = DegradationPipeline([], data.scale)  # never called
+            continue
+        if key not in built:
+            built[key] = build_degradation(steps, images.scale, images.channels, images.input_channels, key)
+        found[set_key] = built[key]
+    return found
+
+
+def sources_of(data: Data) -> dict[str, TrainSet | ValSet]:
+    """Return the sets that a configuration names, by their keys."""
+    sources: dict[str, TrainSet | ValSet] = {key_of("data.train", name): one for name, one in data.train_sets.items()}
+    return sources | {key_of("data.val", name): one for name, one in data.val_sets.items()}
 
 
 def find_data(
     data: Data,
-    smallest_val_side: int,
+    smallest_val_side: int | Mapping[str, int],
     track: Track | None = None,
     log: Callable[[str], None] | None = None,
     crop_gt: bool = False,
 ) -> ScannedData:
     """Find, decode and check all images of a configuration; see `open_stores` for `track` and `log`.
 
-    `crop_gt` accepts gts that can be cropped to `data.scale` times their input; see `can_crop_gt`.
+    `smallest_val_side` may differ between the validation sets. `crop_gt` accepts gts that can be cropped to
+    `data.scale` times their input; see `can_crop_gt`.
     """
-    sources: dict[str, Source] = {_dotted("data.train", name): source for name, source in data.train_sets.items()}
-    sources |= {_dotted("data.val", name): source for name, source in data.val_sets.items()}
     notes: list[str] = []
-    opened, problems = _open_sources(sources, data, notes, track, log)
+    opened, problems = _open_sources(sources_of(data), data, notes, track, log)
     for images in opened.values():
         problems += _unequal(images, data.scale, crop_gt)
     found = ScannedData({}, {}, problems, notes)
     for name in data.train_sets:
-        key = _dotted("data.train", name)
+        key = key_of("data.train", name)
         train, val, more = _divide(key, opened.get(key), data)
         problems += more
         found.train[name] = ScannedSet(key, opened.get(key), train)
         if data.val is None:
             found.val[name] = ScannedSet(key, opened.get(key), val)
     for name in data.val_sets:
-        key = _dotted("data.val", name)
+        key = key_of("data.val", name)
         found.val[name] = ScannedSet(key, opened.get(key), opened[key].pairs if key in opened else Pairs.of([]))
     key, largest = max(data.patch_sizes.items(), key=lambda item: item[1])
     needed = "that validation needs for its metrics and the loss; remove the image"
     for one in found.train.values():
         problems += _too_small(one, data.scale, largest, f"of {key}; lower it")
-    for one in found.val.values():
-        problems += _too_small(one, data.scale, smallest_val_side, needed)
+    for name, one in found.val.items():
+        least = smallest_val_side if isinstance(smallest_val_side, int) else smallest_val_side[name]
+        problems += _too_small(one, data.scale, least, needed)
     return found
 
 
@@ -216,14 +229,14 @@ def raise_found(found: ScannedData) -> None:
 
 
 def build_sets(
-    found: ScannedData, data: Data, seed: int, degrade: DegradationPipeline, device: torch.device
+    found: ScannedData, data: Data, seed: int, degradations: dict[str, DegradationPipeline], device: torch.device
 ) -> DataSets:
-    """Return the data sets of data without problems."""
-    if len(found.train) > 1 or len(found.val) > 1:
-        raise UserError("data: several sets cannot be used yet")
-    (train_set,), (val_set,) = found.train.values(), found.val.values()
-    train, val = train_set.stored, val_set.stored
-    nbytes, fits = _prepare_reading(train, val)
+    """Return the data sets of data without problems; `degradations` are those of `degradations_of`."""
+    if len(found.train) > 1:
+        raise UserError("data: several training sets cannot be used yet")
+    (train_set,) = found.train.values()
+    train = train_set.stored
+    nbytes, fits = _prepare_reading(train, *(one.stored for one in found.val.values()))
     threads = data.num_threads if fits else max(_DISK_READERS, data.num_threads)
     return DataSets(
         CropDataset(
@@ -236,8 +249,22 @@ def build_sets(
             range=data.range,
             readers=ThreadPoolExecutor(threads, "accel-restore-reader") if threads > 1 else None,
         ),
-        ValidationDataset(val_set.pairs.names, val.gt, val.input, val.indices, degrade, device, data.scale, data.range),
-        degrade,
+        ValidationSets(
+            {
+                name: ValidationDataset(
+                    one.pairs.names,
+                    one.stored.gt,
+                    one.stored.input,
+                    one.stored.indices,
+                    degradations[one.key],
+                    device,
+                    data.scale,
+                    data.range,
+                )
+                for name, one in found.val.items()
+            }
+        ),
+        degradations[train_set.key],
         train_set.pairs.labels,
         found,
         nbytes,
@@ -280,7 +307,7 @@ def _prepare_reading(*pairs: StoredPairs) -> tuple[int, bool]:
 
 
 def _open_sources(
-    sources: dict[str, Source], data: Data, notes: list[str], track: Track | None, log: Callable[[str], None] | None
+    sources: Mapping[str, Source], data: Data, notes: list[str], track: Track | None, log: Callable[[str], None] | None
 ) -> tuple[dict[str, Images], list[str]]:
     """Decode the images of all sources; return the sources that have pairs, and the problems found. Adds `notes`."""
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()

@@ -104,7 +104,9 @@ def describe_change(then: dict[str, Any], record: Identity | None, now: Identity
     counts = [f"{before} images then, {after} now"] if before != after else []
     content = {kind: facts.get("content") for kind, facts in then.items()}
     if record is not None and content == {kind: facts["content"] for kind, facts in facts_of(record).items()}:
-        changes = {k: ", ".join(images.differences(now[k].without_secrets())) for k, images in record.items()}
+        changes = {k: ", ".join(record[k].differences(now[k].without_secrets())) for k in record if k in now}
+        changes |= {k: "was not a set then" for k in now if k not in record}
+        changes |= {k: "is no longer a set" for k in record if k not in now}
         if named := [f"{kind}: {text}" for kind, text in changes.items() if text]:
             return "; ".join([*counts, *named])
     return f"{before} images then, {after} now, and their names{' or pixels' * any(content.values())} differ"

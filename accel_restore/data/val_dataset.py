@@ -93,3 +93,39 @@ class ValidationDataset:
             gt = gt[..., :height, :width].contiguous()
             degraded = self.degrade(gt, np.array([self.seeds[index]], np.uint64))
         return {"input": degraded.to(self.device), "gt": gt.to(self.device)}
+
+
+class ValidationSets:
+    """The images of several sets as one sequence: all of the first set, then all of the second, and so on."""
+
+    def __init__(self, sets: dict[str, ValidationDataset]):
+        self.sets = sets
+        self.places = [(name, index) for name, one in sets.items() for index in range(len(one))]
+        self.set_of = [name for name, _ in self.places]  # of each image
+        self.names = [full_name(name, image) for name, one in sets.items() for image in one.names]
+        self.scale = next(iter(sets.values())).scale
+
+    def batches(self, batch_size: int) -> list[list[int]]:
+        """Return all indices in groups of at most `batch_size` images of one set and size; see `ValidationDataset`."""
+        groups: list[list[int]] = []
+        first = 0
+        for one in self.sets.values():
+            groups += [[first + index for index in group] for group in one.batches(batch_size)]
+            first += len(one)
+        return groups
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return the images at `indices`, all of one set and size, as one batch."""
+        return self.sets[self.set_of[indices[0]]].batch([self.places[index][1] for index in indices])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        name, place = self.places[index]
+        return self.sets[name][place]
+
+
+def full_name(set_name: str, image: str) -> str:
+    """Return the name of an image among those of all sets."""
+    return f"{set_name}/{image}" if set_name else image

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from accel_restore import __version__
+from accel_restore.config.data import named_sets
 from accel_restore.metrics.format import TITLES, format_score, metrics_of
 from accel_restore.models.architectures import model_names
 from accel_restore.utils.redaction import without_paths
@@ -41,7 +42,7 @@ def card(
 
     Scores mean nothing without their protocol, so the card gives both.
     """
-    tasks, dataset, model = _tasks(metadata, config), _validation_name(config), metadata["model"]["name"]
+    tasks, model = _tasks(metadata, config), metadata["model"]["name"]
     info = ModelCardData(
         license=license,
         library_name="accel_restore",
@@ -54,7 +55,7 @@ def card(
                 dataset_type=re.sub(r"[^\w./-]+", "-", dataset).strip("-").lower(), dataset_name=dataset,
                 metric_type=name, metric_name=TITLES.get(name, name), metric_value=round(value, 4),
             )
-            for name, value in _scores(metadata).items()
+            for dataset, scores in _sets(metadata, config).items() for name, value in _scores(scores).items()
         ] or None,
     )  # fmt: skip
     parts = [
@@ -63,7 +64,7 @@ def card(
         f"![input, output, and the clean image]({SAMPLES})\n\n{samples}" if samples else "",
         "## Use\n\n" + _use(repo, metadata),
         "## Training\n\n" + _training(metadata, config),
-        "## Scores\n\n" + _score_table(metadata, dataset),
+        "## Scores\n\n" + _score_table(metadata, config),
         "## Reproduce\n\n" + _reproduce(metadata, config),
         "## License\n\n"
         + (f"`{license}`" if license else "The author has not named a license; ask before you use it."),
@@ -73,8 +74,7 @@ def card(
 
 def _tasks(metadata: dict[str, Any], config: dict[str, Any] | None) -> list[str]:
     data = (config or {}).get("data") or {}
-    made = data.get("degradation") if (data.get("train") or {}).get("input") is None else []
-    names = [step.get("name") for step in made or []]
+    names = [step.get("name") for source in _sources(data).values() for step in _steps(source, data)]
     first = ["super-resolution"] if metadata["data"].get("scale", 1) > 1 else []
     return list(dict.fromkeys([*first, *(_TASKS[name] for name in names if name in _TASKS)]))
 
@@ -121,10 +121,12 @@ def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
     if config is None:
         return "Unknown: the weights were uploaded without their run."
     data, train = config["data"], config.get("train", {})
-    lines = [f"- **images**: {_source(data['train'])}"]
-    if data["train"].get("input") is None:
-        made = "; ".join(_step(step, " to ") for step in data.get("degradation", []))
-        lines.append(f"- **input**: made from the clean images by {made}")
+    lines = []
+    for name, source in _sources(data).items():
+        of = f" of {name}" if name else ""
+        lines.append(f"- **images{of}**: {_source(source)}")
+        if made := "; ".join(_step(step, " to ") for step in _steps(source, data)):
+            lines.append(f"- **input{of}**: made from the clean images by {made}")
     lines += [
         f"- **crops**: {data.get('patch_size')} pixels, {', '.join(data.get('augment', [])) or 'not augmented'}",
         f"- **loss**: {', '.join(f'{name} ({_plain(weight)})' for name, weight in config.get('loss', {}).items())}",
@@ -144,6 +146,19 @@ def _length(train: dict[str, Any]) -> str:
     key, noun, of = of_steps if train.get("max_steps") else ("epochs", "epoch", "of")
     each = f" {of} {counted(train['steps_per_epoch'], 'step')}" if train.get("steps_per_epoch") else ""
     return counted(train[key], noun) + each if key in train else "of unknown length"
+
+
+def _sources(data: dict[str, Any], kind: str = "train") -> dict[str, dict[str, Any]]:
+    """Return the training or validation sets of a configuration by name."""
+    found = data.get(kind)
+    return {name: one or {} for name, one in named_sets(found).items()} if isinstance(found, dict) else {}
+
+
+def _steps(source: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the degradation that makes the inputs of a set; empty if all are files."""
+    if source.get("input") is not None and source.get("synthetic_share") is None:
+        return []
+    return source.get("degradation") or data.get("degradation") or []
 
 
 def _source(source: dict[str, Any]) -> str:
@@ -172,8 +187,15 @@ def _plain(value: Any, between: str = ", ") -> str:
     return between.join(_plain(item, between) for item in value) if isinstance(value, list) else str(value)
 
 
-def _scores(metadata: dict[str, Any]) -> dict[str, float]:
-    found = metadata["metrics"]
+def _sets(metadata: dict[str, Any], config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Return the scores by the names of validation sets; a set without a name is named after its images."""
+    metrics = metadata["metrics"]
+    named = metrics.get("sets")
+    sets = {name: one for name, one in named.items() if isinstance(one, dict)} if isinstance(named, dict) else {}
+    return sets or {_validation_name(config): metrics}
+
+
+def _scores(found: dict[str, Any]) -> dict[str, float]:
     return {name: found[name] for name in metrics_of(found) if isinstance(found[name], int | float)}
 
 
@@ -188,28 +210,62 @@ def _validation_name(config: dict[str, Any] | None) -> str:
     return ", ".join(place.rstrip("/").split("/")[-1] for place in places[:4]) + (", ..." if len(places) > 4 else "")
 
 
-def _score_table(metadata: dict[str, Any], dataset: str) -> str:
-    scores, protocol = _scores(metadata), metadata["metrics"].get("protocol") or {}
+def _score_table(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
+    """Return a table of the scores, and the protocol that they were measured by."""
+    metrics, sets = metadata["metrics"], _sets(metadata, config)
+    protocol = metrics.get("protocol") or {}
+    scores = _scores(metrics)
     if not scores:
         return "No scores are stored with these weights."
-    lines = [f"On {dataset}:", "", "| metric | input | output | measured as |", "|---|---|---|---|"]
-    for name, value in scores.items():
-        before = metadata["metrics"].get(f"input_{name}")
-        shown = format_score(name, before) if isinstance(before, int | float) else "-"
-        title = TITLES.get(name, name)
-        lines.append(f"| {title} | {shown} | **{format_score(name, value)}** | {protocol.get(name, '-')} |")
+    if are_named := metrics not in sets.values():
+        lines = _table_of_sets(sets | ({"mean of the sets": metrics} if len(sets) > 1 else {}), list(scores))
+    else:
+        lines = [f"On {next(iter(sets))}:", "", "| metric | input | output | measured as |", "|---|---|---|---|"]
+        for name, value in scores.items():
+            shown, title = _before(metrics, name), TITLES.get(name, name)
+            lines.append(f"| {title} | {shown} | **{format_score(name, value)}** | {protocol.get(name, '-')} |")
+    facts = _protocol_facts(protocol)
+    if are_named:
+        facts |= {TITLES.get(name, name): protocol.get(name) for name in scores}
+    for name, one in sets.items() if are_named else ():
+        own = _protocol_facts(one.get("protocol") or {})
+        facts[name] = "; ".join(f"{what}: {fact}" for what, fact in own.items() if fact and fact != facts.get(what))
+    protocol_lines = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]
+    return "\n".join([*lines, "", "Scores were measured by this protocol:", "", *protocol_lines])
+
+
+def _table_of_sets(sets: dict[str, dict[str, Any]], metrics: list[str]) -> list[str]:
+    heads = [f"{TITLES.get(name, name)}{of}" for name in metrics for of in (" of input", "")]
+    lines = [f"| set | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, scores in sets.items():
+        cells = [cell for metric in metrics for cell in (_before(scores, metric), _after(scores, metric))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _before(scores: dict[str, Any], metric: str) -> str:
+    before = scores.get(f"input_{metric}")
+    return format_score(metric, before) if isinstance(before, int | float) else "-"
+
+
+def _after(scores: dict[str, Any], metric: str) -> str:
+    after = scores.get(metric)
+    return f"**{format_score(metric, after)}**" if isinstance(after, int | float) else "-"
+
+
+def _protocol_facts(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return what a protocol says, in words."""
     border = protocol.get("crop_border")
-    facts = {
+    made = re.sub(r"data\.degradation\b", "the degradation of training", protocol.get("input") or "")
+    return {
         "colours": protocol.get("channels"),
         "values": protocol.get("range"),
         "border": f"{border} pixels at each side are ignored" if border else "the whole image is scored",
         "network sees": protocol.get("network"),
-        "input": (protocol.get("input") or "").replace("data.degradation", "the degradation of training"),
+        "input": re.sub(r"data\.(train|val)\.[\w.-]*degradation", "a degradation of its own", made),
         "degradation": "; ".join(_step(step, " to ") for step in protocol.get("degradation", [])),
         "average": protocol.get("average"),
     }
-    protocol_lines = [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]
-    return "\n".join([*lines, "", "Scores were measured by this protocol:", "", *protocol_lines])
 
 
 def _reproduce(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:

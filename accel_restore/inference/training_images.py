@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accel_restore.config.data import key_of
 from accel_restore.data.identity import RECORD, ImageSet, in_words, of_kind, read_record
 from accel_restore.models.weights_file import find_weights
 
@@ -52,12 +53,12 @@ def training_images(files: Sequence[Path]) -> TrainingImages:
     return TrainingImages(list(files), digests, runs)
 
 
-def changed_validation(run: Path, scored: ImageSet) -> list[str]:
-    """Return a warning if the images of a run's validation have changed since the run."""
-    record = read_record(run)
-    sets = of_kind(record, "val") if record is not None else []
-    changes = ", ".join(change for images in sets for change in images.differences(scored.without_secrets()))
-    return [f"warning: the validation images of {run} have changed since the run: {changes}"] if changes else []
+def changed_validation(run: Path, scored: ImageSet, name: str = "") -> list[str]:
+    """Return a warning if the images of a run's validation set with this name have changed since the run."""
+    record = (read_record(run) or {}).get(key_of("val", name))
+    changes = ", ".join(record.differences(scored.without_secrets())) if record is not None else ""
+    what = f"the validation images of {run}{f' in {name}' * bool(name)}"
+    return [f"warning: {what} have changed since the run: {changes}"] if changes else []
 
 
 def _by_image(scored: ImageSet) -> list[set[str]]:

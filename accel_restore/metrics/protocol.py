@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial, reduce
 from operator import add
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from accel_restore.config.data import key_of
 from accel_restore.config.schema import Config
 from accel_restore.config.validation import Validation
 from accel_restore.data.degradations.pipeline import with_defaults
@@ -25,6 +26,7 @@ from accel_restore.registry import METRICS
 from accel_restore.state import Scores
 from accel_restore.utils.redaction import redacted, without_paths
 
+OF_SETS = ("crop_border", "y_channel", "quantize", "tile")  # settings that a validation set may have of its own
 _PROBE = 192  # pixels of the sides of an image on which a metric without `smallest_side` is tried
 
 
@@ -46,20 +48,34 @@ class Protocol:
     tile_overlap: int = 64
     scores_input: bool = True  # false: the input has another number of channels than gt, so no metric compares them
     is_float: bool = False  # gt has float pixels, which may be outside of [0, 1]; nothing is clamped then
+    made_by: str = "data.degradation"  # the key of the degradation
+    # Metrics by ("metric" or "measure", name). `replace` keeps it, so sets share the networks of their metrics.
+    built_once: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, config: Config) -> "Protocol":
-        """Return the protocol of a run."""
-        source = next(iter((config.data.val_sets or config.data.train_sets).values()))
-        steps = [step.model_dump() for step in config.data.degradation] if source.input is None else []
-        return cls.from_settings(config.validation, config.data.image_spec, tuple(steps))
+        """Return the protocol of the first validation set of a run."""
+        return next(iter(cls.of_sets(config).values()))
+
+    @classmethod
+    def of_sets(cls, config: Config) -> dict[str, "Protocol"]:
+        """Return the protocol of each validation set of a run: that of `validation`, with the set's own values."""
+        whole = cls.from_settings(config.validation, config.data.image_spec, ())
+        found = {}
+        for name, source in config.data.validated.items():
+            steps = [] if source.input is not None else config.data.degradation_of(source)
+            own = {key: value for key in OF_SETS if (value := getattr(source, key, None)) is not None}
+            if source.degradation:
+                own["made_by"] = f"{key_of('data.train' if config.data.val is None else 'data.val', name)}.degradation"
+            found[name] = replace(whole, degradation=tuple(step.model_dump() for step in steps), **own)
+        return found
 
     @classmethod
     def from_settings(
         cls, validation: Validation, images: ImageSpec, degradation: tuple[dict[str, Any], ...]
     ) -> "Protocol":
         """Return the protocol of a section `validation`."""
-        settings = validation.model_dump(include={field.name for field in fields(cls)} - {"metrics"})
+        settings = validation.model_dump(include={field.name for field in fields(cls)} - {"metrics", "built_once"})
         own = {entry.label: (entry.name, entry.arguments) for entry in validation.metrics if entry.name not in METRICS}
         metrics = tuple(entry.label for entry in validation.metrics)
         return cls(images.channels, degradation, metrics, own, scores_input=images.keeps_channels, **settings)
@@ -79,12 +95,13 @@ class Protocol:
         """Return the full protocol as it is stored with the scores."""
         colours = {1: "gray", 3: "RGB"}.get(self.channels, f"all {self.channels} channels")
         y = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds the Y of 8-bit images"
-        noise = "made by data.degradation; its draws depend on the image's name alone, not on run.seed or the epoch"
+        noise = f"made by {self.made_by}; its draws depend on the image's name alone, not on run.seed or the epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
         clamped = f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}"
-        # These are described below, or hold paths.
+        # Described below, or of no meaning outside of the run.
         hidden = {"metrics", "own", "degradation", "weights", "crop_gt", "scores_input", "is_float"}
-        settings = {key: value for key, value in asdict(self).items() if key not in hidden}
+        hidden |= {"made_by", "built_once"}
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         return {
             **settings,
             "channels": y if self.y_channel else colours,
@@ -131,35 +148,41 @@ class Protocol:
         def score(measure: Measure, of_luma: bool, output: Tensor, gt: Tensor) -> Tensor:
             return measure(*(self.prepare(images, of_luma) for images in (output, gt)))
 
-        return {name: partial(score, m.build(self.weights.get(name)), m.of_luma) for name, m in self.built.items()}
+        for name, metric in self.built.items():
+            if ("measure", name) not in self.built_once:
+                self.built_once["measure", name] = metric.build(self.weights.get(name))
+        return {name: partial(score, self.built_once["measure", name], m.of_luma) for name, m in self.built.items()}
 
-    @cached_property
+    @property
     def built(self) -> dict[str, Metric]:
         """The metrics by the names of their scores.
 
         Raises: UserError where one of the user's own cannot be imported or built, or one cannot score such images.
         """
-        entries = [(name, self.own.get(name, (name, {}))) for name in self.metrics]
-        built = {
-            name: get_metric(path, arguments, f"validation.metrics.{position}")
-            for position, (name, (path, arguments)) in enumerate(entries)
-        }
-        for name, metric in built.items():
-            if metric.image_channels is not None and self.channels not in metric.image_channels:
-                only = " or ".join(map(str, metric.image_channels))
-                raise UserError(
-                    f"validation.metrics: {name} needs images of {only} channels, but gt has {self.channels} "
-                    "(data.channels); remove it"
-                )
-        return built
+        for position, name in enumerate(self.metrics):
+            if ("metric", name) not in self.built_once:
+                path, arguments = self.own.get(name, (name, {}))
+                metric = get_metric(path, arguments, f"validation.metrics.{position}")
+                self._check_channels(name, metric)
+                self.built_once["metric", name] = metric
+        return {name: self.built_once["metric", name] for name in self.metrics}
+
+    def _check_channels(self, name: str, metric: Metric) -> None:
+        if metric.image_channels is not None and self.channels not in metric.image_channels:
+            only = " or ".join(map(str, metric.image_channels))
+            raise UserError(
+                f"validation.metrics: {name} needs images of {only} channels, but gt has {self.channels} "
+                "(data.channels); remove it"
+            )
 
     def monitored_value(self, scores: Scores | None, monitor: str) -> float:
         """The value that decides which weights are best; lower is better. Infinite without scores."""
         if scores is None:
             return math.inf
-        if monitor == "loss":
+        scores, name = scores.find(monitor)
+        if name == "loss":
             return scores.loss
-        return -scores.metrics[monitor] if self.built[monitor].higher_is_better else scores.metrics[monitor]
+        return -scores.metrics[name] if self.built[name].higher_is_better else scores.metrics[name]
 
     def check_direction(self, name: str, key: str) -> None:
         """Raise `UserError`, with the configuration key `key`, if it is unknown which scores of a metric are better."""

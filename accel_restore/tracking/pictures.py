@@ -8,11 +8,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
+from accel_restore.data.val_dataset import ValidationSets
 from accel_restore.metrics.format import metrics_of, titled_score
-from accel_restore.metrics.protocol import Protocol
 from accel_restore.metrics.psnr_ssim import psnr
+from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.tracking.report.pictures import describe_tiles
-from accel_restore.tracking.run_files import read_lines, validation_scores
+from accel_restore.tracking.run_files import read_lines, set_scores, validation_scores
 from accel_restore.utils.captions import draw_caption
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.visible import to_rgb
@@ -30,28 +31,37 @@ Tile = tuple[str, np.ndarray]  # caption, pixels (H, W, 3) uint8
 
 
 class Samples:
-    """Collects the first validation images that this rank sees: the centre of input, output and gt."""
+    """Collects some validation images that this rank sees: the centre of input, output and gt."""
 
-    def __init__(self, count: int, names: list[str], protocol: Protocol):
-        self.count, self.names, self.protocol = count, redacted(names[:count]), protocol
+    def __init__(self, count: int, images: ValidationSets, protocols: SetProtocols):
+        """The first images of each set are collected, `count` in all."""
+        chosen = sorted(sorted(range(len(images)), key=lambda index: images.places[index][1])[:count])
+        self.names = {index: redacted(images.names[index]) for index in chosen}
+        self.protocols = {index: protocols.sets[images.set_of[index]] for index in chosen}
         self.tiles: dict[int, list[Tile]] = {}
 
     def add(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
-        """Keep a validation image if it is one of the first `count`.
+        """Keep a validation image if it is one of the chosen.
 
         Shapes: (1, C, H, W) in [0, 1].
         """
-        if index >= self.count:
+        if index not in self.names:
             return
-        reference = self.protocol.prepare(gt)
+        protocol = self.protocols[index]
+        reference = protocol.prepare(gt)
         before, after = (
-            titled_score("psnr", float(psnr(self.protocol.prepare(image), reference))) if is_scored else ""
-            for image, is_scored in ((input, self.protocol.scores_input), (output, True))
+            titled_score("psnr", float(psnr(protocol.prepare(image), reference))) if is_scored else ""
+            for image, is_scored in ((input, protocol.scores_input), (output, True))
         )
         captions = (f"{self.names[index]}: input {before}".rstrip(), f"output {after}", "gt")
         self.tiles[index] = [
             (caption, _centre(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
         ]
+
+
+def preview_row(name: str, input: Tensor, output: Tensor) -> list[Tile]:
+    """Return the row of an image without gt: the centre of input and output, each (1, C, H, W) of one size."""
+    return [(f"{redacted(name)}: input", _centre(input)), ("output", _centre(output))]
 
 
 def _centre(image: Tensor) -> np.ndarray:
@@ -93,7 +103,7 @@ def draw_samples(path: Path, rows: list[list[Tile]]) -> None:
             canvas.paste(Image.fromarray(pixels), box)
             left += pixels.shape[1] + _GAP
         top += row[0][1].shape[0] + _CAPTION_HEIGHT
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, pnginfo=describe_tiles(boxes))
 
 
@@ -140,7 +150,13 @@ def _draw_ranks(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
 
 def _draw_epochs(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
     best = [line for line in lines if line["is_best"]][-1:]
-    panel.plot([line["epoch"] + 1 for line in lines], _values(lines, key), ".-", lw=1)
+    epochs = [line["epoch"] + 1 for line in lines]
+    of_sets = [set_scores(line) for line in lines]
+    sets = list(of_sets[-1]) if of_sets else []
+    panel.plot(epochs, _values(lines, key), ".-", lw=1, label="mean of sets" if sets else None)
+    for name in sets:
+        scores = [line.get(name, {}) for line in of_sets]
+        panel.plot(epochs, _values(scores, key.removeprefix("val_")), "--", lw=1, label=name)
     panel.plot([line["epoch"] + 1 for line in best], _values(best, key), "*", ms=11, label="best")
     panel.set(xlabel="epoch")
     panel.set_title(key.replace("_", "/", 1), fontsize="large" if len(key) < _LONG_TITLE else "small")

@@ -6,14 +6,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accel_restore.tracking.report.pictures import sheet_path
-from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status, validation_scores
+from accel_restore.tracking.report.pictures import PREVIEWS, sheet_path
+from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status, set_scores, validation_scores
 
 PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # logged as train/NAME/rank_R
 
 
 class Rows:
-    """Rows of all ranks, read from a run's files while they grow. The picture of an epoch is a row with its path."""
+    """Rows of all ranks, read from a run's files while they grow. A picture of an epoch is a row with its path."""
 
     def __init__(self, folder: Path, ranks: int):
         self.folder, self.ranks = folder, ranks
@@ -39,13 +39,14 @@ class Rows:
             yield _train_row([{**line, "memory": memory.get(line["rank"])} for line in lines])
             return
         epoch = lines[0]["epoch"]
-        picture = sheet_path(self.folder, epoch)
-        if picture.exists():
-            yield {"epoch": epoch, "val/images": picture}
-        scores = validation_scores(lines[0])
-        terms = scores.pop("terms", {})
-        scores |= {f"terms/{name}": value for name, value in terms.items()}
-        yield {"epoch": epoch, **{f"val/{word(name)}": value for name, value in scores.items() if value is not None}}
+        for kind, key in (("", "val/images"), (PREVIEWS, "val/previews")):
+            picture = sheet_path(self.folder, epoch, kind=kind)
+            if picture.exists():
+                yield {"epoch": epoch, key: picture}
+        row = _score_row("val", validation_scores(lines[0]))
+        for name, scores in set_scores(lines[0]).items():
+            row |= _score_row(f"val/{word(name)}", scores)
+        yield {"epoch": epoch, **row}
 
     def _memory_at(self, step: int) -> dict[int, int]:
         """Return the bytes of each rank at a step. memory.jsonl is written before metrics.jsonl."""
@@ -86,6 +87,11 @@ def word(name: str) -> str:
     return re.sub(r"[^\w/]", "_", name)
 
 
+def _score_row(section: str, scores: dict[str, Any]) -> dict[str, Any]:
+    flat = scores | {f"terms/{name}": value for name, value in (scores.get("terms") or {}).items()}
+    return {f"{section}/{word(name)}": value for name, value in flat.items() if value is not None and name != "terms"}
+
+
 def _place(line: dict[str, Any]) -> tuple[str, int, int]:
     return line["event"], line["epoch"], line["step"]
 
@@ -107,6 +113,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Return what W&B shows for a finished run: the best scores, and the audit's table if there is one."""
     summary: dict[str, Any] = {}
     if isinstance(best := read_status(folder).get("best"), dict):
+        sets = best.pop("sets", {})
+        best |= {f"{name}/{score}": value for name, scores in sets.items() for score, value in scores.items()}
         summary["best"] = {word(name): value for name, value in best.items() if value is not None}
     if audit := read_audit(folder):
         table = {row.pop("operation"): row for row in audit["table"]}

@@ -26,6 +26,7 @@ _FORMS: dict[str, dict[str, set[type]]] = {
     "memory": {"step": _INT, "rank": _INT, "memory": _INT},
     "skip": {"epoch": _INT, "step": _INT},
 }
+_SETS = "val_sets"  # in an epoch's line
 _AUDIT_FORM: dict[str, set[type]] = {"op": {str}, "epoch": _INT, "step": _INT}
 
 
@@ -175,7 +176,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def validation_scores(line: dict[str, Any]) -> dict[str, Any]:
     """Return the validation scores of an epoch's line by name: loss, psnr, input_psnr, terms (a mapping), …."""
-    return {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
+    return {key.removeprefix("val_"): line[key] for key in line if key.startswith("val_") and key != _SETS}
+
+
+def set_scores(line: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the validation scores of each named set in an epoch's line, in the form of `validation_scores`."""
+    sets = line.get(_SETS)
+    return {name: scores for name, scores in sets.items() if isinstance(scores, dict)} if isinstance(sets, dict) else {}
 
 
 def write_status(folder: Path, state: str, **fields: Any) -> None:
@@ -203,8 +210,15 @@ def read_status(folder: Path) -> dict[str, Any]:
     """
     status = {key: value for key, value in read_object(folder / "status.json").items() if _is_valid(key, value)}
     if "best" in status:
-        status["best"] = {key: value for key, value in status["best"].items() if _is_score(key, value)}
+        sets = status["best"].get("sets")
+        status["best"] = _valid_scores(status["best"])
+        if isinstance(sets, dict):
+            status["best"]["sets"] = {name: _valid_scores(one) for name, one in sets.items() if isinstance(one, dict)}
     return status
+
+
+def _valid_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in scores.items() if _is_score(key, value)}
 
 
 def _is_valid(key: str, value: Any) -> bool:

@@ -85,11 +85,11 @@ class TensorBoardLogger:
 def _log(tracker: TensorBoardTracker, row: dict[str, Any]) -> None:
     """Log a row at its step or epoch."""
     step = row.pop("train/step") if "train/step" in row else row.pop("epoch")
-    path = row.pop("val/images", None)
-    if path is not None:
+    for key, path in [(key, value) for key, value in row.items() if isinstance(value, Path)]:
+        del row[key]
         try:
             with Image.open(path) as picture:
-                tracker.log_images({"val/images": np.asarray(picture)[None]}, step, dataformats="NHWC")
+                tracker.log_images({key: np.asarray(picture)[None]}, step, dataformats="NHWC")
         except OSError:  # truncated by a full disk
             return
     tracker.log(row, step)

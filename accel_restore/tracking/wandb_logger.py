@@ -270,11 +270,10 @@ class _Sender:
     def _log_rows(self, run: _Run) -> None:
         assert run.rows is not None, "set by _start_run"
         for row in run.rows.read(flush=self.finishing):
-            if "val/images" in row:
-                try:
-                    row = {**row, "val/images": open_image(row["val/images"])}
-                except OSError:  # truncated by a full disk
-                    continue
+            try:
+                row = {key: open_image(value) if isinstance(value, Path) else value for key, value in row.items()}
+            except OSError:  # truncated by a full disk
+                continue
             run.run.log(row)
 
     def _move_former_folders(self, run: _Run) -> None:

@@ -10,9 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_restore.config.schema import Config
-from accel_restore.data.val_dataset import ValidationDataset
+from accel_restore.data.previews import Previews
+from accel_restore.data.val_dataset import ValidationDataset, ValidationSets
 from accel_restore.errors import UserError
 from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.models.probe import fits, probe_image
 from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.own_code import reporting
@@ -79,7 +81,9 @@ class Trial:
             )
 
     @torch.no_grad()
-    def restore(self, images: ValidationDataset, protocol: Protocol) -> None:
+    def restore(
+        self, images: ValidationDataset | Previews, protocol: Protocol, what: str = "validation images"
+    ) -> None:
         """Run what validation does, on the smallest sizes of its images; the ranks share the sizes.
 
         Raises: UserError if the output has a wrong shape.
@@ -91,7 +95,7 @@ class Trial:
             self.model.to(self.accelerator.device).eval()
             for height, width in sorted(sizes, key=math.prod)[:_SIZES][rank::ranks]:
                 remedy = "; if the size is the cause, pad images in the model's forward"
-                with reporting(f"{self.cannot} restore validation images of {width}x{height}", remedy):
+                with reporting(f"{self.cannot} restore {what} of {width}x{height}", remedy):
                     self._output(restore, probe_image(self.config.data.image_spec.input_channels, 1, height, width))
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # which the run reports as its own
@@ -112,6 +116,22 @@ class Trial:
         if image._version != version:
             raise UserError(f"model: '{self.name}' changes its input in place; its forward must leave it unchanged")
         return output
+
+
+def try_on_images(
+    protocols: SetProtocols,
+    images: ValidationSets,
+    previews: Previews | None,
+    trial: Trial | None,
+    accelerator: Accelerator,
+) -> None:
+    """Try the metrics and a model of the user's own on the sizes of what a run restores; on all ranks."""
+    for name, one in images.sets.items():
+        protocols.sets[name].try_own(accelerator.device, [min(one.sizes(), key=math.prod)])
+        if trial is not None:
+            trial.restore(one, protocols.sets[name])
+    if trial is not None and previews is not None:
+        trial.restore(previews, protocols.whole, "previews")
 
 
 def check_copy(model: nn.Module, second: nn.Module, name: str) -> None:

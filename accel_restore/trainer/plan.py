@@ -16,7 +16,8 @@ from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import DataSets
 from accel_restore.data.identity import find_shared, in_words
-from accel_restore.metrics.protocol import Protocol
+from accel_restore.data.val_dataset import ValidationSets
+from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.optim.ema import Average, EvalWeights
 from accel_restore.optim.schedules import preview_learning_rates
 from accel_restore.state import TrainState
@@ -82,9 +83,12 @@ def plan_rows(
         rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr; {remedy}"))
     if plan.batch_size != config.data.batch_size:
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
-    if (data.train.input is None) != (data.val.input is None):
+    if all((data.train.input is None) != (one.input is None) for one in data.val.sets.values()):
         rows.append(("note", "only one of training and validation has its inputs made by degradation"))
     rows += [("note", note) for note in data.notes]
+    if any(data.val.sets):
+        sets = ", ".join(f"{name}: {counted(len(one), 'image')}" for name, one in data.val.sets.items())
+        rows.append(("validation sets", f"{sets}; best by {config.validation.monitor}"))
     if accelerator.is_main_process and (shared := find_shared(data.identity)):  # it prints and writes the plan
         same = f"{len(shared)} of {len(data.val)} validation images are also training images"
         rows.append(("note", f"{same} (equal gt: {in_words(shared)}), so scores are too high"))
@@ -128,15 +132,19 @@ def plan_record(
     epochs: int,
     steps: int,
     precision: str,
-    protocol: Protocol,
-    validation_images: list[str],
+    protocols: SetProtocols,
+    images: ValidationSets,
 ) -> dict[str, Any]:
     """Return the content of plan.json: the printed plan, length, precision, protocol, validation images, versions."""
     used = {name: version(name) for name in ("torch", "accelerate", "datasets", "numpy", "pillow")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     system = {"python": platform.python_version(), "cuda": torch.version.cuda or "none", "GPU": device}
     versions = {"accel_restore": __version__, **used, **system, "system": platform.platform()}
-    measured = {"protocol": protocol.describe(), "validation_images": validation_images}
+    measured: dict[str, Any] = {"protocol": protocols.describe(), "validation_images": images.names}
+    if described := protocols.describe_sets():
+        measured["validation_sets"] = {
+            name: {"protocol": protocol, "images": images.sets[name].names} for name, protocol in described.items()
+        }
     return redacted(
         {"plan": rows, "epochs": epochs, "steps": steps, "precision": precision, **measured, "versions": versions}
     )

@@ -19,7 +19,7 @@ from accel_restore.callbacks.guarded import AfterCommit
 from accel_restore.callbacks.heartbeat import Heartbeat
 from accel_restore.callbacks.metrics_logger import MetricsLogger, RunLog, Trackers
 from accel_restore.callbacks.nan_monitor import NaNMonitor
-from accel_restore.callbacks.pictures import Curves, ValidationPictures
+from accel_restore.callbacks.pictures import Curves, PreviewPictures, ValidationPictures
 from accel_restore.callbacks.preemption import PreemptionCallback
 from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.callbacks.straggler import StragglerDetector
@@ -32,7 +32,7 @@ from accel_restore.distributed.accelerator import create_accelerator, restored_s
 from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.engine import train
 from accel_restore.errors import PART_ERRORS, PreemptedError, UserError
-from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.pictures import Samples
@@ -201,7 +201,7 @@ def make_callbacks(
     run.trackers = _open_trackers(run, resolved)
     if accelerator.is_main_process:
         run.report = Report(run.folder, run.console.log)
-    samples = Samples(config.validation.num_samples, run.data.val.names, run.protocol)
+    samples = Samples(config.validation.num_samples, run.data.val, run.protocols)
     logger = MetricsLogger(
         log,
         state,
@@ -210,6 +210,7 @@ def make_callbacks(
         run.trackers,
         every_steps=config.tracking.log_every_steps,
         window_sums=run.window_sums,
+        monitor=config.validation.monitor,
     )
     limit = config.train.max_skipped_steps
     nan_monitor = NaNMonitor(accelerator, loader, run.loss_fn, run.data.train_files, limit, log.write, run.console.log)
@@ -234,6 +235,7 @@ def make_callbacks(
         *([run.own] if run.own.callbacks else []),
         # Before the logger: its line makes W&B look for the picture.
         ValidationPictures(log, samples, accelerator, state.epochs),
+        *([PreviewPictures(log, run.previews, run.protocols.whole, accelerator, state.epochs)] if run.previews else []),
         logger,
         Curves(log, run.report),
         nan_monitor,  # these two before the checkpointer: a diverged or damaged state is not committed
@@ -268,7 +270,7 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
         }
 
     return CommitSource(
-        counters, lambda state: _metadata(model, config, state, run.protocol, run.data.pixels), run.best
+        counters, lambda state: _metadata(model, config, state, run.protocols, run.data.pixels), run.best
     )
 
 
@@ -300,7 +302,7 @@ def _open_trackers(run: RunContext, resolved: dict[str, Any]) -> Trackers:
 
 
 def _metadata(
-    model: dict[str, Any], config: Config, state: TrainState, protocol: Protocol, pixels: Pixels
+    model: dict[str, Any], config: Config, state: TrainState, protocols: SetProtocols, pixels: Pixels
 ) -> dict[str, str]:
     """The metadata of best.safetensors: enough to restore, and to know what its scores mean."""
     assert state.best is not None  # called when best weights have been found
@@ -312,5 +314,5 @@ def _metadata(
         "data": json.dumps({"channels": images.channels, "scale": images.scale, **inputs, **pixels.metadata()}),
         "epoch": str(epoch),
         "step": str(step),
-        "metrics": to_json({**best, "protocol": protocol.describe()}),
+        "metrics": to_json(protocols.describe_scores(best)),
     }

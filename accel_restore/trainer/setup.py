@@ -24,16 +24,17 @@ from accel_restore.config.data import Stage
 from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
-from accel_restore.data.build import DataSets, ScannedData, build_sets, degradation_of, find_data, raise_found
+from accel_restore.data.build import DataSets, ScannedData, build_sets, degradations_of, find_data, raise_found
 from accel_restore.data.handover import read_found, write_found
 from accel_restore.data.identity import RECORD, to_record
 from accel_restore.data.loader import TrainLoader
+from accel_restore.data.previews import Previews, open_previews
 from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.distributed.machine import once_per_machine
 from accel_restore.engine import TrainingRun, setup_model_and_optimizer
 from accel_restore.errors import UserError
 from accel_restore.losses import Loss, build_loss
-from accel_restore.metrics.protocol import Protocol
+from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.models.compile import check_compiler
 from accel_restore.models.objects import is_built_by_name
 from accel_restore.models.partial_fit import PartialFit
@@ -50,7 +51,7 @@ from accel_restore.tracking.run_files import write_status
 from accel_restore.tracking.tensorboard_logger import check_tensorboard
 from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
-from accel_restore.trainer.model_check import Trial, check_copy
+from accel_restore.trainer.model_check import Trial, check_copy, try_on_images
 from accel_restore.trainer.objects import share_objects
 from accel_restore.trainer.optim_check import known_epochs, try_optimizer, try_schedule
 from accel_restore.trainer.plan import plan_record, plan_rows
@@ -58,6 +59,7 @@ from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
 from accel_restore.utils.imports import import_dynamo
 from accel_restore.utils.redaction import redacted
+from accel_restore.utils.words import counted
 
 
 @dataclass
@@ -73,6 +75,7 @@ class RunContext(TrainingRun):
     description: dict[str, Any]  # of the model, for best.safetensors
     own: GuardedCallbacks
     taken: dict[str, Any] | None = None  # what model.partial took from the checkpoint
+    previews: Previews | None = None
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
@@ -114,17 +117,15 @@ def prepare(
         return None
     config = share_objects(config, accelerator)
     # A run that continues takes its weights from the commit, and needs no other file to build the model.
-    loss_fn, protocol, description, trial, fit = _check_parts(without_checkpoint(config, start), accelerator)
+    loss_fn, protocols, description, trial, fit = _check_parts(without_checkpoint(config, start), accelerator)
     own = on_all_ranks(accelerator, lambda: _own_callbacks(config, accelerator, console))
-    data = _open_data(config, accelerator, console, start, max(protocol.smallest_side, loss_fn.smallest_side))
+    data = _open_data(config, accelerator, console, start, protocols.smallest_sides(loss_fn.smallest_side))
     if start.finished:  # on these very images
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
-    smallest = min(data.val.sizes(), key=math.prod)
-    on_all_ranks(accelerator, partial(protocol.try_own, accelerator.device, [smallest]))
-    if trial is not None:
-        on_all_ranks(accelerator, partial(trial.restore, data.val, protocol))
-        del trial  # and the memory of its model
+    previews = on_all_ranks(accelerator, lambda: open_previews(config.data, Console(True).track, console.log))
+    on_all_ranks(accelerator, partial(try_on_images, protocols, data.val, previews, trial, accelerator))
+    del trial  # and the memory of its model
     config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, console.log)
     stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
     max_steps = config.train.max_steps
@@ -142,12 +143,14 @@ def prepare(
         on_all_ranks(accelerator, lambda: own.load_state_dicts(kept))
 
     plan = plan_rows(config, accelerator, stages, data, state, epochs, lock.folder, start)
-    loop = config, accelerator, state, loader, data.val, loss_fn, protocol
+    loop = config, accelerator, state, loader, data.val, loss_fn, protocols
     taken = fit.record(str(config.model.checkpoint)) if fit is not None else stored_fit(start)
     if taken is not None:
         plan.append(("weights", taken["in_words"]))
-    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, own, taken)
-    record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocol, data.val.names)
+    if previews is not None:
+        plan += [("previews", counted(len(previews), "image")), *(("note", note) for note in previews.notes)]
+    run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, own, taken, previews)
+    record = plan_record(plan, epochs, stages.num_steps(epochs), accelerator.mixed_precision, protocols, data.val)
     record |= {"partial": redacted(taken)} if taken is not None else {}
     on_all_ranks(accelerator, lambda: _prepare_folder(run, record), only_main=True)
     console.table("plan", plan)
@@ -177,8 +180,8 @@ def _report_finished(start: Start, accelerator: Accelerator, console: Console, f
 
 def _check_parts(
     config: Config, accelerator: Accelerator
-) -> tuple[Loss, Protocol, dict[str, Any], Trial | None, PartialFit | None]:
-    """Loss, protocol, description of the model, the trial of a model of the user's own, and what a file fills.
+) -> tuple[Loss, SetProtocols, dict[str, Any], Trial | None, PartialFit | None]:
+    """Loss, protocols, description of the model, the trial of a model of the user's own, and what a file fills.
 
     Wrong arguments are reported before decoding starts.
 
@@ -191,20 +194,21 @@ def _check_parts(
     )
     loss_fn.to(accelerator.device)
     description, trial, fit = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
-    protocol = Protocol.of(config)
-    on_all_ranks(accelerator, lambda: _try_metrics(protocol, config, accelerator))
+    protocols = SetProtocols.of(config)
+    on_all_ranks(accelerator, lambda: _try_metrics(protocols, config, accelerator))
     if config.tracking.tensorboard:
         on_all_ranks(accelerator, check_tensorboard, only_main=True)
     if config.train.compile:
         on_all_ranks(accelerator, lambda: check_compiler(accelerator.device))
-    return loss_fn, protocol, description, trial, fit
+    return loss_fn, protocols, description, trial, fit
 
 
-def _try_metrics(protocol: Protocol, config: Config, accelerator: Accelerator) -> None:
+def _try_metrics(protocols: SetProtocols, config: Config, accelerator: Accelerator) -> None:
     """Build the metrics, and try those of the user's own. Every rank does, as it scores images of its own."""
-    _ = protocol.scores
-    protocol.check_direction(config.validation.monitor, "validation.monitor")
-    protocol.try_own(accelerator.device)
+    whole, (_, monitored) = protocols.whole, config.validation.monitored
+    _ = whole.scores
+    whole.check_direction(monitored, "validation.monitor")
+    whole.try_own(accelerator.device)
 
 
 def _own_callbacks(config: Config, accelerator: Accelerator, console: Console) -> GuardedCallbacks:
@@ -300,20 +304,20 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
 
 
 def _open_data(
-    config: Config, accelerator: Accelerator, console: Console, start: Start, smallest_side: int
+    config: Config, accelerator: Accelerator, console: Console, start: Start, smallest_sides: dict[str, int]
 ) -> DataSets:
     """Find and decode the images, once per machine, and build the data sets of this rank from what was found."""
-    degrade = on_all_ranks(accelerator, lambda: degradation_of(config.data))
+    degradations = on_all_ranks(accelerator, lambda: degradations_of(config.data))
     builder = Console(True)  # whichever rank decodes the images shows progress
 
     def find() -> ScannedData:
-        found = find_data(config.data, smallest_side, builder.track, console.log, config.validation.crop_gt)
+        found = find_data(config.data, smallest_sides, builder.track, console.log, config.validation.crop_gt)
         raise_found(found)
         return found
 
     found = once_per_machine(accelerator, find, write_found, read_found)
     data = on_all_ranks(
-        accelerator, lambda: build_sets(found, config.data, config.run.seed, degrade, accelerator.device)
+        accelerator, lambda: build_sets(found, config.data, config.run.seed, degradations, accelerator.device)
     )
     seen = gather_object([found.facts])
     if others := [rank for rank, digest in enumerate(seen) if digest != seen[0]]:
@@ -335,6 +339,7 @@ def _prepare_folder(run: RunContext, plan: dict[str, Any]) -> None:
                 raise UserError(f"{folder}: another process has just started this run; run the same command again")
         if run.start.clears:
             check_inputs(folder, (("data", file) for file in run.data.found.sources() if isinstance(file, Path)))
+            check_inputs(folder, [("data.preview", file) for file in run.previews.files] if run.previews else [])
         clear(folder, run.start)
         remove_temporaries(folder)
         remove_leftovers(folder / "checkpoints")

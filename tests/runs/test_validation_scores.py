@@ -56,6 +56,27 @@ def test_scores_are_equal_on_one_and_two_ranks_and_carry_their_protocol(photos, 
     assert len(seen) == len(names)  # every setting changes the scores
 
 
+def test_each_set_has_equal_scores_on_one_two_and_four_ranks(photos, tmp_path):
+    lines = []
+    for ranks in (1, 2, 4):
+        config = configuration(photos, tmp_path, f"sets{ranks}", {"batch_size": 2, "monitor": "b.psnr"}, 2)
+        config["data"]["val"] = {
+            "a": {"gt": str(photos[1]), "crop_border": 2, "y_channel": True},
+            "b": {"gt": str(photos[0]), **TILES, "degradation": [{"name": "downscale"}]},
+            "c": {"gt": str(photos[1])},
+        }
+        config["data"]["val"]["b"].pop("tile_overlap")
+        config["validation"]["tile_overlap"] = TILES["tile_overlap"]
+        config["data"]["batch_size"] = 4 // ranks
+        succeed(launch(config, ranks=ranks, mode="float64"))
+        lines.append(epochs_of(config)[0]["val_sets"])
+    for other in lines[1:]:
+        assert list(other) == ["a", "b", "c"]
+        for name, scores in other.items():
+            assert scores == pytest.approx(lines[0][name], rel=1e-9), name
+    assert lines[0]["a"]["psnr"] != lines[0]["c"]["psnr"]
+
+
 def test_a_continued_run_keeps_its_protocol(photos, tmp_path):
     config = configuration(photos, tmp_path, "kept", {})
     succeed(launch(config))

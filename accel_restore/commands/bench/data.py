@@ -20,7 +20,7 @@ from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.augment import finish_batch, turned
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
-from accel_restore.data.build import DataSets, ScannedData, build_sets, degradation_of, find_data, raise_found
+from accel_restore.data.build import DataSets, ScannedData, build_sets, degradations_of, find_data, raise_found
 from accel_restore.data.decode import read_image
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.store import Store
@@ -79,7 +79,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
     found = find_data(config.data, 1, console.track, crop_gt=config.validation.crop_gt)
     raise_found(found)
     cpu, data = torch.device("cpu"), config.data
-    sets = build_sets(found, data, config.run.seed, degradation_of(data), cpu)
+    sets = build_sets(found, data, config.run.seed, degradations_of(data), cpu)
     train, stores = sets.train, [store for store in (sets.train.gt, sets.train.input) if store is not None]
     plan = BatchPlan(len(train), data.batch_size, 1, 1, config.run.seed, data.patch_size)
     threads = torch.get_num_threads()

@@ -105,9 +105,9 @@ Steps = list[Step]  # a parameter with this annotation is configured by a list o
 class DegradationPipeline:
     """A function (gt, seeds) → input; `on_host`: a step works only on the CPU, so all steps are best applied there."""
 
-    def __init__(self, steps: Steps, scale: int, input_channels: int | None = None):
-        """`input_channels` are those of the result; None: as many as gt has."""
-        self.steps, self.scale, self.input_channels = steps, scale, input_channels
+    def __init__(self, steps: Steps, scale: int, input_channels: int | None = None, key: str = "data.degradation"):
+        """`input_channels` are those of the result; None: as many as gt has. `key` is that of the steps in messages."""
+        self.steps, self.scale, self.input_channels, self.key = steps, scale, input_channels, key
         self.on_host = any(step.on_host for step in steps)
 
     def __call__(self, gt: Tensor, seeds: np.ndarray, each: Callable[..., Iterable] = map) -> Tensor:
@@ -136,7 +136,7 @@ class DegradationPipeline:
         """Raise `UserError` if an input of this shape does not fit a gt of shape `gt`."""
         if tuple(shape[1:]) != (gt[1] // self.scale, gt[2] // self.scale):
             raise UserError(
-                f"data.degradation: can make an input of {shape[2]}x{shape[1]} from a gt of {gt[2]}x{gt[1]}, but "
+                f"{self.key}: can make an input of {shape[2]}x{shape[1]} from a gt of {gt[2]}x{gt[1]}, but "
                 f"data.scale is {self.scale}; end the list with {{name: downscale}}, without a probability"
             )
         wanted = self.input_channels or gt[0]
@@ -149,20 +149,24 @@ class DegradationPipeline:
 
 
 def build_degradation(
-    steps: list[tuple[str, dict[str, Any]]], scale: int = 1, channels: int = 3, input_channels: int | None = None
+    steps: list[tuple[str, dict[str, Any]]],
+    scale: int = 1,
+    channels: int = 3,
+    input_channels: int | None = None,
+    key: str = "data.degradation",
 ) -> DegradationPipeline:
     """Return the function (gt, seeds) → input that applies the named degradations in order, tried on small images.
 
     Gt has `channels` channels, the input `input_channels`; None: as many.
 
-    Raises: UserError that lists all invalid names, arguments and values by their dotted keys, or reports that the input
-    can have another size than gt / scale or other channels.
+    Raises: UserError that lists all invalid names, arguments and values by their dotted keys, which start with `key`,
+    or reports that the input can have another size than gt / scale or other channels.
     """
     import torch
 
     image = torch.linspace(0, 1, channels * 16 * 16).view(channels, 16, 16)
     entries = [{"name": name, **arguments} for name, arguments in steps]
-    degrade = DegradationPipeline(_build_steps(entries, "data.degradation", image), scale, input_channels)
+    degrade = DegradationPipeline(_build_steps(entries, key, image), scale, input_channels, key)
     _try_samples(degrade, channels)
     return degrade
 
@@ -180,9 +184,7 @@ def _try_samples(degrade: DegradationPipeline, channels: int) -> None:
             try:
                 image = step(image, random.split(position), size)
             except PART_ERRORS as error:  # the function may be the user's
-                raise UserError(
-                    f"data.degradation.{position}: fails on some images: {describe_error(error)}"
-                ) from error
+                raise UserError(f"{degrade.key}.{position}: fails on some images: {describe_error(error)}") from error
         shapes.add(tuple(image.shape))
     for shape in sorted(shapes):
         degrade.check(shape, gt.shape)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from accel_restore.tracking.report.series import Metrics, thin
-from accel_restore.tracking.run_files import is_number, validation_scores
+from accel_restore.tracking.run_files import is_number, set_scores, validation_scores
 
 _MAX_POINTS = 4000  # of a curve
 _MAX_CHART_POINTS = 24_000  # of all curves in a chart: a page of 64 ranks stays below a few MB
@@ -75,9 +75,14 @@ def speed_charts(metrics: Metrics) -> list[Chart]:
 
 
 def validation_charts(metrics: Metrics) -> list[Chart]:
-    """Return a chart of each validation score, and one of the loss terms, over epochs from 1."""
+    """Return a chart of each validation score, and one of the loss terms, over epochs from 1.
+
+    With several sets, a score has a curve for the mean over sets, and one for each set.
+    """
     lines = metrics.epochs
     scores = [validation_scores(line) for line in lines]
+    of_sets = [set_scores(line) for line in lines]
+    sets = dict.fromkeys(name for line in of_sets for name in line)
     epochs = [line["epoch"] + 1 for line in lines]
     best = next((line["epoch"] + 1 for line in reversed(lines) if line.get("is_best")), None)
     names = dict.fromkeys(name for line in scores for name in line)
@@ -85,9 +90,10 @@ def validation_charts(metrics: Metrics) -> list[Chart]:
     for name in names:
         if name.startswith("input_") or name == "terms":
             continue
-        series = [_epoch_series("validation", epochs, scores, name)]
+        series = [_epoch_series("mean of sets" if sets else "validation", epochs, scores, name)]
         if not series[0]["x"]:
             continue
+        series += [_epoch_series(of, epochs, [line.get(of, {}) for line in of_sets], name) for of in sets]
         if name == "loss":
             series.append(_epoch_series("training", epochs, lines, "train_loss"))
         elif f"input_{name}" in names:

@@ -224,17 +224,17 @@ function setZoom(axis, range) {
 
 function drawAll() { charts.forEach((chart) => chart.draw()); }
 
-function picturesOf({ images, epochs, best, sheets }) {
+function picturesOf({ images, epochs, best, sheets, kind }) {
   const named = (epoch) => `epoch ${epoch}${epoch === best ? " (best)" : ""}`;
-  const sources = [["input", "input"], ...epochs.map((epoch) => [`output, ${named(epoch)}`, epoch]), ["gt", "gt"]];
+  const sources = [["input", "input"], ...epochs.map((epoch) => [`output, ${named(epoch)}`, epoch]), ...(images[0].gt ? [["gt", "gt"]] : [])];
   const choice = { left: "input", right: epochs.includes(best) ? best : epochs[epochs.length - 1] };
   const views = images.map((image) => new Compare(image, choice, named));
-  const pick = (side) => make("label", {}, `${side} `, make("select", { id: `pick-${side}`, onchange: (event) => {
+  const pick = (side) => make("label", {}, `${side} `, make("select", { id: `pick-${side}${kind}`, onchange: (event) => {
     choice[side] = event.target.value;
     views.forEach((view) => view.show());
   } }, ...sources.map(([name, value]) => make("option", { value, selected: value === choice[side] }, name))));
   const lacks = best !== null && !epochs.includes(best) ? ` There is no picture of the best epoch, ${best}.` : "";
-  const note = `Drag the divider. Each picture is the centre of an image, as a JPEG; samples/ has ${sheets} lossless PNG file${sheets === 1 ? "" : "s"}.${lacks}`;
+  const note = `Drag the divider. Each picture is the centre of an image, as a JPEG; samples/${kind ? `${kind}/` : ""} has ${sheets} lossless PNG file${sheets === 1 ? "" : "s"}.${lacks}`;
   return [make("div", { class: "pickers" }, pick("left"), pick("right"), make("p", { class: "note" }, note)),
     make("div", { class: "grid views" }, ...views.map((view) => view.figure))];
 }

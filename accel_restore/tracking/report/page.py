@@ -13,7 +13,7 @@ import yaml
 
 from accel_restore.errors import UserError
 from accel_restore.tracking.report.charts import speed_charts, training_charts, validation_charts
-from accel_restore.tracking.report.pictures import read_pictures
+from accel_restore.tracking.report.pictures import PREVIEWS, read_pictures
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.report.tables import (
     audit_tables,
@@ -22,6 +22,8 @@ from accel_restore.tracking.report.tables import (
     facts,
     pairs,
     progress,
+    protocol_tables,
+    set_tables,
     speed_tables,
 )
 from accel_restore.tracking.run_files import read_audit, read_status
@@ -84,7 +86,7 @@ class Page:
         plan = read_object(self.folder / PLAN)
         configuration = _read_text(self.folder / "config.yaml")
         loss = " + ".join(_section(configuration, "loss")) or "loss"
-        metrics = self.metrics
+        metrics, best = self.metrics, best_epoch(status)
         return {
             "name": name,
             "state": status.get("state"),
@@ -95,17 +97,14 @@ class Page:
             "skipped": [line["step"] for line in metrics.events if line.get("event") == "skip" and "step" in line],
             "sections": [
                 {"title": "Training", "charts": training_charts(metrics, loss)},
-                {"title": "Validation", "charts": validation_charts(metrics)},
-                {"title": "Pictures", "pictures": read_pictures(self.folder, best_epoch(status), self.tiles)},
+                {"title": "Validation", "charts": validation_charts(metrics), "tables": set_tables(status, plan)},
+                {"title": "Pictures", "pictures": read_pictures(self.folder, best, self.tiles)},
+                {"title": "Previews", "pictures": read_pictures(self.folder, best, self.tiles, PREVIEWS)},
                 {"title": "Speed", "charts": speed_charts(metrics), "tables": speed_tables(metrics)},
                 {"title": "Events", "tables": event_tables(metrics)},
                 {"title": "Audit", "tables": audit_tables(read_audit(self.folder))},
                 {"title": "Plan", "tables": pairs(plan.get("plan"))},
-                {
-                    "title": "Scores",
-                    "note": "How validation scores are computed.",
-                    "tables": pairs(plan.get("protocol")),
-                },
+                {"title": "Scores", "note": "How validation scores are computed.", "tables": protocol_tables(plan)},
                 {"title": "Configuration", "text": configuration},
                 {"title": "Versions", "tables": pairs(plan.get("versions"))},
             ],

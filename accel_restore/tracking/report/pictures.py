@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+PREVIEWS = "preview"  # the folder of sheets of images without gt
 _KEY = "accel_restore"  # of the PNG text
 _MAX_SHEETS = 4  # and that of the best epoch
 _MAX_ROWS = 6
@@ -21,30 +22,36 @@ def describe_tiles(rows: list[list[dict[str, Any]]]) -> PngImagePlugin.PngInfo:
     return info
 
 
-def sheet_path(folder: Path, epoch: int, best: bool = False) -> Path:
-    """Return the path of an epoch's sheet; epochs count from 0. The best epoch has one even if no other is due."""
-    return folder / "samples" / f"{'best-' * best}epoch-{epoch:04d}.png"
+def sheet_path(folder: Path, epoch: int, best: bool = False, kind: str = "") -> Path:
+    """Return the path of an epoch's sheet; epochs count from 0. The best epoch has one even if no other is due.
+
+    `kind` is "" for validation images, or PREVIEWS.
+    """
+    return folder / "samples" / kind / f"{'best-' * best}epoch-{epoch:04d}.png"
 
 
-def remove_best_sheets(folder: Path, but: Path) -> None:
-    """Remove the sheets of epochs that were the best before."""
-    for path in folder.glob("samples/best-epoch-*.png"):
-        if path != but:
+def remove_best_sheets(best: Path) -> None:
+    """Remove the sheets, next to that of the best epoch, of epochs that were the best before."""
+    for path in best.parent.glob("best-epoch-*.png"):
+        if path != best:
             path.unlink(missing_ok=True)
 
 
-def read_pictures(folder: Path, best_epoch: int | None, known: dict[Path, list]) -> dict[str, Any] | None:
+def read_pictures(
+    folder: Path, best_epoch: int | None, known: dict[Path, list], kind: str = ""
+) -> dict[str, Any] | None:
     """Return the tiles of the first, the last, the best and two more sheets as data URIs; None if there are no sheets.
 
-    Input and gt are the same in all sheets, so each is included once. `known` caches the tiles of each sheet.
-    `best_epoch` counts from 0.
+    Input and gt are the same in all sheets, so each is included once; previews have no gt. `known` caches the tiles of
+    each sheet. `best_epoch` counts from 0. `kind` is that of `sheet_path`.
     """
     sheets = []
-    paths = sorted(path for path in folder.glob("samples/epoch-*.png") if path.is_file())  # a pipe would wait
+    place_of = (folder / "samples" / kind).glob
+    paths = sorted(path for path in place_of("epoch-*.png") if path.is_file())  # a pipe would wait
     places = {round(part * (len(paths) - 1) / (_MAX_SHEETS - 1)) for part in range(_MAX_SHEETS)} if paths else ()
     chosen = {_epoch(paths[place]): paths[place] for place in places}
     if best_epoch is not None:
-        both = sheet_path(folder, best_epoch), sheet_path(folder, best_epoch, best=True)
+        both = (sheet_path(folder, best_epoch, is_best, kind) for is_best in (False, True))
         chosen |= {_epoch(path): path for path in both if path.is_file()}
     for path in sorted(chosen.values(), key=lambda path: path.stem.rpartition("-")[2]):
         if path not in known:
@@ -65,14 +72,14 @@ def read_pictures(folder: Path, best_epoch: int | None, known: dict[Path, list])
     images = [
         {
             "input": row[0],
-            "gt": row[2],
+            "gt": row[2] if len(row) == 3 else None,
             "outputs": [{"epoch": epoch, **rows[place][1]} for epoch, rows in sheets if place < len(rows)],
         }
         for place, row in enumerate(last)
     ]
     epochs = [epoch for epoch, _ in sheets]
     best = None if best_epoch is None else str(best_epoch + 1)
-    return {"images": images, "epochs": epochs, "best": best, "sheets": len(paths)}
+    return {"images": images, "epochs": epochs, "best": best, "sheets": len(paths), "kind": kind}
 
 
 def _epoch(sheet: Path) -> str:
@@ -86,7 +93,7 @@ def _cut(path: Path) -> list[list[dict[str, Any]]]:
     with Image.open(path) as sheet:
         rows = json.loads(sheet.info[_KEY])
         picture = sheet.convert("RGB")
-    return [[_tile(picture, tile) for tile in row] for row in rows[:_MAX_ROWS] if len(row) == 3]
+    return [[_tile(picture, tile) for tile in row] for row in rows[:_MAX_ROWS] if len(row) in (2, 3)]
 
 
 def _tile(sheet: Image.Image, tile: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,45 @@ def pairs(rows: Any) -> list[dict[str, Any]]:
     return _table((), [[str(cell) for cell in row] for row in rows if isinstance(row, list | tuple) and len(row) == 2])
 
 
+def set_tables(status: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a table of the best weights' scores on each validation set, if the sets have names."""
+    best, planned = _best(status), _sets_of(plan)
+    sets: dict[str, dict[str, Any]] = best.get("sets") or {}
+    names = [name for name in (*metrics_of(best), "loss") if is_number(best.get(name))]
+    columns = [key for name in names for key in (f"input_{name}", name) if is_number(best.get(key))]
+    heads = [_head(column) for column in columns]
+    rows = []
+    for name, scores in (sets | {"mean of sets": best} if len(sets) > 1 else sets).items():
+        images = planned.get(name, {}).get("images")
+        shown = (format_score(column, scores[column]) if column in scores else "" for column in columns)
+        rows.append([name, str(len(images)) if isinstance(images, list) else "", *shown])
+    return [{**table, "note": "Scores of the best weights"} for table in _table(("set", "images", *heads), rows)]
+
+
+def _head(column: str) -> str:
+    metric = column.removeprefix("input_")
+    return f"{TITLES.get(metric, metric)}{' of input' if metric != column else ''}"
+
+
+def protocol_tables(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a table of the protocol, and of what differs from it in each validation set."""
+    common = plan.get("protocol")
+    if not isinstance(common, dict):
+        return []
+    rows: dict[str, Any] = dict(common)
+    for name, one in _sets_of(plan).items():
+        protocol = one.get("protocol")
+        for key, value in protocol.items() if isinstance(protocol, dict) else ():
+            if value != common.get(key) and key != "average":
+                rows[f"{name}: {key}"] = value
+    return pairs(rows)
+
+
+def _sets_of(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    sets = plan.get("validation_sets")
+    return {name: one for name, one in sets.items() if isinstance(one, dict)} if isinstance(sets, dict) else {}
+
+
 def speed_tables(metrics: Metrics) -> list[dict[str, Any]]:
     """Return a table of medians per rank."""
     rows = []

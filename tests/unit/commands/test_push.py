@@ -116,6 +116,38 @@ def test_the_card_has_the_length_of_the_run(train, length, run):
     assert line.endswith(f"), {length}")
 
 
+def test_the_card_has_the_scores_and_the_protocol_of_each_set(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    metadata = load(run / "best.safetensors").metadata
+    common = {"psnr": "peak 1", "crop_border": 0, "input": "differs between the sets", "channels": "RGB"}
+    files = {**common, "crop_border": 2, "input": "files"}
+    made = {**common, "input": "made by data.val.noisy.degradation; its draws"}
+    made["degradation"] = [{"name": "gaussian_noise", "sigma": 50}]
+    sets = {
+        "set5": {"loss": 0.1, "psnr": 33.123456, "input_psnr": 30.0, "protocol": files},
+        "noisy": {"loss": 0.2, "psnr": 27.0, "input_psnr": 14.0, "protocol": made},
+    }
+    metadata["metrics"] = {"loss": 0.15, "psnr": 30.06, "input_psnr": 22.0, "sets": sets, "protocol": common}
+    config["data"]["val"] = {"set5": {"gt": "a", "input": "b"}, "noisy": {"gt": "a"}}
+    config["data"]["train"] = {"clean": {"gt": "x"}, "real": {"gt": "y", "input": "z"}}
+    found = card("me/denoiser", metadata, config, None, None)
+    results = {(result.dataset_name, result.metric_type): result.metric_value for result in found.data.eval_results}
+    assert results == {("set5", "psnr"): 33.1235, ("noisy", "psnr"): 27.0}
+    for line in (
+        "| set | PSNR of input | PSNR |",
+        "| set5 | 30.00 dB | **33.12 dB** |",
+        "| mean of the sets | 22.00 dB | **30.06 dB** |",
+        "- **PSNR**: peak 1",
+        "- **set5**: border: 2 pixels at each side are ignored; input: files",
+        "- **images of clean**: gt `x` (clean images only)",
+        "- **images of real**: input `z`, gt `y`",
+    ):
+        assert line in found.text, line
+    assert "- **noisy**: input: made by a degradation of its own; its draws; degradation: gaussian_noise" in found.text
+    metadata["metrics"]["sets"] = {"set5": 3}
+    assert "**30.06 dB**" in card("me/denoiser", metadata, None, None, None).text, "a damaged file"
+
+
 @pytest.mark.parametrize(
     ("path", "left"),
     [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from accel_restore.config.load import config_from
-from accel_restore.data.build import degradation_of
+from accel_restore.data.build import degradations_of
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.errors import UserError
 from accel_restore.registry import DEGRADATIONS
@@ -77,5 +77,5 @@ def test_an_input_with_wrong_channels_is_refused(steps, numbers, message):
 def test_a_configuration_with_other_input_channels_needs_files_or_a_function_of_the_users_own():
     data = {"channels": 3, "input_channels": 4, "scale": 2, "patch_size": 16}
     with pytest.raises(UserError, match=r"read it from files \(data.train.input\), or name a function of your own"):
-        degradation_of(config_from({"data": {**data, "train": {"gt": "gt"}}}).data)
-    degradation_of(config_from({"data": {**data, "train": {"input": "input", "gt": "gt"}}}).data)
+        degradations_of(config_from({"data": {**data, "train": {"gt": "gt"}}}).data)
+    degradations_of(config_from({"data": {**data, "train": {"input": "input", "gt": "gt"}}}).data)

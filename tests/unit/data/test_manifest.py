@@ -12,7 +12,7 @@ from image_files import photo, save
 
 from accel_restore.config.load import config_from
 from accel_restore.data import manifest
-from accel_restore.data.build import ScannedData, build_sets, degradation_of, find_data
+from accel_restore.data.build import ScannedData, build_sets, degradations_of, find_data
 from accel_restore.data.handover import read_found, write_found
 from accel_restore.data.manifest import Place, Scan, scan_files
 from accel_restore.errors import UserError
@@ -213,7 +213,8 @@ def test_what_was_found_is_handed_to_other_ranks_without_a_look_at_the_images(fo
     assert list(received.sources()) == list(found.sources()) and received.notes == found.notes
     config = config_from({"data": {"patch_size": 16, "train": {"gt": "x", "input": "y"}}})
     first, second = (
-        build_sets(each, config.data, 0, degradation_of(config.data), torch.device("cpu")) for each in (found, received)
+        build_sets(each, config.data, 0, degradations_of(config.data), torch.device("cpu"))
+        for each in (found, received)
     )
     assert list(first.train_files) == list(second.train_files) and first.val.names == second.val.names
     for index in range(len(first.val)):
