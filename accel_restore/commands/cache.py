@@ -4,8 +4,9 @@ import argparse
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
-from accel_restore.data.cache import StoredSource, default_cache, delete_store, list_stores
+from accel_restore.data.cache_folder import StoredSource, default_cache, delete_store, list_stores
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.tracking.console import Console
 
@@ -44,18 +45,24 @@ def main(arguments: list[str]) -> int:
             store.name[:12],
             store.description.get("images", "?"),
             f"{store.nbytes / 1e6:,.1f}",
-            store.description.get("channels", "?"),
-            store.description.get("bits", "?"),
+            _pixels(store.description),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(store.last_used)),
             store.description.get("first", "?")[-48:],
         )
         for store in stores
     ]
     if rows:
-        header = ("name", "images", "MB", "channels", "bits", "last used", "first image")
+        header = ("name", "images", "MB", "pixels", "last used", "first image")
         console.table(str(options.dir), rows, header)
     console.log(f"{options.dir}: {len(stores)} stores, {sum(store.nbytes for store in stores) / 1e6:.0f} MB")
     return 0
+
+
+def _pixels(description: dict[str, Any]) -> str:
+    """Channels, bits and codec of a store in words."""
+    if not {"channels", "bits"} <= set(description):
+        return "?"
+    return f"{description['channels']} x {description['bits']} bits, {description.get('codec', 'raw')}"
 
 
 def _delete(chosen: list[StoredSource], folder: Path, console: Console) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from accel_restore.config.data import Data, Source, TrainSet, ValSet, key_of
-from accel_restore.data.cache import Opened, Size, Track, default_cache, open_stores
+from accel_restore.data.cache import Opened, Size, Track, open_stores
+from accel_restore.data.cache_folder import default_cache
 from accel_restore.data.decode import ImageSource
 from accel_restore.data.degradations.pipeline import DegradationPipeline, build_degradation
 from accel_restore.data.hf_datasets import find_rows
@@ -319,7 +320,7 @@ def _open_sources(
     inputs = {key: those.table.input for key, those in pairs.items() if those.table.input is not None}
     wanted = [*gts.values(), *inputs.values()]
     channels = [data.channels] * len(gts) + [data.image_spec.input_channels] * len(inputs)
-    opened = open_stores(wanted, channels, cache, track, data.max_image_pixels, log)
+    opened = open_stores(wanted, channels, cache, track, data.max_image_pixels, log, data.cache.codec)
     for scan in scans.values():
         scan.save()
     problems += dict.fromkeys(problem for stored in opened for problem in stored.problems)

@@ -1,19 +1,17 @@
 """The cache folder of decoded images: one process decodes a list of images once, into a store that all runs share.
 
-The name of a store is a hash of its sources, so a changed image gives another store. A file is unchanged if its path,
-size, inode and times are; reading 100,000 files to compare their content would take minutes at every start. A store
-appears complete or not at all, with a digest of the pixels of each image; a JSON file next to it describes it.
+The name of a store is a hash of its sources, so a changed image gives another store, which takes the unchanged images
+from existing ones. A file is unchanged if its path, size, inode and times are; reading 100,000 files to compare their
+content would take minutes at every start. A store appears complete or not at all, with a digest of the pixels of each
+image; a JSON file next to it describes it.
 """
 
 import json
+import math
 import os
-import re
-import shlex
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,35 +21,28 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from accel_restore.config.data import MAX_PIXELS
+from accel_restore.data.cache_folder import lock_store
 from accel_restore.data.decode import ImageSource, read_header, read_image
-from accel_restore.data.image_formats import Header, ImageError
+from accel_restore.data.image_formats import ImageError
 from accel_restore.data.image_list import ImageColumn, ImageList
-from accel_restore.data.pixels import Range, common_kind, is_float
-from accel_restore.data.store import Store, digest_of, write_store
+from accel_restore.data.parallel import each_ahead
+from accel_restore.data.pixels import KINDS, Range, common_kind, is_float
+from accel_restore.data.reuse import find_stored, source_of
+from accel_restore.data.store import Store, damaged_store
+from accel_restore.data.store_file import Format, StoredImage, encode, facts_of, write_store
 from accel_restore.data.store_lock import StoreLock
 from accel_restore.errors import UserError
-from accel_restore.utils.cgroups import num_cores
 from accel_restore.utils.files import read_object, replace_file, sync_folder
-from accel_restore.utils.places import user_cache
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.words import counted
 
 _VERSION = 3  # of the stored layout
-# The names of stores, of unfinished stores, and of unfinished descriptions.
-_NAME = re.compile(r"[0-9a-f]{32}\.(arrow|[0-9]+\.tmp)|\.[0-9a-f]{16}\.[0-9]+\.tmp")
-_SCHEMA_BYTES = 4096  # at the start of an Arrow file; they hold the names of its columns
-_DESCRIBED: dict[str, type] = {
-    "images": int, "first": str, "channels": int, "bits": int, "bytes": int, "dtype": str, "values": list,
-}  # fmt: skip
 _DECODED_AHEAD = 2**30  # bytes of decoded images waiting to be written
+_TRIED = 8  # images that are encoded to estimate the size of a compact store
+_MARGIN = 1.1  # of that estimate
 
 Size = tuple[int, int]  # height, width
 Track = Callable[[Iterable, int, str], Iterable]  # (items, their number, description) → the items, with progress shown
-
-
-def default_cache() -> Path:
-    """Return the folder of decoded images if `data.cache_dir` is not set."""
-    return user_cache() / "accel_restore"
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,7 @@ def open_stores(
     track: Track | None = None,
     max_pixels: int = MAX_PIXELS,
     log: Callable[[str], None] | None = None,
+    codec: str = "raw",
 ) -> list[Opened]:
     """Return the store of each list of images, with `channels` channels, of each list if it is one; build missing ones.
 
@@ -87,12 +79,14 @@ def open_stores(
     columns = [images if isinstance(images, ImageColumn) else ImageColumn.of(images) for images in wanted]
     counts = [channels] * len(columns) if isinstance(channels, int) else channels
     # An image that is listed twice is stored once.
-    builds = [_Build(column.images, count, cache) for column, count in zip(columns, counts, strict=True)]
+    builds = [
+        _Build(column.images, count, cache, codec, max_pixels) for column, count in zip(columns, counts, strict=True)
+    ]
     by_path = {build.path: build for build in builds}
     try:
         if missing := [build for _, build in sorted(by_path.items()) if not build.hold()]:
             cache.mkdir(parents=True, exist_ok=True)
-            _build_missing(cache, missing, track, max_pixels, log)
+            _build_missing(cache, missing, track, log)
     except OSError as error:
         raise UserError(
             f"{cache}: cannot store decoded images there ({error.strerror or error}); set data.cache_dir"
@@ -106,36 +100,27 @@ def reopen(path: Path, channels: int, rows: np.ndarray) -> Opened:
     Raises: UserError if it has been deleted.
     """
     try:
-        return _opened(path, channels, rows, StoreLock(path))
+        store = Store(path, channels, rows, StoreLock(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); start again") from error
-
-
-def _opened(path: Path, channels: int, rows: np.ndarray, lock: StoreLock | None) -> Opened:
-    about = _described(path)
-    store, values = Store(path, channels, rows, lock, about.get("dtype")), about.get("values")
-    return Opened(store, store.sizes, [], values and tuple(values))
+    return Opened(store, store.sizes, [], store.values)
 
 
 class _Build:
     """A list of images, and the store that is built from it."""
 
-    def __init__(self, images: ImageList, channels: int, cache: Path):
-        self.images, self.channels = images, channels
+    def __init__(self, images: ImageList, channels: int, cache: Path, codec: str, max_pixels: int):
+        self.images, self.channels, self.codec, self.max_pixels = images, channels, codec, max_pixels
         self.sizes: list[Size | None] = []
         self.problems: list[str] = []
         self.lock: StoreLock | None = None  # once the store exists
-        self.path = cache / f"{images.digest([_VERSION, channels], [])[:32]}.arrow"
+        digest = images.digest([_VERSION, channels], [codec] * (codec != "raw"))
+        self.path = cache / f"{digest[:32]}.arrow"
         self.refusal = self.path.with_suffix(".problems")
 
     def hold(self) -> bool:
         """Return whether the store exists, with the number of bytes that were written; it then stays."""
-        try:
-            self.lock = StoreLock(self.path)
-        except (FileNotFoundError, BlockingIOError):  # missing, or being deleted
-            return False
-        if self.lock.nbytes != _described(self.path).get("bytes"):
-            self.lock = None
+        self.lock = lock_store(self.path)
         return self.lock is not None
 
     def was_refused_since(self, time: float) -> bool:
@@ -151,68 +136,106 @@ class _Build:
         self.sizes, self.problems = [size and tuple(size) for size in found["sizes"]], found["problems"]
         return True
 
-    def read_headers(self, max_pixels: int) -> None:
-        """Determine the size of each image, the kind of the pixels and the bytes of the store."""
-        headers = list(each_ahead(lambda image: read_header(image, max_pixels), self.images))
-        self.sizes = [(head.height, head.width) if isinstance(head, Header) else None for head in headers]
-        good = [header for header in headers if isinstance(header, Header)]
-        self.kind = common_kind(header.dtype for header in good)  # the deeper one if kinds differ
+    def survey(self) -> None:
+        """Find the images that are stored already; determine the size and kind of each, and the format of the store."""
+        self.sources = [source_of(identity) for identity in self.images.identities()]
+        stored = find_stored(self.path.parent, self.sources, self.channels)
+        places = [
+            [place for place in stored.get(source, ()) if math.prod(place.size) <= self.max_pixels]
+            for source in self.sources
+        ]
+        unknown = [image for image, those in zip(self.images, places, strict=True) if not those]
+        headers = each_ahead(lambda image: read_header(image, self.max_pixels), unknown)
+        known = [those[0] if those else next(headers) for those in places]
+        self.kinds = [None if isinstance(one, ImageError) else one.dtype for one in known]
+        self.sizes = [None if isinstance(one, ImageError) else one.size for one in known]
+        self.kind = common_kind(kind for kind in self.kinds if kind is not None)  # the deeper one if they differ
         if self.kind is None:
-            one, other = (
-                next((image, head) for image, head in zip(self.images, headers, strict=True)
-                     if isinstance(head, Header) and is_float(head.dtype) == floats) for floats in (True, False)
-            )  # fmt: skip
-            self.problems.append(
-                f"{one[0]}: has {one[1].dtype} pixels, but {other[0]} has {other[1].dtype}; convert all images of a "
-                "source to floats, or all to integers"
-            )
-        depth = self.kind.itemsize if self.kind is not None else 0
-        nbytes = [header.height * header.width * self.channels * depth for header in good]
-        self.nbytes, self.largest = sum(nbytes), max(nbytes, default=0)
+            self.problems.append(self._mixture())
+        self.format = Format(self.codec, self.channels, KINDS[0] if self.kind is None else self.kind)
+        usable = [[place for place in those if place.store.format.dtype == self.kind] for those in places]
+        self.reused = {number: those[0] for number, those in enumerate(usable) if those}
+        pixel = self.channels * self.format.dtype.itemsize
+        nbytes = [math.prod(size) * pixel for size in self.sizes if size is not None]
+        self.nbytes, self.largest = sum(nbytes), max(nbytes, default=0)  # without compression
 
-    def build(self, track: Track | None, max_pixels: int) -> None:
-        """Decode all images into the store; if one is unusable, collect all problems and leave no store."""
+    def _mixture(self) -> str:
+        """The problem of floats among integers."""
+        (one, floats), (other, integers) = (
+            next((image, kind) for image, kind in zip(self.images, self.kinds, strict=True)
+                 if kind is not None and is_float(kind) is wanted) for wanted in (True, False)
+        )  # fmt: skip
+        return (
+            f"{one}: has {floats} pixels, but {other} has {integers}; convert all images of a source to floats, or all "
+            "to integers"
+        )
+
+    def estimate(self) -> int:
+        """Return how many bytes the store will take: those of a few images, encoded on trial, tell the others."""
+        if self.codec == "raw":
+            return self.nbytes
+        tried = range(0, len(self.images), -(-len(self.images) // _TRIED))
+        made = [image for image in each_ahead(self._make, tried) if isinstance(image, StoredImage)]
+        values = sum(image.facts.height * image.facts.width for image in made) * self.channels
+        share = sum(len(image.pixels) for image in made) / max(1, values * self.format.dtype.itemsize)
+        return int(_MARGIN * share * self.nbytes)
+
+    def build(self, track: Track | None) -> None:
+        """Write all images into the store; if one is unusable, collect all problems and leave no store."""
         staging = self.path.with_suffix(f".{os.getpid()}.tmp")
-        at_once, ranges = max(1, _DECODED_AHEAD // max(1, self.largest)), list[Range]()
-
-        def decode(image: ImageSource) -> tuple[np.ndarray, str]:
-            pixels = read_image(image, self.channels, self.kind, max_pixels)
-            if is_float(pixels.dtype):
-                ranges.append((float(pixels.min()), float(pixels.max())))
-            return pixels, digest_of(pixels)
-
-        decoded: Iterable[tuple[np.ndarray, str] | ImageError] = each_ahead(decode, self.images, at_once)
+        at_once = max(1, _DECODED_AHEAD // max(1, self.largest))
+        made: Iterable[StoredImage | ImageError] = each_ahead(self._make, range(len(self.images)), at_once)
         if track is not None:
-            decoded = track(decoded, len(self.images), f"decoding {counted(len(self.images), 'image')}, once")
+            made = track(made, len(self.images), self._task())
         try:
-            write_store(staging, self._usable(decoded))
+            write_store(staging, self._usable(made), self.format, self._check_room)
             if self.problems:
                 found = {"sizes": self.sizes, "problems": redacted(self.problems)}
                 replace_file(self.refusal, json.dumps(found).encode())
             else:
-                replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging, ranges)).encode())
+                replace_file(self.path.with_suffix(".json"), json.dumps(self._description(staging)).encode())
                 staging.replace(self.path)
                 sync_folder(self.path.parent)
                 self.hold()
         finally:
             staging.unlink(missing_ok=True)
+            self.reused.clear()  # the other stores may be deleted again
 
-    def _usable(self, decoded: Iterable[tuple[np.ndarray, str] | ImageError]) -> Iterator[tuple[np.ndarray, str]]:
-        for image, result in zip(self.images, decoded, strict=True):
+    def _make(self, number: int) -> StoredImage:
+        """Return an image as the store holds it. Raises: ImageError."""
+        if number in self.reused and (stored := self.reused[number].stored_as(self.format)) is not None:
+            return stored
+        pixels = read_image(self.images[number], self.channels, self.kind, self.max_pixels)
+        if (kind := self.kinds[number]) is None:
+            kind = pixels.dtype
+        return encode(pixels, facts_of(pixels, kind, self.sources[number]), self.format)
+
+    def _task(self) -> str:
+        decoded, reused = len(self.images) - len(self.reused), len(self.reused)
+        if not decoded:
+            return f"taking {counted(reused, 'image')} from other stores"
+        return f"decoding {counted(decoded, 'image')}, once" + f"; {reused} from other stores" * bool(reused)
+
+    def _check_room(self, nbytes: int) -> None:
+        """Raises: UserError if the disk has no room for so many bytes; it is never filled up."""
+        if (free := shutil.disk_usage(self.path.parent).free) < nbytes:
+            raise _no_room(self.path.parent, f"more than the {free / 1e9:.1f} GB that are left")
+
+    def _usable(self, made: Iterable[StoredImage | ImageError]) -> Iterator[StoredImage]:
+        for image, result in zip(self.images, made, strict=True):
             if isinstance(result, ImageError):
                 self.problems.append(f"{image}: {result}")
             elif not self.problems:
                 yield result
 
-    def _description(self, staging: Path, ranges: list[Range]) -> dict[str, Any]:
-        assert self.kind is not None
-        values = [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None
+    def _description(self, staging: Path) -> dict[str, Any]:
         return {
             "images": len(self.images),
             "first": redacted(str(self.images[0])),
             "channels": self.channels,
-            "bits": 8 * self.kind.itemsize,
-            **({"dtype": str(self.kind), "values": values} if values else {}),  # stores of integers say it by "bits"
+            "bits": 8 * self.format.dtype.itemsize,
+            **({"dtype": str(self.kind)} if is_float(self.format.dtype) else {}),
+            "codec": self.codec,
             "bytes": staging.stat().st_size,
         }
 
@@ -224,18 +247,13 @@ class _Build:
         with suppress(OSError):
             os.utime(self.path)  # the time of last use
         try:
-            return _opened(self.path, self.channels, rows, self.lock)
+            store = Store(self.path, self.channels, rows, self.lock)
         except (OSError, ValueError, KeyError) as error:
-            command = f"accel-restore cache delete {self.path.stem[:12]} --dir {shlex.quote(str(self.path.parent))}"
-            raise UserError(
-                f"{self.path}: cannot be read ({error}); remove it by `{command}`, and the next run decodes its images "
-                "again"
-            ) from error
+            raise damaged_store(self.path, error) from error
+        return Opened(store, store.sizes, [], store.values)
 
 
-def _build_missing(
-    cache: Path, builds: list[_Build], track: Track | None, max_pixels: int, log: Callable[[str], None] | None
-) -> None:
+def _build_missing(cache: Path, builds: list[_Build], track: Track | None, log: Callable[[str], None] | None) -> None:
     """Build stores, each under its lock. The disk must have room for all before the first one is started."""
     start = time.time()
     with ExitStack() as locks:
@@ -252,99 +270,13 @@ def _build_missing(
         for build in builds:
             for leftover in cache.glob(f"{build.path.stem}.*.tmp"):  # from a process that was killed
                 leftover.unlink(missing_ok=True)
-            build.read_headers(max_pixels)
-        need, free = sum(build.nbytes for build in builds), shutil.disk_usage(cache).free
-        if need > free:
-            raise UserError(
-                f"{cache}: decoded images need {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; "
-                "free some space, or set data.cache_dir to another disk"
-            )
+            build.survey()
+        free = shutil.disk_usage(cache).free
+        if sum(build.nbytes for build in builds) > free and (need := sum(build.estimate() for build in builds)) > free:
+            raise _no_room(cache, f"{need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
         for build in builds:
-            build.build(track, max_pixels)
+            build.build(track)
 
 
-def each_ahead(read: Callable, items: Iterable, at_once: int | None = None) -> Iterator[Any]:
-    """Yield `read(item)`, or the ImageError that it raises, for each item in order.
-
-    The items are read ahead on all cores (decoders release the GIL). At most `at_once` results are held.
-    """
-
-    def attempt(item: Any) -> Any:
-        try:
-            return read(item)
-        except ImageError as error:
-            return error
-
-    workers = num_cores()
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque = deque()
-        for item in items:
-            ahead.append(pool.submit(attempt, item))
-            if len(ahead) >= min(2 * workers, at_once or 2 * workers):
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-@dataclass(frozen=True)
-class StoredSource:
-    """A store in the cache folder."""
-
-    name: str
-    nbytes: int
-    last_used: float  # seconds since 1970
-    description: dict[
-        str, Any
-    ]  # images, first, channels, bits, dtype, bytes; empty for the remains of a killed process
-
-
-def list_stores(cache: Path) -> list[StoredSource]:
-    """Return the stores of a cache folder, and the remains of killed processes; the last used first.
-
-    Other files are left out, such as the Arrow files of other programs.
-    """
-    found = []
-    try:
-        paths = list(cache.iterdir())
-    except FileNotFoundError:  # no run has decoded images yet
-        return []
-    for path in filter(_is_own, paths):
-        with suppress(FileNotFoundError):  # a process has just finished or deleted it
-            stat = path.stat()
-            found.append(StoredSource(path.name.removesuffix(".arrow"), stat.st_size, stat.st_mtime, _described(path)))
-    return sorted(found, key=lambda store: -store.last_used)
-
-
-def delete_store(cache: Path, name: str) -> bool:
-    """Delete a store and return True, or False if a process is building or reading it."""
-    try:
-        with FileLock(cache / f"{name.lstrip('.').partition('.')[0]}.lock", timeout=0):
-            with suppress(FileNotFoundError):
-                _ = StoreLock(cache / f"{name}.arrow", exclusive=True)
-            for suffix in ("", ".arrow", ".json"):
-                (cache / f"{name}{suffix}").unlink(missing_ok=True)
-    except (Timeout, BlockingIOError):
-        return False
-    return True
-
-
-def _is_own(path: Path) -> bool:
-    """Whether a file has a name that only stores have, and is described as one or has the content of one."""
-    if not _NAME.fullmatch(path.name) or not path.is_file():
-        return False
-    if path.suffix == ".arrow" and _described(path):
-        return True
-    try:
-        with path.open("rb") as file:
-            start = file.read(_SCHEMA_BYTES)
-    except OSError:
-        return False
-    if path.suffix == ".tmp" and (not start or start.startswith(b"{")):  # not yet written, or a description
-        return True
-    return all(name in start for name in (b"pixels", b"height", b"width", b"large_binary"))
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """The description next to a store, without values of another type than a store's; empty if there is none."""
-    found = read_object(path.with_suffix(".json"))
-    return {key: value for key, value in found.items() if type(value) is _DESCRIBED.get(key)}
+def _no_room(cache: Path, need: str) -> UserError:
+    return UserError(f"{cache}: decoded images need {need}; free some space, or set data.cache_dir to another disk")

@@ -39,6 +39,11 @@ class Header:
         return f"{8 * self.dtype.itemsize}-bit{' float' * (self.dtype.kind == 'f')}"
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
     def stored_size(self) -> tuple[int, int]:
         """Height and width before the orientation is applied."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)

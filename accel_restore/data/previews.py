@@ -9,7 +9,8 @@ from torch import Tensor
 
 from accel_restore.config.data import Data
 from accel_restore.data.augment import to_float
-from accel_restore.data.cache import Track, default_cache, open_stores
+from accel_restore.data.cache import Track, open_stores
+from accel_restore.data.cache_folder import default_cache
 from accel_restore.data.file_search import NamedFile, Searched, find_files, is_pattern, locate
 from accel_restore.data.pixels import Range
 from accel_restore.data.store import Store
@@ -67,7 +68,7 @@ def find_previews(
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
     files = [Path(file.path) for file in chosen]
     channels = data.image_spec.input_channels
-    (opened,) = open_stores([files], channels, cache, track, data.max_image_pixels, log)
+    (opened,) = open_stores([files], channels, cache, track, data.max_image_pixels, log, data.cache.codec)
     if opened.store is None:
         return None, opened.problems
     return Previews([file.name for file in chosen], opened.store, data.scale, data.range, files, notes), []

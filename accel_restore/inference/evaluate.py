@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from accel_restore.config.validation import Validation
-from accel_restore.data.cache import each_ahead
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.pairs import Pair
+from accel_restore.data.parallel import each_ahead
 from accel_restore.data.pixels import UNIT, Range, is_float
-from accel_restore.data.store import digest_of
+from accel_restore.data.store_file import digest_of
 from accel_restore.data.val_dataset import ValidationDataset, can_crop_gt
 from accel_restore.errors import UserError
 from accel_restore.inference.apply import PRECISIONS, NonFiniteError, finite

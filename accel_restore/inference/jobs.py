@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_restore import __version__
-from accel_restore.data.cache import each_ahead
 from accel_restore.data.encode import SUFFIXES, read_mark, written_suffix
 from accel_restore.data.file_search import EXTENSIONS, search_images
+from accel_restore.data.parallel import each_ahead
 from accel_restore.data.pixels import is_float
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import Settings

@@ -205,7 +205,11 @@ def test_the_sources_of_the_table_are_valid():
 
 
 def keys_of(model: type[BaseModel], prefix: str) -> list[str]:
-    return [f"{prefix}.{name}" for name in model.model_fields]
+    keys = []
+    for name, field in model.model_fields.items():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        keys += keys_of(field.annotation, f"{prefix}.{name}") if is_section else [f"{prefix}.{name}"]
+    return keys
 
 
 def test_every_configuration_key_is_documented():

@@ -10,7 +10,7 @@ from image_files import make_unusable, save_deep_png
 from PIL import Image
 from runs import last_weights, make_photos, samples_per_step, small_config, succeed
 
-from accel_restore.data.cache import list_stores
+from accel_restore.data.cache_folder import list_stores
 
 
 def enlarged_pairs(base: Path) -> dict[str, str]:

@@ -13,7 +13,8 @@ import pytest
 from image_files import make_unusable, save
 from runs import clean_environment
 
-from accel_restore.data.cache import list_stores, open_stores
+from accel_restore.data.cache import open_stores
+from accel_restore.data.cache_folder import list_stores
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
 

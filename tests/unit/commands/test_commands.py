@@ -16,7 +16,8 @@ from torch import distributed
 from accel_restore.cli import COMMANDS, main
 from accel_restore.commands._children import run_module
 from accel_restore.commands.bench import data as bench_data
-from accel_restore.data.cache import list_stores, open_stores
+from accel_restore.data.cache import open_stores
+from accel_restore.data.cache_folder import list_stores
 from accel_restore.utils.imports import resolve
 
 

@@ -18,7 +18,7 @@ from accel_restore.cli import main
 from accel_restore.commands._evaluate_options import degradation_steps
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.data.identity import RECORD, ImageSet, to_record
-from accel_restore.data.store import digest_of
+from accel_restore.data.store_file import digest_of
 from accel_restore.inference.training_images import changed_validation
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models import build_model

@@ -12,9 +12,10 @@ from image_files import REASONS, make_unusable, photo, save, save_deep_png
 
 from accel_restore.data import cache as cache_module
 from accel_restore.data import store as store_module
-from accel_restore.data.cache import delete_store, list_stores, open_stores
+from accel_restore.data.cache import open_stores
+from accel_restore.data.cache_folder import delete_store, list_stores
 from accel_restore.data.decode import Cell
-from accel_restore.data.store import STRIP
+from accel_restore.data.store_file import STRIP
 from accel_restore.errors import UserError
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
@@ -31,14 +32,15 @@ def images(tmp_path) -> dict[Path, np.ndarray]:
     return {save(tmp_path / f"{number}.png", image): image for number, image in enumerate(pixels)}
 
 
+@pytest.mark.parametrize("codec", ["raw", "compact"])
 @pytest.mark.parametrize("read_ahead", [False, True])
-def test_stored_images_and_crops_equal_the_files(images, read_ahead):
-    opened = open_one([*images])
+def test_stored_images_and_crops_equal_the_files(images, read_ahead, codec):
+    opened = open_one([*images], codec=codec)
     store, random = opened.store, np.random.default_rng(0)
     store.read_ahead = read_ahead
     assert opened.sizes == [image.shape[:2] for image in images.values()] and not opened.problems
     assert len(store) == 5 and store.dtype == np.uint8
-    assert store.nbytes == sum(image.nbytes for image in images.values())
+    assert (store.nbytes == sum(image.nbytes for image in images.values())) is (codec == "raw")
     for number, image in enumerate(images.values()):
         np.testing.assert_array_equal(store[number], image)
         for _ in range(40):
@@ -162,7 +164,7 @@ def test_stores_are_listed_and_deleted_and_may_be_moved(images, tmp_path):
     assert (newer.name, older.name) == (second.path.stem, first.path.stem) and older.last_used == 1
     assert older.nbytes == first.path.stat().st_size
     assert older.description == {
-        "images": 2, "first": str(files[0]), "channels": 3, "bits": 8, "bytes": older.nbytes,
+        "images": 2, "first": str(files[0]), "channels": 3, "bits": 8, "codec": "raw", "bytes": older.nbytes,
     }  # fmt: skip
     open_one(files[:2], cache=cache)
     assert list_stores(cache)[0].name == older.name  # used last

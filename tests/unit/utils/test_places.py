@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_restore.data.cache import default_cache
+from accel_restore.data.cache_folder import default_cache
 from accel_restore.errors import UserError
 from accel_restore.utils.places import home, use_writable_caches, user_cache
 from accel_restore.utils.redaction import without_paths
