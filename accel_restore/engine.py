@@ -34,7 +34,7 @@ from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import arm_skip_if_nan, get_optimizer
 from accel_restore.optim.ema import get_average
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
-from accel_restore.state import Callback, EpochRecord, Scores, TrainState
+from accel_restore.state import Callback, EpochRecord, Scores, TrainState, num_sums
 from accel_restore.utils.stoppable import stoppable
 
 
@@ -71,8 +71,9 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     size = config.data.patch_size // config.data.scale
     warm_up_ddp_buckets(model, (config.data.image_spec.input_channels, size, size), accelerator)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
-    sums = torch.zeros(2 + len(terms), dtype=torch.float64, device=accelerator.device)
-    return TrainState(model, optimizer, scheduler, epochs, sums, ema, full_copy, terms=terms)
+    sets = tuple(config.data.train_sets) if len(config.data.train_sets) > 1 else ()
+    sums = torch.zeros(num_sums(terms, sets), dtype=torch.float64, device=accelerator.device)
+    return TrainState(model, optimizer, scheduler, epochs, sums, ema, full_copy, terms=terms, sets=sets)
 
 
 def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable[[], bool] = bool) -> None:

@@ -104,7 +104,7 @@ class MicroBatchLosses:
     """The losses of one micro-batch on this rank. They stay on the device."""
 
     losses: Tensor  # (B,)
-    sums: Tensor  # float64, over real samples with a finite loss: loss, number of samples, each of `TrainState.terms`
+    sums: Tensor  # float64, over real samples with a finite loss; see `num_sums`
 
 
 @dataclass
@@ -127,6 +127,7 @@ class TrainState:
     grad_norm: Tensor | None = None  # of the last step, before clipping
     micro_batches: list[MicroBatchLosses] = field(default_factory=list)  # of the last step
     terms: tuple[str, ...] = ()  # names of the loss's terms, where it has several
+    sets: tuple[str, ...] = ()  # names of the training sets, where there are several
     stop_reason: str | None = None  # why the run ends early; see `stop`
 
     def stop(self, reason: str) -> None:
@@ -141,8 +142,17 @@ class TrainState:
     def count(self, losses: Tensor, terms: dict[str, Tensor], batch: dict[str, Any]) -> None:
         """Record the losses (B,) of a micro-batch. Everything stays on the device, so nothing is waited for."""
         losses = losses.detach()
+        ones = torch.ones_like(losses)
         counted = (batch["weight"] > 0) & losses.isfinite()
-        columns = [losses, torch.ones_like(losses), *(terms[name].detach() for name in self.terms)]
+        columns = [losses, ones, *(terms[name].detach() for name in self.terms)]
+        for index in range(len(self.sets)):
+            of_set = batch["set"] == index
+            columns += [torch.where(of_set, losses, 0.0), torch.where(of_set, ones, 0.0)]
         sums = torch.stack([torch.where(counted, column, 0.0).sum(dtype=torch.float64) for column in columns])
         self.micro_batches.append(MicroBatchLosses(losses, sums))
         self.epoch_sums += sums
+
+
+def num_sums(terms: tuple[str, ...], sets: tuple[str, ...]) -> int:
+    """Return how many sums are kept: loss, number of samples, each term; of each set, loss and number of samples."""
+    return 2 + len(terms) + 2 * len(sets)

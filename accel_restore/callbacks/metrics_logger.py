@@ -163,7 +163,9 @@ class MetricsLogger(Callback):
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
         for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited, memory) in enumerate(ranks):
             self.log.write_memory(state.step, rank, int(memory))
+            term_sums, set_sums = term_sums[: len(state.terms)], term_sums[len(state.terms) :]
             loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
+            of_sets = dict(zip(state.sets, zip(set_sums[::2], set_sums[1::2], strict=True), strict=True))
             self.log.write(
                 {
                     "event": "train",
@@ -175,6 +177,7 @@ class MetricsLogger(Callback):
                     "lr": lr,
                     "grad_norm": norm,
                     "samples": int(samples),
+                    **(_set_entries(of_sets) if of_sets else {}),
                     "step_s": round(seconds, 6),
                     "wait_s": round(waited, 6),
                 }
@@ -227,6 +230,14 @@ class MetricsLogger(Callback):
 
     def on_exit(self, state: TrainState, error: BaseException | None) -> None:
         self.console.stop()
+
+
+def _set_entries(sums: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """The samples and the mean loss of each training set in a rank's line of metrics.jsonl."""
+    return {
+        "set_samples": {name: int(count) for name, (_, count) in sums.items()},
+        "set_loss": {name: total / count if count else None for name, (total, count) in sums.items()},
+    }
 
 
 def score_entries(scores: Scores | None, terms: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

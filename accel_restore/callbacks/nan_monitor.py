@@ -1,7 +1,7 @@
 """The callback that reports steps with a non-finite gradient, and ends a run that has diverged."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -31,14 +31,13 @@ class NaNMonitor(Callback):
         accelerator: Accelerator,
         loader: TrainLoader,
         loss_fn: Loss,
-        files: Sequence[str],
         limit: int,
         record: Callable[[dict[str, Any]], None],
         log: Callable[[str], None],
     ):
-        """`files` names each training image; `record` takes a line for metrics.jsonl."""
+        """`record` takes a line for metrics.jsonl."""
         self.accelerator, self.loader, self.loss_fn, self.limit = accelerator, loader, loss_fn, limit
-        self.files, self.record, self.log = files, record, log
+        self.record, self.log = record, log
         self.num_logged = 0
 
     def on_step(self, state: TrainState) -> None:
@@ -71,8 +70,7 @@ class NaNMonitor(Callback):
         samples = chain.from_iterable(self.loader.samples(state.epoch, state.epoch_step - 1))
         finite = chain.from_iterable(batch.losses.isfinite().tolist() for batch in state.micro_batches)
         bad = [sample for sample, fine in zip(samples, finite, strict=True) if sample.weight and not fine]
-        ids = [sample.id for sample in bad] + [sample.partner for sample in bad if sample.partner >= 0]
-        files = list(dict.fromkeys(self.files[i // self.loader.dataset.crops_per_image] for i in ids))
+        files = self.loader.dataset.files_of(bad)
         more = [f"{len(files) - _FILES} more"] if len(files) > _FILES else []
         terms = self._terms(state) if files else []
         return {"rank": self.accelerator.process_index, "files": files[:_FILES] + more, "terms": terms}

@@ -193,7 +193,7 @@ def _epoch(found: ScannedData, config: Config, degradations: dict[str, Degradati
     sets = build_sets(found, config.data, config.run.seed, degradations, torch.device("cpu"))
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
-    plan = BatchPlan(len(sets.train), batch, 1, 1, 0, config.data.patch_size)
+    plan = BatchPlan(len(sets.train), batch, 1, 1, 0, config.data.patch_size, mixed=sets.train.mixed)
     epoch = BatchSchedule((plan,), (), config.train.steps_per_epoch, config.train.max_steps).epoch(0)
     rate = loading_rate(sets, config, 1.0)
     return {

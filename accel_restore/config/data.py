@@ -357,8 +357,8 @@ class Data(Section):
 
     @property
     def train_sets(self) -> dict[str, TrainSet]:
-        """The training sets by their names; a single one may be without a name: ''."""
-        return self.train if isinstance(self.train, dict) else {"": self.train}
+        """The training sets in the order of their names; a single one may be without a name: ''."""
+        return dict(sorted(self.train.items())) if isinstance(self.train, dict) else {"": self.train}
 
     @property
     def val_sets(self) -> dict[str, ValSet]:

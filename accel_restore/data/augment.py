@@ -33,7 +33,7 @@ def finish_batch(
             degraded = degraded.contiguous(memory_format=torch.channels_last)
     if "partner" in batch:
         degraded, gt = (mixed(images, batch["partner"], batch["share"]) for images in (degraded, gt))
-    return {"input": degraded, "gt": gt, "weight": batch["weight"], "id": batch["id"]}
+    return {"input": degraded, "gt": gt, **{name: batch[name] for name in ("weight", "id", "set") if name in batch}}
 
 
 def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:

@@ -7,7 +7,7 @@
 `open_data` does all three.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +30,9 @@ from accel_restore.data.pairs import Pairs, find_pairs, held_out
 from accel_restore.data.pixels import Pixels, Range, largest_kind
 from accel_restore.data.store import StoredPairs
 from accel_restore.data.train_dataset import CropDataset
+from accel_restore.data.training_sets import TrainingSet, TrainingSets
 from accel_restore.data.val_dataset import ValidationDataset, ValidationSets, can_crop_gt
-from accel_restore.errors import UserError, raise_problems
+from accel_restore.errors import raise_problems
 from accel_restore.utils.memory import memory_bytes
 
 _DISK_READERS = 8  # threads for data larger than memory: a disk answers several requests at once
@@ -42,10 +43,8 @@ _MEMORY_SHARE = 0.8  # decoded images that take up to this share of the memory a
 class DataSets:
     """The training and the validation images of a run."""
 
-    train: CropDataset
+    train: TrainingSets
     val: ValidationSets
-    degrade: DegradationPipeline
-    train_files: Sequence[str]  # of each training image: its input, or its gt if the input is synthetic
     found: "ScannedData"
     nbytes: int  # decoded images
     fits_in_memory: bool
@@ -233,23 +232,11 @@ def build_sets(
     found: ScannedData, data: Data, seed: int, degradations: dict[str, DegradationPipeline], device: torch.device
 ) -> DataSets:
     """Return the data sets of data without problems; `degradations` are those of `degradations_of`."""
-    if len(found.train) > 1:
-        raise UserError("data: several training sets cannot be used yet")
-    (train_set,) = found.train.values()
-    train = train_set.stored
-    nbytes, fits = _prepare_reading(train, *(one.stored for one in found.val.values()))
+    nbytes, fits = _prepare_reading(*(one.stored for one in found.sets.values()))
     threads = data.num_threads if fits else max(_DISK_READERS, data.num_threads)
+    readers = ThreadPoolExecutor(threads, "accel-restore-reader") if threads > 1 else None
     return DataSets(
-        CropDataset(
-            train,
-            crops_per_image=data.crops_per_image,
-            augment=data.augment,
-            seed=seed,
-            scale=data.scale,
-            mixup_alpha=data.mixup.alpha if data.mixup else 1.0,
-            range=data.range,
-            readers=ThreadPoolExecutor(threads, "accel-restore-reader") if threads > 1 else None,
-        ),
+        _training_sets(found.train, data, seed, degradations, readers),
         ValidationSets(
             {
                 name: ValidationDataset(
@@ -265,13 +252,35 @@ def build_sets(
                 for name, one in found.val.items()
             }
         ),
-        degradations[train_set.key],
-        train_set.pairs.labels,
         found,
         nbytes,
         fits,
         _pixels_of(found, data.range),
     )
+
+
+def _training_sets(
+    found: dict[str, ScannedSet],
+    data: Data,
+    seed: int,
+    degradations: dict[str, DegradationPipeline],
+    readers: ThreadPoolExecutor | None,
+) -> TrainingSets:
+    sets: list[TrainingSet] = []
+    for name, source in data.train_sets.items():
+        one = found[name]
+        crops = CropDataset(
+            one.stored,
+            crops_per_image=source.crops_per_image or data.crops_per_image,
+            augment=data.augment,
+            seed=seed,
+            scale=data.scale,
+            mixup_alpha=data.mixup.alpha if data.mixup else 1.0,
+            range=data.range,
+            readers=readers,
+        )
+        sets.append(TrainingSet(name, crops, degradations[one.key], one.pairs, source.share, source.synthetic_share))
+    return TrainingSets(sets)
 
 
 def notes_on_range(found: ScannedData, range: Range) -> list[str]:

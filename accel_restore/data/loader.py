@@ -14,10 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from accel_restore.data.augment import finish_batch
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, EpochPlan, MicroBatch, Sample
-from accel_restore.data.degradations.pipeline import DegradationPipeline
-from accel_restore.data.train_dataset import CropDataset
+from accel_restore.data.training_sets import SampleGroup, TrainingSets, finish_groups
 from accel_restore.utils.rng import Draw, key, seed_forward
 
 _AHEAD = 3  # batches kept ready
@@ -78,15 +76,14 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: CropDataset,
+        dataset: TrainingSets,
         stages: BatchSchedule,
         accelerator: Accelerator,
-        degrade: DegradationPipeline,
         channels_last: bool,
         num_threads: int = 1,
     ):
         """With `num_threads=0` batches are read in the training loop, otherwise ahead of it."""
-        self.stages, self.degrade, self.channels_last = stages, degrade, channels_last
+        self.stages, self.channels_last = stages, channels_last
         self.device, self.ahead = accelerator.device, _AHEAD if num_threads else 0
         if self.device.type == "cuda" and self.device.index is None:  # the case with one process
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -102,7 +99,7 @@ class TrainLoader:
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[dict]]:
         """For each optimizer step of the epoch, from `first_step` (counted from 0), an iterator of its micro-batches.
 
-        A micro-batch is what `finish_batch` returns, plus `is_last`: whether it ends its step. Each iterator must be
+        A micro-batch is what `finish_groups` returns, plus `is_last`: whether it ends its step. Each iterator must be
         used up before the next is asked for.
         """
         epoch_plan = self.stages.epoch(epoch)
@@ -152,13 +149,18 @@ class TrainLoader:
         seed = key(self.stages.plan(epoch).seed, epoch, Draw.FORWARD, step, position, self.rank)
         seed_forward(seed, self.device)
 
-    def _to_device(self, batch: dict) -> dict:
-        """The batch on the training device. A degradation that needs the host is applied before."""
-        if self.degrade.on_host:
-            batch = finish_batch(batch, self.degrade, channels_last=self.channels_last, readers=self.readers)
-        on_cuda = self.device.type == "cuda"
-        if on_cuda:
+    def _to_device(self, groups: list[SampleGroup]) -> list[SampleGroup]:
+        """The samples on the training device. Those whose degradation needs the host are finished before."""
+        if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a thread starts on GPU 0
+        groups = [
+            one.finished(channels_last=self.channels_last, readers=self.readers) if one.needs_host else one
+            for one in groups
+        ]
+        return [one._replace(batch=self._moved(one.batch)) for one in groups]
+
+    def _moved(self, batch: dict) -> dict:
+        on_cuda = self.device.type == "cuda"
         return {
             name: (value.pin_memory() if on_cuda else value).to(self.device, non_blocking=on_cuda)
             if isinstance(value, Tensor)
@@ -174,7 +176,7 @@ class _Augmenting:
     waits for the step. A CPU would gain nothing.
     """
 
-    def __init__(self, loader: TrainLoader, batches: Iterator[dict], is_ready: Callable[[], bool]):
+    def __init__(self, loader: TrainLoader, batches: Iterator[list[SampleGroup]], is_ready: Callable[[], bool]):
         """`is_ready()`: whether the next of `batches` is available without waiting."""
         self.loader, self.batches = loader, batches
         self.may_start = is_ready if loader.finishes_early else _never
@@ -201,11 +203,9 @@ class _Augmenting:
 
     def _finished(self) -> tuple[dict, float]:
         start = time.perf_counter()
-        batch = next(self.batches)
+        groups = next(self.batches)
         waited = time.perf_counter() - start
-        if not self.loader.degrade.on_host:
-            batch = finish_batch(batch, self.loader.degrade, channels_last=self.loader.channels_last)
-        return batch, waited
+        return finish_groups(groups, channels_last=self.loader.channels_last), waited
 
 
 def _identity(batch: Any) -> Any:

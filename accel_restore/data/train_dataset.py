@@ -21,7 +21,7 @@ from accel_restore.utils.rng import Draw, hashes, keys, uniform
 
 
 class CropDataset(Dataset):
-    """The samples of a pass; `__getitems__` returns a whole batch of crops, copied from the mapped images.
+    """The samples of a set's pass; `__getitems__` returns a whole batch of crops, copied from the mapped images.
 
     A batch holds `gt` and, for paired sources, `input`, (B, H, W, C) as stored, and `weight` (B,). On the host, as
     numpy arrays, it holds `id`, `flips` (codes) and `seeds` of the degradation, and the `range` of float pixels. With
@@ -49,11 +49,17 @@ class CropDataset(Dataset):
         self.crops_per_image, self.seed, self.scale, self.mixup_alpha = crops_per_image, seed, scale, mixup_alpha
         self.range = range  # of float pixels
         self.flip_bits = sum(FLIPS[name] for name in set(augment))
+        self.first_id = 0  # of the set's samples; `TrainingSets` numbers the sets one after the other
 
     def __len__(self) -> int:
         return len(self.images) * self.crops_per_image
 
+    def image_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the index of each sample's image in the set."""
+        return (ids - self.first_id) // self.crops_per_image
+
     def __getitems__(self, samples: Sequence[Sample]) -> dict[str, Tensor | np.ndarray]:
+        """Return the crops of samples that get their inputs in the same way: read, or made."""
         samples = list(samples)  # a MicroBatch makes its samples again on every access
         size, scale = samples[0].patch_size, self.scale
         weights = np.array([sample.weight for sample in samples])
@@ -66,7 +72,7 @@ class CropDataset(Dataset):
         def draw(purpose: int) -> np.ndarray:
             return hashes(ids, keys(self.seed, passes, purpose))
 
-        images = self.images[ids // self.crops_per_image]
+        images = self.images[self.image_of(ids)]
         room = (self.gt.sizes[images] - size) // scale + 1  # (B, 2): possible corners of a crop
         tops = (uniform(draw(Draw.TOP)) * room[:, 0]).astype(np.int64)  # in pixels of input
         lefts = (uniform(draw(Draw.LEFT)) * room[:, 1]).astype(np.int64)
@@ -78,7 +84,7 @@ class CropDataset(Dataset):
             "seeds": draw(Draw.DEGRADE),
             "range": np.array(self.range),
         }
-        if self.input is not None:
+        if self.input is not None and not samples[0].is_synthetic:
             batch["input"] = self._crops(self.input, size // scale, images, tops, lefts)
         if len(ids) > len(own):
             batch |= self._shares(partners, draw(Draw.SHARE))

@@ -74,6 +74,7 @@ class RankRows:
             if line["event"] == "train" and line["rank"] == self.rank:
                 line["memory"] = self._memory_at(line["step"])
                 values = {f"train/{name}": line.get(name) for name in ("step", *PER_RANK)}
+                values |= {f"train/{word(name)}/loss": loss for name, loss in line.get("set_loss", {}).items()}
                 yield {key: value for key, value in values.items() if value is not None}
 
     def _memory_at(self, step: int) -> int | None:
@@ -106,6 +107,10 @@ def _train_row(lines: list[dict[str, Any]]) -> dict[str, Any]:
         row["train/loss"] = sum(line["loss"] * line["samples"] for line in known) / samples
         for name in known[0].get("terms", ()):
             row[f"train/terms/{name}"] = sum(line["terms"][name] * line["samples"] for line in known) / samples
+    for name in lines[0].get("set_loss", ()):
+        found = [(line["set_loss"][name], count) for line in lines if (count := line["set_samples"][name])]
+        if samples := sum(count for _, count in found):
+            row[f"train/{word(name)}/loss"] = sum(loss * count for loss, count in found) / samples
     return {key: value for key, value in row.items() if value is not None}
 
 

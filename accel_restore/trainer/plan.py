@@ -16,6 +16,7 @@ from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import DataSets
 from accel_restore.data.identity import find_shared, in_words
+from accel_restore.data.training_sets import TrainingSet
 from accel_restore.data.val_dataset import ValidationSets
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.optim.ema import Average, EvalWeights
@@ -46,24 +47,14 @@ def plan_rows(
         rate = f"{lr:.3g}, then lowered on plateaus of validation"
     else:
         rate = " · ".join(f"epoch {epoch + 1}: {value:.3g}" for epoch, value in zip(at, rates, strict=True))
-    crop = f"{plan.patch_size}x{plan.patch_size}x{config.data.channels}"
-    images = config.data.image_spec
-    crop += f" of gt, input {images.scale} times smaller," if images.scale > 1 else ""
-    crop += "" if images.keeps_channels else f" input of {counted(images.input_channels, 'channel')},"
-    made = [_in_words(step.name, step.arguments) for step in config.data.degradation]
-    source = "pairs" if data.train.input is not None else f"input made by {', '.join(made)}"
     precision = accelerator.mixed_precision
     if config.train.mixed_precision == "auto":
         precision += " (chosen by auto)"
     rows = [
         ("devices", f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"),
-        ("data", f"{counted(len(data.train.images), 'image')} to train on, {len(data.val)} to validate; {source}"),
-        (
-            "decoded",
-            f"{_bytes(data.nbytes)}, read from {'memory' if data.fits_in_memory else 'disk, ahead of training'}",
-        ),
-        ("crops", f"{crop} × {config.data.crops_per_image} per image, {', '.join(config.data.augment) or 'no flips'}"),
+        *_data_rows(config, data, plan.patch_size),
         *_length_rows(stages, epochs),
+        *_set_rows(config, data, stages, epochs),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
         ("model", _model(config, accelerator.unwrap_model(state.model))),
@@ -83,7 +74,8 @@ def plan_rows(
         rows.append(("note", f"{warm_up}: the rate never reaches optimizer.lr; {remedy}"))
     if plan.batch_size != config.data.batch_size:
         rows.append(("note", f"data.batch_size is {config.data.batch_size}; a smaller one keeps the global batch"))
-    if all((data.train.input is None) != (one.input is None) for one in data.val.sets.values()):
+    made = {one.crops.input is None for one in data.train.sets} | {bool(one.synthetic_share) for one in data.train.sets}
+    if made.isdisjoint(one.input is None for one in data.val.sets.values()):
         rows.append(("note", "only one of training and validation has its inputs made by degradation"))
     rows += [("note", note) for note in data.notes]
     if any(data.val.sets):
@@ -97,6 +89,46 @@ def plan_rows(
             ("continues", f"{start.commit.name}: {counted(state.epoch, 'epoch')}, {counted(state.step, 'step')} done")
         )
     return [*rows, *(("note", note) for note in _notes_on(state.model, state.ema))]
+
+
+def _data_rows(config: Config, data: DataSets, patch_size: int) -> list[tuple[str, str]]:
+    """Return the images, where they are read from, and the crops."""
+    (first, *others) = data.train.sets
+    images = sum(len(one.crops.images) for one in data.train.sets)
+    source = f"{len(data.train.sets)} training sets" if others else _inputs(config, first)
+    crop = f"{patch_size}x{patch_size}x{config.data.channels}"
+    spec = config.data.image_spec
+    crop += f" of gt, input {spec.scale} times smaller," if spec.scale > 1 else ""
+    crop += "" if spec.keeps_channels else f" input of {counted(spec.input_channels, 'channel')},"
+    crop += "" if others else f" × {first.crops.crops_per_image} per image"
+    place = "memory" if data.fits_in_memory else "disk, ahead of training"
+    return [
+        ("data", f"{counted(images, 'image')} to train on, {len(data.val)} to validate; {source}"),
+        ("decoded", f"{_bytes(data.nbytes)}, read from {place}"),
+        ("crops", f"{crop}, {', '.join(config.data.augment) or 'no flips'}"),
+    ]
+
+
+def _set_rows(config: Config, data: DataSets, stages: BatchSchedule, epochs: int) -> list[tuple[str, str]]:
+    """Return images, share and samples of each training set, where there are several."""
+    if len(data.train.sets) == 1:
+        return []
+    rows, samples = [], _samples_per_epoch(stages, epochs)
+    for one, part in zip(data.train.sets, data.train.mixed, strict=True):
+        share = part.uses / sum(other.uses for other in data.train.mixed)
+        images = f"{counted(len(one.crops.images), 'image')} × {counted(one.crops.crops_per_image, 'crop')}"
+        used = share * samples
+        passes = f"{used:.6g} of {samples} samples per epoch, {used / part.num_samples:.2f} passes over the set"
+        rows.append((f"set {one.name}", f"{images}, {_inputs(config, one)}; share {share:.4g}: {passes}"))
+    return rows
+
+
+def _inputs(config: Config, one: TrainingSet) -> str:
+    steps = config.data.degradation_of(config.data.train_sets[one.name])
+    made = f"input made by {', '.join(_in_words(step.name, step.arguments) for step in steps)}"
+    if one.crops.input is None:
+        return made
+    return f"pairs, {one.synthetic_share:.4g} of the samples with {made}" if one.synthetic_share else "pairs"
 
 
 def _notes_on(model: nn.Module, average: Average | None = None) -> Iterator[str]:
@@ -150,10 +182,16 @@ def plan_record(
     )
 
 
+def _samples_per_epoch(stages: BatchSchedule, epochs: int) -> int:
+    """Return the samples of an epoch after the stages."""
+    plan, length = stages.plans[-1], stages.steps_per_epoch
+    return plan.num_samples if length is None else min(length, stages.num_steps(epochs)) * plan.global_batch
+
+
 def _length_rows(stages: BatchSchedule, epochs: int) -> list[tuple[str, str]]:
     """Return samples and batch, after the stages; steps; passes over the samples, if an epoch is not one of them."""
     plan, total, length = stages.plans[-1], stages.num_steps(epochs), stages.steps_per_epoch
-    samples, passes = plan.num_samples, []
+    samples, passes = _samples_per_epoch(stages, epochs), []
     if length is None:
         parts = [
             f"{early.one_pass(first).num_steps} per epoch × {counted(end - first, 'epoch')}"
@@ -163,9 +201,13 @@ def _length_rows(stages: BatchSchedule, epochs: int) -> list[tuple[str, str]]:
         length = min(length, total)
         full, rest = divmod(total, length)
         parts = [f"{length} per epoch × {counted(full, 'epoch')}"] + [f"{rest} in the last"] * (rest > 0)
-        samples, last = length * plan.global_batch, stages.epoch(epochs - 1)
+        last = stages.epoch(epochs - 1)
         whole, each = ((count / plan.num_samples) for count in (last.first + last.num_samples, samples))
-        passes = [("passes", f"{whole:.2f} over {counted(plan.num_samples, 'sample')}, {each:.2f} per epoch")]
+        passes = (
+            []
+            if len(plan.sets) > 1
+            else [("passes", f"{whole:.2f} over {counted(plan.num_samples, 'sample')}, {each:.2f} per epoch")]
+        )
     return [
         ("samples per epoch", str(samples)),
         ("global batch", _batch_in_words(plan)),

@@ -213,7 +213,7 @@ def make_callbacks(
         monitor=config.validation.monitor,
     )
     limit = config.train.max_skipped_steps
-    nan_monitor = NaNMonitor(accelerator, loader, run.loss_fn, run.data.train_files, limit, log.write, run.console.log)
+    nan_monitor = NaNMonitor(accelerator, loader, run.loss_fn, limit, log.write, run.console.log)
     folder_check = FolderCheck(accelerator, run.lock)
     replica_check = ReplicaCheck(accelerator, config.train.check_ranks_every_steps)
     checkpointer = Checkpointer(

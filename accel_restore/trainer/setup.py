@@ -28,6 +28,7 @@ from accel_restore.data.build import DataSets, ScannedData, build_sets, degradat
 from accel_restore.data.handover import read_found, write_found
 from accel_restore.data.identity import RECORD, to_record
 from accel_restore.data.loader import TrainLoader
+from accel_restore.data.mixture import MixedSet
 from accel_restore.data.previews import Previews, open_previews
 from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.distributed.machine import once_per_machine
@@ -127,15 +128,13 @@ def prepare(
     on_all_ranks(accelerator, partial(try_on_images, protocols, data.val, previews, trial, accelerator))
     del trial  # and the memory of its model
     config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, console.log)
-    stages = _make_stages(config, len(data.train), accelerator.num_processes, start)
+    stages = _make_stages(config, data.train.mixed, accelerator.num_processes, start)
     max_steps = config.train.max_steps
     epochs = config.train.epochs if max_steps is None else stages.num_epochs(max_steps)
     state = setup_model_and_optimizer(without_checkpoint(config, start), accelerator, epochs)
     if known_epochs(config) is None:  # otherwise it was tried before decoding
         on_all_ranks(accelerator, lambda: try_schedule(config, state.model, epochs, accelerator.device))
-    loader = TrainLoader(
-        data.train, stages, accelerator, data.degrade, config.train.channels_last, config.data.num_threads
-    )
+    loader = TrainLoader(data.train, stages, accelerator, config.train.channels_last, config.data.num_threads)
     window_sums = torch.zeros_like(state.epoch_sums)
     if start.commit is not None:
         window_sums = _load_commit(start, state, accelerator, epochs, lock.folder)
@@ -241,7 +240,7 @@ def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epoc
     return window_sums
 
 
-def _make_stages(config: Config, num_samples: int, world_size: int, start: Start) -> BatchSchedule:
+def _make_stages(config: Config, sets: tuple[MixedSet, ...], world_size: int, start: Start) -> BatchSchedule:
     """The batch plan of each stage; a run that continues keeps the global batches of its commit."""
     data, train = config.data, config.train
     stages = [*data.stages, Stage.model_validate({"until_epoch": 2**31})]  # the last one: as without stages
@@ -267,13 +266,14 @@ def _make_stages(config: Config, num_samples: int, world_size: int, start: Start
     plans = []
     for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True)):
         plan = BatchPlan(
-            num_samples,
+            sum(one.num_samples for one in sets),
             stage.batch_size or data.batch_size,
             train.gradient_accumulation_steps or 1,
             world_size,
             config.run.seed,
             stage.patch_size or data.patch_size,
             data.mixup.probability if data.mixup else 0.0,
+            sets,
         )
         if global_batch is not None:
             plan = with_global_batch(plan, global_batch, may_shrink=may_shrink, keys=keys(number, stage))

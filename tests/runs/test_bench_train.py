@@ -120,7 +120,7 @@ def test_time_is_attributed_to_the_phase_that_spends_it(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "time", CLOCK)
     slow = [
         (CropDataset, "__getitems__", 1),
-        (loader, "finish_batch", 2),
+        (loader, "finish_groups", 2),
         (torch.optim.AdamW, "zero_grad", 16),
         (torch.optim.AdamW, "step", 32),
         (ema.Ema, "update", 64),

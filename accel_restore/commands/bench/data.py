@@ -5,6 +5,7 @@ import mmap
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -18,12 +19,13 @@ from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.commands._outputs import check_writable, write_report
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
-from accel_restore.data.augment import finish_batch, turned
+from accel_restore.data.augment import turned
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
-from accel_restore.data.build import DataSets, ScannedData, build_sets, degradations_of, find_data, raise_found
+from accel_restore.data.build import DataSets, build_sets, degradations_of, find_data, raise_found
 from accel_restore.data.decode import read_image
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.store import Store
+from accel_restore.data.training_sets import SampleGroup, TrainingSets, finish_groups
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.batch_size import assume_batch_size
@@ -80,8 +82,9 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
     raise_found(found)
     cpu, data = torch.device("cpu"), config.data
     sets = build_sets(found, data, config.run.seed, degradations_of(data), cpu)
-    train, stores = sets.train, [store for store in (sets.train.gt, sets.train.input) if store is not None]
-    plan = BatchPlan(len(train), data.batch_size, 1, 1, config.run.seed, data.patch_size)
+    train = sets.train
+    stores = [store for one in train.sets for store in (one.crops.gt, one.crops.input) if store is not None]
+    plan = _plan(sets, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -104,7 +107,7 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
         for store in stores:
             _drop_from_memory(store)
 
-    rates = {DECODING: measure(lambda samples: _decode(found, sets, data.max_image_pixels, samples))}
+    rates = {DECODING: measure(lambda samples: _decode(train, data.max_image_pixels, samples))}
     if hasattr(os, "posix_fadvise"):
         rates["store, not in memory: one page after the other"] = cold(False)
         rates["store, not in memory: a crop at once"] = cold(True)
@@ -112,29 +115,29 @@ def bench_data(config: Config, seconds: float, console: Console) -> tuple[dict[s
     rates["store, in memory"] = measure(train.__getitems__)
     rates["store, flips"] = measure(lambda samples: _flip(train.__getitems__(samples)))
     rates["store, flips, degradation, float"] = measure(
-        lambda samples: finish_batch(train.__getitems__(samples), sets.degrade, channels_last=True)
+        lambda samples: finish_groups(train.__getitems__(samples), channels_last=True)
     )
     rates[TRAINING] = loading_rate(sets, config, seconds)
-    rates[COPYING] = measure(
-        lambda samples: [
-            _copied(store, len(samples), data.patch_size // scale)
-            for store, scale in zip(stores, (1, data.scale), strict=False)
-        ]
-    )
+    rates[COPYING] = measure(lambda samples: _copy(train, samples))
     torch.set_num_threads(threads)
     return rates, sets
 
 
 def loading_rate(sets: DataSets, config: Config, seconds: float) -> float:
     """Return the pairs per second that training on a CPU gets when it does nothing else."""
-    plan = BatchPlan(len(sets.train), config.data.batch_size, 1, 1, config.run.seed, config.data.patch_size)
+    plan = _plan(sets, config)
     with Launch().environment():  # one process measures, also under a launcher
         accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    loader = TrainLoader(sets.train, BatchSchedule((plan,)), accelerator, sets.degrade, True, config.data.num_threads)
+    loader = TrainLoader(sets.train, BatchSchedule((plan,)), accelerator, True, config.data.num_threads)
     micro_batches = (batch for epoch in count() for step in loader.steps(epoch) for batch in step)
     rate = _rate(lambda _: next(micro_batches), count(), config.data.batch_size, seconds)
     micro_batches.close()
     return rate
+
+
+def _plan(sets: DataSets, config: Config) -> BatchPlan:
+    data = config.data
+    return BatchPlan(len(sets.train), data.batch_size, 1, 1, config.run.seed, data.patch_size, mixed=sets.train.mixed)
 
 
 def _rate(
@@ -155,22 +158,30 @@ def _rate(
     return done / spent
 
 
-def _decode(found: ScannedData, sets: DataSets, max_pixels: int, samples: list[Sample]) -> None:
+def _decode(train: TrainingSets, max_pixels: int, samples: list[Sample]) -> None:
     """Decode the files of each sample, as a loader without a store does."""
-    train = sets.train
-    (one,) = found.train.values()
-    assert one.images is not None  # else `raise_found` has raised
     for sample in samples:
-        pair = one.images.pairs[train.images[sample.id // train.crops_per_image]]
-        for image, store in ((pair.gt, train.gt), (pair.input, train.input)):
+        one = train.sets[train.index_of(sample.id)]
+        pair = one.pairs[one.image_of(sample.id)]
+        for image, store in ((pair.gt, one.crops.gt), (pair.input, one.crops.input)):
             if image is not None and store is not None:
                 read_image(image, store.channels, store.dtype, max_pixels)
 
 
-def _flip(batch: dict) -> None:
-    for name in {"gt", "input"} & set(batch):
-        for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
-            turned(crop, code).contiguous()
+def _flip(groups: list[SampleGroup]) -> None:
+    for batch in (group.batch for group in groups):
+        for name in {"gt", "input"} & set(batch):
+            for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
+                turned(crop, code).contiguous()
+
+
+def _copy(train: TrainingSets, samples: Sequence[Sample]) -> None:
+    """Copy as many bytes of each set as its samples have."""
+    numbers = Counter(train.index_of(sample.id) for sample in samples)
+    for one, number in ((train.sets[index].crops, number) for index, number in numbers.items()):
+        for store, scale in ((one.gt, 1), (one.input, one.scale)):
+            if store is not None:
+                _copied(store, number, samples[0].patch_size // scale)
 
 
 def _copied(store: Store, number: int, size: int) -> np.ndarray:

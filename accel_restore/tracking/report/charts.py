@@ -19,7 +19,7 @@ _SCORES = {
 }
 _TITLES = {"loss": "Loss per rank", "lr": "Learning rate per rank", "grad_norm": "Gradient norm"}
 _DERIVED = ("samples", "step_s", "wait_s")  # drawn as throughput and data wait
-_TERMS = "terms/"
+_TERMS, _SETS, _SET_SAMPLES = "terms/", "set_loss/", "set_samples/"
 
 Chart = dict[str, Any]
 
@@ -29,7 +29,7 @@ def training_charts(metrics: Metrics, loss: str) -> list[Chart]:
     charts = [
         _training_chart(metrics, name, loss)
         for name in metrics.names()
-        if name not in _DERIVED and not name.startswith(_TERMS)
+        if name not in _DERIVED and not name.startswith((_TERMS, _SETS, _SET_SAMPLES))
     ]
     charts = [chart for chart in charts if any(series["x"] for series in chart["series"])]  # without text columns
     terms = [name for name in metrics.names() if name.startswith(_TERMS)]
@@ -37,6 +37,13 @@ def training_charts(metrics: Metrics, loss: str) -> list[Chart]:
         series = [_mean_series(metrics, name.removeprefix(_TERMS), metrics.columns_of(name)) for name in terms]
         chart = {"id": "terms", "title": "Loss terms", "x": "step", "log": True, "series": series}
         charts.append({**chart, "note": "weighted, mean over all ranks"})
+    sets = [name.removeprefix(_SETS) for name in metrics.names() if name.startswith(_SETS)]
+    if sets:
+        series = [
+            _mean_series(metrics, name, metrics.columns_of(f"{_SETS}{name}"), f"{_SET_SAMPLES}{name}") for name in sets
+        ]
+        chart = {"id": "sets", "title": "Loss per training set", "x": "step", "log": True, "series": series}
+        charts.append({**chart, "note": "mean over all ranks"})
     return charts
 
 
@@ -125,8 +132,10 @@ def _rank_chart(metrics: Metrics, name: str, title: str, values: dict[int, np.nd
     return {"id": name, "title": title, "x": "step", "ranks": True, "series": series}
 
 
-def _mean_series(metrics: Metrics, name: str, values: dict[int, np.ndarray]) -> dict[str, Any]:
-    return _series(name, *metrics.mean(values), _MAX_POINTS)
+def _mean_series(
+    metrics: Metrics, name: str, values: dict[int, np.ndarray], samples: str = "samples"
+) -> dict[str, Any]:
+    return _series(name, *metrics.mean(values, samples), _MAX_POINTS)
 
 
 def _series(name: str, x: np.ndarray, y: np.ndarray, limit: int) -> dict[str, Any]:

@@ -93,9 +93,9 @@ class Metrics:
             np.array_equal(mine, self.column(rank, key), equal_nan=True) for rank in others for mine, key in same
         )
 
-    def mean(self, values: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return steps, and the mean over ranks at each step, weighted by the samples of each rank."""
-        steps, weights = (np.concatenate([self.column(rank, key) for rank in values]) for key in ("step", "samples"))
+    def mean(self, values: dict[int, np.ndarray], samples: str = "samples") -> tuple[np.ndarray, np.ndarray]:
+        """Return steps, and the mean over ranks at each step, weighted by the column `samples` of each rank."""
+        steps, weights = (np.concatenate([self.column(rank, key) for rank in values]) for key in ("step", samples))
         joined = np.concatenate(list(values.values()))
         known = np.isfinite(joined) & (weights > 0)
         steps, place = np.unique(steps[known], return_inverse=True)

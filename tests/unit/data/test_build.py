@@ -104,7 +104,7 @@ def test_gt_that_is_no_multiple_of_the_scale_can_be_cropped(tmp_path, scale, row
     whole = sets.val[0]
     assert whole["gt"].shape[-2:] == (rows // scale * scale, columns // scale * scale)
     assert torch.equal(whole["gt"][..., ::scale, ::scale], whole["input"])
-    batch = sets.train.__getitems__([Sample(0, number, 1.0, 4 * scale) for number in range(60)])
+    batch = sets.train.__getitems__([Sample(0, number, 1.0, 4 * scale) for number in range(60)])[0].batch
     assert torch.equal(batch["gt"][:, ::scale, ::scale], batch["input"])
 
 
@@ -143,8 +143,8 @@ def test_reading_mode_is_chosen_by_size(tmp_path, monkeypatch):
         monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
         data = open_sources(tmp_path, train={"gt": gt})
         assert data.nbytes == nbytes and data.fits_in_memory is fits
-        assert data.train.gt.read_ahead is not fits and (data.train.readers is None) is fits
-        batches.append(data.train.__getitems__([Sample(0, number, 1.0, 16) for number in range(3)])["gt"])
+        assert data.train.sets[0].crops.gt.read_ahead is not fits and (data.train.readers is None) is fits
+        batches.append(data.train.__getitems__([Sample(0, number, 1.0, 16) for number in range(3)])[0].batch["gt"])
     assert batches[0].shape == (3, 16, 16, 3) and batches[0].equal(batches[1])
     monkeypatch.undo()
     assert 0 < memory_bytes() < 2**50

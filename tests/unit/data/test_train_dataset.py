@@ -22,6 +22,7 @@ from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.data.loader import Prefetcher, StepSampler, TrainLoader
 from accel_restore.data.store import Store, StoredPairs
 from accel_restore.data.train_dataset import CropDataset
+from accel_restore.data.training_sets import TrainingSet, TrainingSets
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.errors import UserError
 
@@ -48,6 +49,11 @@ def dataset(stores: tuple[Store, Store], augment: list[str] | None = None, **opt
     augment = list(FLIPS) if augment is None else augment
     settings = {"crops_per_image": 50, "seed": 11, **options}
     return CropDataset(StoredPairs(*stores, list(range(len(SIZES)))), augment=augment, **settings)
+
+
+def alone(data: CropDataset, steps: list[tuple[str, dict]] = NOISE) -> TrainingSets:
+    """The data as the only training set."""
+    return TrainingSets([TrainingSet("", data, build_degradation(steps))])
 
 
 def samples(ids, epoch: int = 0, size: int = PATCH) -> list[Sample]:
@@ -190,8 +196,8 @@ def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelera
             return read(given)
 
         data.__getitems__ = read
-        loader = TrainLoader(data, BatchSchedule((plan,)), accelerator, build_degradation(steps), True, num_threads)
-        assert loader.degrade.on_host == (steps[0][0] == "jpeg")
+        loader = TrainLoader(alone(data, steps), BatchSchedule((plan,)), accelerator, True, num_threads)
+        assert build_degradation(steps).on_host == (steps[0][0] == "jpeg")
         batches = []
         for epoch in (0, 1):
             for micro_batches in loader.steps(epoch):
@@ -245,7 +251,7 @@ def accelerator():
 
 def steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, finishes_early):
     """The steps of an epoch of three batches, and the list to which each finished batch adds an element."""
-    finished, finish, is_ready = [], loader_module.finish_batch, Prefetcher.is_ready
+    finished, finish, is_ready = [], loader_module.finish_groups, Prefetcher.is_ready
 
     def when_read(background):
         while background.first is None and background.queue.empty():
@@ -253,11 +259,9 @@ def steps_that_finish_early(stores, accelerator, monkeypatch, num_threads, finis
         return is_ready(background)
 
     monkeypatch.setattr(Prefetcher, "is_ready", when_read)
-    monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: finished.append(None) or finish(*a, **k))
-    data, degrade = dataset(stores, crops_per_image=5), build_degradation(NOISE)
-    loader = TrainLoader(
-        data, BatchSchedule((BatchPlan(12, 4, 1, 1, 0, PATCH),)), accelerator, degrade, False, num_threads
-    )
+    monkeypatch.setattr(loader_module, "finish_groups", lambda *a, **k: finished.append(None) or finish(*a, **k))
+    data, stages = alone(dataset(stores, crops_per_image=5)), BatchSchedule((BatchPlan(12, 4, 1, 1, 0, PATCH),))
+    loader = TrainLoader(data, stages, accelerator, False, num_threads)
     assert not loader.finishes_early  # on a CPU
     loader.finishes_early = finishes_early
     return loader.steps(0), finished
@@ -275,7 +279,7 @@ def test_next_batch_is_augmented_early_on_a_gpu(stores, accelerator, monkeypatch
 def test_failing_batch_does_not_affect_the_step_before_it(stores, accelerator, monkeypatch):
     steps, _ = steps_that_finish_early(stores, accelerator, monkeypatch, 1, True)
     [first] = next(steps)
-    monkeypatch.setattr(loader_module, "finish_batch", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(loader_module, "finish_groups", lambda *a, **k: 1 / 0)
     [second] = next(steps)  # was finished; the third fails
     assert second["is_last"] and not second["input"].equal(first["input"])
     with pytest.raises(ZeroDivisionError):
@@ -284,9 +288,7 @@ def test_failing_batch_does_not_affect_the_step_before_it(stores, accelerator, m
 
 def test_steps_can_start_in_the_middle_of_an_epoch(stores, accelerator):
     plan = BatchPlan(20, 3, 2, 1, 0, PATCH)
-    loader = TrainLoader(
-        dataset(stores, crops_per_image=5), BatchSchedule((plan,)), accelerator, build_degradation(NOISE), False
-    )
+    loader = TrainLoader(alone(dataset(stores, crops_per_image=5)), BatchSchedule((plan,)), accelerator, False)
 
     def steps(first: int) -> list[list[tuple]]:
         return [
@@ -334,8 +336,7 @@ def test_whole_images_of_super_resolution_are_cut_to_multiples_of_the_scale(stor
 
 def test_random_generators_are_seeded_for_each_micro_batch_also_when_it_is_read_again(stores, accelerator):
     plan = BatchPlan(20, 3, 2, 1, 0, PATCH)
-    data = dataset(stores, crops_per_image=5)
-    loader = TrainLoader(data, BatchSchedule((plan,)), accelerator, build_degradation(NOISE), False)
+    loader = TrainLoader(alone(dataset(stores, crops_per_image=5)), BatchSchedule((plan,)), accelerator, False)
 
     def draws(first: int) -> list[list[float]]:
         return [[torch.rand(()).item() for _ in micro_batches] for micro_batches in loader.steps(1, first)]
