@@ -28,13 +28,8 @@ _SOURCES = re.compile(r"data\.(train|val)((\.[\w-]+)?\.(input|gt|dataset|split|s
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
-_ARGUMENTS = (
-    "model.",
-    "loss.",
-    "data.degradation.",
-    "optimizer.",
-    "scheduler.",
-)  # one that is left out has its own default, which null is not
+# An argument that is left out has its own default, which null is not.
+_ARGUMENTS = re.compile(r"(model|loss|optimizer|scheduler|data\.((train|val)\.([\w-]+\.)?)?degradation)\..*")
 _STOPPERS = ("train.early_stopping", "callbacks")  # once they change, a run that they have stopped continues
 _LENGTH = ("train.epochs", "train.max_steps")
 _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the best ones first
@@ -131,7 +126,7 @@ class Comparison:
         return refused
 
     def _differs(self, key: str) -> bool:
-        unset = _MISSING if key.startswith(_ARGUMENTS) else None
+        unset = _MISSING if _ARGUMENTS.fullmatch(key) else None
         then, now = self.then.get(key, unset), self.now.get(key, unset)
         if then == now or _BATCH.fullmatch(key) or key.startswith(_FREE):
             return False

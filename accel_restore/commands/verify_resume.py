@@ -11,6 +11,7 @@ import yaml
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.commands._children import error_of, run_module
+from accel_restore.config.data import named_sets
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
@@ -71,10 +72,7 @@ def short(config: Config, processes: int) -> dict[str, Any]:
     global_batch = train["global_batch_size"] or (
         data["batch_size"] * (train["gradient_accumulation_steps"] or 1) * processes
     )
-    samples = int(_STEPS * global_batch) + 1
-    data["crops_per_image"] = min(data["crops_per_image"], -(-samples // _IMAGES))
-    images = -(-samples // data["crops_per_image"])
-    data["max_images"] = max(2, int(images / (1 - data["val_fraction"])) + 1 if data["val"] is None else images)
+    _limit_images(data, int(_STEPS * global_batch) + 1)
     data["stages"] = [{**stage, "until_epoch": 1} for stage in data["stages"][:1]]  # a change of stages is tested too
     train["epochs"], train["max_steps"] = 2, None
     train["steps_per_epoch"] = train["steps_per_epoch"] and min(train["steps_per_epoch"], _FULL_STEPS)
@@ -86,6 +84,20 @@ def short(config: Config, processes: int) -> dict[str, Any]:
         "log_every_steps": 3,
     }  # a line covers steps before and after a commit
     return tree
+
+
+def _limit_images(data: dict[str, Any], samples: int) -> None:
+    """Leave about as many images in the section `data` as have so many samples, with at least one crop of each."""
+    sets = named_sets(data["train"])
+    of_set = -(-samples // len(sets))  # the same of each
+    images = 2
+    for source in (data, *sets.values()):
+        if crops := source.get("crops_per_image"):
+            source["crops_per_image"] = min(crops, -(-of_set // _IMAGES))
+    for source in sets.values():
+        images = max(images, -(-of_set // (source["crops_per_image"] or data["crops_per_image"])))
+    data["max_images"] = int(images / (1 - data["val_fraction"])) + 1 if data["val"] is None else images
+    data["preview"] = None
 
 
 class _Launcher:

@@ -15,6 +15,7 @@ from runs import ROOT, clean_environment, succeed
 
 from accel_restore.cli import COMMANDS
 from accel_restore.commands._arguments import ConfigurationParser
+from accel_restore.config.data import Source, TrainSet, ValSet
 from accel_restore.config.load import config_from, parse_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.config.schema import Config
@@ -181,7 +182,8 @@ def test_the_yaml_examples_have_the_values_their_pages_describe():
     config = config_from({"data": {"train": {"gt": "x"}}, **parse_yaml(iterations, "configs")}, ["data.train.gt=x"])
     assert [epoch * config.train.steps_per_epoch for epoch in config.scheduler.milestones] == [250000, 275000]
     assert config.train.max_steps == 300000 == 60 * config.train.steps_per_epoch
-    (degradation,) = blocks(PAGES["accel_restore/data/README.md"], "yaml")
+    of_data = blocks(PAGES["accel_restore/data/README.md"], "yaml")
+    (degradation,) = (block for block in of_data if block.startswith("degradation:"))
     steps = config_from({"data": {"train": {"gt": "x"}, **parse_yaml(degradation, "data")}}).data.degradation
     assert len(steps) == 3 and build_degradation([(step.name, step.arguments) for step in steps]).on_host
 
@@ -217,6 +219,8 @@ def test_every_configuration_key_is_documented():
     keys = []
     for name in ("run", "data", "train", "validation", "checkpoint", "tracking", "model"):
         keys += keys_of(sections[name], name)
+    for name, section in (("train", TrainSet), ("val", ValSet)):
+        keys += [f"data.{name}.NAME.{key}" for key in section.model_fields.keys() - Source.model_fields.keys()]
     for section in OPTIMIZER_SECTIONS.values():
         keys += keys_of(section, "optimizer")
     for section in SCHEDULE_SECTIONS.values():

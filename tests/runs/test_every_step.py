@@ -168,6 +168,15 @@ def test_verify_resume_changes_only_the_length_of_the_run(photos, tmp_path):
     assert {key: tree[key] for key in same} == {key: config.model_dump(mode="json")[key] for key in same}
 
 
+def test_verify_resume_takes_images_of_every_set(photos, tmp_path):
+    sets = {"a": {"gt": str(photos[0]), "crops_per_image": 500, "share": 0.9}, "b": {"gt": str(photos[1])}}
+    config = configuration(photos, tmp_path, "mine", data={"train": sets, "preview": str(photos[1])})
+    data = short(config_from(config), processes=2)["data"]
+    assert data["train"]["a"]["share"] == 0.9 and data["preview"] is None
+    crops = [data["train"]["a"]["crops_per_image"], data["crops_per_image"]]
+    assert crops[0] <= 8 and data["max_images"] * min(crops) >= 3.5 * 16 / 2
+
+
 def test_compare_reports_each_difference(photos, tmp_path):
     first, second = (configuration(photos, tmp_path, name) for name in ("first", "second"))
     for config in (first, second):
