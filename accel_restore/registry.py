@@ -1,6 +1,6 @@
 """Names that a configuration can use. Each maps to an import path, so that names are checked without heavy imports.
 
-To add a loss, a metric, a model or a degradation, define it and add a line here.
+To add a loss, a metric, a model, a discriminator or a degradation, define it and add a line here.
 """
 
 LOSSES = {
@@ -29,6 +29,12 @@ MODELS = {
     "dncnn": "accel_restore.models.dncnn:DnCNN",
     "nafnet": "accel_restore.models.nafnet:NAFNet",
     "restormer": "accel_restore.models.restormer:Restormer",
+}
+
+DISCRIMINATORS = {
+    "unet_sn": "accel_restore.models.discriminators:UNetSN",
+    "patch": "accel_restore.models.discriminators:Patch",
+    "vgg": "accel_restore.models.discriminators:VGG",
 }
 
 DEGRADATIONS = {

@@ -243,7 +243,7 @@ def _read_stored(path: Path) -> dict[str, str]:
     return weights_file.read_header(path)[0] if _is_safetensors(path) else {}
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, without wrappers and prefixes of trainers."""
     tree: Any = weights_file.read_safetensors(path) if _is_safetensors(path) else read_torch_file(path)
     for key in _WRAPPERS:
@@ -265,7 +265,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_intact_weights(path: Path, stored: dict[str, str]) -> dict[str, Tensor]:
     """Return the tensors of a file, compared with the digest in its metadata if there is one."""
-    weights = _read_weights(path)
+    weights = read_weights(path)
     if "sha256" in stored and digest(weights) != stored["sha256"]:
         raise UserError("is damaged (sha256 of the weights differs); copy it again")
     return weights
