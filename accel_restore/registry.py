@@ -15,6 +15,10 @@ LOSSES = {
     "edge": "accel_restore.losses.pixel:edge",
     "perceptual": "accel_restore.losses.perceptual:Perceptual",
     "lpips": "accel_restore.losses.perceptual:LPIPS",
+    "dists": "accel_restore.losses.perceptual:DISTS",
+    "contextual": "accel_restore.losses.contextual:Contextual",
+    "ldl": "accel_restore.losses.pixel:ldl",
+    "focal_frequency": "accel_restore.losses.pixel:focal_frequency",
 }
 
 METRICS = {

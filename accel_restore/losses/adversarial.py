@@ -79,8 +79,8 @@ class Objective:
             raise ValueError("a relativistic objective compares with the logits of gt; give real too")
         means = self._require(statistics)
         real = _at_least_float32(real).detach()
-        terms = self._target(fake - means.real, True), self._target(real - means.fake, False)
-        return sum(map(_mean, terms)) / 2 + means.g_fake * _without_value(fake)
+        of_fake, of_real = self._target(fake - means.real, True), self._target(real - means.fake, False)
+        return (_mean(of_fake) + _mean(of_real)) / 2 + means.g_fake * _without_value(fake)
 
     def discriminator(self, real: Tensor, fake: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Return the discriminator's loss (B,): the sum of `real_term` and `fake_term`."""
@@ -130,7 +130,8 @@ class Objective:
         else:
             border = 0.5 if self.name == "lsgan" else 0.0
             right = real > border, fake < border
-        return sum(_mean(values.to(real.dtype)) for values in right) / 2
+        shares = [_mean(values.to(real.dtype)) for values in right]
+        return (shares[0] + shares[1]) / 2
 
     def _target(self, logits: Tensor, is_real: bool) -> Tensor:
         """Return what logits cost the discriminator, elementwise, if they are of gt or not."""

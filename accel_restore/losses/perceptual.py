@@ -54,6 +54,7 @@ class Features(nn.Module):
                 raise ValueError(f"layers: {unknown_choice(name, names)}")
         self.layers = {names.index(name): name for name in layers}
         modules = architecture[: max(self.layers) + 1]
+        self.smallest_side = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in modules)  # of images, in pixels
         wanted = {f"features.{name}": value.shape for name, value in modules.state_dict().items()}
         source = f"{_FILES[network]} (https://download.pytorch.org/models/{_FILES[network]})"
         found = read_tensors(weights, wanted, key, source)
@@ -124,7 +125,7 @@ class Perceptual(FeatureLoss):
             raise ValueError("layers: must map names of layers to weights above 0, such as {conv3_4: 0.5, conv5_4: 1}")
         super().__init__(Features(network, list(layers), weights, "loss.perceptual.weights"))
         self.layer_weights, self.criterion = layers, criterion
-        self.smallest_side = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features.network)
+        self.smallest_side = self.features.smallest_side
 
     def distance(self, layer: str, found: Tensor, expected: Tensor) -> Tensor:
         """Return the weighted difference (B,) of the features of one layer."""
@@ -175,6 +176,69 @@ class LPIPS(LPIPSDistance):
 
     def __init__(self, *, weights: str | None = None, linear: str | None = None):
         super().__init__("vgg16", weights, "loss.lpips.weights", linear, "loss.lpips.linear")
+
+
+class DISTSDistance(FeatureLoss):
+    """The DISTS distance of structure and texture, on the images and their features of VGG16.
+
+    `alpha_beta` is the file of the learned weights of the channels, by default the copy in torchmetrics.
+
+    Source: Ding et al., "Image quality assessment: unifying structure and texture similarity", 2020. Deviation: images
+        are not resized.
+    """
+
+    def __init__(self, weights: str | None, key: str, alpha_beta: str | None, alpha_beta_key: str):
+        layers = LPIPS_LAYERS["vgg16"]  # DISTS compares the same layers, and the images
+        super().__init__(Features("vgg16", list(layers), weights, key, HannPool()))
+        wanted = dict.fromkeys(("alpha", "beta"), torch.Size((1, 3 + sum(layers.values()), 1, 1)))
+        name = "dists_models/weights.pt"
+        file = torchmetrics_file(name) if alpha_beta is None else alpha_beta
+        found = read_tensors(file, wanted, alpha_beta_key, f"{name} from the PyPI package torchmetrics")
+        total = found["alpha"].sum() + found["beta"].sum()
+        for part, learned in (("texture", "alpha"), ("structure", "beta")):
+            shares = (found[learned] / total).split([3, *layers.values()], 1)
+            for layer, share in zip(("image", *layers), shares, strict=True):
+                self.register_buffer(f"{part}_{layer}", share)
+
+    def forward(self, output: Tensor, gt: Tensor) -> Tensor:
+        """Return the distance of each sample, (B,): 1 minus the sum of weighted similarities."""
+        return 1 - super().forward(output, gt)
+
+    def compared(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the images themselves and their features by layer."""
+        return {"image": images.expand(-1, 3, -1, -1), **self.features(images)}
+
+    def distance(self, layer: str, found: Tensor, expected: Tensor) -> Tensor:
+        """Return the weighted similarity (B,) of the features of one layer."""
+        mean_x, mean_y = (values.mean((2, 3), keepdim=True) for values in (found, expected))
+        x, y = found - mean_x, expected - mean_y
+        var_x, var_y, covariance = (values.mean((2, 3), keepdim=True) for values in (x * x, y * y, x * y))
+        texture = (2 * mean_x * mean_y + 1e-6) / (mean_x**2 + mean_y**2 + 1e-6)
+        structure = (2 * covariance + 1e-6) / (var_x + var_y + 1e-6)
+        weights = self.get_buffer(f"texture_{layer}"), self.get_buffer(f"structure_{layer}")
+        return (weights[0] * texture + weights[1] * structure).flatten(1).sum(1)
+
+
+class DISTS(DISTSDistance):
+    """The DISTS distance of each sample, on the features of VGG16.
+
+    `weights` is the file of torchvision's VGG16, `alpha_beta` the file of the learned weights of its channels, by
+    default the copy in torchmetrics.
+    """
+
+    def __init__(self, *, weights: str | None = None, alpha_beta: str | None = None):
+        super().__init__(weights, "loss.dists.weights", alpha_beta, "loss.dists.alpha_beta")
+
+
+class HannPool(nn.Module):
+    """Halve the height and width of features (B, F, H, W): the root of the mean square under a Hann window of 3."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the pooled features, (B, F, ceil(H / 2), ceil(W / 2))."""
+        side = features.new_tensor([0.25, 0.5, 0.25])
+        window = (side[:, None] * side).expand(features.shape[1], 1, 3, 3)
+        means = F.conv2d(features.square(), window, stride=2, padding=1, groups=features.shape[1])
+        return (means + 1e-12).sqrt()
 
 
 def _architecture(network: str) -> nn.Sequential:

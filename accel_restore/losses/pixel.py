@@ -15,6 +15,8 @@ BT601 = (65.481, 128.553, 24.966)  # weights of R, G, B in [0, 1] in the luma, w
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # side and standard deviation of the Gaussian window, in pixels
 _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the finest scale to the coarsest
 
+_LDL_WINDOW = 7  # side of the window of local variances, in pixels
+
 LossType = TypeVar("LossType", bound=Callable[..., Tensor])
 
 
@@ -131,6 +133,49 @@ def edge(output: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
     return charbonnier(error, _blur(half), eps=eps)
 
 
+@needs_side(_LDL_WINDOW // 2 + 1)
+def ldl(output: Tensor, gt: Tensor) -> Tensor:
+    """Return the mean absolute error of each sample, weighted by how much the error varies around each pixel.
+
+    The weight is large at artifacts of adversarial training. It is the variance of the absolute error, summed over
+    channels, in a window of 7 pixels (mirrored at borders), times the fifth root of the variance in the whole image.
+    The gradient passes through the weight, as in the authors' code. An error that is the same everywhere costs nothing,
+    so this is a term next to others.
+
+    Source: Liang et al., "Details or artifacts: a locally discriminative learning approach to realistic image
+        super-resolution" (LDL), 2022, with the weight 1 next to ESRGAN's losses. Deviation: the paper sets the weight
+        to 0 where the model's error is smaller than that of its EMA; a loss sees output and gt only.
+    """
+    error = output - gt
+    residual = error.abs().sum(1, keepdim=True)
+    residual = residual - residual.detach().mean((1, 2, 3), keepdim=True)  # variances do not change, but rounding does
+    whole = residual.flatten(1).var(1).clamp(min=1e-12) ** 0.2  # a root has no gradient at 0
+    padded = _mirror(_mirror(residual, -1), -2)
+    count = _LDL_WINDOW**2
+    mean = F.avg_pool2d(padded, _LDL_WINDOW, 1)
+    local = (F.avg_pool2d(padded.square(), _LDL_WINDOW, 1) - mean.square()).clamp(min=0) * (count / (count - 1))
+    return whole * (local * error.abs()).flatten(1).mean(1)
+
+
+def focal_frequency(output: Tensor, gt: Tensor, *, alpha: float = 1.0, log: bool = False) -> Tensor:
+    """Return the weighted mean squared difference of the 2-D Fourier transforms of each sample.
+
+    The weight of a frequency is its difference to the power `alpha`, divided by the largest of its channel, so hard
+    frequencies count more. With `log` the logarithm of 1 + difference^alpha takes the place of the power. Weights have
+    no gradient. Transforms are orthonormal. `alpha` 0 gives the mean squared error.
+
+    Source: Jiang et al., "Focal frequency loss for image reconstruction and synthesis", 2021. Deviations: the spectrum
+        is that of the whole image, not of patches, and never of the mean of a batch.
+    """
+    if not 0 <= alpha < float("inf"):
+        raise ValueError(f"alpha={alpha!r} is not allowed: it must be a number of at least 0")
+    difference = torch.view_as_real(torch.fft.fft2(output - gt, norm="ortho")).square().sum(-1)
+    weight = difference.detach().sqrt() ** alpha
+    weight = weight.log1p() if log else weight
+    weight = weight / weight.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return (weight * difference).flatten(1).mean(1)
+
+
 def ssim_factors(means: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the two factors of SSIM under each window: luminance, and contrast times structure.
 
@@ -149,6 +194,16 @@ def _similarity(output: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
     window = torch.softmax(-(position**2) / (2 * SSIM_SIGMA**2), 0)  # a Gaussian whose sum is 1
     maps = [output, gt, output * output, gt * gt, output * gt]
     return ssim_factors(_windowed(torch.cat(maps), window).chunk(len(maps)))
+
+
+def _mirror(images: Tensor, dim: int) -> Tensor:
+    """Return the images extended by 3 pixels at both ends of a dimension, by reflection.
+
+    `F.pad` does the same, but its backward on a GPU is not deterministic.
+    """
+    side, size = _LDL_WINDOW // 2, images.shape[dim]
+    before, after = images.narrow(dim, 1, side).flip(dim), images.narrow(dim, size - 1 - side, side).flip(dim)
+    return torch.cat([before, images, after], dim)
 
 
 def _blur(images: Tensor) -> Tensor:

@@ -113,9 +113,10 @@ def _torchs(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
     for part in module.modules():
         chains: Any = part.parametrizations.values() if parametrize.is_parametrized(part) else ()
         for chain in chains:
-            place = next((i for i, step in enumerate(chain) if isinstance(step, _SpectralNorm)), None)
+            steps: list[Any] = list(chain)
+            place = next((i for i, step in enumerate(steps) if isinstance(step, _SpectralNorm)), None)
             if place is not None:
                 weight = chain.original
-                for step in list(chain)[:place]:
+                for step in steps[:place]:
                     weight = step(weight)
-                yield chain[place], weight
+                yield steps[place], weight

@@ -78,4 +78,20 @@ def reference_edge(output, gt):
     return np.sqrt((laplacian(output) - laplacian(gt)) ** 2 + 1e-6).mean()
 
 
+def reference_ldl(output, gt):
+    error = np.abs(output - gt)
+    residual = error.sum(0)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(residual, 3, mode="reflect"), (7, 7))
+    weight = windows.var(axis=(2, 3), ddof=1) * residual.var(ddof=1) ** (1 / 5)
+    return np.abs(weight * output - weight * gt).mean()
+
+
+def reference_focal_frequency(output, gt):
+    total = 0.0
+    for one, other in zip(output, gt, strict=True):
+        distance = np.abs(np.fft.fft2(one, norm="ortho") - np.fft.fft2(other, norm="ortho"))
+        total += (distance / distance.max() * distance**2).mean()
+    return total / len(output)
+
+
 REFERENCES = {name.removeprefix("reference_"): value for name, value in globals().items() if name.startswith("refer")}
