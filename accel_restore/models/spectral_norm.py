@@ -111,8 +111,8 @@ def freeze_vectors(module: nn.Module) -> None:
 def _torchs(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
     """Provide each of torch's spectral norms in a module, with the weight that it divides."""
     for part in module.modules():
-        chains: Any = part.parametrizations.values() if parametrize.is_parametrized(part) else ()
-        for chain in chains:
+        holder: Any = part
+        for chain in holder.parametrizations.values() if parametrize.is_parametrized(part) else ():
             steps: list[Any] = list(chain)
             place = next((i for i, step in enumerate(steps) if isinstance(step, _SpectralNorm)), None)
             if place is not None:

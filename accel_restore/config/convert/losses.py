@@ -10,7 +10,6 @@ from accel_restore.config.convert.draft import Draft, is_loss
 ADVERSARIAL = "adversarial training is not available; the other losses train the network"
 NO_LOSS = "No loss could be carried over, so the loss is l1."
 _SSIM_SIDE = 176  # of the smallest crops that ms_ssim accepts
-_OTHER_LOSSES = {"ldl_opt": "its weight differs from pixel to pixel; name your own loss as mypackage.losses:mine"}
 _ELSEWHERE = "accel_restore has no such loss; name your own as mypackage.losses:mine"
 
 
@@ -27,6 +26,10 @@ def _same(value: Any) -> Any:
     return value
 
 
+_LDL = _Loss(
+    "ldl", change="the output of the EMA is not compared, so the weight is 0 nowhere; differences are absolute"
+)
+_BY_OPTION = {"ldl_opt": _LDL, "artifacts_opt": _LDL}  # whatever their type
 _LOSSES = {
     "l1loss": _Loss("l1"),
     "mseloss": _Loss("mse"),
@@ -49,9 +52,16 @@ _LOSSES = {
         },
     ),
     "lpipsloss": _Loss("lpips"),
+    "distsloss": _Loss("dists", change="images are not resized"),
+    "ldlloss": _LDL,
+    "focalfrequencyloss": _Loss("focal_frequency", {"alpha": ("alpha", float), "log_matrix": ("log", bool)}),
+    "contextualloss": _Loss(
+        "contextual", {"band_width": ("bandwidth", float)}, "the layers are those of the paper; set layers for others"
+    ),
 }
 _GAN = ("ganloss", "multiscaleganloss", "r3ganloss", "wganloss", "gan_loss")
-_FILES = {"perceptual": "vgg19-dcbb9e9d.pth", "lpips": "vgg16-397923af.pth"}  # torchvision's
+_VGG16, _VGG19 = "vgg16-397923af.pth", "vgg19-dcbb9e9d.pth"  # torchvision's
+_FILES = {"perceptual": _VGG19, "contextual": _VGG19, "lpips": _VGG16, "dists": _VGG16}
 _DEFAULTS = {  # options that change nothing where they have this value
     "reduction": "mean",
     "use_input_norm": True,
@@ -85,16 +95,13 @@ def _convert(draft: Draft, option: str, is_eps_squared: bool) -> None:
         draft.skip(option, "its weight is 0")
     elif not isinstance(weight, int | float):
         draft.lose(option, "its weight is not a number")
-    elif (reason := _OTHER_LOSSES.get(option.rpartition(".")[2])) is not None:
-        draft.lose(option, reason)
     elif kind in _GAN:
         draft.lose(option, ADVERSARIAL)
     elif kind == "msssiml1loss":
         _convert_ms_ssim_l1(draft, option, key, weight)
-    elif kind not in _LOSSES:
+    elif (loss := _BY_OPTION.get(option.rpartition(".")[2]) or _LOSSES.get(kind)) is None:
         draft.lose(option, _ELSEWHERE)
     else:
-        loss = _LOSSES[kind]
         arguments = _arguments(draft, option, loss)
         if loss.name == "charbonnier":
             arguments["eps"] = _eps(draft, f"{option}.eps", is_eps_squared)
@@ -160,7 +167,7 @@ def _add(draft: Draft, name: str, weight: Any, arguments: dict[str, Any], option
         arguments = {"weights": _FILES[name], **arguments}
         network = "vgg16" if arguments.get("network") == "vgg16" else None
         if network:
-            arguments["weights"] = _FILES["lpips"]
+            arguments["weights"] = _VGG16
         draft.todo.append(
             f"loss.{name}.weights: write where torchvision's {arguments['weights']} is; nothing is downloaded"
         )

@@ -299,19 +299,36 @@ def test_a_scale_or_channels_that_are_not_possible_are_comments():
         ("logger.wandb.resume_id", "abc"),
         ("train.use_moa", True),
         ("train.moa_augs", ["cutmix"]),
-        ("train.ldl_opt", {"type": "L1Loss", "loss_weight": 1.0}),
         ("lq_usm", True),
     ],
 )
 def test_an_option_that_is_set_and_has_no_counterpart_is_not_called_unneeded(option, value):
     tree = copy.deepcopy(TREES["redux_realplksr_x2"])
     tree["train"].update(use_moa=True)
-    tree["train"]["ldl_opt"] = {}
     tree["lq_usm"] = False
     draft = converted(replaced(tree, option, value))
     lost = {name for note in draft.notes if note.kind == "not carried" for name in note.options}
     assert any(f"{name}.".startswith(f"{option}.") for name in lost)
     assert set(draft.config["loss"]) == {"l1", "ms_ssim", "perceptual"}
+
+
+def test_losses_of_adversarial_recipes_are_carried_over():
+    tree = copy.deepcopy(TREES["redux_realplksr_x2"])
+    tree["train"]["ldl_opt"] = {"type": "HuberLoss", "loss_weight": 0.5}
+    tree["train"]["losses"] = [
+        {"type": "distsloss", "loss_weight": 0.25},
+        {"type": "contextualloss", "loss_weight": 0.1, "band_width": 0.2},
+        {"type": "FocalFrequencyLoss", "loss_weight": 1.0, "alpha": 2, "log_matrix": True},
+    ]
+    draft = converted(tree)
+    losses = {name: draft.config["loss"].get(name) for name in ("ldl", "dists", "contextual", "focal_frequency")}
+    assert losses == {
+        "ldl": 0.5,
+        "dists": {"weight": 0.25, "weights": "vgg16-397923af.pth"},
+        "contextual": {"weight": 0.1, "weights": "vgg19-dcbb9e9d.pth", "bandwidth": 0.2},
+        "focal_frequency": {"weight": 1.0, "alpha": 2.0, "log": True},
+    }
+    assert "the output of the EMA is not compared" in text_of(tree)
 
 
 def test_a_value_that_the_configuration_refuses_is_a_comment():

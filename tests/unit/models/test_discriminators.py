@@ -133,7 +133,7 @@ def test_crops_of_other_sizes_are_accepted_down_to_the_smallest_side():
         with torch.device("meta"):
             net = VGG(size=size, width=2)
             assert net.stages == stages and net(torch.empty(1, 3, size, size)).shape == (1, 1)
-    with pytest.raises(ValueError, match="it is for images of 32x32 pixels, not 32x40"):
+    with pytest.raises(ValueError, match="is for images of 32x32 pixels, not 32x40"):
         VGG(size=32, width=2)(images(1, 3, 32, 40))
 
 
