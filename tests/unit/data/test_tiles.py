@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from image_files import photo, save, save_deep_png
 from imagecodecs import RcompError
 
+from accel_restore.data import cache as cache_module
 from accel_restore.data import store as store_module
 from accel_restore.data import tiles
 from accel_restore.data.cache import open_stores
@@ -117,3 +119,30 @@ def test_pixels_and_digests_are_equal_with_either_codec(tmp_path):
     raw, compact = (open_stores([files], 3, tmp_path / codec, codec=codec)[0].store for codec in ("raw", "compact"))
     assert raw.path.name != compact.path.name and raw.digests == compact.digests and raw.dtype == compact.dtype
     assert all((raw[number] == compact[number]).all() for number in range(2)) and compact.nbytes < raw.nbytes
+
+
+def test_a_compact_store_needs_room_for_its_tiles_only(tmp_path, monkeypatch):
+    files = [save(tmp_path / f"{number}.png", values("smooth", (200, 200, 3), "uint8")) for number in range(9)]
+    free = [2**40]
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+
+    def build(codec: str, room: int) -> None:
+        free[0] = room
+        open_stores([files], 3, tmp_path / f"{codec}{room}", codec=codec)
+
+    raw = 9 * 200 * 200 * 3
+    build("raw", raw)
+    build("compact", raw // 2)
+    for codec, room in (("raw", raw - 1), ("compact", 1000)):
+        with pytest.raises(UserError, match=r"decoded images need .* free some space, or set data\.cache_dir"):
+            build(codec, room)
+        assert not list((tmp_path / f"{codec}{room}").glob("*.arrow"))
+
+
+def test_a_disk_that_gets_full_while_a_compact_store_is_written_is_reported(tmp_path, monkeypatch):
+    files = [save(tmp_path / "a.png", photo(50, 50))]
+    free = iter([2**40, 5])
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    with pytest.raises(UserError, match=r"decoded images need more than the 0\.0 GB that are left"):
+        open_stores([files], 3, tmp_path / "cache", codec="compact")
+    assert not list((tmp_path / "cache").glob("*.arrow")) and not list((tmp_path / "cache").glob("*.tmp"))
