@@ -1,5 +1,6 @@
 """The data sets of an option file: folders, crops, augmentation, batches, progressive training."""
 
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,20 +15,7 @@ PLACEHOLDER = "path/to/clean_images"
 def convert_data(draft: Draft) -> None:
     """Carry the sources of images, the crops and the augmentation over."""
     _convert_source(draft, "datasets.train", "data.train")
-    validations = [name for name in draft.section("datasets") if name.startswith("val")]
-    for place, name in enumerate(validations):
-        option = f"datasets.{name}"
-        if draft.peek(option) is None:
-            continue  # an empty section, which the tables explain
-        if place or not _has_clean(draft, option):
-            why = (
-                "there is one validation source; score others by accel-restore evaluate"
-                if place
-                else "has no clean images"
-            )
-            draft.lose(option, why)
-        else:
-            _convert_source(draft, option, "data.val")
+    _convert_validation(draft)
     if "val" not in draft.config.get("data", {}):
         draft.changes.append(
             "Without a validation source, a tenth of the training images is held out (data.val_fraction)."
@@ -35,6 +23,23 @@ def convert_data(draft: Draft) -> None:
     _convert_crops(draft)
     _convert_augmentation(draft)
     _convert_gaussian_denoising(draft)
+
+
+def _convert_validation(draft: Draft) -> None:
+    """Carry the validation sources over: one without a name, or several with the names of their sections."""
+    options: dict[str, str] = {}  # by name of the set
+    for section in [name for name in draft.section("datasets") if name.startswith("val")]:
+        option = f"datasets.{section}"
+        if draft.peek(option) is None:
+            continue  # an empty section, which the tables explain
+        if not _has_clean(draft, option):
+            draft.lose(option, "has no clean images")
+            continue
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(draft.peek(f"{option}.name")))
+        is_taken = name in options or not re.match("[A-Za-z]", name)
+        options[section if is_taken else name] = option
+    for name, option in options.items():
+        _convert_source(draft, option, f"data.val.{name}" if len(options) > 1 else "data.val")
 
 
 def _has_clean(draft: Draft, option: str) -> bool:
@@ -71,7 +76,10 @@ def _convert_source(draft: Draft, option: str, target: str) -> None:
 
 def side_of(draft: Draft, target: str, side: str) -> Any:
     """Return the folder, or the folders, of the inputs or the clean images."""
-    return draft.config.get("data", {}).get(target.partition(".")[2], {}).get(side)
+    place = draft.config
+    for section in target.split("."):
+        place = place.get(section, {})
+    return place.get(side)
 
 
 def _without_lmdb(draft: Draft, option: str, value: Any) -> Any:

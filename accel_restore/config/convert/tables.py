@@ -25,7 +25,7 @@ _READING = "images are decoded once, into a cache, from which a thread reads (da
 _FOLDER = "everything of a run is in its own folder, run.dir/run.name"
 
 UNNEEDED = {
-    "datasets.*.name": "data sets need no name",
+    "datasets.*.name": "only several validation sets need names",
     "datasets.*.phase": "the key data.train or data.val says it",
     "datasets.*.scale": "data.scale says it",
     "datasets.*.use_shuffle": "every epoch has an order of its own",

@@ -280,7 +280,7 @@ class Compare {
 }
 
 function tableOf({ head, rows, note }) {
-  const numbers = rows[0].map((_, i) => head.length > 0 && i > 0 && rows.every((row) => /^-?[\d.,e+-]*$/.test(row[i])));
+  const numbers = rows[0].map((_, i) => head.length > 0 && i > 0 && rows.every((row) => /^-?[\d.,e+-]*( dB)?$/.test(row[i])));
   const cell = (tag) => (text, i) => make(tag, { class: numbers[i] ? "number" : null }, text);
   return make("div", { class: "card" }, note ? make("p", { class: "note" }, note) : null,
     scrolling("Table", make("table", { class: head.length ? "" : "two" },

@@ -171,6 +171,7 @@ def test_lengths_in_steps_are_exact():
     assert config.train.global_batch_size == 16 and config.data.batch_size == 8
     assert config.data.train.input == "photos/lr_x4/{}x4.*" and config.data.train.gt == "photos/hr/{}.*"
     assert config.validation.quantize and config.validation.y_channel and config.validation.crop_border == 4
+    assert list(config.data.val) == ["Set5", "Set14"] and config.data.val["Set14"].gt == "set14/hr"
     assert config.optimizer.name == "adam" and config.optimizer.betas == (0.9, 0.99)
     assert config.model.name == "basicsr.archs.edsr_arch:EDSR" and config.model.arguments["num_block"] == 16
 
