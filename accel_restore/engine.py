@@ -4,6 +4,8 @@
     every epoch   train_epoch → validate (no gradients, no step) → scheduler.step() once, on every rank → save if best
     every batch   zero_grad → output = model(input) → loss(output, gt) → accelerator.backward → optimizer.step
 
+With adversarial training there is a second network, the discriminator; adversary.py has its step.
+
 A batch is one optimizer step. With gradient accumulation it comes in several micro-batches. Callbacks observe.
 """
 
@@ -16,8 +18,9 @@ from operator import add
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
+from accel_restore.adversary import COLUMNS, adversarial_step, setup_adversary
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.val_dataset import ValidationSets
@@ -31,10 +34,10 @@ from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
-from accel_restore.optim import arm_skip_if_nan, get_optimizer
+from accel_restore.optim import get_optimizer, gradient_norm, propagate_nan, step_unless
 from accel_restore.optim.ema import get_average
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
-from accel_restore.state import Callback, EpochRecord, Scores, TrainState, num_sums
+from accel_restore.state import Callback, EpochRecord, Scores, TrainState, sum_names
 from accel_restore.utils.stoppable import stoppable
 
 
@@ -70,10 +73,17 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     model, optimizer, scheduler = fsdp.prepare(model, optimizer, scheduler, ema, accelerator)  # by Accelerate
     size = config.data.patch_size // config.data.scale
     warm_up_ddp_buckets(model, (config.data.image_spec.input_channels, size, size), accelerator)
+    adversary = setup_adversary(config, accelerator, epochs)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
     sets = tuple(config.data.train_sets) if len(config.data.train_sets) > 1 else ()
-    sums = torch.zeros(num_sums(terms, sets), dtype=torch.float64, device=accelerator.device)
-    return TrainState(model, optimizer, scheduler, epochs, sums, ema, full_copy, terms=terms, sets=sets)
+    judged: tuple[str, ...] = ()
+    if adversary is not None:
+        terms, judged = tuple(sorted({*config.loss, "adversarial"})), COLUMNS
+    sums = torch.zeros(len(sum_names(terms, judged, sets)), dtype=torch.float64, device=accelerator.device)
+    return TrainState(
+        model, optimizer, scheduler, epochs, sums, ema, full_copy,
+        terms=terms, judged=judged, sets=sets, adversary=adversary,
+    )  # fmt: skip
 
 
 def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable[[], bool] = bool) -> None:
@@ -100,6 +110,8 @@ def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable
         val_loss = run.protocols.whole.monitored_value(scores, config.validation.monitor)
 
         step_scheduler(state.scheduler, val_loss)  # scheduler.step(): the only place where the learning rate changes
+        if state.adversary is not None:
+            step_scheduler(state.adversary.scheduler, None)
 
         if scores is not None and val_loss < state.best_val_loss:
             is_best, state.best_val_loss = True, val_loss
@@ -130,26 +142,10 @@ def train_epoch(
     mean.
     """
     state.model.train()
+    make_step = train_step if state.adversary is None else adversarial_step
     for micro_batches in steps:  # one optimizer step each
-        state.optimizer.zero_grad()
-        state.micro_batches.clear()
-        for batch in micro_batches:
-            # Ranks exchange gradients once per step, with the last micro-batch.
-            with nullcontext() if batch["is_last"] else accelerator.no_sync(state.model):
-                output = state.model(batch["input"])
-                terms = loss_fn.terms(output, batch["gt"])  # name → (B,), weighted
-                losses = reduce(add, terms.values())
-                loss = (losses * batch["weight"]).sum()
-                accelerator.backward(propagate_nan(loss))
-            state.count(losses, terms, batch)
-        state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
-        is_finite = state.grad_norm.isfinite()  # same on all ranks, as the gradients are; not yet copied to the host
-        if arm_skip_if_nan(state.optimizer, accelerator, is_finite) or is_finite:
-            state.optimizer.step()  # the only place where weights change
-        was_made = bool(is_finite)  # the host waits here; the device already has the optimizer's step queued
-        state.skipped_in_row = 0 if was_made else state.skipped_in_row + 1
-        if state.ema is not None and was_made:
-            state.ema.update(accelerator.unwrap_model(state.model))
+        was_finite = make_step(state, micro_batches, loss_fn, accelerator, max_grad_norm)
+        state.skipped_in_row = 0 if was_finite else state.skipped_in_row + 1
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
         for callback in callbacks:
             callback.on_step(state)
@@ -158,17 +154,31 @@ def train_epoch(
     return loss_sum / num_samples if num_samples else math.nan
 
 
-def propagate_nan(loss: Tensor) -> Tensor:
-    """Return the loss. If it is not finite, its gradients are all NaN, so after the exchange every rank sees NaN."""
-    return loss * (1 + 0 * loss.detach())
-
-
-def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
-    """Return the L2 norm of all gradients together (unscaled, with fp16); then clip them to `max_norm` if it is set."""
-    if max_norm is not None:
-        return fsdp.full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_norm))
-    accelerator.unscale_gradients()
-    return fsdp.full_tensor(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+def train_step(
+    state: TrainState,
+    micro_batches: Iterable[dict],
+    loss_fn: Loss,
+    accelerator: Accelerator,
+    max_grad_norm: float | None,
+) -> bool:
+    """Make one optimizer step, or skip it; return whether its gradient was finite."""
+    state.optimizer.zero_grad()
+    state.micro_batches.clear()
+    for batch in micro_batches:
+        # Ranks exchange gradients once per step, with the last micro-batch.
+        with nullcontext() if batch["is_last"] else accelerator.no_sync(state.model):
+            output = state.model(batch["input"])
+            terms = loss_fn.terms(output, batch["gt"])  # name → (B,), weighted
+            losses = reduce(add, terms.values())
+            loss = (losses * batch["weight"]).sum()
+            accelerator.backward(propagate_nan(loss))
+        state.count(losses, terms, batch)
+    state.grad_norm = gradient_norm(state.model, accelerator, max_grad_norm)
+    is_finite = state.grad_norm.isfinite()  # same on all ranks, as the gradients are; not yet copied to the host
+    was_made = step_unless(~is_finite, state.optimizer, accelerator)  # the only place where weights change
+    if state.ema is not None and was_made:
+        state.ema.update(accelerator.unwrap_model(state.model))
+    return was_made
 
 
 def model_to_validate(state: TrainState, accelerator: Accelerator) -> nn.Module:

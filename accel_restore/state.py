@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from accel_restore.adversary import Adversary
     from accel_restore.optim.ema import Average
 
 
@@ -104,7 +105,7 @@ class MicroBatchLosses:
     """The losses of one micro-batch on this rank. They stay on the device."""
 
     losses: Tensor  # (B,)
-    sums: Tensor  # float64, over real samples with a finite loss; see `num_sums`
+    sums: Tensor  # float64, over real samples with a finite loss; see `sum_names`
 
 
 @dataclass
@@ -127,12 +128,25 @@ class TrainState:
     grad_norm: Tensor | None = None  # of the last step, before clipping
     micro_batches: list[MicroBatchLosses] = field(default_factory=list)  # of the last step
     terms: tuple[str, ...] = ()  # names of the loss's terms, where it has several
+    judged: tuple[str, ...] = ()  # names of what a discriminator says of each sample
     sets: tuple[str, ...] = ()  # names of the training sets, where there are several
+    adversary: "Adversary | None" = None  # the discriminator, with adversarial training
     stop_reason: str | None = None  # why the run ends early; see `stop`
 
     def stop(self, reason: str) -> None:
         """End the run as finished after the current epoch, on all ranks. One rank may ask alone."""
         self.stop_reason = self.stop_reason or reason
+
+    @property
+    def networks(self) -> list[Any]:
+        """What is trained: this, with its model, and the discriminator, if there is one. Both have equal attributes."""
+        return [self] if self.adversary is None else [self, self.adversary]
+
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """The names of the terms of validation's loss, which has no discriminator, if there are several."""
+        names = tuple(name for name in self.terms if self.adversary is None or name != "adversarial")
+        return names if len(names) > 1 else ()
 
     @property
     def lr(self) -> float:
@@ -144,7 +158,7 @@ class TrainState:
         losses = losses.detach()
         ones = torch.ones_like(losses)
         counted = (batch["weight"] > 0) & losses.isfinite()
-        columns = [losses, ones, *(terms[name].detach() for name in self.terms)]
+        columns = [losses, ones, *(terms[name].detach() for name in (*self.terms, *self.judged))]
         for index in range(len(self.sets)):
             of_set = batch["set"] == index
             columns += [torch.where(of_set, losses, 0.0), torch.where(of_set, ones, 0.0)]
@@ -153,6 +167,6 @@ class TrainState:
         self.epoch_sums += sums
 
 
-def num_sums(terms: tuple[str, ...], sets: tuple[str, ...]) -> int:
-    """Return how many sums are kept: loss, number of samples, each term; of each set, loss and number of samples."""
-    return 2 + len(terms) + 2 * len(sets)
+def sum_names(terms: tuple[str, ...], judged: tuple[str, ...], sets: tuple[str, ...]) -> list[str]:
+    """Return the names of the sums that are kept, in their order."""
+    return ["loss", "samples", *terms, *judged, *(f"{what} of {name}" for name in sets for what in ("loss", "samples"))]

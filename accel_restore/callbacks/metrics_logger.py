@@ -12,9 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from accel_restore.adversary import COLUMNS
 from accel_restore.data.loader import TrainLoader, WaitTime
 from accel_restore.metrics.format import format_score
-from accel_restore.state import Callback, EpochRecord, Scores, TrainState
+from accel_restore.state import Callback, EpochRecord, Scores, TrainState, sum_names
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import JsonlWriter, write_status
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
@@ -142,11 +143,11 @@ class MetricsLogger(Callback):
         first_step, start, waited = self.window
         steps = max(1, state.step - first_step)
         seconds = (time.perf_counter() - start) / steps
-        own = [state.lr, seconds, (self.wait.seconds - waited) / steps, self._memory()]
-        assert state.grad_norm is not None  # a step was made
-        norm = state.grad_norm.double().reshape(1)
-        timings = torch.tensor(own, dtype=torch.float64).to(norm.device, non_blocking=True)
-        mine = torch.cat([self.window_sums, norm, timings])
+        rates = [network.lr for network in state.networks]
+        own = [*rates, seconds, (self.wait.seconds - waited) / steps, self._memory()]
+        norms = torch.stack([network.grad_norm for network in state.networks]).double()
+        timings = torch.tensor(own, dtype=torch.float64).to(norms.device, non_blocking=True)
+        mine = torch.cat([self.window_sums, norms, timings])
         ranks = self.accelerator.gather(mine[None]).tolist()
         self.window_sums.zero_()
         self._begin_window(state)
@@ -161,11 +162,15 @@ class MetricsLogger(Callback):
         return psutil.Process().memory_info().rss
 
     def _write_step(self, state: TrainState, ranks: list[list[float]]) -> None:
-        for rank, (loss_sum, samples, *term_sums, norm, lr, seconds, waited, memory) in enumerate(ranks):
+        names = sum_names(state.terms, state.judged, state.sets)
+        for rank, values in enumerate(ranks):
+            sums = dict(zip(names, values[: len(names)], strict=True))
+            *more, seconds, waited, memory = values[len(names) :]
+            norms, rates = more[: len(more) // 2], more[len(more) // 2 :]
             self.log.write_memory(state.step, rank, int(memory))
-            term_sums, set_sums = term_sums[: len(state.terms)], term_sums[len(state.terms) :]
-            loss, *terms = (total / samples if samples else None for total in (loss_sum, *term_sums))
-            of_sets = dict(zip(state.sets, zip(set_sums[::2], set_sums[1::2], strict=True), strict=True))
+            samples = sums["samples"]
+            loss, *terms = (sums[name] / samples if samples else None for name in ("loss", *state.terms))
+            of_sets = {name: (sums[f"loss of {name}"], sums[f"samples of {name}"]) for name in state.sets}
             self.log.write(
                 {
                     "event": "train",
@@ -174,8 +179,9 @@ class MetricsLogger(Callback):
                     "rank": rank,
                     "loss": loss,
                     **({"terms": dict(zip(state.terms, terms, strict=True))} if terms else {}),
-                    "lr": lr,
-                    "grad_norm": norm,
+                    "lr": rates[0],
+                    "grad_norm": norms[0],
+                    **(_discriminator_entries(sums, norms[1], rates[1]) if state.judged else {}),
                     "samples": int(samples),
                     **(_set_entries(of_sets) if of_sets else {}),
                     "step_s": round(seconds, 6),
@@ -185,7 +191,7 @@ class MetricsLogger(Callback):
         samples = sum(rank[1] for rank in ranks)
         mean = sum(rank[0] for rank in ranks) / samples if samples else float("nan")
         speed = self.schedule.plan(state.epoch).global_batch / max(rank[-3] for rank in ranks)
-        self.console.update(state.epoch, state.step, mean, ranks[0][-4], speed)
+        self.console.update(state.epoch, state.step, mean, state.lr, speed)
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         position = state.scheduler.scheduler.last_epoch
@@ -193,6 +199,7 @@ class MetricsLogger(Callback):
         seconds, self.epoch_start = time.perf_counter() - self.epoch_start, time.perf_counter()
         if not self.accelerator.is_main_process:
             return
+        scored = state.loss_terms
         self.log.write(
             {
                 "event": "epoch",
@@ -200,8 +207,8 @@ class MetricsLogger(Callback):
                 "step": record.step,
                 "train_loss": record.train_loss,
                 "lr": record.lr,
-                **score_entries(record.scores, state.terms, "val_"),
-                **_entries_of_sets(record.scores, state.terms),
+                **score_entries(record.scores, scored, "val_"),
+                **_entries_of_sets(record.scores, scored),
                 "is_best": record.is_best,
                 "optimizer_steps": record.optimizer_steps,
                 "scheduler_steps": scheduler_steps,
@@ -238,6 +245,15 @@ def _set_entries(sums: dict[str, tuple[float, float]]) -> dict[str, Any]:
         "set_samples": {name: int(count) for name, (_, count) in sums.items()},
         "set_loss": {name: total / count if count else None for name, (total, count) in sums.items()},
     }
+
+
+def _discriminator_entries(sums: dict[str, float], norm: float, lr: float) -> dict[str, Any]:
+    """What a rank's line says of the discriminator; null where it was not used since the last line."""
+    means = {
+        name: sums[name] / sums[count] if sums[count] else None
+        for name, count in (*((name, "d_samples") for name in COLUMNS[:4]), ("g_share", "g_samples"))
+    }
+    return {**means, "d_lr": lr, "d_grad_norm": norm}
 
 
 def score_entries(scores: Scores | None, terms: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

@@ -29,13 +29,17 @@ class ReplicaCheck(Callback):
         """
         if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # no two ranks hold the same
             return
-        ranks = self.accelerator.gather(checksums(state.model)[None]).cpu()  # (ranks, parameters)
+        networks = {"": self.accelerator.unwrap_model(state.model)}
+        if state.adversary is not None:
+            networks["discriminator."] = state.adversary.module
+        sums = torch.cat([checksums(network) for network in networks.values()])
+        ranks = self.accelerator.gather(sums[None]).cpu()  # (ranks, parameters)
         if (ranks == ranks[0]).all():
             return
         rows = [tuple(row) for row in ranks.tolist()]
         usual = max(rows, key=rows.count)  # the majority's; rank 0's where there is none
         good, bad = rows.index(usual), [rank for rank, row in enumerate(rows) if row != usual]
-        names = [name for name, _ in self.accelerator.unwrap_model(state.model).named_parameters()]
+        names = [of + name for of, network in networks.items() for name, _ in network.named_parameters()]
         first = next(name for name, a, b in zip(names, rows[bad[0]], usual, strict=True) if a != b)
         majority = f"; rank {', '.join(map(str, bad))} differs from the majority" if rows.count(usual) > 1 else ""
         raise RunAbortedError(

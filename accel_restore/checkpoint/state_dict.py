@@ -1,6 +1,7 @@
 """Convert the training state to the files of a commit and back; write the best weights.
 
     model.safetensors [ema.safetensors] optimizer.safetensors [best.safetensors] state.json
+    with adversarial training: discriminator.safetensors discriminator_optimizer.safetensors
 
 Tensors are stored as safetensors and everything else as JSON, so nothing is ever unpickled.
 """
@@ -14,16 +15,20 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
 from accel_restore import __version__
 from accel_restore.checkpoint.commits import SCHEMA, read_commit
-from accel_restore.checkpoint.optimizer_state import Expressed, StateError, express, from_plain, restore, to_plain
-from accel_restore.distributed.fsdp import full_state_dict, full_tensor
-from accel_restore.errors import DivergedError, UserError
+from accel_restore.checkpoint.network_state import (
+    NetworkState,
+    check_finite,
+    collect_network,
+    load_network,
+    load_weights,
+)
+from accel_restore.distributed.fsdp import full_state_dict
+from accel_restore.errors import UserError
 from accel_restore.models.weights_file import WEIGHTS, digest
-from accel_restore.optim.schedules import needs_monitored
 from accel_restore.state import TrainState
 from accel_restore.utils.files import decode_floats, encode_floats, to_json
 
@@ -58,6 +63,7 @@ class _Counters(BaseModel):
     stopped: str | None = None
     objects: list[str] = []
     callbacks: dict[str, list[dict[str, Any]]] = {}
+    discriminator: dict[str, Any] | None = None
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -89,23 +95,23 @@ def collect(
 
     Raises: DivergedError on every rank if a weight is NaN or inf, as such weights are never committed.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # a second, after step 1
-
     sums = torch.stack([state.epoch_sums, window_sums])[None]
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model = accelerator.unwrap_model(state.model)
-    if not all(bool(full_tensor(parameter.isfinite().all())) for parameter in model.parameters()):
-        raise DivergedError(f"step {state.step}", "some weights are NaN or inf, so no checkpoint was written")
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    optimizer = express(model, state.optimizer.optimizer, accelerator.is_main_process)
+    check_finite(state, f"step {state.step}")
+    model = collect_network(state, accelerator, extra["config"])
     ema = full_state_dict(state.ema.module, accelerator) if state.ema is not None else None
+    second = None
+    if (adversary := state.adversary) is not None:
+        check_finite(adversary, f"step {state.step}, discriminator")
+        second = collect_network(adversary, adversary.accelerator, extra["config"]["adversarial"])
     if not accelerator.is_main_process:
         return None
-    files = {"model.safetensors": serialize(weights)}
-    files["optimizer.safetensors"] = serialize(optimizer.tensors)
+    files = {"model.safetensors": serialize(model.weights), "optimizer.safetensors": serialize(model.moments)}
     if ema is not None:
         files["ema.safetensors"] = serialize(ema)
+    if second is not None:
+        files["discriminator.safetensors"] = serialize(second.weights)
+        files["discriminator_optimizer.safetensors"] = serialize(second.moments)
     counters = {
         "schema": SCHEMA,
         "epoch": state.epoch,
@@ -117,10 +123,8 @@ def collect(
         "sums": sums,
         "world_size": accelerator.num_processes,
         "num_averaged": state.ema.num_updates if state.ema is not None else None,
-        "param_groups": optimizer.groups,
-        "scheduler": schedule_state(state.scheduler.scheduler, extra["config"]["scheduler"]["name"]),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        **({"optimizer": optimizer.extra} if optimizer.extra else {}),
+        **model.counters,
+        **({"discriminator": second.counters} if second is not None else {}),
     }
     files["state.json"] = to_json(encode_floats({**counters, **extra}), indent=1).encode()
     return files
@@ -178,22 +182,16 @@ def _put(
     accelerator: Accelerator,
     epochs: int,
 ) -> Tensor:
-    schedule, scheduled = state.scheduler.scheduler, counters["scheduler"]
-    if counters["epochs"] != epochs and not needs_monitored(schedule):
-        scheduled = None  # its state may hold the length of the run
-    load_schedule(schedule, counters["epoch"], scheduled)
-    rates = [group["lr"] for group in state.optimizer.param_groups]
-    model = accelerator.unwrap_model(state.model)
-    _load_model(model, tensors["model.safetensors"])
-    _load_optimizer(model, state.optimizer.optimizer, tensors["optimizer.safetensors"], counters)
-    if scheduled is None:
-        for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # differs from the commit's only if the run was made longer
+    is_longer = counters["epochs"] != epochs
+    model = NetworkState(tensors["model.safetensors"], tensors["optimizer.safetensors"], counters)
+    load_network(state, accelerator, model, counters["epoch"], counters["config"], is_longer=is_longer)
     if state.ema is not None:
-        _load_model(state.ema.module, tensors["ema.safetensors"])
+        load_weights(state.ema.module, tensors["ema.safetensors"])
         state.ema.num_updates = counters["num_averaged"]
-    if accelerator.scaler is not None and counters["scaler"] is not None:
-        accelerator.scaler.load_state_dict(counters["scaler"])
+    if (adversary := state.adversary) is not None:
+        files = tensors["discriminator.safetensors"], tensors["discriminator_optimizer.safetensors"]
+        second, section = NetworkState(*files, counters["discriminator"]), counters["config"]["adversarial"]
+        load_network(adversary, adversary.accelerator, second, counters["epoch"], section, is_longer=is_longer)
 
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
     state.skipped_in_row = counters.get("skipped_in_row", 0)
@@ -203,50 +201,6 @@ def _put(
     epoch_sums, window_sums = _sums_of_rank(counters, accelerator)
     state.epoch_sums.copy_(epoch_sums)
     return torch.zeros_like(state.epoch_sums).copy_(window_sums)
-
-
-def _load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    set_model_state_dict(model, dict[str, Any](weights), options=StateDictOptions(full_state_dict=True))
-
-
-def _load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], counters: dict[str, Any]
-) -> None:
-    section = counters["config"]["optimizer"]
-    configured = section.keys() | {"weight_decay"} if ":" in section["name"] else None  # None: all settings
-    stored = Expressed(moments, counters["param_groups"], counters.get("optimizer", {}))
-    restore(model, optimizer, stored, configured)
-
-
-def schedule_state(schedule: LRScheduler, name: str) -> Any:
-    """Return the state of a schedule as JSON, if a commit stores it: one that needs the monitored value, or an own one.
-
-    None for the others, and for an own one that JSON cannot express: they are functions of the epoch.
-    """
-    is_monitored = needs_monitored(schedule)
-    if not is_monitored and ":" not in name:
-        return None
-    try:
-        return to_plain(schedule.state_dict(), "")
-    except StateError:
-        if is_monitored:
-            raise
-        return None
-
-
-def load_schedule(schedule: LRScheduler, epoch: int, stored: Any) -> None:
-    """Put a new schedule to the start of an epoch, counted from 0.
-
-    A function of the epoch is stepped: its rates are bit-identical to those of an uninterrupted run.
-    """
-    if not needs_monitored(schedule):
-        schedule.optimizer._opt_called = True  # type: ignore[attr-defined]  # avoids a warning: it steps first
-        for _ in range(epoch):
-            schedule.step()
-    if stored is not None:
-        schedule.load_state_dict(from_plain(stored))
 
 
 def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:

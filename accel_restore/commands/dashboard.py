@@ -28,6 +28,7 @@ SECTIONS: dict[str, list[tuple[str, str, str | list[str]]]] = {
         ("Learning rate per rank", "train/step", _RANKS.format("lr")),
         ("Gradient norm per rank", "train/step", _RANKS.format("grad_norm")),
         ("Loss, mean over ranks", "train/step", ["train/loss"]),
+        ("Discriminator per rank", "train/step", _RANKS.format("d_(loss|real|fake|accuracy)")),
         ("Loss terms", "train/step", "train/terms/.+"),
     ],
     "Validation": [

@@ -15,7 +15,13 @@ from accel_restore.utils.imports import unknown_name
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-DEFAULT_NAMES = {"model": "unet", "optimizer": "adamw", "scheduler": "cosine"}  # of sections without a name
+_OF_MODEL = {"model": "unet", "optimizer": "adamw", "scheduler": "cosine"}
+DEFAULT_NAMES = {  # of sections without a name
+    **_OF_MODEL,
+    "adversarial.discriminator": "unet_sn",
+    "adversarial.optimizer": "adam",
+    "adversarial.scheduler": "constant",
+}
 
 
 class Section(BaseModel):
@@ -36,8 +42,13 @@ class Section(BaseModel):
 
 def require_name(schema: dict[str, Any], section: type[BaseModel]) -> None:
     """Require `name` in the JSON schema of a choice that is not the default; without it, several choices would fit."""
-    if section.model_fields["name"].default not in DEFAULT_NAMES.values():
+    if section.model_fields["name"].default not in _OF_MODEL.values():
         schema["required"] = [*schema.get("required", []), "name"]
+
+
+def named(default: str) -> BeforeValidator:
+    """Return a validator that adds the default name to a section without a name."""
+    return BeforeValidator(lambda section: {"name": default, **section} if isinstance(section, dict) else section)
 
 
 class OpenSection(Section):

@@ -107,7 +107,7 @@ def explain(detail: ErrorDetails) -> list[str]:
         return [f"{key}{line}" for line in detail["msg"].splitlines()]
     if kind == "union_tag_invalid":
         text = unknown_name(str(detail["ctx"]["tag"]), _quoted(detail["ctx"]["expected_tags"]))
-        return [f"{key}.name: {text}; others have import paths, such as {_MORE[key]}"]
+        return [f"{key}.name: {text}; others have import paths, such as {_MORE[path[-1]]}"]
     return [f"{key}: {_explain_value(detail, path, section)}"]
 
 
@@ -131,8 +131,8 @@ def _explain_value(detail: ErrorDetails, path: list[str], section: type[BaseMode
     if kind == "too_short":
         return _EMPTY.get(".".join(path), "is empty; give at least one item, or remove the key")
     if kind in ("model_type", "model_attributes_type"):
-        if isinstance(value, str) and len(path) == 1 and path[0] in DEFAULT_NAMES:
-            return f"is a section; write {path[0]}.name={value:.80}, or {path[0]}: {{name: {value:.80}}} in a file"
+        if isinstance(value, str) and (place := ".".join(path)) in DEFAULT_NAMES:
+            return f"is a section; write {place}.name={value:.80}, or {path[-1]}: {{name: {value:.80}}} in a file"
         return f"must be a section such as {_example_of(section)}, not {value!r}"
     return f"{message[0].lower()}{message[1:]}, not {value!r}{_REMEDIES.get(kind, '')}"
 
@@ -160,17 +160,19 @@ def _locate(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, li
     """Return the section of an error and its dotted path, without the parts that pydantic adds for unions."""
     section: type[BaseModel] | None = Config
     path: list[str] = []
+    last = 0  # the position of the last key
     for position, part in enumerate(location):
         if position and location[position - 1] == SEVERAL:  # the name of a set
             path.append(str(part))
             continue
-        choices = _CHOICES.get(path[0], {}) if path else {}
-        if position in (1, 2) and part in choices:  # after the kind of name
+        choices = _CHOICES.get(path[-1], {}) if path else {}
+        if position - last in (1, 2) and part in choices:  # after the kind of name
             section = choices[str(part)]
         elif isinstance(part, int):  # the sections of a list are of one kind
             path.append(str(part))
         elif re.fullmatch(r"\w[\w:.-]*", part) and not _is_of_union(part, path):
             path.append(part)
+            last = position
             inner = _inner_section(section, part)
             section = inner if inner is not None else (section if position == len(location) - 1 else None)
     return section, path

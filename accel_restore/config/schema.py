@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from accel_restore.config.base import DEFAULT_NAMES, Fraction, OpenSection, PositiveInt, Section, one_of, switch
+from accel_restore.config.adversarial import Adversarial
+from accel_restore.config.base import DEFAULT_NAMES, Fraction, OpenSection, PositiveInt, Section, named, one_of, switch
 from accel_restore.config.data import Data, PathText, ValSet, key_of
 from accel_restore.config.model import Model
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine, OwnSchedule
@@ -53,11 +54,6 @@ class Run(Section):
         description="auto or true: continue the run in the folder, if any; never or false: refuse a folder that holds "
         "a run; or the path of a checkpoint",
     )
-
-
-def named(default: str) -> BeforeValidator:
-    """Return a validator that adds the default name to a section without a name."""
-    return BeforeValidator(lambda section: {"name": default, **section} if isinstance(section, dict) else section)
 
 
 def _name_model(section: Any) -> Any:
@@ -193,6 +189,18 @@ def _name_callback(section: Any) -> Any:
     return {"name": section} if isinstance(section, str) else section
 
 
+def _problems_of_pair(config: "Config") -> list[str]:
+    """What in a configuration does not fit its section `adversarial`."""
+    assert config.adversarial is not None
+    second, problems = config.adversarial, []
+    lr = second.optimizer.lr
+    if lr is not None and not isinstance(second.scheduler, OwnSchedule) and second.scheduler.min_lr > lr:
+        problems.append("adversarial.scheduler.min_lr: is above adversarial.optimizer.lr; lower min_lr")
+    if "adversarial" in config.loss:
+        problems.append("loss.adversarial: has the name of the term that adversarial adds; rename it")
+    return problems
+
+
 class Config(Section):
     """The configuration of a training run of accel_restore."""
 
@@ -208,6 +216,9 @@ class Config(Section):
     ] = Field(default={"l1": 1.0}, min_length=1, description="a name, name: weight, or name: {weight: ..., ...}")
     optimizer: Annotated[AnyOptimizer, named(DEFAULT_NAMES["optimizer"])] = AdamW()
     scheduler: Annotated[AnySchedule, named(DEFAULT_NAMES["scheduler"])] = Cosine()
+    adversarial: Adversarial | None = Field(
+        None, description="a discriminator, which the model learns to deceive; null: off"
+    )
     train: Train = Train()
     validation: Validation = Validation()
     callbacks: list[
@@ -230,6 +241,8 @@ class Config(Section):
         lr = self.optimizer.lr  # null: the default of an optimizer by import path
         if lr is not None and not isinstance(self.scheduler, OwnSchedule) and self.scheduler.min_lr > lr:
             problems.append("scheduler.min_lr: is above optimizer.lr; lower min_lr")
+        if self.adversarial is not None:
+            problems += _problems_of_pair(self)
         problems += self._problems_of_sets()
         if problems:
             raise PydanticCustomError("inconsistent", "{text}", {"text": "\n".join(problems)})

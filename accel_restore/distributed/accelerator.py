@@ -81,6 +81,21 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
     return accelerator
 
 
+def second_accelerator(accelerator: Accelerator) -> Accelerator:
+    """Return another Accelerator of the same processes, for a network that is trained with the model.
+
+    With fp16 it has a scale of its own.
+    """
+    own = Accelerator(
+        cpu=accelerator.device.type == "cpu",
+        step_scheduler_with_optimizer=False,
+        dataloader_config=accelerator.dataloader_config,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    assert own.mixed_precision == accelerator.mixed_precision  # shared by all Accelerators of a process
+    return own
+
+
 def _check_settings() -> None:
     """Raise `UserError` if the environment asks Accelerate for what would change the flow of weights."""
     env = {name: value for name, value in os.environ.items() if value}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from accel_restore.config.optim import AnyOptimizer, OwnOptimizer
+from accel_restore.distributed import fsdp
 from accel_restore.models.parameters import without_decay
 from accel_restore.optim.muon import Muon
 from accel_restore.optim.own import is_fused_adam, own_optimizer
@@ -42,15 +43,37 @@ def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -
     return OPTIMIZERS[config.name](groups, **settings)
 
 
-def arm_skip_if_nan(optimizer: AcceleratedOptimizer, accelerator: Accelerator, is_finite: Tensor) -> bool:
-    """Make the next `optimizer.step()` change nothing if the gradient is not finite; return whether it can.
+def propagate_nan(loss: Tensor) -> Tensor:
+    """Return the loss. If it is not finite, its gradients are all NaN, so after the exchange every rank sees NaN."""
+    return loss * (1 + 0 * loss.detach())
 
-    torch's fused Adam and AdamW check this on the device, as they do for GradScaler, so the host does not wait. Fused
-    SGD cannot in its first step, which creates the momentum, and FSDP2's shards cannot. With fp16 the scaler skips
-    such a step and lowers its scale.
+
+def gradient_norm(model: nn.Module, accelerator: Accelerator, max_norm: float | None) -> Tensor:
+    """Return the L2 norm of all gradients together (unscaled, with fp16); then clip them to `max_norm` if it is set.
+
+    It is 0 where there are none: a network that is not trained in this step.
+    """
+    if all(parameter.grad is None for parameter in model.parameters()):
+        return torch.zeros((), device=accelerator.device)
+    if max_norm is not None:
+        return fsdp.full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_norm))
+    accelerator.unscale_gradients()
+    return fsdp.full_tensor(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+
+def step_unless(skip: Tensor, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> bool:
+    """Step the optimizer unless `skip`, a tensor on the device, is true; return whether the step was made.
+
+    torch's fused Adam and AdamW decide on the device, as they do for GradScaler, so the step is queued before the host
+    waits. Fused SGD cannot in its first step, which creates the momentum, and FSDP2's shards cannot. With fp16, a
+    skipped step lowers the scale if this optimizer's gradient is not finite.
     """
     inner = optimizer.optimizer
     if is_fused_adam(inner) and not accelerator.is_fsdp2:
-        inner.found_inf = (~is_finite).float()  # type: ignore[attr-defined]  # read by torch, declared nowhere
-        return True
-    return accelerator.scaler is not None
+        inner.found_inf = skip.float()  # type: ignore[attr-defined]  # read by torch, declared nowhere
+        optimizer.step()
+    elif not skip:
+        optimizer.step()
+    elif accelerator.scaler is not None:
+        accelerator.scaler.update()
+    return not skip

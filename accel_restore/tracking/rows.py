@@ -9,7 +9,9 @@ from typing import Any
 from accel_restore.tracking.report.pictures import PREVIEWS, sheet_path
 from accel_restore.tracking.run_files import JsonlTail, read_audit, read_status, set_scores, validation_scores
 
-PER_RANK = ("loss", "lr", "grad_norm", "step_s", "wait_s", "memory")  # logged as train/NAME/rank_R
+_OF_DISCRIMINATOR = ("d_loss", "d_real", "d_fake", "d_accuracy", "d_lr", "d_grad_norm", "g_share")
+# Logged as train/NAME/rank_R, if a line has it.
+PER_RANK = ("loss", "lr", "grad_norm", *_OF_DISCRIMINATOR, "step_s", "wait_s", "memory")
 
 
 class Rows:

@@ -18,7 +18,10 @@ def without_checkpoint(config: Config, start: Start) -> Config:
     For a run that continues, it names no checkpoint, and the frozen parameters are those of the commit. A model that is
     recognised by its weights still needs its file. So does an unnamed one if an older version wrote the commit.
     """
-    if start.counters is None or config.model.checkpoint is None:
+    if start.counters is None:
+        return config
+    config = _without_second_checkpoint(config)
+    if config.model.checkpoint is None:
         return config
     model = config.model.model_copy(update={"checkpoint": None, "partial": False})
     if model.name is None:
@@ -33,6 +36,15 @@ def without_checkpoint(config: Config, start: Start) -> Config:
     if train.freeze and isinstance(frozen, list):
         train = train.model_copy(update={"freeze": [glob.escape(str(name)) for name in frozen]})
     return config.model_copy(update={"model": model, "train": train})
+
+
+def _without_second_checkpoint(config: Config) -> Config:
+    """Return the configuration of a run that continues without the discriminator's checkpoint."""
+    second = config.adversarial
+    if second is None or second.discriminator.checkpoint is None:
+        return config
+    discriminator = second.discriminator.model_copy(update={"checkpoint": None})
+    return config.model_copy(update={"adversarial": second.model_copy(update={"discriminator": discriminator})})
 
 
 def stored_fit(start: Start) -> dict[str, Any] | None:

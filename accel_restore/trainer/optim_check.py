@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from accel_restore.checkpoint.network_state import load_schedule, schedule_state
 from accel_restore.checkpoint.optimizer_state import Expressed, StateError, express, restore
-from accel_restore.checkpoint.state_dict import load_schedule, schedule_state, serialize
+from accel_restore.checkpoint.state_dict import serialize
 from accel_restore.config.optim import OwnOptimizer, OwnSchedule
 from accel_restore.config.schema import Config
 from accel_restore.errors import PART_ERRORS, UserError

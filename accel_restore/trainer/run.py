@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from accel_restore.callbacks.audit import Audit
 from accel_restore.callbacks.checkpointer import Checkpointer, CommitSource
+from accel_restore.callbacks.collapse import CollapseWarning
 from accel_restore.callbacks.folder_check import FolderCheck
 from accel_restore.callbacks.guarded import AfterCommit
 from accel_restore.callbacks.heartbeat import Heartbeat
@@ -237,6 +238,7 @@ def make_callbacks(
         ValidationPictures(log, samples, accelerator, state.epochs),
         *([PreviewPictures(log, run.previews, run.protocols.whole, accelerator, state.epochs)] if run.previews else []),
         logger,
+        *_collapse_warning(run),  # after the logger, whose lines it reads
         Curves(log, run.report),
         nan_monitor,  # these two before the checkpointer: a diverged or damaged state is not committed
         replica_check,
@@ -247,6 +249,16 @@ def make_callbacks(
         PreemptionCallback(accelerator, stop, stop_after, config.train.rank_timeout),
         *([Audit(run.folder, state, loader, accelerator, run.console.table)] if audit else []),
     ]
+
+
+def _collapse_warning(run: RunContext) -> list[Callback]:
+    """The callback that warns of a collapse, on the main process of a run with a discriminator."""
+    config, log = run.config, run.log
+    if config.adversarial is None or log is None or not run.accelerator.is_main_process:
+        return []
+    every_steps = config.tracking.log_every_steps
+    path = run.folder / "metrics.jsonl"
+    return [CollapseWarning(path, config.adversarial, every_steps, log.write, run.console.log)]
 
 
 def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:

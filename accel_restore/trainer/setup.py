@@ -50,6 +50,7 @@ from accel_restore.tracking.console import Console
 from accel_restore.tracking.report.page import PLAN, Report
 from accel_restore.tracking.run_files import write_status
 from accel_restore.tracking.tensorboard_logger import check_tensorboard
+from accel_restore.trainer.adversary_check import adversary_rows, try_adversary, try_second_schedule
 from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
 from accel_restore.trainer.model_check import Trial, check_copy, try_on_images
@@ -134,6 +135,7 @@ def prepare(
     state = setup_model_and_optimizer(without_checkpoint(config, start), accelerator, epochs)
     if known_epochs(config) is None:  # otherwise it was tried before decoding
         on_all_ranks(accelerator, lambda: try_schedule(config, state.model, epochs, accelerator.device))
+    on_all_ranks(accelerator, lambda: try_second_schedule(config, state.adversary, epochs, accelerator))
     loader = TrainLoader(data.train, stages, accelerator, config.train.channels_last, config.data.num_threads)
     window_sums = torch.zeros_like(state.epoch_sums)
     if start.commit is not None:
@@ -146,6 +148,7 @@ def prepare(
     taken = fit.record(str(config.model.checkpoint)) if fit is not None else stored_fit(start)
     if taken is not None:
         plan.append(("weights", taken["in_words"]))
+    plan += adversary_rows(config, state.adversary)
     if previews is not None:
         plan += [("previews", counted(len(previews), "image")), *(("note", note) for note in previews.notes)]
     run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, own, taken, previews)
@@ -193,6 +196,7 @@ def _check_parts(
     )
     loss_fn.to(accelerator.device)
     description, trial, fit = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
+    on_all_ranks(accelerator, lambda: try_adversary(config, accelerator))
     protocols = SetProtocols.of(config)
     on_all_ranks(accelerator, lambda: _try_metrics(protocols, config, accelerator))
     if config.tracking.tensorboard:

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
 from accel_restore import engine
+from accel_restore.adversary import initial_discriminator
 from accel_restore.callbacks import straggler as pace
 from accel_restore.callbacks.checkpointer import Checkpointer
 from accel_restore.callbacks.metrics_logger import MetricsLogger
@@ -150,8 +151,9 @@ def test_time_is_attributed_to_the_phase_that_spends_it(tmp_path, monkeypatch):
     assert dict(split.seconds) == before
 
 
-def test_bare_loop_trains_like_the_trainer(tmp_path):
-    config = config_from(tiny(tmp_path))
+@pytest.mark.parametrize("adversarial", [None, {"discriminator": {"name": "unet_sn", "width": 4}, "weight": 0.5}])
+def test_bare_loop_trains_like_the_trainer(tmp_path, adversarial):
+    config = config_from({**tiny(tmp_path), "adversarial": adversarial})
     accelerator = create_accelerator(config, cpu=True)
     with bench_train._started(config, accelerator) as (run, _):
         batch = next(run.loader.again(0, 0))
@@ -162,6 +164,10 @@ def test_bare_loop_trains_like_the_trainer(tmp_path):
         steps = ([{**batch, "is_last": False}, {**batch, "is_last": True}] for _ in range(3))
         engine.train_epoch(run.state, steps, run.loss_fn, accelerator, (), run.config.train.max_grad_norm)
         pairs = [(run.state.model, bare.module), (run.state.ema.module, bare.ema.module)]
+        if adversarial is not None:
+            pairs.append((run.state.adversary.module, bare.judge.module))
+            first = next(initial_discriminator(config).parameters())
+            assert (first - next(bare.judge.module.parameters())).abs().max() > 1e-5
     for ours, theirs in pairs:
         for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)

@@ -36,7 +36,7 @@ import torch
 import waits
 import wandb_scenarios
 
-from accel_restore import engine, losses, train
+from accel_restore import adversary, engine, losses, train
 from accel_restore.callbacks import checkpointer as saving
 from accel_restore.callbacks import replica_check
 from accel_restore.checkpoint import commits, run_lock
@@ -67,14 +67,16 @@ class Culprit(Callback):
         elif self.mode == "scheduler_per_batch":
             state.scheduler.step()
         elif self.mode == "weights_outside_step":
-            perturb(state)
+            perturb(state.model)
+        elif self.mode == "discriminator_outside_step":
+            perturb(state.adversary.model)
         elif self.mode == "perturbed_rank" and state.step == 1 and os.environ.get("RANK") == "1":
             # inside optimizer.step, where weights may change: only comparing the ranks reveals this
             step = state.optimizer.optimizer.step
 
             def step_and_perturb(*arguments: object, **named: object) -> None:
                 step(*arguments, **named)
-                perturb(state)
+                perturb(state.model)
 
             state.optimizer.optimizer.step = step_and_perturb
         elif self.mode == f"kill:{state.step}":
@@ -98,7 +100,9 @@ class Fault(Callback):
         if self.name == "raise":
             raise ValueError("a fault that the test has made")
         if self.name == "flip":
-            perturb(state)
+            perturb(state.model)
+        if self.name == "discriminator_flip":
+            perturb(state.adversary.model)
         if self.name == "stall":
             threading.Event().wait()  # its other threads continue
         number = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "term": signal.SIGTERM}.get(self.name)
@@ -119,9 +123,9 @@ class Gate(Callback):
             time.sleep(0.01)
 
 
-def perturb(state: TrainState) -> None:
+def perturb(model: torch.nn.Module) -> None:
     with torch.no_grad():
-        next(state.model.parameters())[0].add_(1e-3)
+        next(model.parameters())[0].add_(1e-3)
 
 
 def add_hook(callback: Callback) -> None:
@@ -215,7 +219,7 @@ def acknowledge(file: str) -> None:
 def remove_guard(part: str) -> None:
     """Disable a protection."""
     if part == "gradient":  # every step is applied
-        engine.gradient_norm = lambda *_: torch.ones(())
+        engine.gradient_norm = adversary.gradient_norm = lambda *_: torch.ones(())
     elif part == "loss":  # finite gradients hide a non-finite loss
         engine.propagate_nan = lambda loss: loss
     elif part == "weights":
@@ -284,9 +288,15 @@ def forget(part: str) -> None:
     def load_and_forget(commit, state, *others):
         if part == "scheduler":
             schedule = state.scheduler.scheduler.state_dict()
+        if part == "discriminator":
+            new = {name: tensor.clone() for name, tensor in state.adversary.module.state_dict().items()}
         window_sums = load(commit, state, *others)
         if part == "optimizer":
             state.optimizer.optimizer.state.clear()
+        elif part == "discriminator":
+            state.adversary.module.load_state_dict(new)
+        elif part == "discriminator_optimizer":
+            state.adversary.optimizer.optimizer.state.clear()
         elif part == "ema":
             state.ema.module.load_state_dict(state.model.state_dict())
         elif part == "sums":

@@ -22,10 +22,11 @@ WAIT, BATCH, FORWARD, BACKWARD = (
 )
 EXCHANGE, OPTIMIZER, HOOKS = "gradient exchange", "optimizer, zero_grad, clipping, EMA", "logging, hooks"
 PHASES = (WAIT, BATCH, FORWARD, BACKWARD, EXCHANGE, OPTIMIZER, HOOKS)
+DISCRIMINATOR = "discriminator's loss, backward"  # with adversarial training
 
 
 class PhaseTimer(LoaderObserver):
-    """Divides the seconds of `train_epoch` among `PHASES`.
+    """Divides the seconds of `train_epoch` among `PHASES`, and `DISCRIMINATOR` if there is one.
 
     A phase ends where `train_epoch` calls one of its arguments: the steps, the callbacks or the accelerator. On a GPU,
     each phase ends with a synchronisation, so that the device's work counts in its own phase. Phases then cannot
@@ -40,7 +41,8 @@ class PhaseTimer(LoaderObserver):
     def __init__(self, state: TrainState, loader: TrainLoader, accelerator: Accelerator):
         self.state, self.loader, self.accelerator = state, loader, accelerator
         self.on_cuda = accelerator.device.type == "cuda"
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.phases = PHASES if state.adversary is None else (*PHASES[:4], DISCRIMINATOR, *PHASES[4:])
+        self.seconds = dict.fromkeys(self.phases, 0.0)
         self.callback_seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = 0
         self.waited = 0.0  # for data, since the last micro-batch
@@ -78,8 +80,8 @@ class PhaseTimer(LoaderObserver):
                 handle.remove()
 
     def per_step(self) -> dict[str, float]:
-        """Return the seconds per step of each phase, in the order of `PHASES`; they add up to the step."""
-        return {phase: self.seconds[phase] / self.steps for phase in PHASES}
+        """Return the seconds per step of each phase, in order; they add up to the step."""
+        return {phase: self.seconds[phase] / self.steps for phase in self.phases}
 
     def callbacks_per_step(self) -> dict[str, float]:
         """Return the seconds per step of each callback, by the name of its class, longest first."""
@@ -122,7 +124,8 @@ class PhaseTimer(LoaderObserver):
             if batch is None:
                 return
             yield batch
-            self.lap(HOOKS)  # after the backward, losses are counted
+            # After the model's backward, losses are counted; that takes little next to a discriminator.
+            self.lap(HOOKS if self.state.adversary is None else DISCRIMINATOR)
 
     def _mark(self, _: Tensor) -> None:
         self.ready = moment(self.on_cuda)  # the last gradient's remains

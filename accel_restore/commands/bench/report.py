@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from accel_restore.commands.bench.phases import BACKWARD, BATCH, EXCHANGE, FORWARD, OPTIMIZER, PHASES, WAIT
+from accel_restore.commands.bench.phases import BACKWARD, BATCH, DISCRIMINATOR, EXCHANGE, FORWARD, OPTIMIZER, WAIT
 from accel_restore.tracking.console import Console
 
 _LARGE = 0.1  # share of a step from which a phase other than the network's gets advice
@@ -33,7 +33,7 @@ def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     own = [_own(rank) for rank in ranks]
     slowest = own.index(max(own))
     critical = ranks[slowest]
-    bottleneck = max(PHASES, key=lambda phase: critical["phases"][phase])
+    bottleneck = max(critical["phases"], key=lambda phase: critical["phases"][phase])
     return {
         "processes": len(ranks),
         "device": main["device"],
@@ -45,7 +45,7 @@ def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "bare_samples_per_second": median(batch / seconds for seconds in pace["bare"]),
         "ratio": {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1], "pairs": len(ratios)},
         "cpu_ratio": sum(_cpu(those, "bare") for those in rounds) / sum(_cpu(those, "trainer") for those in rounds),
-        "phases": {phase: sum(rank["phases"][phase] for rank in ranks) / len(ranks) for phase in PHASES},
+        "phases": {phase: sum(rank["phases"][phase] for rank in ranks) / len(ranks) for phase in main["phases"]},
         "ranks": [
             {
                 "samples_per_second": speed,
@@ -81,8 +81,8 @@ def _advice(rank: dict[str, Any], bottleneck: str, slowest: int, own: list[float
     step = sum(rank["phases"].values())
     large = [
         phase
-        for phase in PHASES
-        if phase not in (bottleneck, FORWARD, BACKWARD) and rank["phases"][phase] > _LARGE * step
+        for phase in rank["phases"]
+        if phase not in (bottleneck, FORWARD, BACKWARD, DISCRIMINATOR) and rank["phases"][phase] > _LARGE * step
     ]
     lines = [f"{phase}: {_remedy(phase, rank)}" for phase in (bottleneck, *large)]
     others = median(seconds for place, seconds in enumerate(own) if place != slowest) if len(own) > 1 else None
@@ -106,7 +106,7 @@ def _remedy(phase: str, rank: dict[str, Any]) -> str:
         )
     elif phase == BATCH:
         remedies = ["use fewer or cheaper steps in data.degradation and data.augment"]
-    elif phase in (FORWARD, BACKWARD):
+    elif phase in (FORWARD, BACKWARD, DISCRIMINATOR):
         remedies = _faster_network(train)
     elif phase == EXCHANGE:
         remedies = [

@@ -17,7 +17,24 @@ _SCORES = {
     "lpips": "LPIPS (lower is better)",
     "dists": "DISTS (lower is better)",
 }
-_TITLES = {"loss": "Loss per rank", "lr": "Learning rate per rank", "grad_norm": "Gradient norm"}
+_TITLES = {
+    "loss": "Loss per rank",
+    "lr": "Learning rate per rank",
+    "grad_norm": "Gradient norm",
+    "d_loss": "Discriminator: loss per rank",
+    "d_real": "Discriminator: mean logit of gt per rank",
+    "d_fake": "Discriminator: mean logit of the output per rank",
+    "d_accuracy": "Discriminator: accuracy per rank",
+    "d_lr": "Discriminator: learning rate per rank",
+    "d_grad_norm": "Discriminator: gradient norm",
+    "g_share": "Adversarial term's share of the gradient at the output",
+}
+_NOTES = {
+    "grad_norm": "before clipping",
+    "d_grad_norm": "before clipping",
+    "d_accuracy": "0.5 is guessing; 1 for long means that the generator learns little from it",
+    "g_share": "0 for long means that the term has no effect",
+}
 _DERIVED = ("samples", "step_s", "wait_s")  # drawn as throughput and data wait
 _TERMS, _SETS, _SET_SAMPLES = "terms/", "set_loss/", "set_samples/"
 
@@ -50,7 +67,7 @@ def training_charts(metrics: Metrics, loss: str) -> list[Chart]:
 def _training_chart(metrics: Metrics, name: str, loss: str) -> Chart:
     values, ranks = metrics.columns_of(name), metrics.ranks()
     identical = len(ranks) > 1 and metrics.is_identical_on_all_ranks(name)
-    if identical and name != "lr":
+    if identical and name not in ("lr", "d_lr"):
         values = {ranks[0]: values[ranks[0]]}
     chart = _rank_chart(metrics, name, _TITLES.get(name, f"{name} per rank"), values)
     if name == "loss":
@@ -60,9 +77,9 @@ def _training_chart(metrics: Metrics, name: str, loss: str) -> Chart:
         chart |= {"log": True, "note": note, "skipped": True}
     elif identical:
         chart["note"] = f"bit-identical on all {len(ranks)} ranks"
-    elif name == "grad_norm":
-        chart["note"] = "before clipping"
-    return {**chart, "steps": name == "lr"}
+    elif name in _NOTES:
+        chart["note"] = _NOTES[name]
+    return {**chart, "steps": name in ("lr", "d_lr")}
 
 
 def speed_charts(metrics: Metrics) -> list[Chart]:

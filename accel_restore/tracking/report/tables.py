@@ -121,11 +121,13 @@ def _median(values: np.ndarray) -> str:
 
 
 def event_tables(metrics: Metrics) -> list[dict[str, Any]]:
-    """Return tables of skipped steps, with their cause, and of the other events in metrics.jsonl."""
+    """Return tables of skipped steps, with their cause, of collapses, and of the other events in metrics.jsonl."""
     skips = [line for line in metrics.events if line.get("event") == "skip"]
-    others = [line for line in metrics.events if line.get("event") != "skip"]
+    collapses = [line for line in metrics.events if line.get("event") == "collapse"]
+    others = [line for line in metrics.events if line.get("event") not in ("skip", "collapse")]
     rows = [[_epoch(line), str(line.get("step")), _cause(line.get("of"))] for line in skips]
     tables = _table(("epoch", "skipped step", "cause"), rows)
+    tables += _table(("step", "collapse"), [[str(line.get("step")), str(line.get("text"))] for line in collapses])
     tables += _table(("event", "line"), [[str(line.get("event")), to_json(line)] for line in others])
     if metrics.num_events > len(metrics.events):
         tables[-1]["note"] = f"metrics.jsonl contains {metrics.num_events - len(metrics.events):,} more events"

@@ -126,7 +126,9 @@ def test_a_commit_that_lacks_any_key_with_a_default_continues(optimizer, schedul
     tree = {"data": {"train": {"gt": "a"}}, "optimizer": {"name": optimizer}, "scheduler": {"name": scheduler}}
     config = config_from(tree)
     full = config.model_dump(mode="json")
-    for section, key in [(section, key) for section, content in full.items() for key in content if section != "loss"]:
+    for section, key in [
+        (section, key) for section, content in full.items() for key in content or () if section != "loss"
+    ]:
         if key in ("name", "train"):
             continue
         counters = {**COUNTERS, "config": json.loads(json.dumps(full)), "global_batches": [8]}

@@ -18,7 +18,7 @@ from accel_restore.data.pairs import Pair
 from accel_restore.data.store import Store
 from accel_restore.data.training_sets import TrainingSet, TrainingSets, finish_groups
 from accel_restore.errors import UserError
-from accel_restore.state import TrainState, num_sums
+from accel_restore.state import TrainState, sum_names
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,9 @@ def test_files_of_samples_are_those_of_their_sets(stores):
 
 
 def test_losses_and_samples_are_summed_per_set():
-    state = TrainState(torch.nn.Linear(1, 1), None, None, 1, torch.zeros(num_sums((), ("a", "b"))), sets=("a", "b"))
+    state = TrainState(
+        torch.nn.Linear(1, 1), None, None, 1, torch.zeros(len(sum_names((), (), ("a", "b")))), sets=("a", "b")
+    )
     batch = {"weight": torch.tensor([1.0, 1.0, 1.0, 0.0]), "set": torch.tensor([0, 1, 1, 1])}
     state.count(torch.tensor([1.0, 2.0, float("nan"), 8.0]), {}, batch)
     state.count(torch.tensor([4.0, 8.0, 1.0, 0.5]), {}, batch)

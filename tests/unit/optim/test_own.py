@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from accel_restore.config.load import config_from
 from accel_restore.config.optim import OwnOptimizer, OwnSchedule
 from accel_restore.errors import UserError
-from accel_restore.optim import arm_skip_if_nan, get_optimizer
+from accel_restore.optim import get_optimizer, step_unless
 from accel_restore.optim.ema import EvalWeights, get_average
 from accel_restore.optim.schedules import get_scheduler, preview_learning_rates, step_scheduler
 
@@ -91,13 +93,43 @@ class Derived(torch.optim.Adam):
 
 
 @pytest.mark.parametrize(
-    ("made", "can_skip"),
+    ("made", "on_device"),
     [(torch.optim.Adam, True), (torch.optim.AdamW, True), (Derived, False), (torch.optim.SGD, False)],
 )
-def test_only_torchs_own_fused_adam_skips_on_the_device(made, can_skip):
-    wrapper = SimpleNamespace(optimizer=made(net().parameters(), lr=0.1, fused=True))
+def test_only_torchs_own_fused_adam_skips_on_the_device(made, on_device):
+    inner, calls = made(net().parameters(), lr=0.1, fused=True), []
+    wrapper = SimpleNamespace(optimizer=inner, step=lambda: calls.append(getattr(inner, "found_inf", None)))
     accelerator = SimpleNamespace(is_fsdp2=False, scaler=None)
-    assert arm_skip_if_nan(wrapper, accelerator, torch.tensor(False)) is can_skip
+    assert step_unless(torch.tensor(True), wrapper, accelerator) is False
+    assert calls == [torch.tensor(1.0)] * on_device
+    assert step_unless(torch.tensor(False), wrapper, accelerator) is True
+    assert calls[on_device:] == [torch.tensor(0.0) if on_device else None]
+
+
+@pytest.mark.parametrize(("other_fails", "scale", "is_stepped"), [(False, 8.0, True), (True, 8.0, False)])
+def test_with_fp16_a_step_that_another_network_prevents_keeps_the_scale(other_fails, scale, is_stepped):
+    network, accelerator = net(), Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    wrapper = AcceleratedOptimizer(torch.optim.SGD(network.parameters(), lr=0.1), scaler=accelerator.scaler)
+    for _ in range(2):  # a second step must find the scaler ready
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        wrapper.zero_grad()
+        accelerator.scaler.scale(sum(parameter.sum() for parameter in network.parameters())).backward()
+        accelerator.scaler.unscale_(wrapper.optimizer)
+        assert step_unless(torch.tensor(other_fails), wrapper, accelerator) is is_stepped
+        pairs = zip(before, network.parameters(), strict=True)
+        assert any(not torch.equal(one, other) for one, other in pairs) is is_stepped
+    assert accelerator.scaler.get_scale() == scale
+
+
+def test_with_fp16_a_gradient_that_is_not_finite_lowers_the_scale():
+    network, accelerator = net(), Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    wrapper = AcceleratedOptimizer(torch.optim.SGD(network.parameters(), lr=0.1), scaler=accelerator.scaler)
+    accelerator.scaler.scale(sum(parameter.sum() for parameter in network.parameters()) * float("inf")).backward()
+    accelerator.scaler.unscale_(wrapper.optimizer)
+    assert step_unless(torch.tensor(True), wrapper, accelerator) is False
+    assert accelerator.scaler.get_scale() == 4.0
 
 
 def test_an_optimizer_by_path_gets_no_fused_kernels_of_its_own_accord():

@@ -1,0 +1,104 @@
+"""The warnings of a collapse of adversarial training: their step and text, and what is no collapse."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from accel_restore.callbacks.collapse import CollapseWarning
+from accel_restore.config.adversarial import Adversarial
+
+HEALTHY = {"d_accuracy": 0.8, "g_share": 0.2}
+
+
+class Run:
+    """A metrics.jsonl that grows by a line every 10 steps, and what was warned of."""
+
+    def __init__(self, path, **settings):
+        self.path, self.said, self.step = path, [], 0
+        self.config = Adversarial(**settings)
+        self.start()
+
+    def start(self):
+        self.callback = CollapseWarning(self.path, self.config, 10, self.append, self.said.append)
+
+    def append(self, line):
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def steps(self, count, **values):
+        for _ in range(count):
+            self.step += 10
+            for rank in (0, 1):
+                self.append({"event": "train", "step": self.step, "rank": rank, **HEALTHY, **values})
+            self.callback.on_step(SimpleNamespace(step=self.step, epoch=0))
+
+    def validate(self, epoch, **scores):
+        self.append({"event": "epoch", "epoch": epoch, "step": self.step, **scores})
+        self.callback.on_epoch(SimpleNamespace(step=self.step, epoch=epoch + 1), None)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"d_accuracy": 1.0}, "step 120: for 100 steps the discriminator was right on more than 99%"),
+        ({"g_share": 1e-5}, "step 120: for 100 steps the adversarial term had less than 0.0001 of the gradient"),
+    ],
+)
+def test_a_state_that_lasts_is_warned_of_once(run, values, said):
+    run.steps(2)
+    run.steps(9, **values)
+    assert run.said == []
+    run.steps(8, **values)
+    assert len(run.said) == 1 and run.said[0].startswith(said) and "lower adversarial.optimizer.lr" in run.said[0]
+    (line,) = (line for line in map(json.loads, run.path.read_text().splitlines()) if line["event"] == "collapse")
+    assert line["step"] == 120 and line["text"] in run.said[0]
+
+
+def test_a_state_that_ends_in_between_is_no_collapse(run):
+    for _ in range(5):
+        run.steps(9, d_accuracy=1.0, g_share=1e-5)
+        run.steps(1)
+    assert run.said == []
+
+
+def test_a_run_that_continues_gives_the_warning_at_the_same_step(run):
+    run.steps(6, d_accuracy=1.0)
+    run.start()
+    run.steps(4, d_accuracy=1.0)
+    assert [text.split(":")[0] for text in run.said] == ["step 100"]
+    run.start()  # after the warning
+    run.steps(9, d_accuracy=1.0)
+    assert len(run.said) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("psnr", [24.0, 25.0, 23.5, 22.9], "psnr of validation is 22.90 dB, 2.10 dB below the best"),
+        ("lpips", [0.30, 0.20, 0.24, 0.26], "lpips of validation is 0.2600, above the best"),
+    ],
+)
+def test_a_validation_much_worse_than_the_best_is_warned_of(run, name, values, said):
+    for epoch, value in enumerate(values):
+        assert run.said == []
+        run.validate(epoch, **{f"val_{name}": value})
+    assert len(run.said) == 1 and said in run.said[0]
+
+
+def test_scores_before_the_discriminator_starts_do_not_count(tmp_path):
+    run = Run(tmp_path / "metrics.jsonl", starts_at_epoch=2)
+    for epoch, value in enumerate([40.0, 40.0, 30.0, 29.0]):
+        run.validate(epoch, val_psnr=value)
+    assert run.said == []
+
+
+def test_lines_without_a_discriminator_are_no_collapse(run):
+    run.steps(10, d_accuracy=None, g_share=None)
+    run.validate(0, val_psnr=None)
+    assert run.said == []
