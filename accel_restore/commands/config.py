@@ -13,6 +13,7 @@ from accel_restore.utils.words import counted
 
 _EPOCHS = (  # keys that count epochs, in any section
     "until_epoch", "warmup_epochs", "hold_epochs", "period", "milestones", "step_size", "patience", "every_epochs",
+    "starts_at_epoch",
 )  # fmt: skip
 
 
@@ -39,6 +40,9 @@ def in_steps(config: Config) -> list[str]:
     steps = train.max_steps or train.epochs * length
     lines = [f"{counted(steps, 'step')} in {counted(-(-steps // length), 'epoch')} of {length}; in steps:"]
     sections = config.model_dump(include={"scheduler", "validation", "checkpoint"})
+    if config.adversarial is not None:
+        second = config.adversarial.model_dump()
+        sections |= {"adversarial": second, "adversarial.scheduler": second["scheduler"]}
     sections |= {f"data.stages.{number}": stage.model_dump() for number, stage in enumerate(config.data.stages)}
     for section, values in sections.items():
         for key in filter(values.get, _EPOCHS):

@@ -42,6 +42,9 @@ BASICSR_KEYS = {
     "pretrain_network_g": "model.checkpoint",
     "total_iter": "train.max_steps",
     "optim_g": "optimizer",
+    "network_d": "adversarial.discriminator",
+    "optim_d": "adversarial.optimizer",
+    "gan_opt": "adversarial.loss, and adversarial.weight",
     "pixel_opt": "loss",
     "perceptual_opt": "loss.perceptual",
     "val_freq": "train.steps_per_epoch, or validation.every_epochs, counted in epochs",
@@ -138,11 +141,12 @@ def _explain_value(detail: ErrorDetails, path: list[str], section: type[BaseMode
 
 
 def _example_of(section: type[BaseModel] | None) -> str:
-    """Return a section with its first key that has a default; with `gt` for images."""
+    """Return a section with its first key that has a number or text as its default; with `gt` for images."""
     fields = section.model_fields if section else {}
     if "gt" in fields:
         return "{gt: FOLDER}"
-    key = next((key for key, field in fields.items() if not field.is_required() and field.default), None)
+    plain = (key for key, field in fields.items() if isinstance(field.default, int | float | str) and field.default)
+    key = next(plain, None)
     return f"{{{key}: {fields[key].default}}}" if key else "{key: value}"
 
 

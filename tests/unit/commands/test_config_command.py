@@ -10,6 +10,7 @@ BASICSR = {  # total_iter 300000, 4 images on each of 8 GPUs, val_freq 5000
     "train": {"global_batch_size": 32, "max_steps": 300000, "steps_per_epoch": 5000},
     "scheduler": {"name": "multistep", "milestones": [50, 55], "warmup_epochs": 2},
     "validation": {"every_epochs": 2},
+    "adversarial": {"starts_at_epoch": 3, "scheduler": {"name": "multistep", "milestones": [40]}},
 }
 
 
@@ -23,6 +24,7 @@ def test_keys_that_count_epochs_are_printed_in_steps(tmp_path, capsys):
     assert set(comments[1:]) == {
         "scheduler.milestones: 250000, 275000", "scheduler.warmup_epochs: 10000", "validation.every_epochs: 10000",
         "checkpoint.every_epochs: 5000", "data.stages.0.until_epoch: 150000",
+        "adversarial.starts_at_epoch: 15000", "adversarial.scheduler.milestones: 200000",
     }  # fmt: skip
     printed = yaml.safe_load(out)
     del printed["train"]["gradient_accumulation_steps"]  # follows from the global batch

@@ -134,6 +134,7 @@ def test_control_the_schema_refuses_a_key_of_another_optimizer():
         ("train.early_stopping=5", "{patience: 20}"),
         ("data.val=photos", "{gt: FOLDER}"),
         ("data.stages=[3]", "{key: value}"),
+        ("adversarial=true", "{loss: vanilla}"),
     ],
 )
 def test_a_value_in_place_of_a_section_is_refused_with_an_example(override, example):
