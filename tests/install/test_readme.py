@@ -15,12 +15,13 @@ from runs import ROOT, clean_environment, succeed
 
 from accel_restore.cli import COMMANDS
 from accel_restore.commands._arguments import ConfigurationParser
+from accel_restore.config.adversarial import Adversarial
 from accel_restore.config.data import Source, TrainSet, ValSet
 from accel_restore.config.load import config_from, parse_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.config.schema import Config
 from accel_restore.data.degradations.pipeline import build_degradation
-from accel_restore.registry import DEGRADATIONS, LOSSES, MODELS
+from accel_restore.registry import DEGRADATIONS, DISCRIMINATORS, LOSSES, MODELS
 from accel_restore.utils.imports import resolve
 
 PAGES = {
@@ -225,6 +226,7 @@ def test_every_configuration_key_is_documented():
         keys += keys_of(section, "optimizer")
     for section in SCHEDULE_SECTIONS.values():
         keys += keys_of(section, "scheduler")
+    keys += keys_of(Adversarial, "adversarial")
     missing = sorted({key for key in keys if f"`{key}`" not in CONFIGS})
     assert not missing
 
@@ -233,7 +235,7 @@ def test_every_registered_name_is_documented():
     for name in (*LOSSES, *MODELS, *OPTIMIZER_SECTIONS, *SCHEDULE_SECTIONS):
         assert f"`{name}`" in CONFIGS, name
     assert all(f"`{name}`" in PAGES["accel_restore/data/README.md"] for name in DEGRADATIONS)
-    assert all(f"`{name}`" in PAGES["accel_restore/models/README.md"] for name in MODELS)
+    assert all(f"`{name}`" in PAGES["accel_restore/models/README.md"] for name in (*MODELS, *DISCRIMINATORS))
 
 
 def test_every_room_is_in_the_table():
