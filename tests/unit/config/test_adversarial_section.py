@@ -3,8 +3,9 @@
 import jsonschema
 import pytest
 from configurations import LEAST, problems
+from runs import ROOT
 
-from accel_restore.config.load import config_from
+from accel_restore.config.load import config_from, load_config
 from accel_restore.config.optim import Adam, AdamW
 from accel_restore.config.schema import Config
 
@@ -66,3 +67,25 @@ def test_every_key_is_described_in_the_schema():
 def test_wrong_values_are_refused_with_their_keys(overrides, said):
     (line,) = problems(*overrides)
     assert said in line
+
+
+def test_the_recipe_of_real_esrgan_has_the_degradation_of_the_blind_recipe():
+    blind, adversarial = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("sr_x4_blind", "realesrgan_x4"))
+    assert adversarial.data.degradation == blind.data.degradation
+    assert adversarial.train.global_batch_size == 48 == 4 * adversarial.data.batch_size
+    assert adversarial.train.max_steps == 400_000
+
+
+def test_the_recipe_of_esrgan_halves_the_rates_of_both_networks_at_the_published_steps():
+    config = load_config(ROOT / "configs" / "esrgan_x4.yaml")
+    assert config.adversarial is not None and config.adversarial.scheduler == config.scheduler
+    length = config.train.steps_per_epoch
+    assert [epoch * length for epoch in config.scheduler.milestones] == [50_000, 100_000, 200_000, 300_000]
+
+
+def test_the_small_recipe_continues_the_demos_model_and_validates_its_last_weights():
+    demo, small = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("demo", "adversarial_small"))
+    assert small.model.checkpoint == f"{demo.run.dir}/{demo.run.name}/best.safetensors"
+    assert (small.model.name, small.model.arguments) == (demo.model.name, demo.model.arguments)
+    assert (small.data.train, small.data.val) == (demo.data.train, demo.data.val)
+    assert small.train.max_steps == small.validation.every_epochs * small.train.steps_per_epoch
