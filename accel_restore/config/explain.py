@@ -47,6 +47,7 @@ BASICSR_KEYS = {
     "gan_opt": "adversarial.loss, and adversarial.weight",
     "pixel_opt": "loss",
     "perceptual_opt": "loss.perceptual",
+    "ldl_opt": "loss.ldl",
     "val_freq": "train.steps_per_epoch, or validation.every_epochs, counted in epochs",
     "save_checkpoint_freq": "checkpoint.every_steps",
     "logger": "tracking",

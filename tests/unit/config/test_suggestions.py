@@ -23,7 +23,9 @@ def test_basicsr_keys_are_answered_with_the_corresponding_keys():
     text = "\n".join(problems("total_iter=1000", "train.optim_g=adam", "data.gt_size=64"))
     for former, key in (("total_iter", "train.max_steps"), ("optim_g", "optimizer"), ("gt_size", "data.patch_size")):
         assert f"{former}: unknown key; BasicSR's {former} corresponds to {key}" in text
-    sections = yaml.safe_load(to_yaml(config_from({**LEAST, "loss": {"perceptual": {}}, "adversarial": {}})))
+    sections = yaml.safe_load(
+        to_yaml(config_from({**LEAST, "loss": {"perceptual": {}, "ldl": 1.0}, "adversarial": {}}))
+    )
     for key in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", " ".join(BASICSR_KEYS.values())):
         if "." in key or key in sections:
             section, _, rest = key.partition(".")
