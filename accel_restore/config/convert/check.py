@@ -47,6 +47,8 @@ def missing_files(config: Config) -> list[str]:
         f"{key}.{side}": getattr(source, side) for key, source in sources.items() if source for side in ("input", "gt")
     }
     named["model.checkpoint"] = config.model.checkpoint
+    if config.adversarial is not None:
+        named["adversarial.discriminator.checkpoint"] = config.adversarial.discriminator.checkpoint
     listed = {key: [places] if isinstance(places, str) else places or [] for key, places in named.items()}
     pairs = [(key, place) for key, places in listed.items() for place in places]
     return [f"{key}: {place}" for key, place in pairs if place != PLACEHOLDER and not _exists(place)]

@@ -160,8 +160,16 @@ def _with_text_keys(value: Any) -> Any:
     return [_with_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
-_SECTIONS = {  # how an option starts: the section of the configuration at which comments on it are written
+# How options of adversarial training start.
+_OF_ADVERSARY = (
+    "network_d", "path.pretrain_network_d", "path.pretrain_model_d", "path.strict_load_d", "path.param_key_d",
+    "train.gan_opt", "train.optim_d", "train.net_d", "train.adaptive_d", "train.r1_reg", "train.gp_",
+    "train.net_g_reg", "train.path_",
+)  # fmt: skip
+# How an option starts: the section of the configuration at which comments on it are written; the first that fits.
+_SECTIONS = {
     "datasets": "data",
+    **dict.fromkeys(_OF_ADVERSARY, "adversarial"),
     "network_g": "model",
     "path": "model",
     "train.optim_g": "optimizer",
@@ -185,7 +193,7 @@ _SECTIONS = {  # how an option starts: the section of the configuration at which
 
 def section_of(option: str) -> str:
     """Return the section at which a comment on an option is written; '' for the end of the file."""
-    if is_loss(option):
+    if is_loss(option) and not option.startswith("train.gan_opt"):
         return "loss"
     return next((section for start, section in _SECTIONS.items() if option.startswith(start)), "")
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from accel_restore.config.convert.adversarial import GAN, convert_gan_loss
 from accel_restore.config.convert.draft import Draft, is_loss
 
-ADVERSARIAL = "adversarial training is not available; the other losses train the network"
 NO_LOSS = "No loss could be carried over, so the loss is l1."
 _SSIM_SIDE = 176  # of the smallest crops that ms_ssim accepts
 _ELSEWHERE = "accel_restore has no such loss; name your own as mypackage.losses:mine"
@@ -59,7 +59,6 @@ _LOSSES = {
         "contextual", {"band_width": ("bandwidth", float)}, "the layers are those of the paper; set layers for others"
     ),
 }
-_GAN = ("ganloss", "multiscaleganloss", "r3ganloss", "wganloss", "gan_loss")
 _VGG16, _VGG19 = "vgg16-397923af.pth", "vgg19-dcbb9e9d.pth"  # torchvision's
 _FILES = {"perceptual": _VGG19, "contextual": _VGG19, "lpips": _VGG16, "dists": _VGG16}
 _DEFAULTS = {  # options that change nothing where they have this value
@@ -95,8 +94,8 @@ def _convert(draft: Draft, option: str, is_eps_squared: bool) -> None:
         draft.skip(option, "its weight is 0")
     elif not isinstance(weight, int | float):
         draft.lose(option, "its weight is not a number")
-    elif kind in _GAN:
-        draft.lose(option, ADVERSARIAL)
+    elif kind in GAN:
+        convert_gan_loss(draft, option, weight, key)
     elif kind == "msssiml1loss":
         _convert_ms_ssim_l1(draft, option, key, weight)
     elif (loss := _BY_OPTION.get(option.rpartition(".")[2]) or _LOSSES.get(kind)) is None:

@@ -37,22 +37,35 @@ _ARGUMENTS = {
 _SPEED = ("fused", "foreach", "capturable")  # arguments that do not change the steps
 
 
-def convert_optimizer(draft: Draft) -> None:
-    """Carry `train.optim_g` over."""
-    kind = draft.take("train.optim_g.type")
+@dataclass(frozen=True)
+class Owner:
+    """Whose optimizer it is: its option, its key here, its name in sentences, and the optimizer without an option."""
+
+    option: str
+    target: str
+    called: str
+    default: str
+
+
+GENERATOR = Owner("train.optim_g", "optimizer", "optimizer", "adamw")
+
+
+def convert_optimizer(draft: Draft, owner: Owner) -> None:
+    """Carry an optimizer over."""
+    kind = draft.take(f"{owner.option}.type")
     if not isinstance(kind, str) or not kind.isidentifier():
-        draft.lose("train.optim_g", "names no optimizer, so it is adamw")
-        draft.changes.append("The file names no optimizer, so it is adamw with its default rate.")
+        draft.lose(owner.option, f"names no optimizer, so it is {owner.default}")
+        draft.changes.append(f"The file names no {owner.called}, so it is {owner.default} with its default rate.")
         return
     name = _OPTIMIZERS.get(kind.lower())
     if name is None:
         name = f"pytorch_optimizer:{kind}"
-        draft.todo.append(f"optimizer.name: check that {name} exists, or write the import path of the class")
+        draft.todo.append(f"{owner.target}.name: check that {name} exists, or write the import path of the class")
     if ":" in name and name.partition(":")[2] != kind:
-        draft.change("train.optim_g.type", f"is {name} here")
-    draft.put("optimizer.name", name, "train.optim_g.type")
-    for argument in draft.section("train.optim_g"):
-        option = f"train.optim_g.{argument}"
+        draft.change(f"{owner.option}.type", f"is {name} here")
+    draft.put(f"{owner.target}.name", name, f"{owner.option}.type")
+    for argument in draft.section(owner.option):
+        option = f"{owner.option}.{argument}"
         if argument in _SPEED:
             draft.skip(option, "changes the speed only; accel_restore chooses it")
         elif argument == "schedule_free":
@@ -60,7 +73,7 @@ def convert_optimizer(draft: Draft) -> None:
         elif argument not in _ARGUMENTS.get(name, (argument,)):
             draft.lose(option, f"{name} has no such argument here")
         elif argument != "type" and (value := draft.take(option)) is not None:
-            draft.put(f"optimizer.{argument}", _as_float(value, argument), option)
+            draft.put(f"{owner.target}.{argument}", _as_float(value, argument), option)
 
 
 def is_schedule_free(draft: Draft) -> bool:
@@ -69,7 +82,7 @@ def is_schedule_free(draft: Draft) -> bool:
 
 
 def _take_schedule_free(draft: Draft, option: str, name: str) -> None:
-    if is_schedule_free(draft):
+    if "ScheduleFree" in name:
         draft.skip(option, f"{name} is schedule-free")
     else:
         draft.lose(option, f"{name} is not schedule-free")

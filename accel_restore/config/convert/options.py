@@ -5,12 +5,13 @@ from fnmatch import fnmatchcase
 from math import gcd
 from typing import Any
 
+from accel_restore.config.convert.adversarial import convert_adversarial
 from accel_restore.config.convert.data import convert_batches, convert_data
 from accel_restore.config.convert.degradation import convert_degradation
 from accel_restore.config.convert.draft import Draft
-from accel_restore.config.convert.losses import ADVERSARIAL, convert_losses
+from accel_restore.config.convert.losses import convert_losses
 from accel_restore.config.convert.networks import convert_network
-from accel_restore.config.convert.optim import convert_optimizer, convert_schedule, is_schedule_free
+from accel_restore.config.convert.optim import GENERATOR, convert_optimizer, convert_schedule, is_schedule_free
 from accel_restore.config.convert.steps import Steps
 from accel_restore.config.convert.tables import LOST, NUMBERS, SWITCHES, UNKNOWN, UNNEEDED
 from accel_restore.errors import UserError
@@ -42,15 +43,14 @@ def convert(
     convert_batches(draft, steps)
     eps_is_squared = kind != "ImageCleanModel" and draft.peek("datasets.train.type") != "Dataset_PairedImage"
     convert_losses(draft, eps_is_squared)
-    convert_optimizer(draft)
+    convert_optimizer(draft, GENERATOR)
     convert_schedule(draft, steps, draft.config["train"].get("max_steps"))
+    convert_adversarial(draft)
     _convert_weights(draft)
     _convert_numbers(draft)
     _convert_training(draft, kind)
     _convert_validation(draft)
     _convert_logging(draft, steps)
-    if isinstance(kind, str) and "GAN" in kind:
-        draft.lose("model_type", ADVERSARIAL)
     _explain_rounding(draft, steps)
     _comment_on_rest(draft)
     return draft

@@ -4,7 +4,7 @@ In the patterns, `*` stands for any characters but a dot. A pattern also stands 
 fits counts.
 """
 
-from accel_restore.config.convert.losses import ADVERSARIAL
+from accel_restore.config.convert.adversarial import NO_ADVERSARY
 
 NUMBERS = [  # option, key here, whether it is a whole number, the lowest value that turns it on
     ("manual_seed", "run.seed", True, 0),
@@ -70,6 +70,8 @@ UNNEEDED = {
     "path.root": _FOLDER,
     "path.strict_load_g": "there are no weights to load, or all must fit, which is the default",
     "path.strict_load": "there are no weights to load, or all must fit, which is the default",
+    "path.strict_load_d": "there are no weights to load, or all must fit",
+    "path.param_key_d": "the weights in the file are found by themselves",
     "path.param_key_g": "EMA weights are found by themselves",
     "path.param_key": "EMA weights are found by themselves",
     "path.ignore_resume_networks": "a run continues with everything it had",
@@ -99,19 +101,21 @@ UNNEEDED = {
 }
 
 _DEGRADATION = "is a part of an on-the-fly degradation that data.degradation does not have"
+_TWO = "one network is trained, and at most one discriminator"
 LOST = {
-    "network_d": ADVERSARIAL,
-    "train.optim_d": ADVERSARIAL,
-    "train.net_d_*": ADVERSARIAL,
-    "train.adaptive_d*": ADVERSARIAL,
-    "train.gp_*": ADVERSARIAL,
-    "train.net_g_reg_every": ADVERSARIAL,
-    "path.pretrain_network_d": ADVERSARIAL,
-    "path.strict_load_d": ADVERSARIAL,
-    "path.param_key_d": ADVERSARIAL,
-    "network_*": "one network is trained",
-    "path.*": "one network is trained",
-    "train.optim_*": "one network is trained",
+    "network_d": NO_ADVERSARY,
+    "train.optim_d": NO_ADVERSARY,
+    "train.net_d_*": NO_ADVERSARY,
+    "train.adaptive_d*": NO_ADVERSARY,
+    "train.r1_reg_weight": NO_ADVERSARY,
+    "path.pretrain_network_d": NO_ADVERSARY,
+    "path.pretrain_model_d": NO_ADVERSARY,
+    "train.gp_*": "the penalty is R1 (adversarial.r1), not that of WGAN-GP",
+    "train.net_g_reg_every": "there is no penalty on the generator's path lengths",
+    "train.path_*": "there is no penalty on the generator's path lengths",
+    "network_*": _TWO,
+    "path.*": _TWO,
+    "train.optim_*": _TWO,
     "datasets.train.meta_info*": "all images of the folder are used; data.train.gt may list files",
     "datasets.*.meta_info*": "all images of the folder are used; data.val.gt may list files",
     "datasets.*.mean": "images are in [0, 1]; put a normalisation into the model",

@@ -11,7 +11,10 @@ from accel_restore.errors import one_line
 from accel_restore.utils.redaction import redacted
 
 _WIDTH = 110
-_ORDER = ("run", "data", "model", "loss", "optimizer", "scheduler", "train", "validation", "checkpoint", "tracking")
+_ORDER = (
+    "run", "data", "model", "loss", "optimizer", "scheduler", "adversarial", "train", "validation", "checkpoint",
+    "tracking",
+)  # fmt: skip
 
 
 def to_text(draft: Draft, source: str, command: str) -> str:

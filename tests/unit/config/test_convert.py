@@ -28,6 +28,7 @@ PRESETS = {"hat": ["hat_s"]}
 # Options that are read and need neither a key of their own nor a comment: what they say is said otherwise here.
 SILENT = re.compile(
     r"network_g\.(num_out_ch|out_channels|upscale|num_grow_ch|dual_pixel_task|in_chans|inp_channels)"
+    r"|network_d\.num_in_ch"
     r"|datasets\.\w+\.(type|filename_tmpl|blur_kernel_size2?|kernel_\w+|sinc_prob2?|blur_sigma2?|beta[gp]_range2?)"
     r"|datasets\.train\.(final_sinc_prob|final_kernel_range|gt_size)|gt_size"
     r"|(second_)?blur_prob2?|(resize|noise|poisson_scale|jpeg)_range2?|(resize|jpeg|gray_noise|gaussian_noise)_prob2?"
@@ -230,14 +231,12 @@ def test_losses_keep_their_weights_and_charbonnier_its_curve():
     assert settle(converted(small), "x").loss["ssim"] == pytest.approx(0.1)  # ms_ssim needs 176 pixels
 
 
-def test_adversarial_parts_become_comments_and_the_rest_is_kept():
+def test_adversarial_parts_are_kept_beside_the_others():
     draft = converted(TREES["basicsr_esrgan_x4"])
     config = settle(draft, "x")
     assert set(config.loss) == {"l1", "perceptual"} and config.loss["l1"] == 0.01
     assert config.model.name == "esrgan" and config.model.arguments == {"num_filters": 64, "num_blocks": 23}
-    lost = {option for note in draft.notes if note.kind == "not carried" for option in note.options}
-    for part in ("network_d.type", "train.gan_opt.type", "train.optim_d.lr", "train.net_d_iters", "model_type"):
-        assert part in lost
+    assert config.adversarial.discriminator.name == "vgg" and config.adversarial.loss == "relativistic"
     assert config.data.train.gt == "photos/hr_sub" and any("LMDB" in line for line in draft.todo)
 
 
