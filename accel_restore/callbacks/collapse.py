@@ -18,9 +18,10 @@ _RISE = 1.25  # times the lowest LPIPS or DISTS
 class CollapseWarning(Callback):
     """Warns once of each kind of collapse, on the console and in metrics.jsonl; the run continues.
 
-    Kinds: for 100 steps the discriminator was right on everything; for 100 steps the adversarial term gave the generator
-    no gradient; a validation is much worse than the best one since the discriminator started. It reads metrics.jsonl on
-    the main process. So a run that continues gives the same warnings, and a commit holds nothing of this.
+    Kinds: for 100 steps the discriminator was right on everything; for 100 steps the adversarial term gave the
+    generator no gradient; a validation is much worse than the best one since the discriminator started. It reads
+    metrics.jsonl on the main process. So a run that continues gives the same warnings, and a commit holds nothing of
+    this.
     """
 
     def __init__(

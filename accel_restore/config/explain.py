@@ -48,6 +48,8 @@ BASICSR_KEYS = {
     "pixel_opt": "loss",
     "perceptual_opt": "loss.perceptual",
     "ldl_opt": "loss.ldl",
+    "net_d_iters": "adversarial.generator_every",
+    "r1_reg_weight": "adversarial.r1",
     "val_freq": "train.steps_per_epoch, or validation.every_epochs, counted in epochs",
     "save_checkpoint_freq": "checkpoint.every_steps",
     "logger": "tracking",
