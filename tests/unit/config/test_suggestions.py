@@ -26,7 +26,7 @@ def test_basicsr_keys_are_answered_with_the_corresponding_keys():
     sections = yaml.safe_load(
         to_yaml(config_from({**LEAST, "loss": {"perceptual": {}, "ldl": 1.0}, "adversarial": {}}))
     )
-    for key in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", " ".join(BASICSR_KEYS.values())):
+    for key in re.findall(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*", " ".join(BASICSR_KEYS.values())):
         if "." in key or key in sections:
             section, _, rest = key.partition(".")
             assert section in sections and (not rest or rest in sections[section]), key
