@@ -25,9 +25,12 @@ class Scores:
     terms: dict[str, float]  # of the loss, where it has several
     sets: dict[str, "Scores"] = field(default_factory=dict)  # of each set that has a name
 
-    def flat(self) -> dict[str, float]:
-        """All scores in one mapping, as files record them: `loss`, `psnr`, `input_psnr`, `term_l1`, …"""
-        inputs = {f"input_{name}": value for name, value in self.input_metrics.items()}
+    def flat(self) -> dict[str, float | None]:
+        """All scores in one mapping, as files record them: `loss`, `psnr`, `input_psnr`, `term_l1`, …
+
+        Those of the input are None if it has other channels than gt, so that no metric compares them.
+        """
+        inputs = {f"input_{name}": self.input_metrics.get(name) for name in self.metrics}
         return {
             "loss": self.loss,
             **self.metrics,

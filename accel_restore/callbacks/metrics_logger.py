@@ -228,7 +228,7 @@ class MetricsLogger(Callback):
         figures = " · ".join(f"{name} {format_score(name, value)}" for name, value in shown.items())
         of_set, name = scores.find(self.monitor)
         if of_set is not scores:
-            figures += f" · {self.monitor} {format_score(name, of_set.flat()[name])}"
+            figures += f" · {self.monitor} {format_score(name, {'loss': of_set.loss, **of_set.metrics}[name])}"
         mark = "  ← best" if record.is_best else ""
         self.console.scores(
             f"epoch {record.epoch + 1} · train {format_score('loss', record.train_loss)} · val {figures}{mark}",

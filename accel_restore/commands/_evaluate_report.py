@@ -179,7 +179,10 @@ def _draw(folder: Path, scorer: "Scorer", rows: "list[Row]", count: int) -> None
             outputs = scorer.outputs(image)
             shown = [upscale(image["input"], scorer.images.scale), *outputs, image["gt"]]
             scored = [("input", f"input_{metric}"), ("output", metric), ("output 2", f"{metric}_2")]
-            captions = [f"{what} {titled_score(metric, row[key])}" for what, key in scored if key in row]
+            captions = [
+                f"{what} {titled_score(metric, row[key])}" if key in row else what
+                for what, key in scored[: len(shown) - 1]
+            ]
             tiles = worst_part(shown, outputs[0], image["gt"])
             name = scorer.images.names[index].replace("/", "_").encode()[-_MAX_NAME:].decode(errors="ignore")
             draw_samples(folder / f"{place:02d}_{name}.png", [list(zip([*captions, "gt"], tiles, strict=True))])

@@ -24,8 +24,9 @@ from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.previews import find_previews
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
+from accel_restore.data_check.float_ranges import span
 from accel_restore.data_check.made_inputs import find_one_sided, find_unscaled_noise, make_input, measure_inputs
-from accel_restore.data_check.survey import Part, find_in_headers, survey
+from accel_restore.data_check.survey import Part, find_in_headers, find_in_values, survey
 from accel_restore.errors import UserError, one_line
 from accel_restore.losses import build_loss
 from accel_restore.metrics.validation_sets import SetProtocols
@@ -41,6 +42,7 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {  # of the table
     "size of gt": lambda part: f"{_span(part['width'])} x {_span(part['height'])}",
     "files of gt": lambda part: _counted(part["gt_files"]),
     "files of input": lambda part: _counted(part["input_files"]),
+    "float values": lambda part: _values(part["values"]),
     "PSNR of input": lambda part: _psnr(part["psnr"]),
     "mean level": lambda part: f"gt {_level(part['gt_level'])}, input {_level(part['input_level'])} of 255",
 }
@@ -142,6 +144,7 @@ def _find(
     train, val = parts["train"], parts["val"]
     warnings += find_leaks(train.facts, train.gts, val.facts, val.gts)
     warnings += find_one_sided(found)
+    warnings += find_in_values(parts, config.data.range)
     colours = [
         colour for part in parts.values() for fact in part.facts for colour in (fact.gt_colour, fact.input_colour)
     ]
@@ -181,11 +184,18 @@ def _statistics(part: Part, made: list[float] | None) -> dict[str, Any] | None:
             side: dict(Counter(f"{h.format} {h.depth} {h.mode}" for h in heads if h is not None))
             for side, heads in zip(("input_files", "gt_files"), zip(*part.headers, strict=True), strict=True)
         },
+        "values": _spans(part),
         "psnr": {"lowest": min(decibels), "median": float(np.median(decibels)), "highest": max(decibels)}
         if decibels
         else None,
         **{f"{side}_level": 255 * float(np.mean(values)) for side, values in levels.items()},
     }
+
+
+def _spans(part: Part) -> dict[str, list[float] | None]:
+    """The smallest and the largest value of float pixels; None for integers."""
+    totals = {side: span(values) for side, values in zip(("input", "gt"), zip(*part.values, strict=True), strict=True)}
+    return {side: total and [total.lowest, total.highest] for side, total in totals.items()}
 
 
 def _epoch(found: ScannedData, config: Config, degradations: dict[str, DegradationPipeline]) -> dict[str, Any]:
@@ -270,6 +280,11 @@ def _span(ends: list[int]) -> str:
 
 def _counted(files: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in files.items()) or "made by data.degradation"
+
+
+def _values(values: dict[str, list[float] | None]) -> str:
+    spans = (f"{side} {ends[0]:g} to {ends[1]:g}" for side in ("gt", "input") if (ends := values[side]) is not None)
+    return ", ".join(spans) or "-"
 
 
 def _psnr(psnr: dict[str, float] | None) -> str:

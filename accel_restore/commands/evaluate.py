@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from accel_restore.utils.words import counted
 if TYPE_CHECKING:
     import torch
 
+    from accel_restore.data.decode import ImageSource
     from accel_restore.data.identity import ImageSet
     from accel_restore.data.pairs import Pair
     from accel_restore.inference.evaluate import Row, Scorer
@@ -97,7 +99,7 @@ def _prepare(
         protocol, max_pixels = scorer.protocol, options.max_pixels or validation.max_pixels
         misfits += find_misfits(validation.pairs, first.scale, protocol.smallest_side, max_pixels, protocol.crop_gt)
     _raise_misfits(misfits)
-    return sets, notes
+    return {name: (_for_pixels(scorer, pairs[0].gt), pairs) for name, (scorer, pairs) in sets.items()}, notes
 
 
 def _scorer(
@@ -125,6 +127,17 @@ def _scorer(
         notes.append("the run was validated in fp16, which needs a GPU; here it is scored in float32")
         wanted = "no"
     return Scorer(restorers, images, protocol, choose_precision(wanted, device)), notes
+
+
+def _for_pixels(scorer: "Scorer", gt: "ImageSource") -> "Scorer":
+    """Return what scores by the protocol for the kind of pixels of a gt, which all others have."""
+    from accel_restore.data.decode import read_header
+
+    kind, range = read_header(gt, sys.maxsize).dtype, scorer.restorers[0].pixels.range
+    try:
+        return replace(scorer, protocol=scorer.protocol.for_pixels(kind, range))
+    except UserError:
+        raise UserError("--quantize: rounds to 8 bits, but gt has float pixels; give --no-quantize") from None
 
 
 def _load(files: list[Path], device: "torch.device") -> "list[Restorer]":

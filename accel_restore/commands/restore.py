@@ -124,6 +124,11 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> _Work:
     left_out = LeftOut()
     keep_freed_memory(processes.device.type == "cpu")
     restorer = load(options.weights, processes.device)
+    if options.compare and not restorer.images.keeps_channels:
+        raise UserError(
+            f"--compare: the input has {restorer.input_channels} channels, the output {restorer.channels}, so they "
+            "cannot be in one picture; omit it"
+        )
     jobs = find_jobs(
         options.input, options.output, options.recursive, suffix, options.weights, left_out,
         partial(suffix_for, restorer),

@@ -8,6 +8,7 @@ Left out are thumbnails, the places and sizes of the original, and what the new 
 import io
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -28,6 +29,8 @@ _PNG_COLOUR = {b"mDCV": 24, b"cLLI": 8, b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cH
 _PNG_OTHER = (b"IHDR", b"PLTE", b"tRNS", b"IEND", b"iCCP", b"eXIf", b"pHYs", b"bKGD", b"hIST", b"sBIT")
 _SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2), (1, 2, 13)  # codes of H.273; 2: unspecified
 _KNOWN_SEGMENTS = ("APP0", "APP1", "APP2", "APP13", "APP14", "COM")
+_BIG_TIFF = b"II+\0", b"MM\0+"
+_SAMPLES_PER_PIXEL, _MOST_OF_PILLOW = 277, 4
 _MAX_JPEG = 63_000  # bytes of EXIF or XMP; a segment of a JPEG has 65,533, and `renewed` appends to EXIF
 
 
@@ -65,10 +68,8 @@ def _of_file(data: bytes) -> About:
     if data.startswith(decode_exr.SIGNATURE):
         attributes, channels = decode_exr.read_attributes(io.BytesIO(data))
         return About(exr=attributes, exr_channels=channels)
-    try:
-        return _of_others(data)
-    except SyntaxError:  # Pillow knows few pixel formats of TIFF
-        return _of_tiff(data)
+    tags = foreign_tags(io.BytesIO(data))
+    return _of_others(data) if tags is None else _of_tiff(data, tags)
 
 
 def read_picture(image: Image.Image, channels: int, orientation: int = 1, scale: int = 1) -> About:
@@ -161,8 +162,7 @@ def _of_others(data: bytes) -> About:
     return replace(about, colour=colour, left_out=(*about.left_out, *dict.fromkeys(others)))
 
 
-def _of_tiff(data: bytes) -> About:
-    tags = read_tags(io.BytesIO(data))
+def _of_tiff(data: bytes, tags: ImageFileDirectory_v2) -> About:
     exif, others = exif_of_tiff(data)
     return _about(exif, tags.get(XMP), tags.get(ICC), None, {}, others)
 
@@ -173,9 +173,24 @@ def read_tags(file: BinaryIO) -> ImageFileDirectory_v2:
     Raises: SyntaxError or others if it is damaged.
     """
     file.seek(0)
-    tags = ImageFileDirectory_v2(file.read(8))
+    start = file.read(16)
+    tags = ImageFileDirectory_v2(start if start[:4] in _BIG_TIFF else start[:8])
     file.seek(tags.next)
     tags.load(file)
+    return tags
+
+
+def foreign_tags(file: BinaryIO) -> ImageFileDirectory_v2 | None:
+    """Return the tags of a TIFF whose pixels Pillow does not know; None for other files."""
+    file.seek(0)
+    if file.read(4) not in (b"II*\0", b"MM\0*", *_BIG_TIFF):
+        return None
+    tags = read_tags(file)
+    if tags.get(_SAMPLES_PER_PIXEL, 1) <= _MOST_OF_PILLOW:  # it logs an error for more
+        with suppress(SyntaxError):
+            file.seek(0)
+            TiffImageFile(file)
+            return None
     return tags
 
 

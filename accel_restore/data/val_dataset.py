@@ -36,6 +36,8 @@ class Images(Protocol):
 class ValidationDataset:
     """A sequence of {"input", "gt"}, float (1, C, H, W) in [0, 1] on `device`; input is `scale` times smaller.
 
+    Float pixels may be outside of [0, 1], which stands for `range`.
+
     A synthetic degradation is keyed by the image's name and drawn on the CPU, so that it is the same every time. gt is
     cropped at the bottom and right to multiples of the scale, as in the published tables: before it is degraded, or if
     it is larger than the input allows (see `can_crop_gt`).
@@ -61,6 +63,11 @@ class ValidationDataset:
         """Return the height and width of each gt, in pixels."""
         store = cast(Store, self.gt)  # only a store knows the sizes without decoding
         return [(int(height), int(width)) for height, width in (store.sizes[image] for image in self.images)]
+
+    @property
+    def gt_kind(self) -> np.dtype:
+        """The kind of the pixels of gt."""
+        return cast(Store, self.gt).dtype
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Return all indices in groups of at most `batch_size` images of one size, ordered by their first images."""

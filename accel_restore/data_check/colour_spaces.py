@@ -9,9 +9,12 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
+from accel_restore.data import decode_exr, decode_npy
 from accel_restore.data.decode import Cell, ImageSource
 from accel_restore.data.decode_pillow import open_image
+from accel_restore.data.exif import ICC
 from accel_restore.data.image_formats import FORMATS, image_errors, opened
+from accel_restore.data.metadata import foreign_tags
 from accel_restore.data.pairs import Pair
 from accel_restore.data.png_chunks import SIGNATURE, exif_and_xmp, read_chunks, text_of
 from accel_restore.data_check.findings import Finding
@@ -44,6 +47,11 @@ def read_colour_space(source: ImageSource) -> ColourSpace:
             start = file.read(16)
             if start.startswith(SIGNATURE):
                 return _of_png(list(read_chunks(file, without_pixels=True)))
+            if start.startswith((decode_npy.SIGNATURE, decode_exr.SIGNATURE)):
+                return ColourSpace()
+            if (tags := foreign_tags(file)) is not None:
+                profile = tags.get(ICC)
+                return ColourSpace(_described(profile), profile) if profile else ColourSpace()
         with open_image(stream, start, FORMATS) as image:
             profile = image.info.get("icc_profile")
             return ColourSpace(_described(profile), profile) if profile else _of_exif(image.getexif())

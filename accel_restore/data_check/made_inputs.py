@@ -9,6 +9,7 @@ from accel_restore.config.data import Data
 from accel_restore.data.build import ScannedData
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair
+from accel_restore.data.pixels import is_float
 from accel_restore.data.val_dataset import seed_of
 from accel_restore.data_check.findings import Finding
 from accel_restore.data_check.survey import Part
@@ -43,7 +44,9 @@ def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:
     for place in range(0, len(part.pairs), -(-len(part.pairs) // _MEASURED)):
         input, gt = make_input(part.pairs[place], part.pixels(place)[1], degrade)
         if input.shape[1] == gt.shape[1]:
-            found.append(float(psnr(upscale(input, degrade.scale).clamp(0, 1), gt)))
+            enlarged = upscale(input, degrade.scale)
+            floats = is_float(part.headers[place][1].dtype)  # which are not clamped
+            found.append(float(psnr(enlarged if floats else enlarged.clamp(0, 1), gt)))
     return found
 
 

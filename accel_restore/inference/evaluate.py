@@ -70,16 +70,8 @@ def whole_images(
     gts = Decoded([pair.gt for pair in pairs], spec.channels, max_pixels)
     names = [pair.name for pair in pairs]
     # Of a Store, only `batches` needs more than the items, and scores are taken of one image at a time.
-    images = ValidationDataset(
-        names,
-        gts,
-        inputs,
-        list(range(len(pairs))),
-        degrade,
-        device,
-        spec.scale,
-        float_range,  # type: ignore[arg-type]
-    )
+    places = list(range(len(pairs)))
+    images = ValidationDataset(names, gts, inputs, places, degrade, device, spec.scale, float_range)
     if seed is not None:
         digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
         images.seeds = [int.from_bytes(digest[:8], "big") for digest in digests]
@@ -188,7 +180,7 @@ class Scorer:
                 continue
             try:
                 rows.append((index, self._row(image)))
-            except NonFiniteError as error:
+            except (NonFiniteError, ImageError) as error:
                 source = cast(Decoded, self.images.input or self.images.gt).sources[index]
                 problems.append(f"{source}: {error}")
         return rows, problems
@@ -219,6 +211,10 @@ class Scorer:
 
     @torch.no_grad()
     def _row(self, image: dict[str, Tensor]) -> Row:
+        try:
+            self.restorers[0].check_values(image["input"], UNIT)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
         gt, before = image["gt"], upscale(image["input"], self.images.scale)
         compared = self.protocol.scores if self.protocol.scores_input else {}
         row = {f"input_{name}": float(metric(before, gt)) for name, metric in compared.items()}

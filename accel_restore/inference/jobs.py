@@ -181,6 +181,8 @@ def recipe_of(restorer: Restorer, settings: Settings, compare: bool, quality: in
         restorer.metadata["sha256"], settings.tile, settings.tile_overlap, settings.self_ensemble, settings.precision,
         compare, quality,
     ]  # fmt: skip
+    if pixels := restorer.pixels.metadata():  # without float pixels, marks of older versions stay valid
+        made_by.append(pixels)
     return json.dumps(made_by)
 
 

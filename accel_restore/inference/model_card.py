@@ -80,13 +80,17 @@ def _tasks(metadata: dict[str, Any], config: dict[str, Any] | None) -> list[str]
 
 
 def _what(metadata: dict[str, Any], tasks: list[str]) -> str:
-    scale = metadata["data"].get("scale", 1)
-    kind = "gray" if metadata["data"]["channels"] == 1 else "colour"
+    data = metadata["data"]
+    scale, channels = data.get("scale", 1), data["channels"]
+    kind = {1: "gray", 3: "colour"}.get(channels, f"{channels}-channel")
+    taken = f"a {data['input_channels']}-channel image" if "input_channels" in data else "an image"
+    low, high = data.get("range", (0, 1))
+    floats = f" It sees the float pixels {low:g} and {high:g} as 0 and 1." if "pixels" in data else ""
     task = " and ".join(task.replace("-", " ") for task in tasks) or "restoration"
     size = f"{scale} times larger" if scale > 1 else "of the same size"
     return (
-        f"A model for **{task}** of {kind} images, trained with `accel_restore`. It takes an image of any size and "
-        f"returns the restored image, {size}. Architecture: {_architecture(metadata)}."
+        f"A model for **{task}** of {kind} images, trained with `accel_restore`. It takes {taken} of any size and "
+        f"returns the restored image, {size}.{floats} Architecture: {_architecture(metadata)}."
     )
 
 
@@ -102,19 +106,27 @@ def _use(repo: str, metadata: dict[str, Any]) -> str:
         extra = "[spandrel]"  # the architecture comes from it
     elif ":" in name:
         needs = f"\n\nIts class, `{name}`, is not part of accel_restore; install its package, too."
+    data = metadata["data"]
+    is_picture = {data["channels"], data.get("input_channels", data["channels"])} <= {1, 3} and "pixels" not in data
+    if is_picture:
+        source, suffix = "from PIL import Image", "png"
+        code = 'restorer(Image.open("photo.png")).save("restored.png")'
+    else:
+        source, suffix = "import numpy as np", "npy"
+        code = 'np.save("restored.npy", restorer(np.load("photo.npy")))  # (height, width, channels)'
     return f"""    pip install '.{extra}'
 
 in the source folder of {PACKAGE} {__version__} or later, then
 
 ```python
 import accel_restore
-from PIL import Image
+{source}
 
 restorer = accel_restore.load("{repo}")
-restorer(Image.open("photo.png")).save("restored.png")
+{code}
 ```
 
-or `accel-restore restore {repo} photo.png -o restored.png`.{needs}"""
+or `accel-restore restore {repo} photo.{suffix} -o restored.{suffix}`.{needs}"""
 
 
 def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:

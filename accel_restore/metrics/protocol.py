@@ -47,7 +47,7 @@ class Protocol:
     tile: int | None = None
     tile_overlap: int = 64
     scores_input: bool = True  # false: the input has another number of channels than gt, so no metric compares them
-    is_float: bool = False  # gt has float pixels, which may be outside of [0, 1]; nothing is clamped then
+    float_range: tuple[float, float] | None = None  # of float pixels in gt, which are not clamped to it
     made_by: str = "data.degradation"  # the key of the degradation
     # Metrics by ("metric" or "measure", name). `replace` keeps it, so sets share the networks of their metrics.
     built_once: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
@@ -80,16 +80,26 @@ class Protocol:
         metrics = tuple(entry.label for entry in validation.metrics)
         return cls(images.channels, degradation, metrics, own, scores_input=images.keeps_channels, **settings)
 
-    def for_pixels(self, dtype: np.dtype) -> "Protocol":
+    def for_pixels(self, dtype: np.dtype, range: tuple[float, float] = (0.0, 1.0), name: str = "") -> "Protocol":
         """Return the protocol for gt of this dtype, which is known once the images are decoded.
+
+        `range` is that of float pixels, `data.range`; `name` is the set's.
 
         Raises: UserError if float pixels are to be rounded to 8 bits.
         """
         if not np.issubdtype(dtype, np.floating):
             return self
         if self.quantize:
-            raise UserError("validation.quantize: rounds to 8 bits, but gt has float pixels; set it to false")
-        return replace(self, is_float=True)
+            raise UserError(
+                f"validation.quantize: rounds to 8 bits, but gt{' of data.val.' * bool(name)}{name} has float pixels; "
+                "set it to false"
+            )
+        return replace(self, float_range=range)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether gt has float pixels, which may be outside of [0, 1]; nothing is clamped then."""
+        return self.float_range is not None
 
     def describe(self) -> dict[str, Any]:
         """Return the full protocol as it is stored with the scores."""
@@ -97,16 +107,18 @@ class Protocol:
         y = "float Y of BT.601 (16 to 235) of the RGB; MATLAB's rgb2ycbcr rounds the Y of 8-bit images"
         noise = f"made by {self.made_by}; its draws depend on the image's name alone, not on run.seed or the epoch"
         network = f"tiles of {self.tile}, neighbours share {self.tile_overlap}" if self.tile else "whole images"
-        clamped = f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}"
+        if self.float_range is None:
+            values = f"clamped to [0, 1], {'output and gt rounded to 8 bits' if self.quantize else 'not quantised'}"
+        else:
+            values = "float pixels, data.range [{:g}, {:g}] as [0, 1], not clamped".format(*self.float_range)
         # Described below, or of no meaning outside of the run.
-        hidden = {"metrics", "own", "degradation", "weights", "crop_gt", "scores_input", "is_float"}
+        hidden = {"metrics", "own", "degradation", "weights", "crop_gt", "scores_input", "float_range"}
         hidden |= {"made_by", "built_once"}
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         return {
             **settings,
             "channels": y if self.y_channel else colours,
-            "range": "data.range as [0, 1], not clamped" if self.is_float else clamped,
-            **({"is_float": True} if self.is_float else {}),
+            "range": values,
             **{name: redacted(metric.text) for name, metric in self.built.items()},
             "average": "per image, then the mean over images",
             "input": noise if self.degradation else "files",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,14 +23,24 @@ class SetProtocols:
     @classmethod
     def of(cls, config: Config) -> "SetProtocols":
         """Return the protocols of a run."""
-        sets = Protocol.of_sets(config)
+        return cls._joined(
+            Protocol.of_sets(config), Protocol.from_settings(config.validation, config.data.image_spec, ())
+        )
+
+    @classmethod
+    def _joined(cls, sets: dict[str, Protocol], base: Protocol) -> "SetProtocols":
         first, *others = sets.values()
         same = {
             field.name: getattr(first, field.name)
             for field in fields(Protocol)
             if all(getattr(other, field.name) == getattr(first, field.name) for other in others)
         }
-        return cls(sets, replace(Protocol.from_settings(config.validation, config.data.image_spec, ()), **same))
+        return cls(sets, replace(base, **same))
+
+    def for_pixels(self, kinds: dict[str, np.dtype], range: tuple[float, float]) -> "SetProtocols":
+        """Return the protocols for gts of these dtypes, by the names of their sets; see `Protocol.for_pixels`."""
+        sets = {name: protocol.for_pixels(kinds[name], range, name) for name, protocol in self.sets.items()}
+        return self._joined(sets, self.whole)
 
     def smallest_sides(self, least: int) -> dict[str, int]:
         """Return for each set the smallest side, in pixels, of an image that can be scored; at least `least`."""

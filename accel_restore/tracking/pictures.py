@@ -116,8 +116,8 @@ def draw_curves(metrics: Path, path: Path) -> None:
     lines = read_lines(metrics)
     steps = [line for line in lines if line["event"] == "train"]
     epochs = [line for line in lines if line["event"] == "epoch" and line["val_loss"] is not None]
-    first = {key: value for key, value in validation_scores(epochs[0]).items() if value is not None} if epochs else {}
-    scores = ["loss", *metrics_of(first)]
+    first = validation_scores(epochs[0]) if epochs else {}
+    scores = ["loss", *(name for name in metrics_of(first) if first[name] is not None)]
     num_panels = 2 + len(scores)
     figure = Figure(figsize=(10, 1.6 * (num_panels - 1) + 1), layout="constrained")
     FigureCanvasAgg(figure)

@@ -125,6 +125,8 @@ def prepare(
     if start.finished:  # on these very images
         _report_finished(start, accelerator, console, lock.folder, audit)
         return None
+    kinds = {name: one.gt_kind for name, one in data.val.sets.items()}
+    protocols = on_all_ranks(accelerator, lambda: protocols.for_pixels(kinds, config.data.range))
     previews = on_all_ranks(accelerator, lambda: open_previews(config.data, Console(True).track, console.log))
     on_all_ranks(accelerator, partial(try_on_images, protocols, data.val, previews, trial, accelerator))
     del trial  # and the memory of its model

@@ -57,13 +57,9 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
     if best is None:
         console.log(f"finished: every validation gave NaN or inf, so there is no {folder / WEIGHTS}")
         return
-    gains = [
-        f"{name} {format_score(name, best[name])} (input {format_score(name, best[f'input_{name}'])})"
-        for name in metrics_of(best)
-    ]
-    scores = ", ".join(gains) or f"loss {format_score('loss', best['loss'])}"
+    scores = ", ".join(_gain(best, name) for name in metrics_of(best)) or f"loss {format_score('loss', best['loss'])}"
     console.log(f"finished: best epoch {best['epoch'] + 1}: {scores}")
-    if "psnr" in best and best["psnr"] < best["input_psnr"]:
+    if best.get("input_psnr") is not None and best["psnr"] < best["input_psnr"]:
         if state.step < _FEW_STEPS:
             why = "networks need a few hundred steps to improve on their input; train longer to judge"
             console.log(f"not yet better than the input, as expected of {counted(state.step, 'step')}: {why}")
@@ -72,3 +68,10 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
     console.log(f"weights  {folder / WEIGHTS}")
     if (folder / "samples").is_dir():
         console.log(f"look at  {folder / 'report.html'}, {folder / 'samples'}, {folder / 'curves.png'}")
+
+
+def _gain(best: dict[str, Any], name: str) -> str:
+    """A score and that of the input, which has none if it has other channels than gt."""
+    before = best.get(f"input_{name}")
+    score = f"{name} {format_score(name, best[name])}"
+    return score if before is None else f"{score} (input {format_score(name, before)})"

@@ -121,7 +121,8 @@ def validation_charts(metrics: Metrics) -> list[Chart]:
         if name == "loss":
             series.append(_epoch_series("training", epochs, lines, "train_loss"))
         elif f"input_{name}" in names:
-            series.append({**_epoch_series("input", epochs, scores, f"input_{name}"), "dashed": True})
+            inputs = _epoch_series("input", epochs, scores, f"input_{name}")
+            series += [{**inputs, "dashed": True}] if inputs["x"] else []
         chart = _epoch_chart(f"val_{name}", _SCORES.get(name, name), series, log=name == "loss")
         charts.append({**chart, "best": best, "unit": "dB" if name == "psnr" else ""})
     terms = [line.get("terms") or {} for line in scores]

@@ -298,3 +298,16 @@ def test_the_shipped_demo_has_a_portable_configuration(run, tmp_path):
     card = (tmp_path / "new" / "README.md").read_text()
     assert "photographs" not in card and "`package:skimage/data/coffee.png`" in card and "chelsea.png" in card
     assert load_config(tmp_path / "new" / "config.yaml").data.train.gt == tree["data"]["train"]["gt"]
+
+
+def test_the_card_of_other_pixels_names_channels_and_range_and_uses_arrays():
+    floats = {"channels": 31, "scale": 1, "range": [-0.3, 2.2], "pixels": {"input": "float32", "gt": "float32"}}
+    raw = {"channels": 3, "scale": 2, "input_channels": 4}
+    texts = [
+        str(card("me/x", {"model": {"name": "unet", "arguments": {}}, "data": data, "metrics": {}}, None, None, None))
+        for data in (floats, raw, {"channels": 3, "scale": 1})
+    ]
+    assert "of 31-channel images" in texts[0] and "float pixels -0.3 and 2.2 as 0 and 1" in texts[0]
+    assert "takes a 4-channel image of any size" in texts[1] and "float pixels" not in texts[1]
+    assert ['restorer(np.load("photo.npy"))' in text for text in texts] == [True, True, False]
+    assert "accel-restore restore me/x photo.npy -o restored.npy" in texts[0]

@@ -67,9 +67,9 @@ def test_float_pixels_are_scored_without_clamping():
 
 
 def test_the_protocol_describes_float_pixels_only_where_there_are_some():
-    plain, described = Protocol().describe(), Protocol().for_pixels(FLOAT).describe()
-    assert plain["range"].startswith("clamped to [0, 1]") and "is_float" not in plain
-    assert described["range"] == "data.range as [0, 1], not clamped" and described["is_float"] is True
+    plain, described = Protocol().describe(), Protocol().for_pixels(FLOAT, (-0.3, 2.2)).describe()
+    assert plain["range"].startswith("clamped to [0, 1]") and plain.keys() == described.keys()
+    assert described["range"] == "float pixels, data.range [-0.3, 2.2] as [0, 1], not clamped"
     assert Protocol().for_pixels(np.dtype(np.uint16)) == Protocol()
 
 
