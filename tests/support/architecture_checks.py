@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from onnx_check import measure_onnx
 from runs import make_photos, small_config
 from torch import Tensor, nn
 
@@ -247,6 +248,16 @@ def reach(model: nn.Module, image: Tensor, scale: int) -> str:
     return f"{distance} or more" if distance >= column - 1 else str(distance)
 
 
+def onnx(subject: Subject) -> str:
+    """onnxruntime gives torch's output from the exported network."""
+    cell, reason = measure_onnx(disturbed(subject.build()).eval(), subject.name, subject.scales[0], subject.folder)
+    if cell == "no":
+        raise MissingError(reason)
+    if reason:
+        subject.reasons["ONNX"] = reason
+    return cell
+
+
 def bf16(subject: Subject) -> str:
     """After ten steps in bf16, the loss is within 5 % of float32's, or both are below 1 % of the first loss."""
     first, exact = _losses(subject, torch.float32)
@@ -287,6 +298,7 @@ COLUMNS: dict[str, Callable[[Subject], str]] = {
     "continues": continues,
     "tiles": tiles,
     "bf16": bf16,
+    "ONNX": onnx,
 }
 
 

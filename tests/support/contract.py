@@ -1,10 +1,14 @@
 """What each architecture can do, measured on small networks: the table in accel_restore/models/README.md.
 
-python tests/support/contract.py              measures all, and writes the table (half an hour on one core)
+python tests/support/contract.py              measures all, and writes the table (an hour on one core)
 python tests/support/contract.py hat span     measures two, and prints their rows
+
+With --rows FILE, each row is added to FILE once it is measured, and rows that are there already are not measured again.
 """
 
+import argparse
 import io
+import json
 import re
 import sys
 import tempfile
@@ -66,14 +70,22 @@ def read_table() -> dict[str, dict[str, str]]:
     return {row[0].strip("`"): dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
 
 
-def main(chosen: list[str]) -> None:
+def main(chosen: list[str], file: Path | None) -> None:
     """Measure; write the table if all models were measured."""
     rows = {}
+    if file is not None and file.exists():
+        rows = {name: tuple(row) for name, row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
     for name in chosen or names():
+        if name in rows:
+            continue
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = measure(name, Path(folder), list(COLUMNS))
         print(f"{name}: {rows[name]} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+        if file is not None:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps([name, rows[name]]) + "\n")
+    rows = {name: rows[name] for name in chosen or names()}
     if chosen:
         print(table(rows))
         return
@@ -82,4 +94,8 @@ def main(chosen: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="*", help="default: all")
+    parser.add_argument("--rows", type=Path, help="a file for the rows")
+    options = parser.parse_args()
+    main(options.model, options.rows)

@@ -1,11 +1,13 @@
 """The table of what each architecture can do is complete, gives its reasons, and is measured, not written."""
 
 import re
+from contextlib import suppress
 
 import architecture_checks
 import pytest
 from architecture_checks import COLUMNS
 from contract import README, WANTED, measure, read_table
+from onnx_check import LimitError, time_limit
 from torch import nn
 
 from accel_restore.models.architectures import model_names
@@ -62,3 +64,31 @@ def test_control_faults_of_a_network_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(architecture_checks, "build_model", lambda *_: Partial())
     cells, reasons = measure("partial", tmp_path, ["scales", "gradients"])
     assert cells["gradients"] == "2 frozen" and "unused.weight" in reasons["gradients"]
+
+
+def test_control_networks_that_cannot_be_exported_are_reported(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+
+    class Fixed(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).reshape(int(x.shape[0] / 1.0), 3, *x.shape[2:])
+
+    class Sorting(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).sort(dim=0, stable=True)[0]
+
+    cells = {}
+    for network in (nn.Conv2d, Fixed, Sorting):
+        monkeypatch.setattr(architecture_checks, "build_model", lambda *_, of=network: of(3, 3, 1))
+        found, reasons = measure("net", tmp_path, ["ONNX"])
+        cells[network] = found["ONNX"], reasons.get("ONNX", "")
+    assert cells[nn.Conv2d] == ("yes", "")
+    assert cells[Fixed][0] == "fixed size" and "Constraints violated" in cells[Fixed][1]
+    assert cells[Sorting][0] == "no" and "aten.sort" in cells[Sorting][1]
+
+
+def test_an_export_that_does_not_end_is_reported():
+    with pytest.raises(LimitError, match="takes more than"), time_limit(1):
+        while True:
+            with suppress(Exception):  # as torch's export does
+                sum(range(100))
