@@ -21,6 +21,7 @@ from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
 from accel_restore.data.build import ScannedData, build_sets, degradations_of, find_data
 from accel_restore.data.degradations.pipeline import DegradationPipeline
+from accel_restore.data.identity import kind_of
 from accel_restore.data.previews import find_previews
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
@@ -141,9 +142,11 @@ def _find(
     for part in parts.values():
         warnings += find_in_headers(part)
         warnings += find_in_set(part.facts, part.gts, part.inputs)
-    train, val = parts["train"], parts["val"]
-    warnings += find_leaks(train.facts, train.gts, val.facts, val.gts)
-    warnings += find_one_sided(found)
+    trained = [part for name, part in parts.items() if kind_of(name) == "train"]
+    facts, gts = [fact for part in trained for fact in part.facts], [gt for part in trained for gt in part.gts]
+    for part in (part for name, part in parts.items() if kind_of(name) == "val"):
+        warnings += find_leaks(facts, gts, part.facts, part.gts)
+    warnings += find_one_sided(found, config.data)
     warnings += find_in_values(parts, config.data.range)
     colours = [
         colour for part in parts.values() for fact in part.facts for colour in (fact.gt_colour, fact.input_colour)
@@ -155,7 +158,7 @@ def _find(
         warnings.append(Finding("gray", text))
     if any(pipeline.steps for pipeline in degrade.values()):
         warnings += find_unscaled_noise(config.data)
-    return warnings
+    return list(dict.fromkeys(warnings))  # several sets may hold the same images
 
 
 def _find_slow_loading(epoch: dict[str, Any] | None, pairs_per_second: float | None) -> list[Finding]:
@@ -243,7 +246,7 @@ def _sheet(
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
-    names = [name for name in ("train", "val") if report[name]]
+    names = [name for name in report if kind_of(name) in ("train", "val") and report[name]]
     if names:
         rows = [(what, *(show(report[name]) for name in names)) for what, show in _ROWS.items()]
         console.table("data", rows, ("", *names))

@@ -81,7 +81,12 @@ def find_shared(identity: Identity) -> list[str]:
 
 def of_kind(identity: Identity, kind: str) -> list[ImageSet]:
     """Return the sets of a kind: train or val."""
-    return [images for name, images in identity.items() if name.partition(".")[0] == kind]
+    return [images for name, images in identity.items() if kind_of(name) == kind]
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of the set with this name: train or val."""
+    return name.partition(".")[0]
 
 
 def to_record(identity: Identity) -> bytes:

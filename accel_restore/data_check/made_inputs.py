@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from accel_restore.config.data import Data
-from accel_restore.data.build import ScannedData
+from accel_restore.data.build import ScannedData, sources_of
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair
 from accel_restore.data.pixels import is_float
@@ -50,28 +50,38 @@ def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:
     return found
 
 
-def find_one_sided(found: ScannedData) -> list[Finding]:
-    """Return a finding if inputs are made for training or validation only."""
-    made, given = ([one.key for one in found.sets.values() if one.is_made is is_made] for is_made in (True, False))
-    if not made or not given:
-        return []
-    text = f"data.degradation makes the inputs of {made[0]}, but those of {given[0]} are files; is this intended?"
-    return [Finding("unlike", text)]
+def find_one_sided(found: ScannedData, data: Data) -> list[Finding]:
+    """Return a finding for each validation set whose inputs are made, or are files, unlike those of all training."""
+    findings: list[Finding] = []
+    if any(source.synthetic_share for source in data.train_sets.values()):  # it has both
+        return findings
+    for one in found.val.values():
+        if any(trained.is_made is one.is_made for trained in found.train.values()):
+            continue
+        keys = next(iter(found.train.values())).key, one.key
+        made, given = keys[::-1] if one.is_made else keys
+        text = f"data.degradation makes the inputs of {made}, but those of {given} are files; is this intended?"
+        findings.append(Finding("unlike", text))
+    return findings
 
 
 def find_unscaled_noise(data: Data) -> list[Finding]:
     """Return a finding for each noise step, nested ones included, with a sigma that suits images in [0, 1]."""
-    return _unscaled([step.model_dump() for step in data.degradation])
+    findings = []
+    for key, source in sources_of(data).items():
+        place = f"{key}.degradation" if source.degradation else "data.degradation"
+        findings += _unscaled([step.model_dump() for step in data.degradation_of(source)], place)
+    return list(dict.fromkeys(findings))
 
 
-def _unscaled(steps: list[dict[str, Any]]) -> list[Finding]:
+def _unscaled(steps: list[dict[str, Any]], key: str) -> list[Finding]:
     found = []
     for step in steps:
         if step["name"] in ("sequence", "random_order", "choice"):
-            found += _unscaled(step["of"])
+            found += _unscaled(step["of"], key)
         elif step["name"] == "gaussian_noise" and 0 < np.max(step.get("sigma", 0)) <= 1:
             text = (
-                f"data.degradation: gaussian_noise has sigma {step['sigma']}, in levels of 255; if you mean units of "
+                f"{key}: gaussian_noise has sigma {step['sigma']}, in levels of 255; if you mean units of "
                 "[0, 1], multiply it by 255"
             )
             found.append(Finding("faint", text))
