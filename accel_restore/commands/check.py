@@ -27,6 +27,7 @@ from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
 from accel_restore.data_check.float_ranges import span
 from accel_restore.data_check.made_inputs import find_one_sided, find_unscaled_noise, make_input, measure_inputs
+from accel_restore.data_check.shares import find_unseen, shares_of
 from accel_restore.data_check.survey import Part, find_in_headers, find_in_values, survey
 from accel_restore.errors import UserError, one_line
 from accel_restore.losses import build_loss
@@ -110,6 +111,7 @@ def check(
     errors = [*found.problems, *of_previews, *failures]
     epoch = None if errors else _epoch(found, config, degradations)
     warnings = [*_find(found, parts, config, degrade), *_find_slow_loading(epoch, pairs_per_second)]
+    warnings += find_unseen(epoch["samples_of_run"], epoch["sets"]) if epoch else []
     report = {
         "errors": errors,
         "warnings": [asdict(finding) for finding in warnings],
@@ -207,10 +209,16 @@ def _epoch(found: ScannedData, config: Config, degradations: dict[str, Degradati
     accumulation = config.train.gradient_accumulation_steps or 1
     batch = config.train.global_batch_size or config.data.batch_size * accumulation
     plan = BatchPlan(len(sets.train), batch, 1, 1, 0, config.data.patch_size, mixed=sets.train.mixed)
-    epoch = BatchSchedule((plan,), (), config.train.steps_per_epoch, config.train.max_steps).epoch(0)
+    stages = BatchSchedule((plan,), (), config.train.steps_per_epoch, config.train.max_steps)
+    epoch, epochs = stages.epoch(0), config.train.epochs
+    if config.train.max_steps is not None:
+        epochs = stages.num_epochs(config.train.max_steps)
+    last = stages.epoch(epochs - 1)
     rate = loading_rate(sets, config, 1.0)
     return {
         "samples": epoch.num_samples,
+        "samples_of_run": last.first + last.num_samples,
+        "sets": shares_of(sets.train.mixed, config.data),
         "steps": epoch.num_steps,
         "global_batch": batch,
         "decoded_bytes": sets.nbytes,

@@ -1,0 +1,32 @@
+"""Whether a run is long enough to use every image of each training set, whose share may be small."""
+
+from typing import Any
+
+from accel_restore.config.data import Data, key_of
+from accel_restore.data.mixture import MixedSet
+from accel_restore.data_check.findings import Finding
+
+
+def shares_of(mixed: tuple[MixedSet, ...], data: Data) -> dict[str, dict[str, Any]]:
+    """Return each training set's share of the samples, and its samples per pass, by its key."""
+    period = sum(one.uses for one in mixed)
+    return {
+        key_of("data.train", name): {"share": one.uses / period, "samples": one.num_samples}
+        for name, one in zip(data.train_sets, mixed, strict=True)
+    }
+
+
+def find_unseen(samples_of_run: int, sets: dict[str, dict[str, Any]]) -> list[Finding]:
+    """Return a finding for each set that a run of so many samples does not use completely."""
+    findings: list[Finding] = []
+    if len(sets) == 1:
+        return findings
+    for key, one in sets.items():
+        uses = int(one["share"] * samples_of_run)
+        if uses < one["samples"]:
+            text = (
+                f"{key}: a run of {samples_of_run:,} samples uses {uses:,} of its {one['samples']:,} "
+                f"({one['share']:.1%} of the run), so some images are never seen; raise its share, or train longer"
+            )
+            findings.append(Finding("unseen", text))
+    return findings
