@@ -1,7 +1,8 @@
 """Base classes and validators of the configuration's sections.
 
 YAML reads `no`, `off` and `false` as one value, and `none` as a text. All of them, and null, turn a key off that can be
-off: a key that may be null becomes null, a list becomes empty, and a choice takes its word for off (see `switch`).
+off: a key that may be null becomes null, a list becomes empty, and a choice takes its word for off (see `switch`). Only
+where a key may be false or null, the two differ: words for off are false.
 """
 
 from collections.abc import Mapping
@@ -63,8 +64,10 @@ class OpenSection(Section):
 
 
 def _turned_off(value: Any, annotation: Any) -> Any:
-    """Return null or an empty list in place of a word for off, where the key allows it."""
+    """Return null, false or an empty list in place of a word for off, where the key allows it."""
     parts = get_args(annotation)
+    if bool in parts and NoneType in parts:
+        return False if is_off(value) and value is not None else value
     if NoneType in parts and (value is False or (is_off(value) and str not in parts)):
         return None
     return [] if get_origin(annotation) is list and is_off(value) else value

@@ -39,8 +39,7 @@ class Previews:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the height and width of each output, in pixels."""
-        sizes = self.store.sizes[: len(self.names)].tolist()
-        return [(self.scale * height, self.scale * width) for height, width in sizes]
+        return [(self.scale * height, self.scale * width) for height, width in self.store.sizes.tolist()]
 
 
 def open_previews(data: Data, track: Track | None = None, log: Callable[[str], None] | None = None) -> Previews | None:
@@ -79,8 +78,8 @@ def _search(places: str | list[str]) -> tuple[list[NamedFile], list[str], list[s
     found: dict[str, NamedFile] = {}
     searched, problems = Searched(), []
     for place in [places] if isinstance(places, str) else places:
-        is_file = not is_pattern(place) and not locate(place).is_dir() and not isinstance(places, str)
         try:
+            is_file = not is_pattern(place) and not locate(place).is_dir() and not isinstance(places, str)
             files, more = find_files([place] if is_file else place, _KEY, False, (), searched)
         except OSError as error:  # a name that is too long, a folder without permission
             files, more = [], [f"{_KEY}: cannot be searched: {error.strerror}: {error.filename!s:.200}"]

@@ -86,7 +86,7 @@ def decode_tile(out: np.ndarray, code: np.ndarray, size: tuple[int, int], top: i
         else:
             np.add(part[channel], result[..., reference], out=result[..., channel])
     if mode & _BYTE_TWICE:
-        np.multiply(result, 257, out=out, dtype=np.uint16)
+        np.multiply(result, 257, out=out.view(_unsigned(out.dtype)), dtype=np.uint16)
     elif mode >> _SHIFT:
         np.left_shift(result, mode >> _SHIFT, out=result)
 

@@ -11,10 +11,11 @@ from runs import make_photos
 from accel_restore.cli import main
 
 
-def check(base: Path, train: dict, val: dict, length: dict | None = None) -> tuple[int, dict]:
+def check(base: Path, train: dict, val: dict, length: dict | None = None, more: dict | None = None) -> tuple[int, dict]:
     """Return the exit code and the JSON report."""
     file, report = base / "config.yaml", base / "report.json"
     data = {"patch_size": 16, "batch_size": 4, "cache_dir": str(base / "cache"), "train": train, "val": val}
+    data |= more or {}
     file.write_text(yaml.safe_dump({"data": data, "run": {"dir": str(base / "runs")}, "train": length or {}}))
     code = main(["check", "--config", str(file), "--json", str(report)])
     return code, json.loads(report.read_text())
@@ -60,7 +61,17 @@ def test_a_share_that_leaves_images_unseen_is_a_warning(tmp_path, folders, share
     texts = [warning["text"] for warning in report["warnings"] if warning["kind"] == "unseen"]
     assert len(texts) == is_unseen
     if is_unseen:
-        assert texts[0].startswith("data.train.two: a run of 40 samples uses 2 of its 4 (5.0% of the run)")
+        assert texts[0].startswith("data.train.two: a run of 40 samples takes 2 of them (5.0%) from its 4 images")
+
+
+@pytest.mark.parametrize("crops", [{"two": 8}, {"all": 8}])
+def test_several_crops_of_an_image_are_not_images_that_are_never_seen(tmp_path, folders, crops):
+    train, val = sources(folders)
+    train["two"] |= {"share": 0.1, **({"crops_per_image": 8} if "two" in crops else {})}
+    more = {"crops_per_image": 8} if "all" in crops else {}
+    _, report = check(tmp_path, train, val, {"epochs": 2, "steps_per_epoch": 5}, more)  # 4 samples of the second set
+    assert report["epoch"]["sets"]["data.train.two"].items() >= {"samples": 32, "images": 4}.items()
+    assert "unseen" not in kinds(report)
 
 
 def test_the_length_of_a_run_in_steps_counts(tmp_path, folders):

@@ -60,6 +60,17 @@ def test_crops_are_those_of_the_image_for_any_pixels(kind, dtype, channels, tmp_
             assert crop.tobytes() == image[top : top + height, left : left + width].tobytes()
 
 
+@pytest.mark.parametrize("bits", [0x3C3C, 0x3838, 0xBCBC])
+@pytest.mark.parametrize("dtype", ["uint16", "float16"])
+def test_values_of_two_equal_bytes_are_restored(dtype, bits):
+    image = np.full((64, 64, 3), bits, np.uint16).view(dtype)
+    code, _ = tiles.encode_tiles(image, 64)
+    assert len(code) < 300  # the second bytes are left out
+    out = np.empty((9, 5, 3), dtype)
+    tiles.decode_tile(out, np.frombuffer(code, np.uint8), (64, 64), 7, 50)
+    assert (out.view(np.uint16) == bits).all()
+
+
 def test_bits_that_say_nothing_take_no_bytes():
     random = np.random.default_rng(0)
     for factor, bits in ((257, 8), (16, 12), (1, 16)):

@@ -29,6 +29,13 @@ def test_a_set_is_scored_by_the_section_validation_with_its_own_values():
     assert found.smallest_sides(17) == {"set5": 17, "noisy": 19}
 
 
+@pytest.mark.parametrize("key", ["y_channel", "quantize"])
+@pytest.mark.parametrize(("off", "value"), [(False, False), ("off", False), ("No", False), (None, True), (True, True)])
+def test_a_set_can_turn_off_what_the_section_validation_turns_on(key, off, value):
+    found = protocols_of({"a": {"gt": "x", key: off}, "b": {"gt": "y"}}, **{key: True})
+    assert getattr(found.sets["a"], key) is value and getattr(found.sets["b"], key) is True
+
+
 def test_what_the_sets_have_in_common_is_described_once():
     found = protocols_of({name: {**one, "crop_border": 2} for name, one in SETS.items()}, crop_border=4)
     assert (found.whole.crop_border, found.whole.y_channel) == (2, False)

@@ -230,6 +230,13 @@ def test_problems_of_previews_are_found_before_the_run(photos, tmp_path, preview
     assert not run_folder(config).exists()
 
 
+@pytest.mark.parametrize("places", ["a" * 300, ["a" * 300], "a" * 300 + "{}", ["a" * 300 + "{}"]])
+def test_a_preview_whose_name_is_too_long_is_a_problem_with_its_key(tmp_path, places):
+    data = {"train": {"gt": "x"}, "preview": places, "cache_dir": str(tmp_path)}
+    with pytest.raises(UserError, match=r"data\.preview: cannot be searched: File name too long: a*"):
+        open_previews(config_from({"data": data}).data)
+
+
 def test_previews_are_at_most_24_and_may_be_lists_of_folders_and_files(tmp_path):
     many, one = make_photos(tmp_path / "many", 26), make_photos(tmp_path / "one", 2)
 
