@@ -6,7 +6,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Strict, Tag, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Strict,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, PositiveInt, Section, one_of
@@ -177,6 +187,7 @@ class ValSet(Source):
         return self
 
 
+NO_SECTIONS = "no_sections"  # the kind of error for named sets that are no sections
 ONE, SEVERAL = "one set", "named sets"  # tags of the union; `explain` drops them, as they are no words of a key
 
 
@@ -194,11 +205,28 @@ def named_sets(value: dict[str, Any]) -> dict[str, Any]:
 _SOURCE_KEYS = TrainSet.model_fields.keys() | ValSet.model_fields.keys()
 
 
+def _check_sections(value: Any) -> Any:
+    """Refuse sets with the name of a key, and texts in place of sections."""
+    if not isinstance(value, dict):
+        return value
+    for name in (key for key in value if key in _SOURCE_KEYS):
+        if isinstance(value[name], Source) or (isinstance(value[name], dict) and value[name].keys() & _SOURCE_KEYS):
+            text = "'{name}' is a key of a set, so no set can have this name; rename it"
+            raise PydanticCustomError("set_name", text, {"name": name})
+    if value and not value.keys() & _SOURCE_KEYS and all(isinstance(item, str | list) for item in value.values()):
+        raise PydanticCustomError(NO_SECTIONS, "must be sections", {"sets": value})
+    return value
+
+
 def _check_names(sets: dict[str, Any]) -> dict[str, Any]:
+    alike: dict[str, str] = {}
     for name in sets:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
             text = "the name of a set consists of letters, digits, - and _, and starts with a letter, not {name}"
             raise PydanticCustomError("set_name", text, {"name": repr(name)})
+        if (other := alike.setdefault(name.replace("-", "_"), name)) != name:
+            text = "{other} and {name} would have one name in W&B, where - is _; rename one of them"
+            raise PydanticCustomError("set_name", text, {"other": repr(other), "name": repr(name)})
     return sets
 
 
@@ -226,8 +254,13 @@ TrainSets = Annotated[
     Annotated[TrainSet, Tag(ONE)] | Annotated[dict[str, TrainSet], _Named, Tag(SEVERAL)],
     _Discriminated,
     AfterValidator(_check_shares),
+    BeforeValidator(_check_sections),
 ]
-ValSets = Annotated[Annotated[ValSet, Tag(ONE)] | Annotated[dict[str, ValSet], _Named, Tag(SEVERAL)], _Discriminated]
+ValSets = Annotated[
+    Annotated[ValSet, Tag(ONE)] | Annotated[dict[str, ValSet], _Named, Tag(SEVERAL)],
+    _Discriminated,
+    BeforeValidator(_check_sections),
+]
 
 
 def key_of(section: str, name: str) -> str:

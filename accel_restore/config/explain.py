@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
 from accel_restore.config.base import DEFAULT_NAMES
-from accel_restore.config.data import SEVERAL
+from accel_restore.config.data import NO_SECTIONS, SEVERAL
 from accel_restore.config.keys import sections_in
 from accel_restore.config.optim import BY_PATH, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, OwnOptimizer, OwnSchedule
 from accel_restore.config.schema import Config
@@ -111,10 +111,20 @@ def explain(detail: ErrorDetails) -> list[str]:
     key = ".".join(path)
     if kind == "source":  # each line starts with what follows the section's key
         return [f"{key}{line}" for line in detail["msg"].splitlines()]
+    if kind == NO_SECTIONS:
+        return [_explain_set(key, str(name), value, section) for name, value in detail["ctx"]["sets"].items()]
     if kind == "union_tag_invalid":
         text = unknown_name(str(detail["ctx"]["tag"]), _quoted(detail["ctx"]["expected_tags"]))
         return [f"{key}.name: {text}; others have import paths, such as {_MORE[path[-1]]}"]
     return [f"{key}: {_explain_value(detail, path, section)}"]
+
+
+def _explain_set(key: str, name: str, value: object, section: type[BaseModel] | None) -> str:
+    """Return the line for a text in place of a named set, whose name may also be meant as a key."""
+    is_of_others = name in BASICSR_KEYS or name in OTHER_NAMES
+    if is_of_others or (section and misspelt(name, list(section.model_fields))):
+        return f"{key}.{name}: unknown key; {_hint(f'{key}.{name}', name, section)}"
+    return f"{key}.{name}: a set is a section; write {{{name}: {{gt: {value!s:.200}}}}}"
 
 
 _REMEDIES = {"list_type": "; put it in brackets: [...]"}  # by kind of error

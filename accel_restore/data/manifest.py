@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from accel_restore.data.columns import Texts, map_columns, save_columns
-from accel_restore.data.file_search import Searched, is_pattern, locate, root_of
+from accel_restore.data.file_search import EXTENSIONS, RAW_EXTENSIONS, Searched, is_pattern, locate, root_of
 from accel_restore.data.image_list import MISSING, ImageColumn, ImageList, read_status, rows_of_four
 from accel_restore.data.pairs import Pairs, PairTable, find_pairs
 from accel_restore.utils.files import sync_folder
@@ -46,7 +46,8 @@ class Place:
             [str(locate(place).absolute()), str(root_of(locate(place)).absolute()) if is_pattern(place) else None]
             for place in places
         ]
-        facts = [_VERSION, self.gt, self.input, self.key, self.recursive, located]
+        suffixes = sorted(EXTENSIONS | RAW_EXTENSIONS)
+        facts = [_VERSION, suffixes, self.gt, self.input, self.key, self.recursive, located]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

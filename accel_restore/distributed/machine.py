@@ -55,7 +55,7 @@ def once_per_machine(
 def _new_lock(stack: ExitStack) -> FileLock | None:
     """Return a lock that this process holds, in a new temporary folder, which `stack` removes; None without room."""
     with suppress(OSError):
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="accel-restore-"))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="accel-restore-", ignore_cleanup_errors=True))
         lock = FileLock(Path(folder) / "lock")
         lock.acquire()
         return lock

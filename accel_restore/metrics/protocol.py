@@ -49,6 +49,7 @@ class Protocol:
     scores_input: bool = True  # false: the input has another number of channels than gt, so no metric compares them
     float_range: tuple[float, float] | None = None  # of float pixels in gt, which are not clamped to it
     made_by: str = "data.degradation"  # the key of the degradation
+    quantize_key: str = "validation.quantize"  # the key that set `quantize`
     # Metrics by ("metric" or "measure", name). `replace` keeps it, so sets share the networks of their metrics.
     built_once: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -65,8 +66,11 @@ class Protocol:
         for name, source in config.data.validated.items():
             steps = [] if source.input is not None else config.data.degradation_of(source)
             own = {key: value for key in OF_SETS if (value := getattr(source, key, None)) is not None}
+            key = key_of("data.train" if config.data.val is None else "data.val", name)
             if source.degradation:
-                own["made_by"] = f"{key_of('data.train' if config.data.val is None else 'data.val', name)}.degradation"
+                own["made_by"] = f"{key}.degradation"
+            if "quantize" in own:
+                own["quantize_key"] = f"{key}.quantize"
             found[name] = replace(whole, degradation=tuple(step.model_dump() for step in steps), **own)
         return found
 
@@ -90,10 +94,8 @@ class Protocol:
         if not np.issubdtype(dtype, np.floating):
             return self
         if self.quantize:
-            raise UserError(
-                f"validation.quantize: rounds to 8 bits, but gt{' of data.val.' * bool(name)}{name} has float pixels; "
-                "set it to false"
-            )
+            gt = f"gt of data.val.{name}" if name else "gt"
+            raise UserError(f"{self.quantize_key}: rounds to 8 bits, but {gt} has float pixels; set it to false")
         return replace(self, float_range=range)
 
     @property
@@ -113,7 +115,7 @@ class Protocol:
             values = "float pixels, data.range [{:g}, {:g}] as [0, 1], not clamped".format(*self.float_range)
         # Described below, or of no meaning outside of the run.
         hidden = {"metrics", "own", "degradation", "weights", "crop_gt", "scores_input", "float_range"}
-        hidden |= {"made_by", "built_once"}
+        hidden |= {"made_by", "quantize_key", "built_once"}
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         return {
             **settings,

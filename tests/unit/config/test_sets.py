@@ -25,12 +25,32 @@ def test_sets_may_have_names():
         ({"a": {"gt": "x"}, "b": None}, r"data\.train\.b: must be a section"),
         ({"a": {"input": "x"}}, r"data\.train\.a: 'gt' is missing"),
         ({"a b": {"gt": "x"}}, r"data\.train: the name of a set consists of letters"),
+        ({"gt": {"gt": "x"}, "a": {"gt": "x"}}, r"data\.train: 'gt' is a key of a set, so .*; rename it"),
+        ({"share": {"gt": "x"}}, r"data\.train: 'share' is a key of a set"),
+        ({"set5": "/x"}, r"data\.train\.set5: a set is a section; write {set5: {gt: /x}}"),
+        (
+            {"a": ["x", "y"], "b": "z"},
+            r"data\.train\.a: a set .*\n.*data\.train\.b: a set is a section; write {b: {gt: z}}",
+        ),
+        ({5: "x"}, r"data\.train\.5: a set is a section"),
+        ({"dataroot_gt": "x"}, r"data\.train\.dataroot_gt: unknown key; BasicSR's dataroot_gt corresponds to gt"),
+        ({"a-b": {"gt": "x"}, "a_b": {"gt": "x"}}, r"data\.train: 'a-b' and 'a_b' .* W&B, .*; rename one of them"),
         ({"a": {"gt": "x", "share": 2}}, r"data\.train\.a\.share: .*not 2"),
     ],
 )
 def test_mistakes_in_named_sets_are_reported_with_their_keys(train, message):
     with pytest.raises(UserError, match=message):
         config_from({"data": {"train": train}})
+
+
+def test_mistakes_in_the_names_of_validation_sets_are_reported_too():
+    for val, message in (
+        ({"set5": "/x"}, r"data\.val\.set5: a set is a section; write {set5: {gt: /x}}"),
+        ({"tile": {"gt": "x"}}, r"data\.val: 'tile' is a key of a set"),
+        ({"a-b": {"gt": "x"}, "a_b": {"gt": "x"}}, r"data\.val: 'a-b' and 'a_b' .*; rename one of them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config_from({"data": {"train": {"gt": "x"}, "val": val}})
 
 
 def test_keys_of_named_sets_are_keys():

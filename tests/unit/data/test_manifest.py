@@ -74,6 +74,14 @@ def test_unchanged_folders_are_not_searched_again(place, folder, searches, tmp_p
     assert again.pairs.table.gt.images.digests == first.pairs.table.gt.images.digests
 
 
+@pytest.mark.parametrize("rule", ["EXTENSIONS", "RAW_EXTENSIONS"])
+def test_a_manifest_does_not_outlive_the_suffixes_that_are_searched(rule, folder, searches, tmp_path, monkeypatch):
+    scan(in_folders(folder), tmp_path / "cache")
+    monkeypatch.setattr(manifest, rule, {*getattr(manifest, rule), ".new"})
+    scan(in_folders(folder), tmp_path / "cache")
+    assert len(searches) == 2
+
+
 def with_former_time(folder: Path) -> None:
     """Add a file as rsync does: the folder then has the modification time that it had before."""
     before = folder.stat()

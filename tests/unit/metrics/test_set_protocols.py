@@ -1,7 +1,9 @@
 """Several validation sets: their protocols, the means of their scores, and which of them is monitored."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +36,21 @@ def test_a_set_is_scored_by_the_section_validation_with_its_own_values():
 def test_a_set_can_turn_off_what_the_section_validation_turns_on(key, off, value):
     found = protocols_of({"a": {"gt": "x", key: off}, "b": {"gt": "y"}}, **{key: True})
     assert getattr(found.sets["a"], key) is value and getattr(found.sets["b"], key) is True
+
+
+@pytest.mark.parametrize(
+    ("val", "everywhere", "key"),
+    [
+        ({"a": {"gt": "x", "quantize": True}, "b": {"gt": "y"}}, False, "data.val.a.quantize"),
+        ({"a": {"gt": "x"}, "b": {"gt": "y"}}, True, "validation.quantize"),
+        ({"gt": "x", "quantize": True}, False, "data.val.quantize"),
+    ],
+)
+def test_the_key_that_rounds_float_pixels_is_named(val, everywhere, key):
+    found = protocols_of(val, quantize=everywhere)
+    assert "quantize_key" not in found.describe()
+    with pytest.raises(UserError, match=f"^{re.escape(key)}: rounds to 8 bits, but gt"):
+        found.for_pixels(dict.fromkeys(found.sets, np.dtype(np.float32)), (0.0, 1.0))
 
 
 def test_what_the_sets_have_in_common_is_described_once():
