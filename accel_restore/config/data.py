@@ -319,12 +319,21 @@ BatchSize = Annotated[
 ChannelCount = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 
 
+_MOST_FLOAT = 3e38  # float32 ends a little above it
+
+
 def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     low, high = map(float, value)
     if low >= high:
         raise PydanticCustomError(
             "range", "the first number must be below the second, not {value}", {"value": [low, high]}
         )
+    if not 1e-38 < high - low < _MOST_FLOAT or max(-low, high) >= _MOST_FLOAT:
+        text = (
+            "the numbers must be within -3e38 and 3e38, and so far apart that float32 can divide by the difference, "
+            "from 1e-38 to 3e38, not {value}; scale the pixels of the files"
+        )
+        raise PydanticCustomError("range", text, {"value": [low, high]})
     return low, high
 
 

@@ -107,7 +107,7 @@ class Validation(Section):
     tile_overlap: Annotated[int, Field(ge=0)] = Field(64, description="overlap of neighbouring input tiles, pixels")
     batch_size: PositiveInt = Field(1, description="maximum number of images of equal size per device per forward pass")
     num_samples: Annotated[int, Field(ge=0)] = Field(
-        4, description="images drawn as pictures; a run saves about 20 sets of them"
+        4, description="images drawn in each picture, spread over the validation sets; a run saves about 20 pictures"
     )
 
     @field_validator("metrics")

@@ -37,7 +37,8 @@ def uses_per_period(shares: Sequence[float | None], num_samples: Sequence[int]) 
     """Return how often each set is used in a period. Sets without a share divide the rest by their numbers of samples.
 
     The shares add up to at most 1; if they do not reach it and no set is without one, they are scaled to 1. Without a
-    common denominator that is short enough for a period, shares are rounded, typically by less than 1e-7.
+    common denominator that is short enough for a period, shares are rounded, typically by less than 1e-7, and to at
+    least 1/131072.
     """
     given = [None if share is None else Fraction(str(share)) for share in shares]
     rest = 1 - sum((share for share in given if share is not None), Fraction(0))

@@ -63,7 +63,7 @@ def find_previews(
         return None, problems
     chosen = sorted(found, key=lambda file: file.path)[: data.max_images][:_MOST]
     if len(chosen) < len(found):
-        notes.append(f"{_KEY}: {len(found)} images were found; the first {len(chosen)} by name are restored")
+        notes.append(f"{_KEY}: {len(found)} images were found; the first {len(chosen)} by path are restored")
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
     files = [Path(file.path) for file in chosen]
     channels = data.image_spec.input_channels

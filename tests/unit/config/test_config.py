@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from configurations import LEAST, problems, value_at
@@ -277,3 +278,18 @@ def test_the_demos_validation_images_are_forgotten_with_its_training_images(over
     assert load_config(None, [override, "data.val={gt: q}"]).data.val.gt == "q"
     assert load_config(None, ["data.batch_size=2"]).data.val is not None
     assert load_config(shipped("configs", "demo.yaml"), [override]).data.val is not None, "a file that is named"
+
+
+@pytest.mark.parametrize(
+    "given", [[-3e38, 3e38], [0, 3e38], [0, 1e-39], [1e39, 1.1e39], [-1e39, 0], [-2e38, 2e38], [1, 0], [0, 0]]
+)
+def test_a_range_by_which_float32_cannot_divide_is_refused_with_its_key(given):
+    with pytest.raises(UserError, match=r"data\.range: the .*not \["):
+        config_from({"data": {"train": {"gt": "x"}, "range": given}})
+
+
+@pytest.mark.parametrize("given", [[-0.3, 2.2], [-1e38, 1e38], [0, 1e-37], [2e38, 2.9e38]])
+def test_ranges_by_which_float32_can_divide_are_accepted(given):
+    low, high = config_from({"data": {"train": {"gt": "x"}, "range": given}}).data.range
+    values = (np.array(given, np.float32) - np.float32(low)) / np.float32(high - low)
+    assert [low, high] == given and np.allclose(values, [0, 1])
