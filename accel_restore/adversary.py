@@ -10,8 +10,8 @@ Losses are per sample and weighted as the generator's, so a step is the same on 
 accumulation. Source: Goodfellow et al., Generative adversarial nets, 2014.
 """
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -50,6 +50,7 @@ class Adversary:
     optimizer: Any  # Accelerate's wrapper around a torch optimizer
     scheduler: Any  # Accelerate's wrapper around a torch schedule
     accelerator: Accelerator  # of its own: with fp16, each network has its own scale
+    plain_forward: Callable[[Tensor], Tensor]  # without autocast
     grad_norm: Tensor | None = None  # of the last step, before clipping
     is_active: bool = False  # in this epoch
     step_number: int = 0  # of the run, counted from 0
@@ -74,12 +75,18 @@ class Adversary:
     @property
     def trains_generator(self) -> bool:
         """Whether the generator is stepped in this step."""
-        return not self.is_active or self.step_number % self.config.generator_every == 0
+        return not self.is_active or (self.step_number + 1) % self.config.generator_every == 0
 
     @property
     def trains_discriminator(self) -> bool:
         """Whether the discriminator is stepped in this step."""
-        return self.is_active and self.step_number % self.config.discriminator_every == 0
+        return self.is_active and (self.step_number + 1) % self.config.discriminator_every == 0
+
+    @property
+    def is_penalized(self) -> bool:
+        """Whether R1 is computed: in every `r1_every`-th step of the discriminator, from its first one on."""
+        judged = self.step_number // self.config.discriminator_every
+        return self.config.r1 > 0 and self.trains_discriminator and judged % self.config.r1_every == 0
 
     def start_step(self, epoch: int, step: int) -> None:
         """Find what is due in a step of the run, counted from 0 as the epoch."""
@@ -98,10 +105,9 @@ class Adversary:
         for name, image in {"term": fake, "all": output}.items():
             if image.requires_grad:
                 image.register_hook(lambda gradient, name=name: self._note(name, gradient))
-        self.module.requires_grad_(False)
-        real = self.module(gt) if self.objective.is_relativistic else None
-        term = self.objective.generator(self.module(fake), real)
-        self.module.requires_grad_(True)
+        with fixed(self.module):
+            real = self.module(gt) if self.objective.is_relativistic else None
+            term = self.objective.generator(self.module(fake), real)
         return {"adversarial": self.config.weight * term}
 
     def _note(self, name: str, gradient: Tensor) -> None:
@@ -118,15 +124,15 @@ class Adversary:
         columns = dict.fromkeys(COLUMNS, zeros)
         if not self.is_active:
             return columns
-        exchanges = batch["is_last"] and self.trains_discriminator
-        with nullcontext() if exchanges else self.accelerator.no_sync(self.model):
+        is_due = self.trains_discriminator
+        exchanges = nullcontext() if batch["is_last"] and is_due else self.accelerator.no_sync(self.model)
+        with exchanges, torch.set_grad_enabled(is_due):
             real, fake = self.model(gt), self.model(output)
-            losses = self.objective.discriminator(real, fake)
-            if self.config.r1 and self.step_number % self.config.r1_every == 0:
-                losses = losses + self.config.r1 * self.config.r1_every * r1(self.module, gt)
-            loss = (losses * batch["weight"]).sum()
-            if self.trains_discriminator:
-                self.accelerator.backward(propagate_nan(loss))
+            losses = penalized = self.objective.discriminator(real, fake)
+            if self.is_penalized:
+                penalized = losses + self.config.r1 * self.config.r1_every * r1(self.plain_forward, gt)
+            if is_due:
+                self.accelerator.backward(propagate_nan((penalized * batch["weight"]).sum()))
         accuracy, is_sample = self.objective.accuracy(real, fake), batch["weight"] > 0
         self._right += torch.stack([accuracy.double()[is_sample].sum(), is_sample.double().sum()])
         columns |= {"d_loss": losses.detach(), "d_real": logit_mean(real), "d_fake": logit_mean(fake)}
@@ -165,13 +171,14 @@ def adversarial_step(
     discriminator.start_step(state.epoch, state.step)
     for batch in micro_batches:
         # Ranks exchange gradients with the last micro-batch. A forward without a backward must not prepare for it.
-        exchanges = batch["is_last"] and discriminator.trains_generator
-        with nullcontext() if exchanges else accelerator.no_sync(generator.model):
+        is_due = discriminator.trains_generator
+        exchanges = nullcontext() if batch["is_last"] and is_due else accelerator.no_sync(generator.model)
+        with exchanges, torch.set_grad_enabled(is_due):
             output = generator.model(batch["input"])
             terms = loss_fn.terms(output, batch["gt"]) | discriminator.terms(output, batch["gt"])
             losses = reduce(add, terms.values())
             loss = (losses * batch["weight"]).sum()
-            if discriminator.trains_generator:
+            if is_due:
                 accelerator.backward(propagate_nan(loss))
         seen = discriminator.backward(output.detach(), batch)
         state.count(losses, terms | seen, batch)
@@ -186,12 +193,23 @@ def adversarial_step(
     return bool(is_finite)
 
 
+@contextmanager
+def fixed(module: nn.Module) -> Iterator[None]:
+    """Let the parameters of a module take no gradient in this context."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def setup_adversary(config: Config, accelerator: Accelerator, epochs: int) -> Adversary | None:
     """Return the discriminator at epoch 0, prepared for this rank's device; None without the section `adversarial`."""
     if config.adversarial is None:
         return None
-    if accelerator.is_fsdp2:
-        raise UserError("adversarial: FSDP2 would shard the discriminator too; train without FSDP2")
     own = second_accelerator(accelerator)
     model = initial_discriminator(config).to(accelerator.device).train()
     if config.train.channels_last:
@@ -202,10 +220,11 @@ def setup_adversary(config: Config, accelerator: Accelerator, epochs: int) -> Ad
     optimizer = get_optimizer(model, config.adversarial.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.adversarial.scheduler, epochs)
     optimizer._opt_called = True  # type: ignore[attr-defined]  # no warning if the schedule steps before it starts
+    plain_forward = model.forward  # Accelerate replaces it
     model, optimizer, scheduler = own.prepare(model, optimizer, scheduler)
     size = config.data.patch_size
     warm_up_ddp_buckets(model, (config.data.channels, size, size), own)
-    return Adversary(config.adversarial, model, optimizer, scheduler, own)
+    return Adversary(config.adversarial, model, optimizer, scheduler, own, plain_forward)
 
 
 def initial_discriminator(config: Config) -> nn.Module:

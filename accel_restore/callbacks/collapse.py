@@ -1,6 +1,7 @@
 """The callback that warns when adversarial training collapses, with what to try."""
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +50,30 @@ class CollapseWarning(Callback):
     def _read(self, state: TrainState) -> None:
         """Judge the lines since the last call. A warning in the file is not given again."""
         found: dict[str, str] = {}
-        for line in self.lines:
-            if line["event"] == "collapse":
-                self.warned.add(line["kind"])
-            found |= self._judge_step(line) if line["event"] == "train" else {}
-            found |= self._judge_scores(line) if line["event"] == "epoch" else {}
+        for (event, step), lines in groupby(self.lines, lambda line: (line["event"], line.get("step"))):
+            if event == "train":
+                found |= self._judge_step(list(lines), step)
+            else:
+                for line in lines:
+                    self.warned |= {line["kind"]} if event == "collapse" else set()
+                    found |= self._judge_scores(line) if event == "epoch" else {}
         for kind, text in found.items():
             if kind not in self.warned:
                 self.warned.add(kind)
                 self.record({"event": "collapse", "epoch": state.epoch, "step": state.step, "kind": kind, "text": text})
                 self.log(f"step {state.step}: {text}")
 
-    def _judge_step(self, line: dict[str, Any]) -> dict[str, str]:
-        """Return what a rank's line shows: kind → text."""
-        accuracy, share, found = line.get("d_accuracy"), line.get("g_share"), {}
-        if self._lasts("discriminator", accuracy is not None and accuracy > _RIGHT, line["step"]):
+    def _judge_step(self, lines: list[dict[str, Any]], step: int) -> dict[str, str]:
+        """Return what the ranks' lines of a step show: kind → text. A state counts if all ranks are in it."""
+        found = {}
+        is_right = all((line.get("d_accuracy") or 0.0) > _RIGHT for line in lines)
+        if self._lasts("discriminator", is_right, step):
             found["discriminator"] = (
                 f"for {_STEPS} steps the discriminator was right on more than {_RIGHT:.0%} of its logits, so the "
-                "generator learns little from it; lower adversarial.optimizer.lr, or set adversarial.skip_above=0.9"
+                "generator learns little from it; lower adversarial.optimizer.lr, or use adversarial.skip_above"
             )
-        if self._lasts("gradient", share is not None and share < _SHARE, line["step"]):
+        shares = [line.get("g_share") for line in lines]
+        if self._lasts("gradient", all(share is not None and share < _SHARE for share in shares), step):
             found["gradient"] = (
                 f"for {_STEPS} steps the adversarial term had less than {_SHARE} of the gradient at the output, so "
                 "it has no effect; raise adversarial.weight, or lower adversarial.optimizer.lr"
@@ -76,7 +81,7 @@ class CollapseWarning(Callback):
         return found
 
     def _lasts(self, kind: str, is_so: bool, step: int) -> bool:
-        """Return whether a state has lasted long enough. One line of one rank that differs ends it."""
+        """Return whether a state has lasted long enough."""
         if not is_so:
             self.since.pop(kind, None)
             return False

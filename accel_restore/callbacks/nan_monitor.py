@@ -44,13 +44,15 @@ class NaNMonitor(Callback):
         if not state.skipped_in_row:  # equal on all ranks
             return
         found = [rank for rank in gather_object([self._find(state)]) if rank["files"]]
-        if self.accelerator.scaler is not None and not found and self.accelerator.scaler.get_scale() > 1:
+        failed = [network for network in state.networks if not network.grad_norm.isfinite()]
+        if not found and all(self._searches(network) for network in failed):
             return  # fp16 searches for its scale: nothing is wrong
         where = f"epoch {state.epoch + 1}, step {state.step}"
         reasons = [
             f"loss {', '.join(rank['terms'])} on rank {rank['rank']} of {', '.join(rank['files'])}" for rank in found
         ]
-        reason = "; ".join(reasons) or "the gradient, though all losses are finite"
+        of = "the gradient" if any(network is state for network in failed) else "the discriminator's gradient"
+        reason = "; ".join(reasons) or f"{of}, though all losses of the model are finite"
         line = {"event": "skip", "epoch": state.epoch, "step": state.step, "in_row": state.skipped_in_row, "of": found}
         if self.accelerator.is_main_process:
             self.record(redacted(line))
@@ -60,6 +62,11 @@ class NaNMonitor(Callback):
             self.log(f"{where}: NaN or inf in {reason}; the step is skipped{more}")
         if state.skipped_in_row >= self.limit:
             raise DivergedError(where, f"{state.skipped_in_row} consecutive steps were skipped, the last for {reason}")
+
+    def _searches(self, network: Any) -> bool:
+        """Return whether fp16 may still find a scale with which the network's gradient is finite."""
+        scaler = getattr(network, "accelerator", self.accelerator).scaler
+        return scaler is not None and scaler.get_scale() > 1
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         if state.skipped_in_row and record.scores is not None and not math.isfinite(record.scores.loss):
@@ -95,4 +102,6 @@ class NaNMonitor(Callback):
                 names += [name for name, values in terms.items() if not values.isfinite().all()]
         for buffer, value in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(value)
+        if not names and state.adversary is not None and state.adversary.is_active:
+            return ["adversarial"]  # the one term that is not computed again
         return list(dict.fromkeys(names)) or ["(finite when computed again)"]

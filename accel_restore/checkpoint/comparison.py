@@ -29,7 +29,9 @@ _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
 # An argument that is left out has its own default, which null is not.
-_ARGUMENTS = re.compile(r"(model|loss|optimizer|scheduler|data\.((train|val)\.([\w-]+\.)?)?degradation)\..*")
+_ARGUMENTS = re.compile(
+    r"(model|loss|(adversarial\.)?(optimizer|scheduler|discriminator)|data\.((train|val)\.([\w-]+\.)?)?degradation)\..*"
+)
 _STOPPERS = ("train.early_stopping", "callbacks")  # once they change, a run that they have stopped continues
 _LENGTH = ("train.epochs", "train.max_steps")
 _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the best ones first
@@ -142,7 +144,10 @@ class Comparison:
 
     def _is_key(self, key: str) -> bool:
         """Return whether this version has a key of the commit."""
-        return is_key(key, by_path=":" in str(self.then.get(f"{key.partition('.')[0]}.name")))
+        places = key.split(".")
+        sections = (".".join(places[:count]) for count in range(len(places) - 1, 0, -1))
+        name = next((self.then[f"{section}.name"] for section in sections if f"{section}.name" in self.then), None)
+        return is_key(key, by_path=":" in str(name))
 
     def _describe(self, key: str) -> str:
         then, now = self.then.get(key, "unset"), self.now.get(key, "unset")

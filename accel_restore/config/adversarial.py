@@ -55,10 +55,10 @@ class Adversarial(Section):
         0.1, description="weight of the generator's adversarial term, which is added to `loss`"
     )
     r1: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of R1, half the squared gradient of the discriminator at gt; 0: off"
+        0.0, description="weight of R1, half the squared gradient of an image's mean logit at gt; 0: off"
     )
     r1_every: PositiveInt = Field(
-        16, description="steps between two computations of R1, which is multiplied by this number"
+        16, description="steps of the discriminator between two computations of R1, which is multiplied by this number"
     )
     starts_at_epoch: Annotated[int, Field(ge=0)] = Field(
         0, description="the first epoch with a discriminator, counted from 0; before it, the generator trains alone"

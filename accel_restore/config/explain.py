@@ -92,7 +92,9 @@ OTHER_NAMES = {
     "weights": "model.checkpoint",
     "workers": "data.num_threads",
 }
-_DEPEND_ON_SECTION = ("name", "dir", "train", "weights", "every_epochs", "every_steps")  # what these keys mean
+_DEPEND_ON_SECTION = (  # what these keys mean
+    "name", "dir", "train", "weight", "weights", "every_epochs", "every_steps", "optimizer", "scheduler", "loss",
+)  # fmt: skip
 
 
 def explain(detail: ErrorDetails) -> list[str]:

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
 
-from accel_restore.config.optim import OwnOptimizer
+from accel_restore.config.optim import AnyOptimizer, OwnOptimizer
 from accel_restore.config.schema import Config
 from accel_restore.distributed.fsdp import use_float32_weights
 from accel_restore.distributed.heartbeat import is_communication
@@ -143,12 +143,16 @@ def _check_launch(accelerator: Accelerator, config: Config, launch: Launch) -> N
         raise UserError(
             f"optimizer.name: {name} needs full weights, but FSDP2 shards them; use adamw, or train without FSDP2"
         )
-    is_fused = isinstance(config.optimizer, OwnOptimizer) and config.optimizer.arguments.get("fused")
-    if accelerator.mixed_precision == "fp16" and is_fused:
-        raise UserError(
-            "optimizer.fused: fused kernels unscale fp16's gradients themselves, after clipping; remove it, or use "
-            "train.mixed_precision=bf16"
-        )
+    optimizers: dict[str, AnyOptimizer] = {"": config.optimizer}
+    if config.adversarial is not None:
+        optimizers["adversarial."] = config.adversarial.optimizer
+    for place, section in optimizers.items():
+        is_fused = isinstance(section, OwnOptimizer) and section.arguments.get("fused")
+        if accelerator.mixed_precision == "fp16" and is_fused:
+            raise UserError(
+                f"{place}optimizer.fused: fused kernels unscale fp16's gradients themselves, after clipping; remove "
+                "it, or use train.mixed_precision=bf16"
+            )
 
 
 def join(launch: Launch, cpu: bool, seconds: float, limit: str) -> Any:

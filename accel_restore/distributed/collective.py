@@ -42,8 +42,10 @@ def warm_up_ddp_buckets(model: nn.Module, image: tuple[int, int, int], accelerat
     """
     if accelerator.num_processes < 3 or accelerator.is_fsdp2:
         return
+    was_training = model.training
     model.eval()  # leaves batch statistics alone
     for _ in range(2):  # the buckets change at the second forward
         with torch.compiler.set_stance("force_eager"):
             accelerator.backward(model(torch.zeros(1, *image, device=accelerator.device)).sum())
     model.zero_grad()
+    model.train(was_training)

@@ -63,9 +63,8 @@ class SpectralConv2d(nn.Module):
 
     @torch.no_grad()
     def iterate(self) -> None:
-        """Take one step of the power iteration. With FSDP2, all ranks gather the weight."""
-        weight: Any = self.weight_orig
-        matrix = (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).flatten(1)
+        """Take one step of the power iteration."""
+        matrix = self.weight_orig.flatten(1)
         with torch.autocast(matrix.device.type, enabled=False):
             self.weight_v.copy_(F.normalize(torch.mv(matrix.t(), self.weight_u), dim=0, eps=_EPS))
             self.weight_u.copy_(F.normalize(torch.mv(matrix, self.weight_v), dim=0, eps=_EPS))

@@ -33,9 +33,15 @@ def try_adversary(config: Config, accelerator: Accelerator) -> None:
 
 
 def try_second_schedule(config: Config, adversary: Adversary | None, epochs: int, accelerator: Accelerator) -> None:
-    """Try the discriminator's schedule over the length of the run, where it was not known before."""
+    """Try the discriminator's schedule over the length of the run, and check that it starts within it."""
     if adversary is None or config.adversarial is None:
         return
+    start = config.adversarial.starts_at_epoch
+    if start >= epochs:
+        raise UserError(
+            f"adversarial.starts_at_epoch: {start}, but the run has {epochs} epochs, counted from 0, so the "
+            "discriminator would never start; lower it, or train longer"
+        )
     of_second = config.model_copy(update={"scheduler": config.adversarial.scheduler})
     with _naming_section():
         try_schedule(of_second, adversary.module, epochs, accelerator.device)

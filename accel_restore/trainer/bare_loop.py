@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from accel_restore.adversary import initial_discriminator
+from accel_restore.adversary import fixed, initial_discriminator
 from accel_restore.config.schema import Config
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.losses import Loss
@@ -112,11 +112,9 @@ class _BareDiscriminator:
 
     def term(self, output: Tensor) -> Tensor:
         """Return the generator's adversarial term, weighted."""
-        self.module.requires_grad_(False)
-        with self.loop.autocast():
+        with fixed(self.module), self.loop.autocast():
             real = self.module(self.loop.gt) if self.objective.is_relativistic else None
             fake = self.module(output)
-        self.module.requires_grad_(True)
         return self.weight * self.objective.generator(fake, real).mean()
 
     def backward(self, is_last: bool) -> None:

@@ -141,6 +141,13 @@ def test_ranks_whose_discriminators_differ_are_reported(photos, tmp_path):
     assert "weights differ from those of rank" in forked.printed(config) and "discriminator." in forked.printed(config)
 
 
+def test_from_three_ranks_on_the_discriminator_trains_with_batch_statistics(photos, tmp_path):
+    config = configuration(photos, tmp_path, adversarial={"discriminator": {"name": "own_parts:Normed"}})
+    config["data"]["batch_size"], config["train"]["gradient_accumulation_steps"] = 2, 1
+    assert forked.run(config, ranks=3) == [0, 0, 0], forked.printed(config)
+    assert int(last_weights(config, "discriminator.safetensors")["norm.num_batches_tracked"]) > 0
+
+
 def test_both_steps_are_skipped_on_all_ranks_if_one_is_not_finite(photos, tmp_path):
     ends = {}
     for mode in ("nan@1:3", "inf@0:3"):
@@ -178,6 +185,7 @@ def test_lines_and_best_weights(photos, tmp_path):
         ({"optimizer": {"name": "own_parts:Warming"}}, "adversarial.optimizer.name: own_parts:Warming changes"),
         ({"scheduler": {"name": "own_parts:undefined"}}, "adversarial.scheduler.name: own_parts:undefined gives"),
         ({"weight": 0}, "adversarial.weight"),
+        ({"starts_at_epoch": 2}, "adversarial.starts_at_epoch: 2, but the run has 2 epochs"),
     ],
 )
 def test_wrong_input_is_refused_with_its_key(photos, tmp_path, adversarial, said):

@@ -94,7 +94,7 @@ def test_an_offline_run_contains_all_values_of_all_ranks_the_plan_and_the_audit(
         for line, used in zip(lines, memory, strict=True):
             assert (used.pop("event"), used["step"], used["rank"]) == ("memory", line["step"], line["rank"])
             line |= used
-            for name in PER_RANK:
+            for name in (name for name in PER_RANK if not name.startswith(("d_", "g_share"))):
                 logged = steps[line["step"] - 1].get(f"train/{name}/rank_{line['rank']}")
                 assert logged == (None if line[name] is None else pytest.approx(line[name])), name
         assert all(f"train/memory/rank_{rank}" in steps[0] for rank in range(ranks))

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from accel_restore import adversary as flow
-from accel_restore.adversary import COLUMNS, Adversary, adversarial_step
+from accel_restore.adversary import COLUMNS, Adversary, adversarial_step, setup_adversary
 from accel_restore.config.adversarial import Adversarial
+from accel_restore.config.load import config_from
 from accel_restore.losses import build_loss
-from accel_restore.losses.adversarial import Objective
+from accel_restore.losses.adversarial import Objective, r1
 from accel_restore.models.spectral_norm import SpectralConv2d, power_iteration
 from accel_restore.state import TrainState
 
@@ -68,7 +69,7 @@ def prepared(spectral: bool = False, **settings) -> TrainState:
         optimizer = torch.optim.SGD(network.parameters(), RATE)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         parts.append(accelerator.prepare(network, optimizer, schedule))
-    second = Adversary(config, *parts[1], accelerator)
+    second = Adversary(config, *parts[1], accelerator, parts[1][0].forward)
     terms = ("adversarial", "l1")
     sums = torch.zeros(2 + len(terms) + len(COLUMNS))
     return TrainState(*parts[0], 1, sums, terms=terms, adversary=second, judged=COLUMNS)
@@ -147,6 +148,44 @@ def test_spectral_norm_does_not_depend_on_accumulation(size, monkeypatch):
     assert distance(made_steps(prepared(spectral=True), size, steps=4), expected) > 1e-9
 
 
+@pytest.mark.parametrize(("every", "steps"), [(1, [0, 3, 6]), (2, [1, 7])])
+def test_the_penalty_counts_steps_of_the_discriminator(every, steps):
+    adversary = prepared(r1=1.0, r1_every=3, discriminator_every=every).adversary
+    found = []
+    for step in range(8):
+        adversary.start_step(0, step)
+        found += [step] * adversary.is_penalized
+    assert found == steps
+
+
+def test_the_penalty_is_computed_without_autocast():
+    torch.set_default_dtype(torch.float32)
+    given = {"data": {"train": {"gt": "photos"}, "patch_size": 32}, "adversarial": {"discriminator": {"width": 2}}}
+    adversary = setup_adversary(config_from(given), Accelerator(cpu=True, mixed_precision="bf16"), 1)
+    found = []
+    layers = [part for part in adversary.module.modules() if not list(part.children())]
+    layers[0].register_forward_hook(lambda layer, given, output: found.append(output.dtype))
+    gt = torch.rand(1, 3, 32, 32)
+    r1(adversary.plain_forward, gt)
+    r1(adversary.module, gt)  # the control
+    assert found == [torch.float32, torch.bfloat16]
+
+
+def test_the_penalty_is_not_part_of_the_recorded_loss():
+    plainly, penalized = prepared(), prepared(r1=100.0)
+    for state in (plainly, penalized):
+        made_steps(state, 6, steps=1)
+    place = 2 + len(plainly.terms)
+    assert plainly.epoch_sums[place] == penalized.epoch_sums[place]
+
+
+def test_frozen_parameters_of_a_discriminator_stay_frozen():
+    state = prepared()
+    frozen = next(state.adversary.module.parameters()).requires_grad_(False)
+    made_steps(state, 2, steps=2)
+    assert not frozen.requires_grad and frozen.grad is None
+
+
 def test_a_term_without_gradient_is_noticed(monkeypatch):
     expected = plain(Objective("vanilla"))
     generator = Objective.generator
@@ -176,7 +215,6 @@ def test_the_discriminators_loss_does_not_reach_the_generator(monkeypatch):
 
 def test_the_generators_loss_does_not_reach_the_discriminator():
     state = prepared(discriminator_every=2)
-    state.step = 1
     before = [p.detach().clone() for p in state.adversary.module.parameters()]
     made_steps(state, 2, steps=1)
     assert all(parameter.grad is None for parameter in state.adversary.module.parameters())
@@ -187,8 +225,8 @@ def test_the_generators_loss_does_not_reach_the_discriminator():
     ("settings", "generator", "discriminator"),
     [
         ({}, [1, 1, 1, 1], [1, 1, 1, 1]),
-        ({"generator_every": 2}, [1, 0, 1, 0], [1, 1, 1, 1]),
-        ({"discriminator_every": 3}, [1, 1, 1, 1], [1, 0, 0, 1]),
+        ({"generator_every": 2}, [0, 1, 0, 1], [1, 1, 1, 1]),
+        ({"discriminator_every": 3}, [1, 1, 1, 1], [0, 0, 1, 0]),
         ({"starts_at_epoch": 1}, [1, 1, 1, 1], [0, 0, 1, 1]),
         ({"skip_above": 0.51}, [1, 1, 1, 1], [0, 0, 0, 0]),
     ],

@@ -41,6 +41,8 @@ _QUEUED = 4  # steps from batches that were read ahead while the bare loop ran: 
 _WAITING = 0.02  # share of a step spent waiting for data from which reading counts as slow
 _PAIRS = (8, 32)  # least and most pairs of rounds, one of the trainer and one of the bare loop
 _PROFILED_STEPS = 5
+# Both networks are stepped in every step, without R1, as in the bare loop.
+_BOTH = {"starts_at_epoch": 0, "generator_every": 1, "discriminator_every": 1, "skip_above": None, "r1": 0.0}
 
 
 def main(arguments: list[str]) -> int:
@@ -215,11 +217,13 @@ def _without_traces(config: Config, folder: str) -> Config:
     """Return the configuration of a run that writes only to `folder`, with the last stage alone."""
     run = {"name": "bench", "dir": folder, "resume": "auto"}
     tracking = {"wandb": "disabled", "tensorboard": False}
+    second = config.adversarial
     return config.model_copy(
         update={
             "run": config.run.model_copy(update=run),
             "tracking": config.tracking.model_copy(update=tracking),
             "data": config.data.model_copy(update={"stages": []}),
+            "adversarial": None if second is None else second.model_copy(update=_BOTH),
             "callbacks": [],
         }
     )

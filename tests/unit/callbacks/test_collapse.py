@@ -26,11 +26,13 @@ class Run:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def steps(self, count, **values):
+    def steps(self, count, ranks=(0, 1), **values):
+        """Append lines of two ranks; `values` are those of `ranks`."""
         for _ in range(count):
             self.step += 10
             for rank in (0, 1):
-                self.append({"event": "train", "step": self.step, "rank": rank, **HEALTHY, **values})
+                own = values if rank in ranks else {}
+                self.append({"event": "train", "step": self.step, "rank": rank, **HEALTHY, **own})
             self.callback.on_step(SimpleNamespace(step=self.step, epoch=0))
 
     def validate(self, epoch, **scores):
@@ -64,6 +66,12 @@ def test_a_state_that_ends_in_between_is_no_collapse(run):
     for _ in range(5):
         run.steps(9, d_accuracy=1.0, g_share=1e-5)
         run.steps(1)
+    assert run.said == []
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,)])
+def test_a_state_of_one_rank_is_no_collapse(run, ranks):
+    run.steps(20, ranks=ranks, d_accuracy=1.0, g_share=1e-6)
     assert run.said == []
 
 

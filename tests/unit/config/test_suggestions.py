@@ -106,3 +106,8 @@ def test_a_key_below_a_value_is_answered_with_the_key_of_the_value():
 def test_a_key_of_another_choice_is_not_suggested_again():
     with pytest.raises(UserError, match=r"optimizer\.betas: unknown key; known keys: .*momentum"):
         config_from({"data": {"train": {"gt": "x"}}, "optimizer": {"name": "sgd", "betas": [0.9, 0.9]}})
+
+
+@pytest.mark.parametrize("wrong", ["train.optimizer=adam", "validation.loss=l1"])
+def test_a_section_in_a_wrong_place_is_not_answered_with_that_of_the_discriminator(wrong):
+    assert "adversarial" not in "\n".join(problems(wrong))
