@@ -22,6 +22,7 @@ from accel_restore.data.file_search import EXTENSIONS, RAW_EXTENSIONS, Searched,
 from accel_restore.data.image_list import MISSING, ImageColumn, ImageList, read_status, rows_of_four
 from accel_restore.data.pairs import Pairs, PairTable, find_pairs
 from accel_restore.utils.files import sync_folder
+from accel_restore.utils.redaction import redacted
 
 FOLDER = "scans"  # of the manifests, in the cache folder
 _VERSION = 1  # of their layout
@@ -108,7 +109,9 @@ def _searched(place: Place, path: Path | None) -> Scan:
     folders = Texts.of(sorted(searched.folders))
     status = _folder_status(folders)
     is_settled = (status[:, 2:] < (start - _SETTLED) * 1e9).all() and (status[:, 0] != MISSING).all()
-    can_be_kept = is_settled and not searched.has_broken_links
+    places = folders.tolist()
+    has_secret = redacted(places) != places  # nothing with a secret of the environment is written
+    can_be_kept = is_settled and not searched.has_broken_links and not has_secret
     return Scan(pairs, problems, searched.notes, path if can_be_kept else None, folders, status)
 
 

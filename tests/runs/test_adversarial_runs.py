@@ -39,7 +39,14 @@ def lines(config, event="train"):
     return [line for line in json_lines(run_folder(config) / "metrics.jsonl") if line["event"] == event]
 
 
-@pytest.mark.parametrize("adversarial", [{"r1": 1.0, "r1_every": 3}, {"loss": "relativistic", "generator_every": 2}])
+@pytest.mark.parametrize(
+    "adversarial",
+    [
+        {"r1": 1.0, "r1_every": 3, "loss": "relativistic"},
+        pytest.param({"generator_every": 2}, marks=pytest.mark.sweep),
+        pytest.param({"discriminator_every": 2}, marks=pytest.mark.sweep),
+    ],
+)
 def test_both_networks_are_the_same_on_any_number_of_ranks(photos, tmp_path, adversarial):
     configs = {}
     for name, (ranks, batch_size, accumulation) in LAYOUTS.items():

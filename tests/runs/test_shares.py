@@ -89,7 +89,7 @@ def test_any_number_of_ranks_takes_the_same_samples_of_each_set(ranks, whole, ph
         assert {name: sum(each[name] for each in of_ranks) for name in line["set_samples"]} == line["set_samples"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_a_killed_and_a_stopped_run_end_bit_identical(ranks, photos, tmp_path):
     first, other = (configuration(photos, tmp_path / "out", name, 2) for name in ("whole", "killed"))
     assert forked.run(first, "--audit", ranks=ranks) == [0] * ranks, forked.printed(first)
