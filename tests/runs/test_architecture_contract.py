@@ -4,7 +4,7 @@ import pytest
 from architecture_checks import COLUMNS
 from contract import WANTED, measure, names, read_table
 
-SLOW = {"uformer", "scunet", "swinir", "drunet", "rcan", "nafnet"}  # half of the time of those in WANTED
+SLOW = {"uformer", "scunet", "swinir", "drunet", "rcan", "nafnet", "drct", "atd", "dat", "hat"}  # most of the time
 SELDOM = ["bf16", "ONNX"]  # slow: bf16 on CPUs without instructions for it, and ONNX with networks of many blocks
 OFTEN = [name for name in WANTED if name not in SLOW]
 OTHERS = [pytest.param(name, marks=pytest.mark.sweep) for name in names() if name not in OFTEN]

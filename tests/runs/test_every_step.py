@@ -55,7 +55,11 @@ def differences(first, second):
             2, {"data": {"batch_size": 2}, "scheduler": {"name": "cosine", "warmup_epochs": 1}}, marks=pytest.mark.sweep
         ),
         (2, {"data": {"batch_size": 2, "stages": STAGES, "mixup": {"probability": 0.5}}}),
-        (2, {"data": {"batch_size": 2}, "optimizer": {"name": "pytorch_optimizer:SOAP", "lr": 0.003}}),
+        pytest.param(
+            2,
+            {"data": {"batch_size": 2}, "optimizer": {"name": "pytorch_optimizer:SOAP", "lr": 0.003}},
+            marks=pytest.mark.sweep,
+        ),
         (
             1,
             {

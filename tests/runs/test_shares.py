@@ -72,7 +72,7 @@ def test_lines_have_the_samples_and_the_loss_of_each_set(whole):
     )
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.sweep), 4])
 def test_any_number_of_ranks_takes_the_same_samples_of_each_set(ranks, whole, photos, tmp_path):
     config = configuration(photos, tmp_path / "out", "ranks", batch_size=1)
     assert forked.run(config, "--audit", ranks=ranks, mode="float64") == [0] * ranks, forked.printed(config)

@@ -97,7 +97,7 @@ def test_control_without_its_place_in_the_stream_a_continued_run_ends_otherwise(
     assert differences(whole, config)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_a_killed_run_with_stages_and_accumulation_ends_bit_identical(ranks, photos, tmp_path):
     whole, killed = (
         configuration(photos, tmp_path, name, data={"stages": STAGES}, checkpoint={"every_steps": 3})
