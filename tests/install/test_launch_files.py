@@ -256,6 +256,7 @@ def test_the_keys_and_the_metric_of_the_sweep_exist():
     ]  # fmt: skip
 
 
+@pytest.mark.sweep
 def test_each_trial_of_a_sweep_has_its_own_folder_and_is_the_run_of_the_sweep(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     quick = {"data.crops_per_image": 1, "data.max_images": 2, "train.epochs": 1, "model.width": 8}

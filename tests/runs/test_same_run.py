@@ -17,7 +17,7 @@ FLOAT32_LAYOUTS = ("1x8", "2x2x2", "4x2")  # float32 adds rounding: the referenc
 PHOTOS = SAMPLES, 5  # training, validation
 
 
-@pytest.fixture(scope="module", params=["float64", "float32"])
+@pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.sweep)])
 def runs(request, photos, tmp_path_factory):
     """Return the audited runs of one configuration in every layout."""
     out = tmp_path_factory.mktemp(request.param)

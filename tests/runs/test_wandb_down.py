@@ -270,6 +270,7 @@ def _train(arguments: list[str], environment: dict[str, str], bounds: dict[str, 
     sys.exit(train.main(arguments))
 
 
+@pytest.mark.sweep
 def test_a_dying_server_does_not_change_training_and_secrets_stay_hidden(tmp_path):
     """The server dies during training; training is stopped and resumed without it. One command uploads all rows."""
     photos = make_photos(tmp_path / "train", 12), make_photos(tmp_path / "val", 3, seed=1)
