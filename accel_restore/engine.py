@@ -4,7 +4,7 @@
     every epoch   train_epoch → validate (no gradients, no step) → scheduler.step() once, on every rank → save if best
     every batch   zero_grad → output = model(input) → loss(output, gt) → accelerator.backward → optimizer.step
 
-With adversarial training there is a second network, the discriminator; adversary.py has its step.
+With adversarial training there is a second network, the discriminator; optim/adversary.py has its step.
 
 A batch is one optimizer step. With gradient accumulation it comes in several micro-batches. Callbacks observe.
 """
@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from accel_restore.adversary import COLUMNS, adversarial_step, setup_adversary
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.val_dataset import ValidationSets
@@ -35,6 +34,7 @@ from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import get_optimizer, gradient_norm, propagate_nan, step_unless
+from accel_restore.optim.adversary import COLUMNS, adversarial_step, setup_adversary
 from accel_restore.optim.ema import get_average
 from accel_restore.optim.schedules import get_scheduler, step_scheduler
 from accel_restore.state import Callback, EpochRecord, Scores, TrainState, sum_names

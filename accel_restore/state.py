@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from accel_restore.adversary import Adversary
+    from accel_restore.optim.adversary import Adversary
     from accel_restore.optim.ema import Average
 
 

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from accel_restore.adversary import COLUMNS
 from accel_restore.data.loader import TrainLoader, WaitTime
 from accel_restore.metrics.format import format_score
+from accel_restore.optim.adversary import COLUMNS
 from accel_restore.state import Callback, EpochRecord, Scores, TrainState, sum_names
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import JsonlWriter, write_status

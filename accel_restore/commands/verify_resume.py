@@ -87,7 +87,7 @@ def short(config: Config, processes: int) -> dict[str, Any]:
 
 
 def _limit_images(data: dict[str, Any], samples: int) -> None:
-    """Leave about as many images in the section `data` as have so many samples, with at least one crop of each."""
+    """Leave as many images in the section `data` as give about `samples` samples, with at least one crop of each."""
     sets = named_sets(data["train"])
     of_set = -(-samples // len(sets))  # the same of each
     images = 2

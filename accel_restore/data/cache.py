@@ -217,7 +217,7 @@ class _Build:
         return f"decoding {counted(decoded, 'image')}, once" + f"; {reused} from other stores" * bool(reused)
 
     def _check_room(self, nbytes: int) -> None:
-        """Raises: UserError if the disk has no room for so many bytes; it is never filled up."""
+        """Raises: UserError if the disk has no room for these bytes; it is never filled up."""
         if (free := shutil.disk_usage(self.path.parent).free) < nbytes:
             raise _no_room(self.path.parent, f"more than the {free / 1e9:.1f} GB that are left")
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from accelerate import Accelerator
 from torch import nn
 
-from accel_restore.adversary import Adversary, initial_discriminator
 from accel_restore.config.schema import Config
 from accel_restore.errors import UserError
+from accel_restore.optim.adversary import Adversary, initial_discriminator
 from accel_restore.optim.schedules import needs_monitored
 from accel_restore.trainer.optim_check import known_epochs, small_optimizer, try_optimizer, try_schedule
 from accel_restore.utils.words import counted

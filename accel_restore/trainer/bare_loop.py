@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from accel_restore.adversary import fixed, initial_discriminator
 from accel_restore.config.schema import Config
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.losses import Loss
@@ -17,6 +16,7 @@ from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.models.spectral_norm import power_iteration
 from accel_restore.optim import get_optimizer
+from accel_restore.optim.adversary import fixed, initial_discriminator
 from accel_restore.optim.ema import get_average
 
 

@@ -16,7 +16,6 @@ from accelerate.state import AcceleratorState
 from runs import make_photos, small_config
 
 from accel_restore import engine
-from accel_restore.adversary import initial_discriminator
 from accel_restore.callbacks import straggler as pace
 from accel_restore.callbacks.checkpointer import Checkpointer
 from accel_restore.callbacks.metrics_logger import MetricsLogger
@@ -39,6 +38,7 @@ from accel_restore.data import loader
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.distributed.accelerator import create_accelerator
 from accel_restore.optim import ema
+from accel_restore.optim.adversary import initial_discriminator
 from accel_restore.state import TrainState
 from accel_restore.trainer import setup as preparation
 from accel_restore.trainer.bare_loop import BareLoop

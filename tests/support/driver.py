@@ -36,7 +36,7 @@ import torch
 import waits
 import wandb_scenarios
 
-from accel_restore import adversary, engine, losses, train
+from accel_restore import engine, losses, train
 from accel_restore.callbacks import checkpointer as saving
 from accel_restore.callbacks import replica_check
 from accel_restore.checkpoint import commits, run_lock
@@ -48,6 +48,7 @@ from accel_restore.distributed import accelerator as distributed
 from accel_restore.distributed import heartbeat as ranks
 from accel_restore.distributed import machine
 from accel_restore.losses import perceptual
+from accel_restore.optim import adversary
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking import console
 from accel_restore.tracking.report import page as report

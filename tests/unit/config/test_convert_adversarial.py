@@ -75,7 +75,7 @@ def test_a_file_like_real_esrgans_gives_a_whole_section():
 
 def test_the_discriminator_of_the_configuration_can_be_built():
     pytest.importorskip("torch")
-    from accel_restore.adversary import initial_discriminator
+    from accel_restore.optim.adversary import initial_discriminator
 
     tree = changed(REALESRGAN, path={"pretrain_network_d": None})
     weights = initial_discriminator(converted(tree)[0]).state_dict()

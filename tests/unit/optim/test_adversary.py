@@ -7,13 +7,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from accel_restore import adversary as flow
-from accel_restore.adversary import COLUMNS, Adversary, adversarial_step, setup_adversary
 from accel_restore.config.adversarial import Adversarial
 from accel_restore.config.load import config_from
 from accel_restore.losses import build_loss
 from accel_restore.losses.adversarial import Objective, r1
 from accel_restore.models.spectral_norm import SpectralConv2d, power_iteration
+from accel_restore.optim import adversary as flow
+from accel_restore.optim.adversary import COLUMNS, Adversary, adversarial_step, setup_adversary
 from accel_restore.state import TrainState
 
 WEIGHT, RATE = 0.3, 0.05
