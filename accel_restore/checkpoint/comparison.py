@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,23 @@ _ARGUMENTS = re.compile(
 _STOPPERS = ("train.early_stopping", "callbacks")  # once they change, a run that they have stopped continues
 _LENGTH = ("train.epochs", "train.max_steps")
 _WEIGHTS = (WEIGHTS, "ema.safetensors", "model.safetensors")  # in a commit; the best ones first
+_DISCRIMINATOR = "discriminator.safetensors"
 _MISSING = object()
 
 
-def take_weights(commit: Path, model: str | None) -> str:
+def take_weights(commit: Path, model: str | None, is_adversarial: bool = False) -> str:
     """Return the advice to start a run from the weights of a commit alone, in place of continuing from it.
 
     `model` is the name of the commit's model. It is needed next to the arguments of a model in the configuration.
+    A run with a discriminator takes that of the commit too.
     """
     names = read_manifest(commit)["files"]
-    weights = commit / next(name for name in _WEIGHTS if name in names)
-    name = f" model.name={model}" if model else ""
-    return f"to start at step 0 from its weights alone, give model.checkpoint={weights}{name} in place of run.resume"
+    keys = f"model.checkpoint={commit / next(name for name in _WEIGHTS if name in names)}"
+    if model:
+        keys += f" model.name={model}"
+    if is_adversarial and _DISCRIMINATOR in names:
+        keys += f" adversarial.discriminator.checkpoint={commit / _DISCRIMINATOR}"
+    return f"to start at step 0 from its weights alone, give {keys} in place of run.resume"
 
 
 class Comparison:
@@ -97,7 +103,7 @@ class Comparison:
         """Raise `UserError` if a new run cannot continue from the commit of another run."""
         differences = self._differences()
         fits = not any(line.startswith("model.") for line in differences)
-        advice = f"; {take_weights(commit, self.now.get('model.name'))}" if fits else ""
+        advice = f"; {take_weights(commit, self.now.get('model.name'), self._is_adversarial(self.now))}" if fits else ""
         self._refuse_lost_keys(f"run.resume: {commit}", commit.parent.parent, advice, differences)
         raise_problems(
             f"run.resume: only a run with the same settings can continue from {commit}; restore these keys{advice}",
@@ -116,7 +122,14 @@ class Comparison:
             )
 
     def _differences(self) -> list[str]:
-        refused = [self._describe(key) for key in (self.then | self.now) if self._differs(key)]
+        keys: Iterable[str] = self.then | self.now
+        was, is_now = self._is_adversarial(self.then), self._is_adversarial(self.now)
+        refused = []
+        if was != is_now:
+            sides = ("set", "not set") if was else ("not set", "set")
+            refused.append("adversarial: the section is {} in the commit, and {} now".format(*sides))
+            keys = [key for key in keys if key.partition(".")[0] != "adversarial"]
+        refused += [self._describe(key) for key in keys if self._differs(key)]
         stored = self.counters["precision"]
         if stored != self.precision:
             refused.append(f"mixed precision in use: {stored} in the commit, {self.precision} now")
@@ -126,6 +139,10 @@ class Comparison:
             if asked is not None and asked != held:
                 refused.append(f"global batch: {held} in the commit, {asked} now")
         return refused
+
+    @staticmethod
+    def _is_adversarial(flat: dict[str, Any]) -> bool:
+        return any(key.startswith("adversarial.") for key in flat)
 
     def _differs(self, key: str) -> bool:
         unset = _MISSING if _ARGUMENTS.fullmatch(key) else None

@@ -220,6 +220,7 @@ def check_same_data(start: Start, identity: Identity) -> None:
     if then == {kind: {key: facts[key] for key in facts if key in then.get(kind, ())} for kind, facts in now.items()}:
         return  # a commit of an older version has no digests of pixels
     change = describe_change(then, read_record(start.commit.parent.parent), identity)
-    model = start.counters["config"]["model"]["name"]
-    remedy = f"; {take_weights(start.commit, model)}" if start.of_other_run else ", or choose another run.name"
+    config = start.counters["config"]
+    advice = take_weights(start.commit, config["model"]["name"], config.get("adversarial") is not None)
+    remedy = f"; {advice}" if start.of_other_run else ", or choose another run.name"
     raise UserError(f"the images have changed since {start.commit}: {change}; put them back{remedy}")

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from accel_restore.config.schema import Config
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.losses import Loss
-from accel_restore.losses.adversarial import Objective
+from accel_restore.losses.adversarial import Objective, r1
 from accel_restore.models.compile import compile_blocks
 from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
@@ -66,11 +66,7 @@ class BareLoop:
         for _ in range(steps):
             self.optimizer.zero_grad()
             for micro_step in range(self.accumulation):
-                is_last = micro_step == self.accumulation - 1
-                with nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
-                    self.scaler.scale(self.loss() / self.accumulation).backward()
-                if self.judge is not None:
-                    self.judge.backward(is_last)
+                self.backward(is_last=micro_step == self.accumulation - 1)
             if self.max_grad_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
@@ -80,6 +76,13 @@ class BareLoop:
                 self.ema.update(self.module)
             if self.judge is not None:
                 self.judge.step()
+
+    def backward(self, is_last: bool = True) -> None:
+        """Add the gradients of one micro-batch; ranks exchange them with the last one."""
+        with nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
+            self.scaler.scale(self.loss() / self.accumulation).backward()
+        if self.judge is not None:
+            self.judge.backward(is_last)
 
     def loss(self) -> Tensor:
         """Return the mean loss of the batch."""
@@ -95,11 +98,12 @@ class BareLoop:
 
 
 class _BareDiscriminator:
-    """The discriminator of a `BareLoop`, which trains it in every step, without R1."""
+    """The discriminator of a `BareLoop`, which trains it in every step."""
 
     def __init__(self, config: Config, loop: BareLoop, fused: bool):
         assert config.adversarial is not None
-        self.loop, self.weight, self.max_grad_norm = loop, config.adversarial.weight, config.train.max_grad_norm
+        self.loop, self.config, self.max_grad_norm = loop, config.adversarial, config.train.max_grad_norm
+        self.steps = 0
         self.objective = Objective(config.adversarial.loss)
         layout = torch.channels_last if config.train.channels_last else torch.preserve_format
         self.module = initial_discriminator(config).to(loop.device).to(memory_format=layout).train()
@@ -115,7 +119,7 @@ class _BareDiscriminator:
         with fixed(self.module), self.loop.autocast():
             real = self.module(self.loop.gt) if self.objective.is_relativistic else None
             fake = self.module(output)
-        return self.weight * self.objective.generator(fake, real).mean()
+        return self.config.weight * self.objective.generator(fake, real).mean()
 
     def backward(self, is_last: bool) -> None:
         """Add the gradient of the discriminator's loss on gt and on the last output."""
@@ -123,8 +127,10 @@ class _BareDiscriminator:
             network = self.ddp or self.module
             with self.loop.autocast():
                 real, fake = network(self.loop.gt), network(self.loop.output)
-            loss = self.objective.discriminator(real, fake).mean() / self.loop.accumulation
-            self.scaler.scale(loss).backward()
+            loss = self.objective.discriminator(real, fake).mean()
+            if self.config.r1 > 0 and self.steps % self.config.r1_every == 0:
+                loss = loss + self.config.r1 * self.config.r1_every * r1(self.module, self.loop.gt).mean()
+            self.scaler.scale(loss / self.loop.accumulation).backward()
 
     def step(self) -> None:
         """Step the optimizer, and move the vectors of spectral norm."""
@@ -135,6 +141,7 @@ class _BareDiscriminator:
         self.scaler.update()
         power_iteration(self.module)
         self.optimizer.zero_grad()
+        self.steps += 1
 
 
 def _parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -114,13 +114,14 @@ def _fits(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) ->
 def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
     """Return the largest of ascending `sizes`, at most 64, whose tensors take half of the free memory; 0 if none does.
 
-    Measured are the tensors of a step with one pair, and what a second pair adds to the forward; with
-    `train.checkpoint_blocks` to the backward too, which computes the tensors of one block at a time again.
+    Measured are the tensors of a step with one pair, and what a second pair adds to the forward. What it adds to the
+    backward is measured too with `train.checkpoint_blocks`, which computes the tensors of one block at a time again,
+    and with a discriminator, which has a forward and a backward of its own.
     """
     free = _SHARE_ON_CPU * memory_bytes() / launch_or_alone().local_world_size
     with LiveBytes() as whole:
         _trial(config, accelerator, loss_fn, 1)(_STEPS)
-    measure = _trace_backward if config.train.checkpoint_blocks else _trace_forward
+    measure = _trace_backward if config.train.checkpoint_blocks or config.adversarial else _trace_forward
     one, two = (measure(_trial(config, accelerator, loss_fn, size)) for size in (1, 2))
     added = max(after - before for before, after in zip(one, two, strict=False))
     fitting = [size for size in sizes if size <= _MOST_ON_CPU and whole.most + (size - 1) * added <= free]
@@ -135,12 +136,12 @@ def _trace_forward(bare: BareLoop) -> list[int]:
 
 
 def _trace_backward(bare: BareLoop) -> list[int]:
-    """Return the bytes of tensors after each operation of a forward and backward.
+    """Return the bytes of tensors after each operation of the forwards and backwards of a step.
 
     At the peak of a single pair, gradients of weights could hide what a second one adds elsewhere.
     """
     with LiveBytes() as live:
-        bare.loss().backward()
+        bare.backward()
     return live.trace
 
 

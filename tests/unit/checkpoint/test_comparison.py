@@ -155,6 +155,30 @@ def test_resuming_another_run_with_another_rate_names_the_way_to_take_its_weight
     assert lines == ["  - optimizer.lr: 0.001 in the commit, 0.0001 now"]
 
 
+def test_a_section_adversarial_that_only_one_side_has_is_one_difference(tmp_path):
+    commit = tmp_path / "other" / "step-00000006"
+    shutil.copytree(COMMIT, commit)
+    manifest = json.loads((commit / "COMMIT.json").read_text())
+    manifest["files"]["discriminator.safetensors"] = manifest["files"]["best.safetensors"]
+    (commit / "COMMIT.json").write_text(json.dumps(manifest))
+    plain = load_config(OLD / "old.yaml", ["run.name=new"])
+    with_section = load_config(OLD / "old.yaml", ["run.name=new", "adversarial={loss: hinge, r1: 2}"])
+    counters = {**COUNTERS, "config": with_section.model_dump(mode="json")}
+    assert differences(with_section) == ["adversarial: the section is not set in the commit, and set now"]
+    assert differences(plain, counters) == ["adversarial: the section is set in the commit, and not set now"]
+    assert differences(with_section, counters) == []
+
+    other = load_config(OLD / "old.yaml", ["run.name=new", "adversarial={loss: vanilla}"])
+    with pytest.raises(UserError) as caught:
+        Comparison(other, counters, [], "no").check_other(commit)
+    title, *lines = str(caught.value).splitlines()
+    assert f" adversarial.discriminator.checkpoint={commit / 'discriminator.safetensors'} in place" in title
+    assert lines == [
+        "  - adversarial.loss: hinge in the commit, vanilla now",
+        "  - adversarial.r1: 2.0 in the commit, 0.0 now",
+    ]
+
+
 def test_weights_that_do_not_fit_the_new_model_are_not_suggested(tmp_path):
     config = load_config(OLD / "old.yaml", ["optimizer.lr=1e-4", "model.width=8", "run.name=new"])
     with pytest.raises(UserError) as caught:

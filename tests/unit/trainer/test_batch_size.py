@@ -58,6 +58,7 @@ def test_batch_size_is_bounded_by_epoch_and_global_batch(overrides, samples, ran
         ["model.width=32", "optimizer.name=sgd"],
         ["data.patch_size=32", "train.ema_decay=0.9"],
         ["data.patch_size=32", "train.checkpoint_blocks=true"],
+        ["data.patch_size=16", "adversarial={discriminator: {name: unet_sn, width: 24}, r1: 1}"],
     ],
 )
 def test_largest_batch_on_cpu_fits_into_the_counted_memory(overrides, accelerator, monkeypatch, one_thread):
