@@ -11,9 +11,9 @@ import yaml
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.commands._children import error_of, run_module
-from accel_restore.config.data import named_sets
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
+from accel_restore.config.sets import named_sets
 from accel_restore.errors import UserError
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.run_files import read_lines, read_status

@@ -6,8 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import DEFAULT_NAMES, OpenSection, PositiveInt, Section, named, one_of
-from accel_restore.config.data import PathText
 from accel_restore.config.optim import Adam, AnyOptimizer, AnySchedule, Constant
+from accel_restore.config.sets import PathText
 from accel_restore.registry import DISCRIMINATORS
 
 _ADAM = DEFAULT_NAMES["adversarial.optimizer"]

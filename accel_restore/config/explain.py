@@ -9,10 +9,10 @@ from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
 from accel_restore.config.base import DEFAULT_NAMES
-from accel_restore.config.data import NO_SECTIONS, SEVERAL
 from accel_restore.config.keys import sections_in
 from accel_restore.config.optim import BY_PATH, OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, OwnOptimizer, OwnSchedule
 from accel_restore.config.schema import Config
+from accel_restore.config.sets import NO_SECTIONS, SEVERAL
 from accel_restore.utils.imports import did_you_mean, misspelt, nearest, unknown_choice, unknown_name
 
 _CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {

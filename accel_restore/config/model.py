@@ -6,7 +6,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, one_of
-from accel_restore.config.data import PathText
+from accel_restore.config.sets import PathText
 from accel_restore.models.architectures import model_names, refused_names
 from accel_restore.models.presets import describe_unknown, presets_of
 

@@ -11,9 +11,10 @@ from pydantic_core import PydanticCustomError
 
 from accel_restore.config.adversarial import Adversarial
 from accel_restore.config.base import DEFAULT_NAMES, Fraction, OpenSection, PositiveInt, Section, named, one_of, switch
-from accel_restore.config.data import Data, PathText, ValSet, key_of
+from accel_restore.config.data import Data
 from accel_restore.config.model import Model
 from accel_restore.config.optim import AdamW, AnyOptimizer, AnySchedule, Cosine, OwnSchedule
+from accel_restore.config.sets import PathText, ValSet, key_of
 from accel_restore.config.validation import Validation
 from accel_restore.registry import LOSSES
 

@@ -15,7 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from accel_restore.config.base import OpenSection, PositiveInt, Section, check_name, one_of
-from accel_restore.config.data import PathText
+from accel_restore.config.sets import PathText
 from accel_restore.registry import METRICS
 from accel_restore.utils.imports import unknown_choice
 

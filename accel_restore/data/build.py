@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel_restore.config.data import Data, Source, TrainSet, ValSet, key_of
+from accel_restore.config.data import Data
+from accel_restore.config.sets import Source, TrainSet, ValSet, key_of
 from accel_restore.data.cache import Opened, Size, Track, open_stores
 from accel_restore.data.cache_folder import default_cache
 from accel_restore.data.decode import ImageSource

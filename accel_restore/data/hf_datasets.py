@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accel_restore.config.data import Source
+from accel_restore.config.sets import Source
 from accel_restore.data.decode import Cell
 from accel_restore.data.hf_columns import Reach, choose_columns, images_of, names_of
 from accel_restore.data.pairs import Pair, Pairs

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from accel_restore.config.data import Data, key_of
+from accel_restore.config.data import Data
+from accel_restore.config.sets import key_of
 from accel_restore.data.mixture import MixedSet
 from accel_restore.data_check.findings import Finding
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from accel_restore import __version__
-from accel_restore.config.data import named_sets
+from accel_restore.config.sets import named_sets
 from accel_restore.metrics.format import TITLES, format_score, metrics_of
 from accel_restore.models.architectures import model_names
 from accel_restore.utils.redaction import without_paths

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel_restore.config.data import MAX_PIXELS, Data, Source, key_of
+from accel_restore.config.data import MAX_PIXELS, Data
 from accel_restore.config.load import load_run_config
+from accel_restore.config.sets import Source, key_of
 from accel_restore.data.build import degradations_of, pairs_of
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair, held_out

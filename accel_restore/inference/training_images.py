@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from accel_restore.config.data import key_of
+from accel_restore.config.sets import key_of
 from accel_restore.data.identity import RECORD, ImageSet, in_words, of_kind, read_record
 from accel_restore.models.weights_file import find_weights
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel_restore.config.data import key_of
 from accel_restore.config.schema import Config
+from accel_restore.config.sets import key_of
 from accel_restore.config.validation import Validation
 from accel_restore.data.degradations.pipeline import with_defaults
 from accel_restore.errors import UserError

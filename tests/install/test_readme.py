@@ -16,10 +16,10 @@ from runs import ROOT, clean_environment, succeed
 from accel_restore.cli import COMMANDS
 from accel_restore.commands._arguments import ConfigurationParser
 from accel_restore.config.adversarial import Adversarial
-from accel_restore.config.data import Source, TrainSet, ValSet
 from accel_restore.config.load import config_from, parse_yaml
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS
 from accel_restore.config.schema import Config
+from accel_restore.config.sets import Source, TrainSet, ValSet
 from accel_restore.data.degradations.pipeline import build_degradation
 from accel_restore.registry import DEGRADATIONS, DISCRIMINATORS, LOSSES, MODELS
 from accel_restore.utils.imports import resolve

@@ -117,7 +117,7 @@ def test_two_processes_share_one_copy_in_memory(tmp_path):
 
 PROCESS = """
 import sys
-from accel_restore.config.data import Source
+from accel_restore.config.sets import Source
 from accel_restore.data.hf_datasets import find_rows
 assert "datasets" not in sys.modules
 pairs, problems = find_rows(Source(dataset=sys.argv[1], gt="clean", input="noisy"), "data.train")

@@ -19,8 +19,8 @@ from PIL import Image
 from weight_files import build, write
 
 import accel_restore
-from accel_restore.config.data import Source
 from accel_restore.config.load import config_from, load_config, parse_yaml
+from accel_restore.config.sets import Source
 from accel_restore.data import hf_datasets as hub
 from accel_restore.data.pairs import find_pairs
 from accel_restore.errors import UserError

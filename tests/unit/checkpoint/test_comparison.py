@@ -10,11 +10,12 @@ from pydantic import Field, create_model
 
 from accel_restore.checkpoint.comparison import Comparison
 from accel_restore.config import keys, stored
-from accel_restore.config.data import Data, Degradation, Source, Stage
+from accel_restore.config.data import Data, Stage
 from accel_restore.config.load import config_from, load_config
 from accel_restore.config.model import Model
 from accel_restore.config.optim import OPTIMIZER_SECTIONS, SCHEDULE_SECTIONS, AdamW
 from accel_restore.config.schema import Config, Train
+from accel_restore.config.sets import Degradation, Source
 from accel_restore.errors import UserError
 
 OLD = Path(__file__).parents[2] / "fixtures" / "run_before_rooms"

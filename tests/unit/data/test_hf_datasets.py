@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel_restore.config.data import Source
 from accel_restore.config.load import config_from, load_config, to_yaml
 from accel_restore.config.schema import Config
+from accel_restore.config.sets import Source
 from accel_restore.data.decode import Cell, read_image
 from accel_restore.data.hf_datasets import find_rows
 from accel_restore.data.image_formats import ImageError
