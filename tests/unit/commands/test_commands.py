@@ -176,7 +176,7 @@ LAUNCHES = [
 @pytest.mark.parametrize("command", [["check"], ["bench", "data", "--seconds", "0.01"]], ids=["check", "bench data"])
 def test_a_command_of_one_process_ignores_a_launch(command, tmp_path, monkeypatch):
     config = write_config(tmp_path, train=sound(tmp_path, 4)[0].source)
-    for variables in LAUNCHES:
+    for variables in LAUNCHES if command[0] == "bench" else LAUNCHES[::3]:  # they are seen before the command is
         AcceleratorState._reset_state(reset_partial_state=True)
         with monkeypatch.context() as patch:
             for name, value in variables.items():

@@ -1,4 +1,4 @@
-"""Tests of `test_fit_globals` that need a process of their own: others leave settings behind."""
+"""Tests of `test_process_settings` that need a process of their own: others leave settings behind."""
 
 import ctypes
 import faulthandler
