@@ -1,6 +1,7 @@
 """Augmentation of a batch on the training device: flips, quarter turns, mixing, degradation, conversion to float."""
 
 from concurrent.futures import Executor
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
 
 
 def to_float(
-    crops: Tensor, codes: np.ndarray | None = None, channels_last: bool = False, range: Range = UNIT
+    crops: Tensor, codes: Tensor | None = None, channels_last: bool = False, range: Range = UNIT
 ) -> Tensor:
     """Return crops (B, H, W, C) as float (B, C, H, W) on the scale of networks, of torch's default dtype.
 
@@ -60,32 +61,30 @@ def to_float(
         device=crops.device,
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )
-    if codes is None:
-        images.copy_(crops.permute(0, 3, 1, 2))
-    else:
-        for image, crop, code in zip(images, crops, codes.tolist(), strict=True):
-            image.copy_(turned(crop, code).permute(2, 0, 1))
+    images.copy_((crops if codes is None else turned(crops, codes)).permute(0, 3, 1, 2))
     if not crops.is_floating_point():
         return images.div_(torch.iinfo(crops.dtype).max)
     low, high = range
     return images if range == UNIT else images.sub_(low).div_(high - low)
 
 
-def turned(crop: Tensor, code: int) -> Tensor:
-    """Return the crop (H, W, C) with the flips, then the rotation by 90° (counter-clockwise), of a code."""
-    rotate = bool(code & FLIPS["rot90"])
-    dims = [dim for dim, flip in ((1, bool(code & FLIPS["hflip"]) ^ rotate), (0, code & FLIPS["vflip"])) if flip]
-    if dims and crop.dtype == torch.uint16:  # torch has few GPU operations for uint16
-        crop = crop.view(torch.int16).flip(dims).view(torch.uint16)
-    elif dims:
-        crop = crop.flip(dims)
-    return _transposed(crop) if rotate else crop
+def turned(crops: Tensor, codes: Tensor) -> Tensor:
+    """Return square crops (B, H, W, C), each with the flips, then the rotation by 90° (counter-clockwise), of its code.
+
+    The number of operations does not depend on B. Shapes: codes (B,) int64, on the device of the crops.
+    """
+    pixels = crops.flatten(1, 2)
+    places = _places(crops.shape[1], crops.device)[codes].unsqueeze(2).expand_as(pixels)
+    if pixels.dtype == torch.uint16:  # torch has few GPU operations for uint16
+        return pixels.view(torch.int16).gather(1, places).view(torch.uint16).view_as(crops)
+    return pixels.gather(1, places).view_as(crops)
 
 
-def _transposed(crop: Tensor) -> Tensor:
-    """(H, W, C) as (W, H, C)."""
-    if crop.device.type != "cpu":
-        return crop.transpose(0, 1)
-    values = crop.numpy()  # moves whole pixels; torch on a CPU would move each value of a pixel
-    pixels = values.view(np.dtype((np.void, values.shape[2] * values.itemsize)))[..., 0]
-    return torch.from_numpy(np.ascontiguousarray(pixels.T).view(values.dtype).reshape(*pixels.T.shape, -1))
+@lru_cache(maxsize=4)
+def _places(side: int, device: torch.device) -> Tensor:
+    """For each code, which pixel of a square crop comes to each place. Shapes: (8, side²) int64."""
+    grid, places = torch.arange(side**2, device=device).view(side, side), []
+    for code in range(8):
+        flipped = grid.flip([dim for dim, name in enumerate(("vflip", "hflip")) if code & FLIPS[name]])
+        places.append((flipped.rot90() if code & FLIPS["rot90"] else flipped).flatten())
+    return torch.stack(places)

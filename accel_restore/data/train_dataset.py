@@ -23,9 +23,10 @@ from accel_restore.utils.rng import Draw, hashes, keys, uniform
 class CropDataset(Dataset):
     """The samples of a set's pass; `__getitems__` returns a whole batch of crops, copied from the mapped images.
 
-    A batch holds `gt` and, for paired sources, `input`, (B, H, W, C) as stored, and `weight` (B,). On the host, as
-    numpy arrays, it holds `id`, `flips` (codes) and `seeds` of the degradation, and the `range` of float pixels. With
-    `scale` s the corner of a gt crop is at a multiple of s, and the input crop, s times smaller, covers the same area.
+    A batch holds `gt` and, for paired sources, `input`, (B, H, W, C) as stored, `weight` (B,) and `flips` (B,), the
+    codes of `augment`. On the host, as numpy arrays, it holds `id`, `seeds` of the degradation, and the `range` of
+    float pixels. With `scale` s the corner of a gt crop is at a multiple of s, and the input crop, s times smaller,
+    covers the same area.
 
     If samples have partners (mixup), the partners' crops follow those of the batch. `partner` (B,) is the index of each
     sample's partner in the batch, and `share` (B,) is the share of the sample that is kept.
@@ -80,7 +81,7 @@ class CropDataset(Dataset):
             "gt": self._crops(self.gt, size, images, scale * tops, scale * lefts),
             "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
             "id": np.where(weights > 0, own, -1),
-            "flips": draw(Draw.FLIP).astype(np.int64) & self.flip_bits,
+            "flips": torch.from_numpy(draw(Draw.FLIP).astype(np.int64) & self.flip_bits),
             "seeds": draw(Draw.DEGRADE),
             "range": np.array(self.range),
         }
