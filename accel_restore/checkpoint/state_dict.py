@@ -64,6 +64,7 @@ class _Counters(BaseModel):
     objects: list[str] = []
     callbacks: dict[str, list[dict[str, Any]]] = {}
     discriminator: dict[str, Any] | None = None
+    noise_by_batch: bool = False
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:

@@ -46,9 +46,7 @@ def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(images[partner], images[: len(partner)], share.view(-1, 1, 1, 1))
 
 
-def to_float(
-    crops: Tensor, codes: Tensor | None = None, channels_last: bool = False, range: Range = UNIT
-) -> Tensor:
+def to_float(crops: Tensor, codes: Tensor | None = None, channels_last: bool = False, range: Range = UNIT) -> Tensor:
     """Return crops (B, H, W, C) as float (B, C, H, W) on the scale of networks, of torch's default dtype.
 
     Integers are divided by their largest value. Of float crops, `range` becomes [0, 1]; others are outside of it, and
@@ -61,17 +59,33 @@ def to_float(
         device=crops.device,
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )
-    images.copy_((crops if codes is None else turned(crops, codes)).permute(0, 3, 1, 2))
+    if codes is not None and crops.device.type == "cpu":  # here, one by one is twice as fast
+        for image, crop, code in zip(images, crops, codes.tolist(), strict=True):
+            image.copy_(turned(crop, code).permute(2, 0, 1))
+    else:
+        images.copy_((crops if codes is None else turned_together(crops, codes)).permute(0, 3, 1, 2))
     if not crops.is_floating_point():
         return images.div_(torch.iinfo(crops.dtype).max)
     low, high = range
     return images if range == UNIT else images.sub_(low).div_(high - low)
 
 
-def turned(crops: Tensor, codes: Tensor) -> Tensor:
-    """Return square crops (B, H, W, C), each with the flips, then the rotation by 90° (counter-clockwise), of its code.
+def turned(crop: Tensor, code: int) -> Tensor:
+    """Return a crop (H, W, C) on the CPU with the flips, then the rotation by 90° (counter-clockwise), of a code."""
+    rotate = bool(code & FLIPS["rot90"])
+    dims = [dim for dim, flip in ((1, bool(code & FLIPS["hflip"]) ^ rotate), (0, code & FLIPS["vflip"])) if flip]
+    crop = crop.flip(dims) if dims else crop
+    if not rotate:
+        return crop
+    values = crop.numpy()  # moves whole pixels; torch would move each value of a pixel
+    pixels = values.view(np.dtype((np.void, values.shape[2] * values.itemsize)))[..., 0]
+    return torch.from_numpy(np.ascontiguousarray(pixels.T).view(values.dtype).reshape(*pixels.T.shape, -1))
 
-    The number of operations does not depend on B. Shapes: codes (B,) int64, on the device of the crops.
+
+def turned_together(crops: Tensor, codes: Tensor) -> Tensor:
+    """Return square crops (B, H, W, C), each as `turned` returns it: in two operations, as many on any number of crops.
+
+    Shapes: codes (B,) int64, on the device of the crops.
     """
     pixels = crops.flatten(1, 2)
     places = _places(crops.shape[1], crops.device)[codes].unsqueeze(2).expand_as(pixels)
@@ -83,8 +97,5 @@ def turned(crops: Tensor, codes: Tensor) -> Tensor:
 @lru_cache(maxsize=4)
 def _places(side: int, device: torch.device) -> Tensor:
     """For each code, which pixel of a square crop comes to each place. Shapes: (8, side²) int64."""
-    grid, places = torch.arange(side**2, device=device).view(side, side), []
-    for code in range(8):
-        flipped = grid.flip([dim for dim, name in enumerate(("vflip", "hflip")) if code & FLIPS[name]])
-        places.append((flipped.rot90() if code & FLIPS["rot90"] else flipped).flatten())
-    return torch.stack(places)
+    grid = torch.arange(side**2).view(side, side, 1)
+    return torch.stack([turned(grid, code).flatten() for code in range(8)]).to(device)

@@ -280,7 +280,8 @@ def _training_sets(
             range=data.range,
             readers=readers,
         )
-        sets.append(TrainingSet(name, crops, degradations[one.key], one.pairs, source.share, source.synthetic_share))
+        degrade = degradations[one.key].for_training()
+        sets.append(TrainingSet(name, crops, degrade, one.pairs, source.share, source.synthetic_share))
     return TrainingSets(sets)
 
 

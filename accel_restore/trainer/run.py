@@ -277,6 +277,7 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
             "callbacks": run.own.state_dicts(run.state),
             "global_batches": [plan.global_batch for plan in plans],
             "precision": run.accelerator.mixed_precision,
+            "noise_by_batch": run.data.train.sets[0].degrade.by_batch,
             "data": run.data.found.facts,
             "wandb_id": run.trackers.wandb.id if run.trackers.wandb else None,
         }

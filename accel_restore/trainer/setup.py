@@ -330,6 +330,8 @@ def _open_data(
         raise UserError(f"data: rank {others[0]} sees other images than rank 0; all machines must have the same ones")
     if start.counters is not None:
         on_all_ranks(accelerator, lambda: check_same_data(start, data.identity), only_main=True)
+        for one in data.train.sets:  # a run that began with an earlier version keeps its noise
+            one.degrade.by_batch = start.counters.get("noise_by_batch", False)
     return data
 
 

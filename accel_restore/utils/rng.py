@@ -81,6 +81,10 @@ class KeyedRandom:
         """Return 0 … n − 1 in a random order."""
         return sorted(range(n), key=[self._next() for _ in range(n)].__getitem__)
 
+    def signed(self) -> int:
+        """Draw a whole number of 64 bits with a sign."""
+        return self._next() - 2**63
+
     def generator(self, device: torch.device) -> torch.Generator:
         """Return a torch generator seeded by the next draw, for draws per pixel."""
         import torch

@@ -171,7 +171,8 @@ def _decode(train: TrainingSets, max_pixels: int, samples: list[Sample]) -> None
 def _flip(groups: list[SampleGroup]) -> None:
     for batch in (group.batch for group in groups):
         for name in {"gt", "input"} & set(batch):
-            turned(batch[name], batch["flips"])
+            for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
+                turned(crop, code).contiguous()
 
 
 def _copy(train: TrainingSets, samples: Sequence[Sample]) -> None:

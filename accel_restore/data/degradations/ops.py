@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from accel_restore.data.degradations.noise import normals, to_device
 from accel_restore.data.degradations.pipeline import Size, Steps, numbers, one_of
 from accel_restore.utils.rng import KeyedRandom, Range, ends
 
@@ -37,6 +38,23 @@ def gaussian_noise(image: Tensor, random: KeyedRandom, *, sigma: Amount = 25, gr
     """
     strength = random.uniform(sigma) / 255
     return image + random.normal(image[:1] if random.chance(gray) else image, strength)
+
+
+def _gaussian_noise_of_batch(
+    images: Tensor, randoms: Sequence[KeyedRandom], *, sigma: Range = 25, gray: float = 0.0
+) -> Tensor:
+    """`gaussian_noise` of images (B, C, H, W), each with its own draws; the same on any device."""
+    device, dtype = images.device, images.dtype
+    strengths = to_device([random.uniform(sigma) / 255 for random in randoms], device, dtype)
+    shared = [random.chance(gray) for random in randoms]
+    keys = to_device([random.signed() for random in randoms], device, torch.int64)
+    noise = normals(keys, images.shape[1:], dtype)
+    if any(shared):
+        noise = torch.where(to_device(shared, device, torch.bool).view(-1, 1, 1, 1), noise[:, :1], noise)
+    return images + strengths.view(-1, 1, 1, 1) * noise
+
+
+gaussian_noise.__dict__["of_batch"] = _gaussian_noise_of_batch
 
 
 def poisson_noise(

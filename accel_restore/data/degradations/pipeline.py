@@ -12,6 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,14 @@ class Step:
     takes_size: bool
     on_host: bool
 
+    @property
+    def of_batch(self) -> Callable | None:
+        """The function of a whole batch, (images (B, C, H, W), one random per image, **arguments), if there is one.
+
+        A step by chance has none.
+        """
+        return getattr(self.function, "of_batch", None) if self.probability == 1 else None
+
     def __call__(self, image: Tensor, random: KeyedRandom, size: Size) -> Tensor:
         """Return the degraded image, or by chance the image itself."""
         if not random.chance(self.probability):
@@ -103,12 +112,22 @@ Steps = list[Step]  # a parameter with this annotation is configured by a list o
 
 
 class DegradationPipeline:
-    """A function (gt, seeds) → input; `on_host`: a step works only on the CPU, so all steps are best applied there."""
+    """A function (gt, seeds) → input; `on_host`: a step works only on the CPU, so all steps are best applied there.
+
+    With `by_batch`, steps are applied to whole batches if each of them can be. A sample's noise is then another one. It
+    is the same on every device, and still depends only on the sample's seed.
+    """
 
     def __init__(self, steps: Steps, scale: int, input_channels: int | None = None, key: str = "data.degradation"):
         """`input_channels` are those of the result; None: as many as gt has. `key` is that of the steps in messages."""
         self.steps, self.scale, self.input_channels, self.key = steps, scale, input_channels, key
-        self.on_host = any(step.on_host for step in steps)
+        self.on_host, self.by_batch = any(step.on_host for step in steps), False
+
+    def for_training(self) -> DegradationPipeline:
+        """Return the same function `by_batch`. Validation, whose inputs must not change, goes without."""
+        other = copy(self)
+        other.by_batch = True
+        return other
 
     def __call__(self, gt: Tensor, seeds: np.ndarray, each: Callable[..., Iterable] = map) -> Tensor:
         """Return the degraded images; each depends only on its gt and seed. `each` is `map`, or the map of a pool.
@@ -119,7 +138,21 @@ class DegradationPipeline:
         """
         import torch
 
-        return torch.stack(list(each(self._degraded, zip(gt, map(KeyedRandom, seeds.tolist()), strict=True))))
+        randoms = [KeyedRandom(seed) for seed in seeds.tolist()]
+        if self.by_batch and all(step.of_batch is not None for step in self.steps):
+            return self._degraded_together(gt, randoms)
+        return torch.stack(list(each(self._degraded, zip(gt, randoms, strict=True))))
+
+    def _degraded_together(self, images: Tensor, randoms: list[KeyedRandom]) -> Tensor:
+        gt = images.shape[1:]
+        for position, step in enumerate(self.steps):
+            assert step.of_batch is not None
+            parts = [random.split(position) for random in randoms]
+            for part in parts:
+                part.chance(step.probability)  # as a step that is applied to one sample
+            images = step.of_batch(images, parts, **step.arguments)
+        self.check(images.shape[1:], gt)
+        return images
 
     def _degraded(self, sample: tuple[Tensor, KeyedRandom]) -> Tensor:
         import torch
