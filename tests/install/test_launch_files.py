@@ -1,9 +1,11 @@
 """The files of launch/: the program that each file is for accepts it, and starts with it where this machine can."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from accel_restore.train import parse_arguments
 
 LAUNCH = ROOT / "launch"
 SWEEP = LAUNCH / "sweep.yaml"
-ACCELERATE = sorted({*LAUNCH.glob("*.yaml")} - {SWEEP})
+SKYPILOT = LAUNCH / "skypilot.yaml"
+DOCKERFILE = LAUNCH / "Dockerfile"
+ACCELERATE = sorted({*LAUNCH.glob("*.yaml")} - {SWEEP, SKYPILOT})
 SCRIPT = LAUNCH / "torchrun.sh"
 TRAIN_JOB = LAUNCH / "kubernetes" / "trainjob.yaml"
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
@@ -45,7 +49,7 @@ def file_of(config):
 
 def test_the_table_names_every_file():
     table = (LAUNCH / "README.md").read_text()
-    files = {path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*.*") if path.name != "README.md"}
+    files = {path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*") if path.is_file()} - {"README.md"}
     assert set(re.findall(r"^\| [^|]+ \| \[([^\]]+)\]\(\1\) \|", table, re.MULTILINE)) == files
 
 
@@ -231,6 +235,48 @@ def test_torchrun_accepts_the_environment_of_the_train_job(monkeypatch):
     patch = TRAIN_JOB.read_text()
     grace = int(re.search(r"terminationGracePeriodSeconds: (\d+)", patch)[1])
     assert 30 < int(trainer["env"][0]["value"]) < grace
+
+
+# SkyPilot, Docker ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_skypilot_task_starts_torchrun_on_each_node(nodes, tmp_path):
+    task = yaml.safe_load(SKYPILOT.read_text())
+    run = task["run"].replace("source ~/accel-restore/bin/activate\n", "")
+    assert run != task["run"] and "~/accel-restore ." in task["setup"]
+    stub = tmp_path / "torchrun"
+    stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SKYPILOT_NUM_NODES": str(nodes),
+        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+        "SKYPILOT_NODE_IPS": "\n".join(f"10.0.0.{node}" for node in range(nodes)),
+        **task["envs"],
+    }
+    command = ["bash", "-euo", "pipefail", "-c", run]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    parsed = get_args_parser().parse_args(done.stdout.splitlines())
+    assert (parsed.nnodes, parsed.nproc_per_node) == (str(nodes), "8")
+    assert (parsed.rdzv_endpoint, parsed.training_script) == ("10.0.0.0:29400", "accel_restore.train")
+    options = parse_arguments(parsed.training_script_args)
+    (volume,) = task["volumes"]
+    written = [value.partition("=")[2] for value in options.overrides]
+    assert all(place.startswith(f"{volume}/") for place in (options.config, *written)) and len(written) == 2
+
+
+def test_the_image_holds_what_the_wheel_is_built_from():
+    text = DOCKERFILE.read_text()
+    copied = {name for line in re.findall("^COPY (.+) .+$", text, re.MULTILINE) for name in line.split()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    assert copied == needed | {*wheel["packages"], *wheel["force-include"]}
+    (extras,) = re.findall(r"pip install .*'\.\[(.+)\]'", text)
+    assert {*extras.split(",")} <= project["project"]["optional-dependencies"].keys()
+    assert json.loads(re.search("^ENTRYPOINT (.+)$", text, re.MULTILINE)[1]) == [*project["project"]["scripts"]]
+    assert re.search("^USER [1-9]", text, re.MULTILINE)  # not root
 
 
 # W&B -----------------------------------------------------------------------------------------------------------------
