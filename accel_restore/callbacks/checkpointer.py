@@ -1,24 +1,28 @@
 """The callback that commits a run and keeps its best weights, from the main process."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from accel_restore.callbacks.folder_check import FolderCheck
 from accel_restore.callbacks.metrics_logger import MetricsLogger
 from accel_restore.callbacks.replica_check import ReplicaCheck
 from accel_restore.checkpoint.commits import find_commits, prune, write_commit
-from accel_restore.checkpoint.state_dict import best_weights, collect
+from accel_restore.checkpoint.host_copy import HostCopy
+from accel_restore.checkpoint.state_dict import Snapshot, best_file, best_weights, collect
 from accel_restore.config.schema import Checkpoint
 from accel_restore.data.batch_plan import BatchSchedule
 from accel_restore.errors import PreemptedError, RunAbortedError
 from accel_restore.models.weights_file import WEIGHTS
 from accel_restore.state import Callback, EpochRecord, TrainState
-from accel_restore.utils.files import replace_file
+from accel_restore.utils.files import Part, replace_file
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class CommitSource:
 
 class Checkpointer(Callback):
     """Commits at the end of epochs and, if configured, every N steps; runs after the MetricsLogger.
+
+    The main thread copies the state; one thread writes the copy while training continues. At most one commit is being
+    written: the next one waits for it, before it makes its copy in the same memory.
 
     If a commit cannot be written (full disk), this is logged and training continues; the next due commit replaces it.
     The last one must succeed.
@@ -47,14 +54,22 @@ class Checkpointer(Callback):
         logger: MetricsLogger,
         folder_check: FolderCheck,
         replica_check: ReplicaCheck,
+        writer: ThreadPoolExecutor,
     ):
+        """`writer` has one thread, so that it does its jobs in order."""
         self.folder, self.schedule, self.accelerator, self.source = logger.log.folder, schedule, accelerator, source
         self.stages, self.folder_check, self.replica_check = stages, folder_check, replica_check
         self.logger, self.log = logger, logger.console.log
-        self.best, self.best_is_written = source.best, True
         self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or attempt at one
+        self.writer = writer
+        self.commit_job: Future | None = None  # the last one of each kind
+        self.best_job: Future | None = None
+        self.state_copy, self.best_copy = HostCopy(), HostCopy()
+        # The jobs' own, on the main process:
+        self.best: list[Part] | None = None if source.best is None else [source.best]  # content of best.safetensors
+        self.best_is_written = True
         self.written: Path | None = None  # the last commit
-        self.failure: OSError | None = None  # of the last attempt, on the main process
+        self.failure: OSError | None = None  # of the last attempt
 
     def on_step(self, state: TrainState) -> None:
         every = self.schedule.every_steps
@@ -71,14 +86,17 @@ class Checkpointer(Callback):
             self.commit(state)
 
     def on_best(self, state: TrainState) -> None:
-        """Write best.safetensors."""
-        best = best_weights(state, self.accelerator, self.source.metadata(state))
-        if best is not None:
-            self.best, self.best_is_written = best, False
-            try:
-                self._write_best()
-            except OSError as error:
-                self._report(f"{self.folder / WEIGHTS}", error)
+        """Copy the best weights, and begin to write best.safetensors."""
+        self.wait()  # also for the last commit, which holds the best weights before these
+        weights = best_weights(state, self.accelerator, self.best_copy)
+        if weights:
+            self.best_job = self.writer.submit(self._keep_best, weights, self.source.metadata(state))
+
+    def wait(self) -> None:
+        """Wait until all is written. Errors other than full disks, which are reported, are raised."""
+        for job in (self.best_job, self.commit_job):
+            if job is not None:
+                job.result()
 
     def on_exit(self, state: TrainState, error: BaseException | None) -> None:
         """Make sure that the last state is committed.
@@ -86,15 +104,28 @@ class Checkpointer(Callback):
         Raises: RunAbortedError, on all ranks, if it cannot be written.
         """
         if error is not None and not isinstance(error, PreemptedError):
+            with suppress(Exception):  # the first error counts
+                self.wait()
             return
+        self.wait()
         if self._failed() is not None:
             self.saved = None  # try again
         self.commit(state)
+        self.wait()
         if (failure := self._failed()) is not None:
             raise RunAbortedError(
                 f"{self.folder}: the last checkpoint cannot be written ({failure}); free some space, and continue from "
                 "the checkpoint before"
             )
+
+    def _keep_best(self, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write best.safetensors; a job."""
+        self.best_copy.wait()
+        self.best, self.best_is_written = best_file(weights, metadata), False
+        try:
+            self._write_best()
+        except OSError as error:
+            self._report(f"{self.folder / WEIGHTS}", error)
 
     def _write_best(self) -> None:
         is_there = self.best_is_written and (self.folder / WEIGHTS).exists()
@@ -103,21 +134,26 @@ class Checkpointer(Callback):
             self.best_is_written = True
 
     def commit(self, state: TrainState) -> None:
-        """Commit the state, unless that is done. Every rank calls it.
+        """Copy the state and begin to write it, unless that is done. Every rank calls it.
 
         Raises: DivergedError, RunAbortedError, if the weights are not worth keeping, or the folder is not this run's.
         """
         if self.saved == (state.epoch, state.step):
             return
         self.saved = (state.epoch, state.step)
+        if self.commit_job is not None:
+            self.commit_job.result()
         self.folder_check.check()
         self.replica_check.check(state)
-        files = collect(state, self.logger.window_sums, self.accelerator, self.source.counters())
-        if files is not None:
-            self._write(state, files)
+        snapshot = collect(state, self.logger.window_sums, self.accelerator, self.source.counters(), self.state_copy)
+        if snapshot is not None:
+            is_good = not state.skipped_in_row
+            self.commit_job = self.writer.submit(self._write, state.step, state.epoch, snapshot, is_good)
 
-    def _write(self, state: TrainState, files: dict[str, bytes]) -> None:
-        folder, self.failure, last = self.folder / "checkpoints", None, "none"
+    def _write(self, step: int, epoch: int, snapshot: Snapshot, is_good: bool) -> None:
+        """Write a commit; a job. One that is not `is_good` may be of a diverged run, so older ones are kept."""
+        self.state_copy.wait()
+        folder, files, self.failure, last = self.folder / "checkpoints", snapshot.files(), None, "none"
         if self.best is not None:
             files[WEIGHTS] = self.best
         try:
@@ -125,14 +161,14 @@ class Checkpointer(Callback):
             self._write_best()
             self.logger.log.sync()  # a commit is never newer than the lines before it
             former, is_gone = self.written, self.written is not None and not self.written.exists()
-            self.written = write_commit(folder, state.step, state.epoch, files)
+            self.written = write_commit(folder, step, epoch, files)
             if is_gone:
-                self.log(f"{former}: was removed by someone else; the commit of step {state.step} replaces it")
+                self.log(f"{former}: was removed by someone else; the commit of step {step} replaces it")
         except OSError as error:
             self.failure = error
-            self._report(f"checkpoint of step {state.step} (the last one is {last})", error)
+            self._report(f"checkpoint of step {step} (the last one is {last})", error)
             return
-        if not state.skipped_in_row:  # otherwise this commit may be one of a diverged run: keep the good ones
+        if is_good:
             try:
                 prune(folder, self.schedule.keep)
             except OSError as error:

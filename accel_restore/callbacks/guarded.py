@@ -215,16 +215,21 @@ class GuardedCallbacks(Callback):
 class AfterCommit(Callback):
     """The second part of `GuardedCallbacks`; runs after the Checkpointer."""
 
-    def __init__(self, own: GuardedCallbacks, ends_epoch: Callable[[TrainState], bool]):
-        """`ends_epoch` says whether the last step ended its epoch, which is committed in `on_epoch`."""
-        self.own, self.ends_epoch = own, ends_epoch
+    def __init__(self, own: GuardedCallbacks, ends_epoch: Callable[[TrainState], bool], wait: Callable[[], None]):
+        """`ends_epoch` says whether the last step ended its epoch, which is committed in `on_epoch`.
+
+        `wait` waits until best.safetensors is written.
+        """
+        self.own, self.ends_epoch, self.wait = own, ends_epoch, wait
 
     def on_step(self, state: TrainState) -> None:
         if not self.ends_epoch(state):
             self.own.raise_error()
 
     def on_best(self, state: TrainState) -> None:
-        self.own.call("on_best", state)
+        if any(type(named.callback).on_best is not Callback.on_best for named in self.own.callbacks):
+            self.wait()
+            self.own.call("on_best", state)
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
         self.own.raise_error()

@@ -78,7 +78,7 @@ class RunLog:
     def sync(self) -> None:
         """Force the lines written so far to the disk, into new files if someone has removed the files.
 
-        Raises: OSError.
+        The checkpointer's thread calls it before each commit. Raises: OSError.
         """
         for file in (self.metrics, self.memory):
             if file is not None and file.restore():
@@ -216,7 +216,6 @@ class MetricsLogger(Callback):
             }
         )
         with self.log.tolerating_full_disks():
-            self.log.sync()
             progress = {"epoch": state.epoch, "step": state.step, "best": state.best}
             write_status(self.log.folder, "running", world_size=self.accelerator.num_processes, **progress)
         self.trackers.update()

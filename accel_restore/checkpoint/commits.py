@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accel_restore.errors import UserError
-from accel_restore.utils.files import discard, remove_temporaries, sync_folder, to_json, write_durably
+from accel_restore.utils.files import Part, discard, remove_temporaries, sync_folder, to_json, write_durably
 
 SCHEMA = 1
 _MANIFEST = "COMMIT.json"
@@ -24,8 +25,8 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a name in this folder: no 
 _STAGING, _REPLACED = ".staging-", ".replaced-"
 
 
-def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -> Path:
-    """Write a commit in `folder` and return its path; it is durable on return.
+def write_commit(folder: Path, step: int, epoch: int, files: Mapping[str, bytes | Sequence[Part]]) -> Path:
+    """Write a commit of these files, given whole or in parts, in `folder` and return its path; it is durable on return.
 
     Raises: OSError. Older commits are then unchanged, and the new one is absent (or complete, if only the fsync of
     `folder` failed).
@@ -40,8 +41,9 @@ def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -
         staging.mkdir()
         listed = {}
         for name, data in files.items():
-            write_durably(staging / name, data)
-            listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            parts, sha256 = [data] if isinstance(data, bytes) else data, hashlib.sha256()
+            write_durably(staging / name, _hashed(parts, sha256))
+            listed[name] = {"size": sum(map(len, parts)), "sha256": sha256.hexdigest()}
         manifest = {"schema": SCHEMA, "step": step, "epoch": epoch, "files": listed}
         write_durably(staging / _MANIFEST, to_json(manifest, indent=1).encode())
         sync_folder(staging)
@@ -50,6 +52,12 @@ def write_commit(folder: Path, step: int, epoch: int, files: dict[str, bytes]) -
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return final
+
+
+def _hashed(parts: Iterable[Part], state: "hashlib._Hash") -> Iterator[Part]:
+    for part in parts:
+        state.update(part)
+        yield part
 
 
 def _put_in_place(staging: Path, final: Path) -> None:

@@ -3,6 +3,7 @@
 A run has one network, the model, or two with adversarial training: the discriminator's files have its name in front.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from accel_restore.checkpoint.optimizer_state import Expressed, StateError, express, from_plain, restore, to_plain
-from accel_restore.distributed.fsdp import full_tensor
+from accel_restore.distributed.fsdp import full_state_dict, full_tensor
 from accel_restore.errors import DivergedError
 from accel_restore.optim.schedules import needs_monitored
 
@@ -39,23 +40,23 @@ def check_finite(network: Network, place: str) -> None:
         raise DivergedError(place, "some weights are NaN or inf, so no checkpoint was written")
 
 
-def collect_network(network: Network, accelerator: Accelerator, config: dict[str, Any]) -> NetworkState:
-    """Return the state of a network, without tensors except on the main process. Every rank calls it.
+def collect_network(
+    network: Network, accelerator: Accelerator, config: dict[str, Any], copy: Callable[[str, Tensor], Tensor]
+) -> NetworkState:
+    """Return the state of a network, with copies of its tensors on the main process alone. Every rank calls it.
 
     `config` is the part of the configuration with the network's `scheduler`.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # a second, after step 1
-
     model = accelerator.unwrap_model(network.model)
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    optimizer = express(model, network.optimizer.optimizer, accelerator.is_main_process)
+    weights = full_state_dict(model, accelerator, lambda name, tensor: copy(f"weights {name}", tensor))
+    optimizer = express(model, network.optimizer.optimizer, copy if accelerator.is_main_process else None)
     counters = {
         "param_groups": optimizer.groups,
         "scheduler": schedule_state(network.scheduler.scheduler, config["scheduler"]["name"]),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         **({"optimizer": optimizer.extra} if optimizer.extra else {}),
     }
-    return NetworkState(dict[str, Any](weights), optimizer.tensors, counters)
+    return NetworkState(weights, optimizer.tensors, counters)
 
 
 def load_network(

@@ -78,8 +78,15 @@ def from_plain(value: Any, find: Callable[[dict], Tensor] | None = None) -> Any:
     return {key: inner(item) for key, item in value.items()}
 
 
-def express(model: nn.Module, optimizer: Optimizer, is_main: bool = True) -> Expressed:
-    """Return the state of an optimizer of the model's parameters, without tensors where not `is_main`.
+def to_host(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor on the CPU."""
+    return tensor.cpu()
+
+
+def express(
+    model: nn.Module, optimizer: Optimizer, copy: Callable[[str, Tensor], Tensor] | None = to_host
+) -> Expressed:
+    """Return the state of an optimizer of the model's parameters, with tensors as `copy` returns them; None: without.
 
     Every rank calls it. Raises: StateError.
     """
@@ -88,8 +95,8 @@ def express(model: nn.Module, optimizer: Optimizer, is_main: bool = True) -> Exp
 
     def keep(place: str, value: Tensor, parameter: Tensor | None = None) -> dict[str, Any]:
         whole = full_tensor(value.detach())
-        if is_main:
-            result.tensors[place] = whole.cpu()
+        if copy is not None:
+            result.tensors[place] = copy(place, whole)
         layout = {} if hasattr(value, "full_tensor") else _layout(value, parameter)
         on_host = {"host": True} if value.device.type == "cpu" != held[0].device.type else {}
         return {"tensor": place, **layout, **on_host}

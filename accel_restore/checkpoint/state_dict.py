@@ -7,6 +7,9 @@ Tensors are stored as safetensors and everything else as JSON, so nothing is eve
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from accel_restore import __version__
 from accel_restore.checkpoint.commits import SCHEMA, read_commit
+from accel_restore.checkpoint.host_copy import HostCopy
 from accel_restore.checkpoint.network_state import (
     NetworkState,
     check_finite,
@@ -28,10 +32,11 @@ from accel_restore.checkpoint.network_state import (
 )
 from accel_restore.distributed.fsdp import full_state_dict
 from accel_restore.errors import UserError
-from accel_restore.models.weights_file import WEIGHTS, digest
+from accel_restore.models.weights_file import WEIGHTS, digest, raw_bytes
 from accel_restore.state import TrainState
-from accel_restore.utils.files import decode_floats, encode_floats, to_json
+from accel_restore.utils.files import Part, decode_floats, encode_floats, to_json
 
+STATE = "state.json"
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
@@ -68,51 +73,75 @@ class _Counters(BaseModel):
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Return a safetensors file. Equal content gives equal bytes: metadata, which the library shuffles, is sorted."""
-    own: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        own[name] = tensor.detach().contiguous()
-        if own[name].untyped_storage().data_ptr() in storages:  # a tensor with two names, which the format lacks
-            own[name] = own[name].clone()
-        storages.add(own[name].untyped_storage().data_ptr())
-    data = safetensors.torch.save(own, metadata)
-    if metadata is None:
-        return data
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    """Return a safetensors file; see `serialized_parts`."""
+    return b"".join(serialized_parts(tensors, metadata))
+
+
+def serialized_parts(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> list[Part]:
+    """Return a safetensors file in parts: its header and the memory of each tensor, of which no copy is made.
+
+    Equal content gives equal bytes, while the library shuffles metadata.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    parts, end = list[Part](), 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # so all are aligned
+        tensor, data = tensors[name], raw_bytes(tensors[name])
+        place = [end, end := end + len(data)]
+        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": place}
+        parts.append(data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]])
+    return [len(text).to_bytes(8, "little") + text, *parts]
+
+
+@cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    """Return the format's name of a type of number."""
+    return json.loads(safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})[8:])["x"]["dtype"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the state of training. It can be written while training continues."""
+
+    tensors: dict[str, dict[str, Tensor]]  # of each file
+    counters: bytes  # state.json
+
+    def files(self) -> dict[str, list[Part]]:
+        """Return the files of a commit, in parts."""
+        return {name: serialized_parts(tensors) for name, tensors in self.tensors.items()} | {STATE: [self.counters]}
 
 
 def collect(
-    state: TrainState, window_sums: Tensor, accelerator: Accelerator, extra: dict[str, Any]
-) -> dict[str, bytes] | None:
-    """Return the files of a commit of this state; None except on the main process. Every rank calls it.
+    state: TrainState, window_sums: Tensor, accelerator: Accelerator, extra: dict[str, Any], copies: HostCopy
+) -> Snapshot | None:
+    """Copy this state for a commit; return None except on the main process. Every rank calls it.
 
     `window_sums` are the logger's, since its last line; `extra` (JSON) is stored in state.json next to the counters.
+    `copies` holds the tensors, until it is used again.
 
     Raises: DivergedError on every rank if a weight is NaN or inf, as such weights are never committed.
     """
+
+    def into(file: str) -> Callable[[str, Tensor], Tensor]:
+        return lambda name, tensor: copies.copy(f"{file} {name}", tensor)
+
     sums = torch.stack([state.epoch_sums, window_sums])[None]
     sums = accelerator.gather(sums).tolist()  # per rank: [[loss, samples, terms…] of the epoch, of the log window]
     check_finite(state, f"step {state.step}")
-    model = collect_network(state, accelerator, extra["config"])
-    ema = full_state_dict(state.ema.module, accelerator) if state.ema is not None else None
+    model = collect_network(state, accelerator, extra["config"], into("model"))
+    tensors = {"model.safetensors": model.weights, "optimizer.safetensors": model.moments}
+    if state.ema is not None:
+        tensors["ema.safetensors"] = full_state_dict(state.ema.module, accelerator, into("ema"))
     second = None
     if (adversary := state.adversary) is not None:
         check_finite(adversary, f"step {state.step}, discriminator")
-        second = collect_network(adversary, adversary.accelerator, extra["config"]["adversarial"])
+        section = extra["config"]["adversarial"]
+        second = collect_network(adversary, adversary.accelerator, section, into("discriminator"))
+        tensors["discriminator.safetensors"] = second.weights
+        tensors["discriminator_optimizer.safetensors"] = second.moments
     if not accelerator.is_main_process:
         return None
-    files = {"model.safetensors": serialize(model.weights), "optimizer.safetensors": serialize(model.moments)}
-    if ema is not None:
-        files["ema.safetensors"] = serialize(ema)
-    if second is not None:
-        files["discriminator.safetensors"] = serialize(second.weights)
-        files["discriminator_optimizer.safetensors"] = serialize(second.moments)
     counters = {
         "schema": SCHEMA,
         "epoch": state.epoch,
@@ -127,8 +156,7 @@ def collect(
         **model.counters,
         **({"discriminator": second.counters} if second is not None else {}),
     }
-    files["state.json"] = to_json(encode_floats({**counters, **extra}), indent=1).encode()
-    return files
+    return Snapshot(tensors, to_json(encode_floats({**counters, **extra}), indent=1).encode())
 
 
 def read_counters(commit: Path) -> dict[str, Any]:
@@ -141,15 +169,15 @@ def read_counters(commit: Path) -> dict[str, Any]:
 
 def _counters_in(commit: Path, files: dict[str, bytes]) -> dict[str, Any]:
     try:
-        counters = decode_floats(json.loads(files["state.json"]))
+        counters = decode_floats(json.loads(files[STATE]))
         _Counters.model_validate(counters)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
         raise UserError(
-            f"{commit / 'state.json'}: was not written by this version ({wrong}); resume from another commit"
+            f"{commit / STATE}: was not written by this version ({wrong}); resume from another commit"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{commit / 'state.json'}: cannot be read ({error}); resume from another commit") from None
+        raise UserError(f"{commit / STATE}: cannot be read ({error}); resume from another commit") from None
     return counters
 
 
@@ -213,13 +241,16 @@ def _sums_of_rank(counters: dict[str, Any], accelerator: Accelerator) -> Tensor:
     return total if accelerator.is_main_process else torch.zeros_like(total)
 
 
-def best_weights(state: TrainState, accelerator: Accelerator, metadata: dict[str, str]) -> bytes | None:
-    """Return the content of best.safetensors: the weights (averaged ones if EMA is on) and what `load` needs.
+def best_weights(state: TrainState, accelerator: Accelerator, copies: HostCopy) -> dict[str, Tensor]:
+    """Copy the weights for best.safetensors, averaged ones if EMA is on; empty except on the main process.
 
-    None except on the main process. Every rank calls it.
+    Every rank calls it.
     """
     model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
-    weights = full_state_dict(model, accelerator)
-    if weights is None:
-        return None
-    return serialize(weights, {"format": "pt", "version": __version__, "sha256": digest(weights), **metadata})
+    return full_state_dict(model, accelerator, copies.copy)
+
+
+def best_file(weights: dict[str, Tensor], metadata: dict[str, str]) -> list[Part]:
+    """Return the content of best.safetensors: the weights and what `load` needs, among it their sha256."""
+    more = {"format": "pt", "version": __version__, "sha256": digest(weights)}
+    return serialized_parts(weights, {**more, **metadata})

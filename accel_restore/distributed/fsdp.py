@@ -4,6 +4,7 @@ The engine trains parts exactly as it trains full weights. Validation, commits a
 them here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,14 +19,16 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor] | None:
-    """Return the model's state with full tensors on the CPU; None except on the main process. Every rank calls it."""
+def full_state_dict(
+    model: nn.Module, accelerator: Accelerator, copy: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return copies of the model's full tensors by name; empty except on the main process. Every rank calls it."""
     state = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict().items():  # one at a time: with FSDP2, a full tensor is a second one
         tensor = full_tensor(tensor.detach())
         if accelerator.is_main_process:
-            state[name] = tensor.cpu()
-    return state or None
+            state[name] = copy(name, tensor)
+    return state
 
 
 def copy_full_state(target: nn.Module, model: nn.Module) -> nn.Module:

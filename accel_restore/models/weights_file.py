@@ -154,5 +154,10 @@ def digest(weights: dict[str, Tensor]) -> str:
     state = hashlib.sha256()
     for name in sorted(weights):
         state.update(name.encode())
-        state.update(weights[name].contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        state.update(raw_bytes(weights[name]))
     return state.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, in the order of its elements; no copy, if it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

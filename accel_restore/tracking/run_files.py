@@ -4,6 +4,7 @@ import math
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,17 +54,20 @@ class JsonlWriter:
         replace_file(path, "".join(to_json(line) + "\n" for line in kept).encode())
         self.file = path.open("a+b", buffering=0)
         self.size = path.stat().st_size
+        self.lock = threading.Lock()  # one thread writes lines while another one syncs or restores the file
 
     def write(self, line: dict[str, Any]) -> OSError | None:
         """Append a line; return the error if it could not be written yet."""
-        self.unwritten += (to_json(line) + "\n").encode()
-        try:
-            self._write_all()
-        except OSError as error:
-            return error
+        with self.lock:
+            self.unwritten += (to_json(line) + "\n").encode()
+            try:
+                self._write_all()
+            except OSError as error:
+                return error
         return None
 
     def _write_all(self) -> None:
+        """Write the lines in memory; the lock is held."""
         try:
             rest = memoryview(self.unwritten)
             while rest:
@@ -79,8 +83,9 @@ class JsonlWriter:
 
         Raises: OSError if that fails.
         """
-        self._write_all()
-        os.fsync(self.file.fileno())
+        with self.lock:
+            self._write_all()
+        os.fsync(self.file.fileno())  # may take long, so lines can be written meanwhile
 
     def restore(self) -> bool:
         """Write the file again if it was removed or replaced, and return whether it was.
@@ -90,15 +95,16 @@ class JsonlWriter:
         with suppress(FileNotFoundError):
             if os.path.samestat(self.path.stat(), os.fstat(self.file.fileno())):
                 return False
-        self.file.seek(0)
-        replace_file(self.path, self.file.read())
-        self.file.close()
-        self.file = self.path.open("a+b", buffering=0)
+        with self.lock:
+            self.file.seek(0)
+            replace_file(self.path, self.file.read())
+            self.file.close()
+            self.file = self.path.open("a+b", buffering=0)
         return True
 
     def close(self) -> None:
         """Write the lines kept in memory, if possible, and close the file."""
-        with suppress(OSError):
+        with self.lock, suppress(OSError):
             self._write_all()
         self.file.close()
 

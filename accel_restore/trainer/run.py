@@ -225,6 +225,7 @@ def make_callbacks(
         logger=logger,
         folder_check=folder_check,
         replica_check=replica_check,
+        writer=run.writer,
     )
     return [
         StragglerDetector(accelerator, loader, state, run.console.log),  # first: measures from step to step
@@ -244,7 +245,7 @@ def make_callbacks(
         replica_check,
         checkpointer,  # after the logger: the lines of a step are on disk before its commit
         # A user's error does not cost the commit of its step.
-        *([AfterCommit(run.own, checkpointer.ends_epoch)] if run.own.callbacks else []),
+        *([AfterCommit(run.own, checkpointer.ends_epoch, checkpointer.wait)] if run.own.callbacks else []),
         # After the checkpointer; it raises, and `Checkpointer.on_exit` then commits.
         PreemptionCallback(accelerator, stop, stop_after, config.train.rank_timeout),
         *([Audit(run.folder, state, loader, accelerator, run.console.table)] if audit else []),

@@ -2,6 +2,7 @@
 
 import math
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,7 @@ class RunContext(TrainingRun):
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
     report: Report | None = None  # on the main process
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "accel-restore-writer"))
 
     @property
     def folder(self) -> Path:
@@ -95,6 +97,7 @@ class RunContext(TrainingRun):
 
     def close(self, failed: bool) -> None:
         """Write the last report and close the files; W&B is last, as its uploads may have to be waited for."""
+        self.writer.shutdown()  # an error may have left it a commit to write
         if self.report is not None and self.lock.find_loss() is None:
             self.report.write()  # says how the run has ended
         self.console.stop()

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic_core import from_json  # five times as fast as json, and bounded i
 
 from accel_restore.utils.utf8 import printable
 
+Part = bytes | memoryview  # of a file's content
 REMOVING = ".removing-"  # prefix of a folder that is being removed
 _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
@@ -26,10 +28,11 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file in a staging folder and flush it to disk."""
+def write_durably(path: Path, data: bytes | Iterable[Part]) -> None:
+    """Write a file, whole or in parts, in a staging folder and flush it to disk."""
     with path.open("wb") as file:
-        file.write(data)
+        for part in [data] if isinstance(data, bytes) else data:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
@@ -51,7 +54,7 @@ def short_name(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | Iterable[Part]) -> None:
     """Replace the content of `path` atomically: readers, and a crash, see the old file or the new one."""
     staging = path.with_name(f".{short_name(path)}.{os.getpid()}.tmp")
     try:

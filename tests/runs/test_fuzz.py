@@ -23,6 +23,7 @@ from weight_files import write
 
 from accel_restore.checkpoint import state_dict as checkpoint
 from accel_restore.checkpoint.commits import write_commit
+from accel_restore.checkpoint.host_copy import HostCopy
 from accel_restore.checkpoint.resume import find_resume_point
 from accel_restore.checkpoint.state_dict import collect, load_commit
 from accel_restore.config.load import config_from, load_config, parse_yaml, read_mapping, shipped, to_yaml
@@ -261,7 +262,8 @@ def commit(tmp_path_factory):
         "wandb_id": None,
         "data": {"train": {"images": 4, "names": "a"}, "val": {"images": 4, "names": "b"}},
     }  # fmt: skip
-    return config, state, accelerator, collect(state, state.epoch_sums, accelerator, extra)
+    files = collect(state, state.epoch_sums, accelerator, extra, HostCopy()).files()
+    return config, state, accelerator, {name: b"".join(parts) for name, parts in files.items()}
 
 
 def resume(commit, folder, files):

@@ -112,10 +112,20 @@ class Fault(Callback):
 
 
 class Gate(Callback):
-    """The main process creates the file at-STEP after each step. All ranks wait while a file hold-STEP exists."""
+    """The main process creates the file at-STEP after each step, once the commit of that step, if any, is written.
+
+    All ranks wait while a file hold-STEP exists.
+    """
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
+        commit = saving.Checkpointer.commit
+
+        def commit_and_wait(checkpointer, state):
+            commit(checkpointer, state)
+            checkpointer.wait()
+
+        saving.Checkpointer.commit = commit_and_wait
 
     def on_step(self, state: TrainState) -> None:
         if os.environ.get("RANK", "0") == "0":
@@ -254,7 +264,8 @@ def write_in_place(folder: Path, step: int, epoch: int, files: dict[str, bytes])
     final = folder / f"step-{step:08d}"
     final.mkdir(parents=True, exist_ok=True)
     listed = {}
-    for name, data in files.items():
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else b"".join(content)
         commits.write_durably(final / name, data)
         listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     time.sleep(60)  # the test kills the process here

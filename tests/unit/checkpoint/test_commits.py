@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,16 +38,17 @@ def saver(folder, keep=2):
     logger = SimpleNamespace(log=SimpleNamespace(folder=folder, sync=lambda: None), console=SimpleNamespace(log=print))
     source = SimpleNamespace(best=None)
     return saving.Checkpointer(
-        Checkpoint(keep=keep), None, source, stages=None, logger=logger, folder_check=None, replica_check=None
-    )
+        Checkpoint(keep=keep), None, source, stages=None, logger=logger, folder_check=None, replica_check=None,
+        writer=None,
+    )  # fmt: skip
 
 
 def save(recorder, versions, keep=2):
     """Save each (step, version) in turn with its own best weights, as a run does."""
     callback = saver(recorder.root, keep)
     for step, version in versions:
-        callback.best, callback.best_is_written = f"best of {step}, {version}".encode(), False
-        callback._write(SimpleNamespace(step=step, epoch=0, skipped_in_row=0), content(step, version))
+        callback.best, callback.best_is_written = [f"best of {step}, {version}".encode()], False
+        callback._write(step, 0, SimpleNamespace(files=partial(content, step, version)), is_good=True)
         assert callback.failure is None
         recorder.acknowledge((step, version))
 
@@ -157,7 +159,8 @@ def test_no_crash_during_the_cleanup_loses_a_commit(recorder, tmp_path):
 def forget_files(monkeypatch):
     def write(path, data):
         with path.open("wb") as file:
-            file.write(data)
+            for part in [data] if isinstance(data, bytes) else data:
+                file.write(part)
 
     monkeypatch.setattr(commits, "write_durably", write)
 
