@@ -1,5 +1,6 @@
-"""Runs killed repeatedly at random moments: the newest commit is readable, and no commit is lost."""
+"""Runs killed repeatedly at random moments: the newest commit is readable, none is lost, and its lines are there."""
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from accel_restore.checkpoint.commits import find_commits, is_commit, read_commi
 from accel_restore.commands.verify_resume import compare
 from accel_restore.errors import UserError
 from accel_restore.models.weights_file import WEIGHTS
+from accel_restore.tracking.run_files import read_lines
 from accel_restore.utils.files import short_name
 
 PHOTOS = 15, 2  # training, validation
@@ -27,8 +29,9 @@ LEFTOVERS = {
 }  # fmt: skip
 
 
-def configuration(photos, out, name, ranks, epochs):
+def configuration(photos, out, name, ranks, epochs, networks=1):
     """Return a configuration with 4 steps per epoch and a commit after each step."""
+    second = {"adversarial": {"discriminator": {"name": "unet_sn", "width": 4}}} if networks == 2 else {}
     return small_config(
         *photos,
         out,
@@ -37,6 +40,7 @@ def configuration(photos, out, name, ranks, epochs):
         checkpoint={"every_steps": 1, "keep": 2},
         train={"epochs": epochs, "ema_decay": 0.9},
         validation={"metrics": ["psnr"], "num_samples": 0},
+        **second,
     )
 
 
@@ -48,13 +52,14 @@ class Sweep:
     out: object
     ranks: int
     epochs: int
+    networks: int = 1
     hits: Counter = field(default_factory=Counter)  # kind of kill and interrupted work → number of kills
-    found: list[str] = field(default_factory=list)  # lost or unreadable commits
+    found: list[str] = field(default_factory=list)  # lost or unreadable commits, or lines that are older
     runs: int = 0
 
     def start(self):
         self.runs += 1
-        self.config = configuration(self.photos, self.out, f"run{self.runs}", self.ranks, self.epochs)
+        self.config = configuration(self.photos, self.out, f"run{self.runs}", self.ranks, self.epochs, self.networks)
         self.told = self.out / f"told{self.runs}"
 
     def acknowledged(self):
@@ -100,9 +105,20 @@ class Sweep:
             self.found.append(f"lost: step {last} was told, the newest is {max(steps, default=None)}")
         if steps:
             try:
-                read_commit(steps[max(steps)])
+                counters = json.loads(read_commit(steps[max(steps)])["state.json"])
             except UserError as error:
                 self.found.append(f"unreadable: {error}")
+            else:
+                self.found += self.missing_lines(counters)
+
+    def missing_lines(self, counters):
+        """Yield what metrics.jsonl lacks of the time before a commit."""
+        lines = read_lines(run_folder(self.config) / "metrics.jsonl")
+        trained = [(line["step"], line["rank"]) for line in lines if line["event"] == "train"]
+        epochs = [line["epoch"] for line in lines if line["event"] == "epoch"]
+        expected = [(step, rank) for step in range(1, counters["step"] + 1) for rank in range(self.ranks)]
+        if trained[: len(expected)] != expected or epochs[: counters["epoch"]] != [*range(counters["epoch"])]:
+            yield f"older lines: {trained[-1:]} and epoch {epochs[-1:]} at the commit of {counters['step']}"
 
     def finish(self, whole):
         """Let the run finish, and compare it with one that was never killed."""
@@ -119,10 +135,10 @@ def signal_if_alive(process, number):
         os.kill(process.pid, number)
 
 
-def killed_so_often(photos, out, ranks, kills, epochs, seed):
-    whole = configuration(photos, out, "whole", ranks, epochs)
+def killed_so_often(photos, out, ranks, kills, epochs, seed, networks=1):
+    whole = configuration(photos, out, "whole", ranks, epochs, networks)
     assert forked.run(whole, ranks=ranks) == [0] * ranks
-    sweep, draw = Sweep(photos, out, ranks, epochs), random.Random(seed)
+    sweep, draw = Sweep(photos, out, ranks, epochs, networks), random.Random(seed)
     sweep.start()
     done = 0
     while done < kills:
@@ -132,19 +148,24 @@ def killed_so_often(photos, out, ranks, kills, epochs, seed):
             sweep.finish(whole)
             sweep.start()
     sweep.finish(whole)
-    print(f"{ranks} ranks, {done} kills, {sweep.runs} runs: {dict(sweep.hits)}, lost or unreadable: {sweep.found}")
+    print(
+        f"{networks} networks, {ranks} ranks, {done} kills, {sweep.runs} runs: {dict(sweep.hits)}, "
+        f"lost, unreadable or older: {sweep.found}"
+    )
     assert sweep.found == []
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 3), pytest.param(2, 3, marks=pytest.mark.sweep)])
-def test_a_run_killed_a_few_times_loses_no_commit(photos, tmp_path, ranks, kills):
-    killed_so_often(photos, tmp_path, ranks, kills, epochs=10, seed=ranks)
+@pytest.mark.parametrize(
+    ("ranks", "kills", "networks"), [(1, 3, 1), (1, 3, 2), pytest.param(2, 3, 1, marks=pytest.mark.sweep)]
+)
+def test_a_run_killed_a_few_times_loses_no_commit(photos, tmp_path, ranks, kills, networks):
+    killed_so_often(photos, tmp_path, ranks, kills, 10, ranks, networks)
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 80), (2, 40)])
-def test_a_run_killed_many_times_loses_no_commit(photos, tmp_path, ranks, kills):
-    killed_so_often(photos, tmp_path, ranks, kills, epochs=40, seed=10 + ranks)
+@pytest.mark.parametrize(("ranks", "kills", "networks"), [(1, 80, 1), (2, 40, 1), (1, 80, 2)])
+def test_a_run_killed_many_times_loses_no_commit(photos, tmp_path, ranks, kills, networks):
+    killed_so_often(photos, tmp_path, ranks, kills, 40, 10 + ranks, networks)
 
 
 def test_control_a_kill_while_writing_a_commit_in_place_makes_it_unreadable(photos, tmp_path):
