@@ -156,11 +156,13 @@ def listening() -> Iterator[StopRequest]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     former_wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    stop._is_deferred = True  # an exception that leaves this function here would not be handled by its caller
     _former.update({number: signal.signal(number, stop._handle) for number in _SIGNALS if not _is_nohup(number)})
     sys.unraisablehook = stop._discarded
     thread = threading.Thread(target=stop._listen, args=(reading,), name="accel-restore-signals", daemon=True)
     thread.start()
     die_with_launcher()
+    stop._is_deferred = False
     try:
         yield stop
     finally:
