@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 
 import forked
 import pytest
@@ -15,6 +16,7 @@ from runs import last_weights, run_folder
 from watched import GENEROUS, commits, said, same, start_forked, status
 
 from accel_restore.checkpoint.commits import find_commits, read_commit
+from accel_restore.errors import PreemptedError
 from accel_restore.utils import signals as preemption
 from accel_restore.utils.signals import StopRequest
 
@@ -62,8 +64,8 @@ def test_a_signal_in_any_phase_saves_and_the_run_continues(reference, tmp_path, 
     assert training.exit_codes() == [143] * ranks, forked.printed(config)
 
     if phase == "commit":
-        assert (reached := status(config)["step"]) >= step
-        step = reached
+        assert status(config)["step"] >= step
+        step = status(config)["step"]
     where = "before the first step" if step is None else f"after step {step}"
     assert said(config)[-1] == f"accel-restore: stopped by {asked.name} {where}; the same command continues from there"
     assert len(said(config)) == (1 if step is None else 2)  # the other line reports that it is saving
@@ -186,6 +188,16 @@ def test_a_signal_at_a_random_moment_saves_and_the_run_continues(reference, tmp_
         ends["finished" if finished else "stopped in training" if commits(config) else "stopped before"] += 1
         assert_continues(config, reference, ranks)
     print(f"{ranks} ranks: {dict(ends)}")
+
+
+@pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
+def test_a_signal_while_the_handlers_are_installed_is_a_request(monkeypatch, is_guarded):
+    if not is_guarded:
+        monkeypatch.setattr(StopRequest, "_is_deferred", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(preemption, "die_with_launcher", lambda: signal.raise_signal(signal.SIGTERM))
+    with nullcontext() if is_guarded else pytest.raises(PreemptedError), preemption.listening() as stop:
+        assert stop.signal == signal.SIGTERM
+    preemption._restore()  # the control leaves them installed
 
 
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["", "control"])
