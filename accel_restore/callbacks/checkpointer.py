@@ -128,6 +128,7 @@ class Checkpointer(Callback):
             self._report(f"{self.folder / WEIGHTS}", error)
 
     def _write_best(self) -> None:
+        self.folder_check.require()
         is_there = self.best_is_written and (self.folder / WEIGHTS).exists()
         if self.best is not None and not is_there:
             replace_file(self.folder / WEIGHTS, self.best)

@@ -1,5 +1,7 @@
 """The callback that ends a run whose folder is no longer its own."""
 
+import errno
+
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -32,6 +34,11 @@ class FolderCheck(Callback):
             self.check()
         elif isinstance(error, FolderLostError):
             raise error
+
+    def require(self) -> None:
+        """Raise `OSError` if the folder is no longer this run's; for a thread of the main process."""
+        if self.lock.find_loss() is not None:
+            raise OSError(errno.ESTALE, "it was moved, removed or replaced", str(self.lock.folder))
 
     def check(self) -> None:
         """Check now; every rank calls it.

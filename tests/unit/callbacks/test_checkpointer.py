@@ -35,7 +35,8 @@ class Training:
         self.state = setup_model_and_optimizer(config, Accelerator(cpu=True, step_scheduler_with_optimizer=False), 2)
         self.said, self.writer = [], ThreadPoolExecutor(1)
         console = SimpleNamespace(log=self.said.append)
-        log, nothing = RunLog(folder, self.state, True, console), SimpleNamespace(check=lambda *_: None)
+        log = RunLog(folder, self.state, True, console)
+        nothing = SimpleNamespace(check=lambda *_: None, require=lambda: None)
         logger = SimpleNamespace(log=log, console=console, window_sums=torch.zeros_like(self.state.epoch_sums))
         facts = {**FACTS, "config": config.model_dump(mode="json")}
         self.checkpointer = saving.Checkpointer(

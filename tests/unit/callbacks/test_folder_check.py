@@ -9,6 +9,8 @@ import pytest
 from runs import json_lines, small_config
 
 from accel_restore import fit
+from accel_restore.callbacks import checkpointer as saving
+from accel_restore.callbacks.checkpointer import Checkpointer
 from accel_restore.checkpoint.commits import find_commits, read_commit
 from accel_restore.checkpoint.run_lock import RunLock
 from accel_restore.errors import RunAbortedError
@@ -22,20 +24,29 @@ STEPS = 8  # in four epochs
 
 @pytest.fixture
 def train(photos, tmp_path, monkeypatch, one_thread):
-    """Return a function that trains with a commit after each step and calls `action(folder)` after step 3."""
+    """Return a function that trains with a commit after each step and calls `action(folder)` after step 3.
+
+    The commit of step 2 is complete then.
+    """
 
     class Tampering(Callback):
-        def __init__(self, action):
-            self.action = action
+        def __init__(self, action, checkpointer):
+            self.action, self.checkpointer = action, checkpointer
 
         def on_step(self, state):
             if state.step == 3:
+                self.checkpointer.wait()
                 self.action(tmp_path / "runs" / "small")
 
     make_callbacks = session.make_callbacks
 
     def run(action, audit=False, **sections):
-        monkeypatch.setattr(session, "make_callbacks", lambda *given: [Tampering(action), *make_callbacks(*given)])
+        def with_tampering(*given):
+            callbacks = make_callbacks(*given)
+            (checkpointer,) = (callback for callback in callbacks if isinstance(callback, Checkpointer))
+            return [Tampering(action, checkpointer), *callbacks]
+
+        monkeypatch.setattr(session, "make_callbacks", with_tampering)
         config = small_config(*photos, tmp_path / "runs", **{"checkpoint": {"every_steps": 1}, **sections})
         config["train"]["epochs"] = STEPS // 2
         config["data"]["cache_dir"] = str(tmp_path / "cache")
@@ -98,6 +109,27 @@ def test_a_run_without_its_folder_fails_and_writes_nothing(train, tmp_path, acti
         folder.with_name("elsewhere").rename(folder)
         train(lambda _: None, checkpoint={"every_steps": every_steps})
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("is_checked", [True, False], ids=["", "control"])
+def test_a_commit_that_is_waiting_is_not_written_into_another_folder(train, tmp_path, monkeypatch, is_checked):
+    keep = saving.best_file
+
+    def moves_the_folder(*given):  # before the first best weights; the commit of their epoch waits
+        folder = tmp_path / "runs" / "small"
+        if not folder.with_name("elsewhere").exists():
+            renamed(folder)
+            folder.mkdir()
+            (folder / "run.lock").touch()
+        return keep(*given)
+
+    monkeypatch.setattr(saving, "best_file", moves_the_folder)
+    if not is_checked:
+        monkeypatch.setattr(saving.FolderCheck, "require", lambda _: None)
+    with pytest.raises(RunAbortedError, match="is no longer the folder of this run"):
+        train(lambda _: None, checkpoint={"every_steps": None})
+    found = files(tmp_path / "runs" / "small")
+    assert any(name.startswith(("best", "checkpoints")) for name in found) != is_checked
 
 
 def test_a_run_without_its_folder_writes_nothing_when_it_is_stopped(train, tmp_path):

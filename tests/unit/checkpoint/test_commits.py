@@ -38,8 +38,8 @@ def saver(folder, keep=2):
     logger = SimpleNamespace(log=SimpleNamespace(folder=folder, sync=lambda: None), console=SimpleNamespace(log=print))
     source = SimpleNamespace(best=None)
     return saving.Checkpointer(
-        Checkpoint(keep=keep), None, source, stages=None, logger=logger, folder_check=None, replica_check=None,
-        writer=None,
+        Checkpoint(keep=keep), None, source, stages=None, logger=logger,
+        folder_check=SimpleNamespace(require=lambda: None), replica_check=None, writer=None,
     )  # fmt: skip
 
 
