@@ -63,8 +63,7 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     model.to(memory_format=layout)
     if config.train.checkpoint_blocks:
         checkpoint_blocks(model)
-    if config.train.compile:
-        compile_blocks(model)
+    compile_blocks(model, config.train.compile)
     # With fp16, a fused step unscales the gradients itself: after the norm and clipping, which is too late.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.optimizer, fused)
@@ -76,9 +75,9 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     adversary = setup_adversary(config, accelerator, epochs)
     terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
     sets = tuple(config.data.train_sets) if len(config.data.train_sets) > 1 else ()
-    judged: tuple[str, ...] = ()
+    judged = () if adversary is None else COLUMNS
     if adversary is not None:
-        terms, judged = tuple(sorted({*config.loss, "adversarial"})), COLUMNS
+        terms = tuple(sorted({*config.loss, "adversarial"}))
     sums = torch.zeros(len(sum_names(terms, judged, sets)), dtype=torch.float64, device=accelerator.device)
     return TrainState(
         model, optimizer, scheduler, epochs, sums, ema, full_copy,
@@ -93,6 +92,7 @@ def train(run: TrainingRun, callbacks: Sequence[Callback], should_stop: Callable
     """
     state, config = run.state, run.config
     while state.epoch < state.epochs:
+        fsdp.free_copy(state.full_copy)  # after the last validation
         epoch, lr = state.epoch, state.lr
         steps = run.loader.steps(epoch, state.epoch_step)
         train_loss = train_epoch(state, steps, run.loss_fn, run.accelerator, callbacks, config.train.max_grad_norm)

@@ -115,7 +115,11 @@ class Train(Section):
         "all_but_tail",
     )
     channels_last: bool = Field(True, description="NHWC memory layout; faster convolutions")
-    compile: bool = Field(False, description="compile the model with torch.compile")
+    compile: Literal[False, True, "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"] = Field(
+        False,
+        description="compile the model with torch.compile; or its mode: max-autotune-no-cudagraphs tries more kernels "
+        "and takes longer to start, reduce-overhead uses CUDA graphs, max-autotune does both",
+    )
     checkpoint_blocks: bool = Field(
         False, description="gradient checkpointing of the model's repeated blocks: less memory, slower, same gradients"
     )

@@ -38,8 +38,22 @@ def copy_full_state(target: nn.Module, model: nn.Module) -> nn.Module:
     """
     own = target.state_dict()
     for name, tensor in model.state_dict().items():  # one at a time, so that only one full tensor exists twice
+        storage = own[name].untyped_storage()
+        storage.resize_(max(storage.nbytes(), _end(own[name])))
         own[name].copy_(full_tensor(tensor.detach()))
     return target
+
+
+def free_copy(target: nn.Module | None) -> None:
+    """Free the memory of `target`, if there is one, until `copy_full_state` fills it again."""
+    for tensor in {} if target is None else target.state_dict().values():
+        tensor.untyped_storage().resize_(0)
+
+
+def _end(tensor: Tensor) -> int:
+    """Return where the tensor's last element ends in its storage, in bytes."""
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
 
 
 def prepare(

@@ -36,19 +36,22 @@ def repeated_blocks(model: nn.Module, least: float = 0.5) -> list[nn.Module]:
     return blocks if size(*blocks) >= least * size(model) else []
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, setting: bool | str) -> None:
     """Make torch compile the model's repeated blocks, or the whole model if there are none, when it first runs.
 
+    `setting` is `train.compile`: false compiles nothing, true uses torch's default mode, and a name is a mode.
     Compilation is in place, so parameters keep their names. Blocks of one kind, width and image size share their code.
     Code is specific to one image size, because inductor fails for some dynamic sizes. Each stage of progressive
     training therefore compiles again.
     """
+    if setting is False:
+        return
     dynamo = import_dynamo().config
     dynamo.recompile_limit = max(
         64, dynamo.recompile_limit
     )  # per kind of block; beyond this limit code runs uncompiled
     for part in repeated_blocks(model) or [model]:
-        part.compile(dynamic=False)
+        part.compile(dynamic=False, mode=None if setting is True else setting)
 
 
 class _Probe(nn.Module):
@@ -69,7 +72,7 @@ def check_compiler(device: torch.device) -> None:
     """
     try:
         probe = _Probe().to(device)
-        compile_blocks(probe)
+        compile_blocks(probe, True)
         probe(torch.ones(4, device=device)).sum().backward()
     except UserError:
         raise

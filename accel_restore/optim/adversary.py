@@ -214,8 +214,7 @@ def setup_adversary(config: Config, accelerator: Accelerator, epochs: int) -> Ad
     model = initial_discriminator(config).to(accelerator.device).train()
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
-    if config.train.compile:
-        compile_blocks(model)
+    compile_blocks(model, config.train.compile)
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
     optimizer = get_optimizer(model, config.adversarial.optimizer, fused)
     scheduler = get_scheduler(optimizer, config.adversarial.scheduler, epochs)

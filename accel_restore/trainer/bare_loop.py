@@ -48,8 +48,7 @@ class BareLoop:
         model = initial_model(config).to(self.device).to(memory_format=layout).train()
         if config.train.checkpoint_blocks:
             checkpoint_blocks(model)
-        if config.train.compile:
-            compile_blocks(model)
+        compile_blocks(model, config.train.compile)
         fused = self.device.type in ("cpu", "cuda") and self.dtype is not torch.float16
         self.optimizer = get_optimizer(model, config.optimizer, fused)
         self.ema = get_average(
@@ -107,8 +106,7 @@ class _BareDiscriminator:
         self.objective = Objective(config.adversarial.loss)
         layout = torch.channels_last if config.train.channels_last else torch.preserve_format
         self.module = initial_discriminator(config).to(loop.device).to(memory_format=layout).train()
-        if config.train.compile:
-            compile_blocks(self.module)
+        compile_blocks(self.module, config.train.compile)
         self.optimizer = get_optimizer(self.module, config.adversarial.optimizer, fused)
         self.scaler = torch.amp.GradScaler(loop.device.type, enabled=loop.dtype is torch.float16)
         self.ddp = None if loop.ddp is None else _parallel(self.module, loop.device)

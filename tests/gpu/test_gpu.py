@@ -197,11 +197,20 @@ def test_muon_takes_the_same_steps_as_on_the_cpu():
         assert (one.detach() - other.detach().cpu()).norm() < 0.02 * (one.detach() - start).norm()
 
 
-@pytest.mark.parametrize("name", ["unet", "nafnet"])
-def test_compiled_blocks_train_to_the_same_loss(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("unet", True),
+        ("nafnet", True),
+        ("unet", "max-autotune-no-cudagraphs"),
+        ("unet", "reduce-overhead"),
+        ("dncnn", "reduce-overhead"),  # has no blocks, so the whole model is compiled
+    ],
+)
+def test_compiled_blocks_train_to_the_same_loss(tmp_path, name, setting):
     given = {"model": {"name": name, "width": 8}, "train": {"epochs": 1}}
-    made = [config_of(tmp_path, f"compile-{on}", **given) for on in (True, False)]
-    for config, on in zip(made, (True, False), strict=True):
+    made = [config_of(tmp_path, f"compile-{on}", **given) for on in (setting, False)]
+    for config, on in zip(made, (setting, False), strict=True):
         config["train"]["compile"] = on
         succeed(train_here(config))
     one, other = (epochs_of(config)[-1] for config in made)

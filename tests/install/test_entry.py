@@ -194,6 +194,23 @@ def test_a_compiled_model_saves_and_resumes_under_its_plain_names(photos, tmp_pa
     assert names == {f"body.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_networks_of_adversarial_training_take_the_same_steps(tmp_path):
+    """Also with R1, which needs second derivatives, and with a discriminator whose layers are blocks."""
+    judge = {"discriminator": {"name": "patch", "width": 2}, "weight": 0.05, "r1": 1.0, "r1_every": 2}
+    photos = make_photos(tmp_path / "train", 9, least=30), make_photos(tmp_path / "val", 1, least=30)
+    losses = []
+    for compiled in (False, True):
+        config = small_config(*photos, tmp_path, run={"name": f"compiled-{compiled}"}, train={"epochs": 1})
+        config |= {"model": {"name": "dncnn", "width": 4, "depth": 3}, "adversarial": judge}
+        config["data"] |= {"batch_size": 2, "patch_size": 24}
+        succeed(forked.launch(config, f"train.compile={compiled}", timeout=300))
+        lines = json_lines(run_folder(config) / "metrics.jsonl")
+        losses.append([(line["loss"], line["d_loss"]) for line in lines if line["event"] == "train"])
+    assert len(losses[0]) > 4 and len(set(losses[0])) == len(losses[0])
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-5)
+
+
 def test_no_module_shadows_another_when_train_is_run_as_a_script():
     ours = {path.stem for path in (ROOT / "accel_restore").iterdir() if not path.name.startswith("__")}
     # the package's own folder, and what installs tests next to it, are not libraries

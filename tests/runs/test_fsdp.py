@@ -39,7 +39,7 @@ def plain(photos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(photos, tmp_path_factory):
     """The same run with FSDP2 on 2 ranks, which sum gradients in the same order as DDP."""
-    config = configuration(photos, tmp_path_factory.mktemp("parts"), 2)
+    config = configuration(photos, tmp_path_factory.mktemp("parts"), 2) | {"callbacks": ["own_callbacks:WholeModel"]}
     succeed(launch(config, "--audit", ranks=2, mode="float64,fsdp2"))
     return config
 

@@ -30,3 +30,16 @@ class OnRank(Callback):
     def on_exit(self, state, error):
         print(f"on_exit on rank {os.environ.get('RANK', '0')} of {self.what}", flush=True)
         self._act("on_exit", state)
+
+
+class WholeModel(Callback):
+    """Raises if a sharded run holds the whole model outside of validation, or lacks it there."""
+
+    def _memory(self, state):
+        return sum(tensor.untyped_storage().nbytes() for tensor in state.full_copy.state_dict().values())
+
+    def on_step(self, state):
+        assert self._memory(state) == 0
+
+    def on_validation_image(self, state, index, input, output, gt):
+        assert self._memory(state) > 0

@@ -143,7 +143,7 @@ LOST = {
     "*_range2": _DEGRADATION,
     "resize_mode_*": _DEGRADATION,
     "fast_matmul": "there is no key for it; train.mixed_precision is the faster setting",
-    "compile_mode": "train.compile uses torch's default mode",
+    "compile_mode": "train.compile may name the mode",
     "detect_anomaly": "a NaN is reported with its loss term and its files, and the step is skipped",
     "input_pixel_format": "images are RGB or gray (data.channels)",
     "output_pixel_format": "images are RGB or gray (data.channels)",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from accel_restore.errors import UserError
-from accel_restore.models.compile import check_compiler
+from accel_restore.models import build_model
+from accel_restore.models.compile import check_compiler, compile_blocks, repeated_blocks
 
 HEADERS_MISSING = """#!/bin/sh
 case "$*" in *--version*|*-dumpversion*) echo 12.2.0; exit 0;; esac
@@ -44,3 +45,11 @@ def test_folder_of_compiled_code_that_cannot_be_written_is_named(tmp_path, monke
     torch._dynamo.reset()
     with pytest.raises(UserError, match=rf"^train\.compile: .*{Path(folder)}, is writable; or set train\.compile"):
         check_compiler(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("setting", "mode"), [(False, "none"), (True, None), ("reduce-overhead", "reduce-overhead")])
+def test_every_block_is_compiled_in_the_mode_of_the_setting(setting, mode, monkeypatch):
+    model, seen = build_model("unet", {"width": 4, "multipliers": [1, 2], "blocks": [2, 2]}, 3, 1), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *, dynamic, mode: seen.append((self, mode)))
+    compile_blocks(model, setting)
+    assert seen == ([] if setting is False else [(block, mode) for block in repeated_blocks(model)])
