@@ -73,11 +73,10 @@ def setup_model_and_optimizer(config: Config, accelerator: Accelerator, epochs: 
     size = config.data.patch_size // config.data.scale
     warm_up_ddp_buckets(model, (config.data.image_spec.input_channels, size, size), accelerator)
     adversary = setup_adversary(config, accelerator, epochs)
-    terms = tuple(sorted(config.loss)) if len(config.loss) > 1 else ()  # sorted: a resumed run may reorder them
+    names = {*config.loss} if adversary is None else {*config.loss, "adversarial"}
+    terms = tuple(sorted(names)) if len(names) > 1 else ()  # sorted: a resumed run may reorder them
     sets = tuple(config.data.train_sets) if len(config.data.train_sets) > 1 else ()
     judged = () if adversary is None else COLUMNS
-    if adversary is not None:
-        terms = tuple(sorted({*config.loss, "adversarial"}))
     sums = torch.zeros(len(sum_names(terms, judged, sets)), dtype=torch.float64, device=accelerator.device)
     return TrainState(
         model, optimizer, scheduler, epochs, sums, ema, full_copy,

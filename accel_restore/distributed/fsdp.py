@@ -52,8 +52,8 @@ def free_copy(target: nn.Module | None) -> None:
 
 def _end(tensor: Tensor) -> int:
     """Return where the tensor's last element ends in its storage, in bytes."""
-    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    return (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
+    last = sum(int(stride) * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return (int(tensor.storage_offset()) + last + 1) * tensor.element_size() if tensor.numel() else 0
 
 
 def prepare(
