@@ -30,7 +30,8 @@ from accel_restore.losses import Loss
 from accel_restore.metrics.protocol import score_image
 from accel_restore.metrics.validation_sets import SetProtocols, mean_scores
 from accel_restore.models.blocks import upscale
-from accel_restore.models.compile import compile_blocks
+from accel_restore.models.compile import compile_blocks, force_eager
+from accel_restore.models.parameters import unwrapped
 from accel_restore.models.pretrained import initial_model
 from accel_restore.models.recomputation import checkpoint_blocks
 from accel_restore.optim import get_optimizer, gradient_norm, propagate_nan, step_unless
@@ -176,13 +177,13 @@ def train_step(
     is_finite = state.grad_norm.isfinite()  # same on all ranks, as the gradients are; not yet copied to the host
     was_made = step_unless(~is_finite, state.optimizer, accelerator)  # the only place where weights change
     if state.ema is not None and was_made:
-        state.ema.update(accelerator.unwrap_model(state.model))
+        state.ema.update(unwrapped(state.model))
     return was_made
 
 
 def model_to_validate(state: TrainState, accelerator: Accelerator) -> nn.Module:
     """The unsharded model that is validated: EMA weights where EMA is on, with the same buffers on all ranks."""
-    model = accelerator.unwrap_model(state.model) if state.ema is None else state.ema.module
+    model = unwrapped(state.model) if state.ema is None else state.ema.module
     model = model if state.full_copy is None else fsdp.copy_full_state(state.full_copy, model)
     broadcast_buffers(model, accelerator)
     return model
@@ -216,7 +217,7 @@ def validate(
         for indices in images.batches(batch_size)[rank::world_size]:
             batch, protocol = images.batch(indices), protocols.sets[images.set_of[indices[0]]]
             # A compiled model runs eagerly here: it would be compiled again for each size of image.
-            with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            with accelerator.autocast(), force_eager():
                 output = protocol.output(model, batch["input"], images.scale)
             output, gt = output.to(batch["gt"].dtype), batch["gt"]
             enlarged = upscale(batch["input"], images.scale)

@@ -128,6 +128,7 @@ class MetricsLogger(Callback):
         self.window_sums = window_sums.to(state.epoch_sums.device)
         self.schedule_position = state.scheduler.scheduler.last_epoch
         self.epoch_start = time.perf_counter()
+        self.first_step = state.step + 1
         self._begin_window(state)
         self.console.start(state.epochs, self.schedule.num_steps(state.epochs), state.step)
 
@@ -138,6 +139,8 @@ class MetricsLogger(Callback):
         for micro_batch in state.micro_batches:
             self.window_sums += micro_batch.sums
         self.console.advance(state.epoch, state.step)
+        if state.step == self.first_step:
+            self.trackers.update()  # W&B starts
         if state.step % self.every_steps:
             return
         first_step, start, waited = self.window

@@ -12,6 +12,8 @@ from accelerate.utils import gather_object
 from accel_restore.data.loader import TrainLoader
 from accel_restore.errors import DivergedError
 from accel_restore.losses import Loss
+from accel_restore.models.compile import force_eager
+from accel_restore.models.parameters import unwrapped
 from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.utils.redaction import redacted
 
@@ -91,12 +93,12 @@ class NaNMonitor(Callback):
         """
         if self.accelerator.is_fsdp2:
             return ["(not computed again: other ranks hold the weights)"]
-        model = self.accelerator.unwrap_model(state.model)
+        model = unwrapped(state.model)
         names: list[str] = []
         buffers = [buffer.clone() for buffer in model.buffers()]
         with torch.random.fork_rng():
             for batch in self.loader.again(state.epoch, state.epoch_step - 1):
-                with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                with self.accelerator.autocast(), force_eager():
                     output = model.forward(batch["input"])
                 terms = self.loss_fn.terms(output, batch["gt"])
                 names += [name for name, values in terms.items() if not values.isfinite().all()]

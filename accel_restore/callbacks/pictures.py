@@ -13,6 +13,7 @@ from accel_restore.data.previews import Previews
 from accel_restore.engine import model_to_validate
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.blocks import upscale
+from accel_restore.models.compile import force_eager
 from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.tracking.pictures import Samples, Tile, draw_curves, draw_samples, preview_row
 from accel_restore.tracking.report.page import Report
@@ -105,7 +106,7 @@ class PreviewPictures(Sheets):
         for index in range(self.accelerator.process_index, len(self.previews), self.accelerator.num_processes):
             name, input = self.previews.names[index], self.previews[index].to(self.accelerator.device)
             try:
-                with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                with self.accelerator.autocast(), force_eager():
                     output = self.protocol.output(model, input, self.previews.scale)
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_restore.errors import RunAbortedError
+from accel_restore.models.parameters import unwrapped
 from accel_restore.state import Callback, TrainState
 
 
@@ -29,7 +30,7 @@ class ReplicaCheck(Callback):
         """
         if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # no two ranks hold the same
             return
-        networks = {"": self.accelerator.unwrap_model(state.model)}
+        networks = {"": unwrapped(state.model)}
         if state.adversary is not None:
             networks["discriminator."] = state.adversary.module
         sums = torch.cat([checksums(network) for network in networks.values()])

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from accel_restore.checkpoint.optimizer_state import Expressed, StateError, express, from_plain, restore, to_plain
 from accel_restore.distributed.fsdp import full_state_dict, full_tensor
 from accel_restore.errors import DivergedError
+from accel_restore.models.parameters import unwrapped
 from accel_restore.optim.schedules import needs_monitored
 
 
@@ -47,7 +48,7 @@ def collect_network(
 
     `config` is the part of the configuration with the network's `scheduler`.
     """
-    model = accelerator.unwrap_model(network.model)
+    model = unwrapped(network.model)
     weights = full_state_dict(model, accelerator, lambda name, tensor: copy(f"weights {name}", tensor))
     optimizer = express(model, network.optimizer.optimizer, copy if accelerator.is_main_process else None)
     counters = {
@@ -78,7 +79,7 @@ def load_network(
         scheduled = None  # its state may hold the length of the run
     load_schedule(schedule, epoch, scheduled)
     rates = [group["lr"] for group in network.optimizer.param_groups]
-    model = accelerator.unwrap_model(network.model)
+    model = unwrapped(network.model)
     load_weights(model, stored.weights)
     _load_optimizer(model, network.optimizer.optimizer, stored, config["optimizer"])
     if scheduled is None:

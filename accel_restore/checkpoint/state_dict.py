@@ -32,6 +32,7 @@ from accel_restore.checkpoint.network_state import (
 )
 from accel_restore.distributed.fsdp import full_state_dict
 from accel_restore.errors import UserError
+from accel_restore.models.parameters import unwrapped
 from accel_restore.models.weights_file import WEIGHTS, digest, raw_bytes
 from accel_restore.state import TrainState
 from accel_restore.utils.files import Part, decode_floats, encode_floats, to_json
@@ -246,7 +247,7 @@ def best_weights(state: TrainState, accelerator: Accelerator, copies: HostCopy) 
 
     Every rank calls it.
     """
-    model = state.ema.module if state.ema is not None else accelerator.unwrap_model(state.model)
+    model = state.ema.module if state.ema is not None else unwrapped(state.model)
     return full_state_dict(model, accelerator, copies.copy)
 
 

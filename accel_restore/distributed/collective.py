@@ -9,6 +9,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import nn
 
 from accel_restore.errors import UserError, permission_denied
+from accel_restore.models.compile import force_eager
 
 
 def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
@@ -45,7 +46,7 @@ def warm_up_ddp_buckets(model: nn.Module, image: tuple[int, int, int], accelerat
     was_training = model.training
     model.eval()  # leaves batch statistics alone
     for _ in range(2):  # the buckets change at the second forward
-        with torch.compiler.set_stance("force_eager"):
+        with force_eager():
             accelerator.backward(model(torch.zeros(1, *image, device=accelerator.device)).sum())
     model.zero_grad()
     model.train(was_training)

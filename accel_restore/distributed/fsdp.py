@@ -61,7 +61,8 @@ def prepare(
 ) -> tuple[Any, Any, Any]:
     """Return model, optimizer and scheduler, prepared by Accelerate; with FSDP2 the averaged model is sharded too."""
     if not accelerator.is_fsdp2:
-        return accelerator.prepare(model, optimizer, scheduler)
+        # True: move the model; otherwise Accelerate first imports DTensor, which takes as long as half of torch.
+        return accelerator.prepare(model, optimizer, scheduler, device_placement=[True, None, None])
     _gather_by_block(model, accelerator)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     _autocast_forward(model, accelerator)

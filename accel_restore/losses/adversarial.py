@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from accel_restore.models.compile import force_eager
 from accel_restore.utils.imports import unknown_choice
 
 NAMES = ("vanilla", "lsgan", "hinge", "wgan", "relativistic")
@@ -105,7 +106,7 @@ def r1(discriminator: Callable[[Tensor], Tensor], gt: Tensor) -> Tensor:
     Source: Mescheder et al., "Which training methods for GANs do actually converge?", 2018.
     """
     gt = gt.detach().requires_grad_()
-    with torch.enable_grad(), torch.autocast(gt.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
+    with torch.enable_grad(), torch.autocast(gt.device.type, enabled=False), force_eager():
         logits = _mean(discriminator(gt))
         (gradient,) = torch.autograd.grad(logits.sum(), gt, create_graph=True)
         return gradient.square().flatten(1).sum(1) / 2

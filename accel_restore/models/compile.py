@@ -1,14 +1,15 @@
 """The repeated blocks of a model. Each kind is compiled once, and FSDP2 gathers one block at a time."""
 
 import os
+import sys
 import uuid
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from accel_restore.errors import UserError
-from accel_restore.utils.imports import import_dynamo
 
 SMALL_SHARE = 0.1  # of the parameters, where the tail of a small network may hold most
 
@@ -46,12 +47,17 @@ def compile_blocks(model: nn.Module, setting: bool | str) -> None:
     """
     if setting is False:
         return
-    dynamo = import_dynamo().config
-    dynamo.recompile_limit = max(
-        64, dynamo.recompile_limit
-    )  # per kind of block; beyond this limit code runs uncompiled
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)  # per kind of block; beyond it, code runs uncompiled
     for part in repeated_blocks(model) or [model]:
         part.compile(dynamic=False, mode=None if setting is True else setting)
+
+
+def force_eager() -> AbstractContextManager:
+    """Run compiled modules uncompiled within this context, for sizes or derivatives that are not worth compiling."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; torch would import its compiler here
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class _Probe(nn.Module):

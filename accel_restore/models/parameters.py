@@ -6,6 +6,7 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from accel_restore.errors import PART_ERRORS, UserError
 from accel_restore.models.compile import SMALL_SHARE, repeated_blocks
@@ -16,6 +17,15 @@ PRESETS = {"all_but_new", "body", "all_but_tail"}  # of train.freeze
 # The parameters of these layers are kernels, matrices and biases, whatever their shape.
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that Accelerate has prepared, without DDP's wrapper.
+
+    Accelerate's `unwrap_model` also looks for a compiled model, and imports torch's compiler for it. Here blocks are
+    compiled in place.
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def freeze(

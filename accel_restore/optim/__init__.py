@@ -11,15 +11,11 @@ from torch.optim import Optimizer
 from accel_restore.config.optim import AnyOptimizer, OwnOptimizer
 from accel_restore.distributed import fsdp
 from accel_restore.models.parameters import without_decay
+from accel_restore.optim.eager import SGD, Adam, AdamW
 from accel_restore.optim.muon import Muon
 from accel_restore.optim.own import is_fused_adam, own_optimizer
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "muon": Muon,
-    "sgd": torch.optim.SGD,
-}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "muon": Muon, "sgd": SGD}
 
 
 def get_optimizer(model: nn.Module, config: AnyOptimizer, fused: bool = False) -> Optimizer:

@@ -31,6 +31,7 @@ from accel_restore.losses import Loss
 from accel_restore.losses.adversarial import Objective, logit_mean, r1
 from accel_restore.models.build_discriminator import build_discriminator, load_discriminator
 from accel_restore.models.compile import compile_blocks
+from accel_restore.models.parameters import unwrapped
 from accel_restore.models.spectral_norm import power_iteration
 from accel_restore.optim import get_optimizer, gradient_norm, propagate_nan, step_unless
 from accel_restore.optim.schedules import get_scheduler
@@ -65,7 +66,7 @@ class Adversary:
     @property
     def module(self) -> nn.Module:
         """The discriminator without wrappers."""
-        return self.accelerator.unwrap_model(self.model)
+        return unwrapped(self.model)
 
     @property
     def objective(self) -> Objective:
@@ -188,7 +189,7 @@ def adversarial_step(
     if discriminator.trains_generator:
         was_made = step_unless(~is_finite, generator.optimizer, accelerator)  # the only place where weights change
         if state.ema is not None and was_made:
-            state.ema.update(accelerator.unwrap_model(state.model))
+            state.ema.update(unwrapped(state.model))
     discriminator.step(is_finite)  # the only place where the discriminator's weights change
     return bool(is_finite)
 

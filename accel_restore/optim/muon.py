@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
+
+from accel_restore.optim.eager import Eager
 
 CHANNELS = 16  # kernels with fewer input or output channels are updated by AdamW
 LONGEST = 9 * 64  # the longer side of a 3 x 3 kernel of 64 channels; the step size grows up to this side
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(Optimizer):
+class Muon(Eager):
     """Muon for kernels and matrices with at least 16 input and output channels, AdamW for everything else.
 
     A kernel counts as a matrix: its first dimension times the product of the others. Its step is the momentum, made

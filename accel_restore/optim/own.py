@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from accel_restore.config.optim import OwnOptimizer, OwnSchedule
 from accel_restore.errors import PART_ERRORS, UserError
+from accel_restore.optim.eager import Adam, AdamW
 from accel_restore.utils.imports import check_arguments, describe_error, misspelt, resolve
 
 _FUNCTION = "; if it needs more than parameters, name a function (params, ...) of your own that returns it"
@@ -128,7 +129,7 @@ def has_modes(optimizer: Optimizer) -> bool:
 
 
 def is_fused_adam(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer is torch's Adam or AdamW with fused kernels, not a class derived from them."""
-    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and all(
+    """Return whether an optimizer is Adam or AdamW with fused kernels, torch's or ours, not a class of others."""
+    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW, Adam, AdamW) and all(
         group["fused"] for group in optimizer.param_groups
     )

@@ -10,6 +10,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from accel_restore.config.optim import AnySchedule, OwnSchedule
+from accel_restore.optim.eager import SGD
 from accel_restore.optim.own import own_schedule
 
 
@@ -156,7 +157,7 @@ def preview_learning_rates(
     schedules whose rates depend on the training.
     """
     if optimizer is None:
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
+        optimizer = SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
     scheduler = get_scheduler(optimizer, config, epochs)
     if needs_monitored(scheduler):
         return None

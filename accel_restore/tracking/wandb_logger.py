@@ -1,13 +1,14 @@
 """W&B: one run, which the main process writes from metrics.jsonl. W&B can neither stop nor delay training.
 
-A separate thread reads metrics.jsonl while it grows and calls W&B. If the server, W&B's background process or its disk
+A separate thread reads metrics.jsonl while it grows and calls W&B. It starts after the first step, which the import of
+W&B would slow down. If the server, W&B's background process or its disk
 hangs, training waits no longer than this:
 
 | event | training waits at most |
 |---|---|
 | start of the run: after `SERVER_SECONDS` without an answer, the thread starts it offline | never |
 | a row is logged | never |
-| end of training, the run has not started yet | `INIT_SECONDS` after the start of training |
+| end of training, the run has not started yet | `INIT_SECONDS` after the first step |
 | end of training: after `UPLOAD_SECONDS`, the rest is left to `wandb sync` | `FINISH_SECONDS` |
 
 metrics.jsonl is the reference. Every W&B run starts with its first line, so the newest folder in `wandb/` is complete,
@@ -65,7 +66,7 @@ class WandbLogger:
         log: Callable[[str], None],
         rank: int = 0,
     ):
-        """Start the thread. `id` is the W&B id of the run that is resumed; None for a new run.
+        """Choose the mode. `id` is the W&B id of the run that is resumed; None for a new run.
 
         The main process logs the run of all ranks and, with `wandb_per_rank`, a run of its own rank. Any other `rank`
         logs only its own run and must pass the `id`.
@@ -103,7 +104,6 @@ class WandbLogger:
         else:
             per_rank = tracking.wandb_per_rank and not trial
             self.sender = _Sender(main_run, rank_run if per_rank else None, mode, folder, log)
-        self.sender.start()
 
     @property
     def unsynced(self) -> Path | None:
@@ -111,13 +111,15 @@ class WandbLogger:
         return self.sender.unsynced if self.sender else None
 
     def update(self) -> None:
-        """Send the new lines of metrics.jsonl."""
+        """Send the new lines of metrics.jsonl; the first call starts the run."""
         if self.sender:
+            self.sender.start()
             self.sender.wake.set()
 
     def finish(self, failed: bool) -> None:
         """Finish the run, and log the command that uploads what the server has not received."""
         if self.sender:
+            self.sender.start()
             self.sender.finish(failed)
 
 
@@ -144,6 +146,7 @@ class _Sender:
         self.wake = threading.Event()  # there are new lines, or training ends
         self.unsynced: Path | None = None  # the run's folder while the server may lack data
         self.num_starts = 0
+        self.started: float | None = None
         self.finishing = self.failed = self.abandoned = False
         self.is_complete = False  # the run has every line so far
         self.written = False  # the run was finished
@@ -151,10 +154,12 @@ class _Sender:
     # Called by the training thread. Every wait has a limit.
 
     def start(self) -> None:
-        self.started = time.monotonic()
-        self.thread.start()
+        if self.started is None:
+            self.started = time.monotonic()
+            self.thread.start()
 
     def finish(self, failed: bool) -> None:
+        assert self.started is not None
         self.ready.wait(max(0.0, self.started + INIT_SECONDS - time.monotonic()))
         deadline = time.monotonic() + FINISH_SECONDS
         self.failed, self.finishing = failed, True

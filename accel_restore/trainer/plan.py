@@ -19,6 +19,7 @@ from accel_restore.data.identity import find_shared, in_words
 from accel_restore.data.training_sets import TrainingSet
 from accel_restore.data.val_dataset import ValidationSets
 from accel_restore.metrics.validation_sets import SetProtocols
+from accel_restore.models.parameters import unwrapped
 from accel_restore.optim.ema import Average, EvalWeights
 from accel_restore.optim.schedules import preview_learning_rates
 from accel_restore.state import TrainState
@@ -57,7 +58,7 @@ def plan_rows(
         *_set_rows(config, data, stages, epochs),
         ("learning rate", f"{config.scheduler.name}: {rate}"),
         ("precision", precision),
-        ("model", _model(config, accelerator.unwrap_model(state.model))),
+        ("model", _model(config, unwrapped(state.model))),
         ("written to", str(folder)),
     ]
     rows += [

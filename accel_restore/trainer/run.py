@@ -34,6 +34,7 @@ from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.engine import train
 from accel_restore.errors import PART_ERRORS, PreemptedError, UserError
 from accel_restore.metrics.validation_sets import SetProtocols
+from accel_restore.models.parameters import unwrapped
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.pictures import Samples
@@ -90,7 +91,13 @@ def fit(
     """
     resolved = config_from(config, overrides) if isinstance(config, dict) else load_config(config, overrides)
     resolved = with_objects(resolved, model, loss, callbacks)
-    with _alone(), warnings.catch_warnings(), restored_globals(), restored_states(), listening() as stop:
+    with (
+        _alone(),
+        warnings.catch_warnings(),
+        restored_globals(bool(resolved.train.compile)),
+        restored_states(),
+        listening() as stop,
+    ):
         try:
             run_training(resolved, cpu=cpu, audit=audit, overwrite=overwrite, overrides=list(overrides), stop=stop)
         except PreemptedError as error:
@@ -266,7 +273,7 @@ def _commit_source(run: RunContext, resolved: dict[str, Any]) -> CommitSource:
     """The content of commits and best.safetensors other than the state of training."""
     config, plans = run.config, run.loader.stages.plans
     model = redacted(run.description)
-    built = facts_of_model(run.accelerator.unwrap_model(run.state.model), model, redacted(run.taken))
+    built = facts_of_model(unwrapped(run.state.model), model, redacted(run.taken))
 
     def counters() -> dict[str, Any]:
         return {

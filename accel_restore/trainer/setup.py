@@ -60,7 +60,7 @@ from accel_restore.trainer.optim_check import known_epochs, try_optimizer, try_s
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
-from accel_restore.utils.imports import import_dynamo
+from accel_restore.utils.imports import check_compiler_cache
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.words import counted
 
@@ -195,7 +195,7 @@ def _check_parts(
     Every rank checks, as a file of weights may be on one machine only.
     """
     data = config.data
-    on_all_ranks(accelerator, lambda: bool(import_dynamo()))
+    on_all_ranks(accelerator, check_compiler_cache)
     loss_fn = on_all_ranks(
         accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes, config.own_loss)
     )

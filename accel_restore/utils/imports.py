@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import sys
 import sysconfig
 import traceback
@@ -106,19 +107,21 @@ def _is_users(file: str) -> bool:
     return not file.startswith("<") and not libraries and not any(path.is_relative_to(folder) for folder in ours)
 
 
-def import_dynamo() -> Any:
-    """Return the module `torch._dynamo`, which every optimizer of torch imports, with or without train.compile.
+def check_compiler_cache() -> None:
+    """Create the folder that TORCHINDUCTOR_CACHE_DIR names, as torch does when it imports its compiler.
 
-    Raises: UserError if the folder of compiled code cannot be created, as torch does at the import.
+    It imports it for `train.compile`, with several processes, and for optimizers other than accel_restore's.
+
+    Raises: UserError if the folder cannot be created.
     """
     try:
-        import torch._dynamo
+        if named := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+            Path(named).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"TORCHINDUCTOR_CACHE_DIR: torch cannot create {error.filename} ({error.strerror}); set this environment "
-            "variable to a folder that can be written"
+            f"TORCHINDUCTOR_CACHE_DIR: torch cannot create {named} ({error.strerror}); set this environment variable "
+            "to a folder that can be written"
         ) from error
-    return torch._dynamo
 
 
 def resolve(name: str, table: dict[str, Any], key: str) -> Any:

@@ -1,4 +1,4 @@
-"""`accel-restore config`, and training before step 1, import no library before it is needed."""
+"""Commands, and training before step 1, import no library before it is needed."""
 
 import subprocess
 import sys
@@ -12,7 +12,10 @@ from torch import nn
 LIGHT = """
 import sys
 from accel_restore import cli
-code = cli.main(sys.argv[1:])
+try:
+    code = cli.main(sys.argv[1:])
+except SystemExit as ended:  # of --help
+    code = ended.code
 print("MODULES", *sys.modules)
 sys.exit(code)
 """
@@ -32,8 +35,11 @@ code = train.main(sys.argv[1:])
 print("MODULES", *sys.modules)
 sys.exit(code)
 """
-NEEDED_LATER = {"torch.distributed.checkpoint", "matplotlib"}  # by the first commit and the first plot
-NOT_NEEDED = {"datasets", "pandas", "wandb", "skimage", "scipy", "torchvision", "imagecodecs", "tifffile"}
+# By W&B, the first commit and the first plot.
+NEEDED_LATER = {"wandb", "pandas", "torch.distributed.checkpoint", "matplotlib"}
+COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "triton"}  # slow as torch
+LIBRARIES = {"datasets", "torchvision", "spandrel", "tensorboard", "imagecodecs", "tifffile", "rawpy", "onnx"}
+NOT_NEEDED = {"skimage", "scipy", *COMPILER, *LIBRARIES}
 
 
 def _modules(code: str, *arguments: str) -> list[set[str]]:
@@ -48,15 +54,35 @@ def _modules(code: str, *arguments: str) -> list[set[str]]:
     return [set(line.split()[1:]) for line in process.stdout.splitlines() if line.startswith("MODULES")]
 
 
-def test_the_configuration_is_printed_without_heavy_libraries():
-    (modules,) = _modules(LIGHT, "config")
-    heavy = {"torch", "numpy", "PIL", "accelerate", "rich", "matplotlib", *NOT_NEEDED}
-    assert "pydantic" in modules and not modules & heavy
+HEAVY = {"torch", "numpy", "PIL", "accelerate", "rich", *NEEDED_LATER, *NOT_NEEDED}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed", "not_needed"),
+    [
+        (["--help"], {"argparse"}, {"pydantic", "yaml", *HEAVY}),
+        (["train", "--help"], {"pydantic"}, HEAVY),
+        (["config"], {"pydantic"}, HEAVY),
+    ],
+)
+def test_help_and_the_configuration_are_printed_without_heavy_libraries(arguments, needed, not_needed):
+    (modules,) = _modules(LIGHT, *arguments)
+    assert needed <= modules and not modules & not_needed
+
+
+def test_the_check_of_data_imports_only_what_it_needs(tmp_path):
+    photos = make_photos(tmp_path / "train", 4), make_photos(tmp_path / "val", 1, seed=1)
+    file = tmp_path / "check.yaml"
+    file.write_text(yaml.safe_dump(small_config(*photos, tmp_path)))
+    (modules,) = _modules(LIGHT, "check", "--config", str(file))
+    needed = {"torch", "scipy", "imagecodecs", "pandas"}  # pyarrow imports pandas for decoded images
+    assert needed <= modules and not modules & ({*NEEDED_LATER, *NOT_NEEDED} - needed)
 
 
 def test_training_on_decoded_images_imports_only_what_it_needs_before_step_1(tmp_path):
     photos = make_photos(tmp_path / "train", 4), make_photos(tmp_path / "val", 1, seed=1)
-    config = small_config(*photos, tmp_path, train={"epochs": 1})
+    tracking = {"wandb": "offline", "log_every_steps": 1}
+    config = small_config(*photos, tmp_path, train={"epochs": 1}, tracking=tracking)
     assert forked.run(config) == [0], forked.printed(config)  # decodes the images
     file = tmp_path / "again.yaml"
     file.write_text(yaml.safe_dump(config))

@@ -51,6 +51,7 @@ def play(scenario: str, folder: Path) -> None:
         _former(folder) if scenario == "resumed" else None,
         messages.append,
     )
+    logger.update()  # starts the run
     logger.sender.ready.wait()  # the fault occurs after the start
     for step in range(FAULT_STEP + 1 if scenario == "resumed" else 1, STEPS + 1):
         if step == FAULT_STEP:
