@@ -91,7 +91,10 @@ def load_network(
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load full tensors into a model, which may be sharded."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        model.load_state_dict(weights)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict  # imports the compiler
 
     set_model_state_dict(model, dict[str, Any](weights), options=StateDictOptions(full_state_dict=True))
 

@@ -35,9 +35,8 @@ code = train.main(sys.argv[1:])
 print("MODULES", *sys.modules)
 sys.exit(code)
 """
-# By W&B, the first commit and the first plot.
-NEEDED_LATER = {"wandb", "pandas", "torch.distributed.checkpoint", "matplotlib"}
-COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "triton"}  # slow as torch
+NEEDED_LATER = {"wandb", "pandas", "matplotlib"}  # by W&B and the first plot
+COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.checkpoint", "torch.distributed.tensor", "sympy"}
 LIBRARIES = {"datasets", "torchvision", "spandrel", "tensorboard", "imagecodecs", "tifffile", "rawpy", "onnx"}
 NOT_NEEDED = {"skimage", "scipy", *COMPILER, *LIBRARIES}
 
