@@ -21,13 +21,18 @@ def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     `bottleneck` is the longest phase of the slowest rank: the one with the longest step without gradient exchange. The
     other ranks wait for it within their exchange.
 
+    Steps are timed twice: unobserved in rounds, and phase by phase afterwards, when the load of the machine may differ.
+    The length of a step is the median of the rounds, and the phases have their mean shares of it. So all figures agree:
+    the phases add up to `step_seconds`, and `samples_per_step` divided by it is `samples_per_second`.
+
     Units: seconds, bytes, samples per second.
     """
     main = ranks[0]
     rounds = list(zip(*(rank["rounds"] for rank in ranks), strict=True))
     pace = {kind: [_slowest(those, kind) for those in rounds] for kind in ("trainer", "bare")}
-    each = [median(one["samples"] / one["trainer_seconds"] for one in rank["rounds"]) for rank in ranks]
-    total = [sum(one["samples"] for one in those) / max(one["trainer_seconds"] for one in those) for those in rounds]
+    step = median(max(one["trainer_seconds"] / one["steps"] for one in those) for those in rounds)
+    samples = [sum(one["samples"] for one in rank["rounds"]) / _steps(rank) for rank in ranks]
+    ranks = _scaled(ranks, step)
     batch = main["batch_size"] * len(ranks)
     ratios = sorted(bare / trainer for bare, trainer in zip(pace["bare"], pace["trainer"], strict=True))
     own = [_own(rank) for rank in ranks]
@@ -41,23 +46,41 @@ def reported(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "batch_size": main["batch_size"],
         "accumulation": main["accumulation"],
         "patch_size": main["config"]["data"]["patch_size"],
-        "samples_per_second": median(total),
+        "samples_per_second": sum(samples) / step,
+        "samples_per_step": sum(samples),
+        "step_seconds": step,
+        "rounds": len(rounds),
+        "timed_steps": _steps(main),
+        "observed_steps": main["observed_steps"],
         "bare_samples_per_second": median(batch / seconds for seconds in pace["bare"]),
         "ratio": {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1], "pairs": len(ratios)},
         "cpu_ratio": sum(_cpu(those, "bare") for those in rounds) / sum(_cpu(those, "trainer") for those in rounds),
         "phases": {phase: sum(rank["phases"][phase] for rank in ranks) / len(ranks) for phase in main["phases"]},
         "ranks": [
             {
-                "samples_per_second": speed,
+                "samples_per_second": count / step,
                 "own_seconds": seconds,
                 **{key: rank[key] for key in ("phases", "hooks", "peak_memory")},
             }
-            for rank, speed, seconds in zip(ranks, each, own, strict=True)
+            for rank, count, seconds in zip(ranks, samples, own, strict=True)
         ],
         "bottleneck": bottleneck,
         "bottleneck_share": critical["phases"][bottleneck] / sum(critical["phases"].values()),
         "advice": _advice(critical, bottleneck, slowest, own),
     }
+
+
+def _steps(rank: dict[str, Any]) -> int:
+    return sum(one["steps"] for one in rank["rounds"])
+
+
+def _scaled(ranks: list[dict[str, Any]], step: float) -> list[dict[str, Any]]:
+    """Return the ranks with phases and callbacks in proportion to a step of `step` seconds on average."""
+    factor = step * len(ranks) / sum(sum(rank["phases"].values()) for rank in ranks)
+    return [
+        rank | {kind: {name: factor * seconds for name, seconds in rank[kind].items()} for kind in ("phases", "hooks")}
+        for rank in ranks
+    ]
 
 
 def _slowest(those: tuple[dict[str, Any], ...], kind: str) -> float:
@@ -161,10 +184,15 @@ def show(record: dict[str, Any], console: Console) -> None:
     each = f" ({', '.join(format(r['samples_per_second'], '.1f') for r in ranks)} by rank)" if several else ""
     memory = max(r["peak_memory"] for r in ranks) / 1e9
     kind = "GPU tensors" if record["device"] == "cuda" else "the process"
-    console.log(f"{record['samples_per_second']:.1f} samples/s{each}; peak memory of {kind} {memory:.2f} GB")
+    rate, samples, rounds = (record[name] for name in ("samples_per_second", "samples_per_step", "rounds"))
+    console.log(
+        f"{rate:.1f} samples/s{each}: {samples:.4g} samples (mean) in a step of {1000 * step:.2f} ms (median of {rounds} "
+        f"rounds, {record['timed_steps']} steps); shares of phases: mean of {record['observed_steps']} further steps"
+    )
+    console.log(f"peak memory of {kind} {memory:.2f} GB")
     ratio = record["ratio"]
     console.log(
-        f"bare loop on one constant batch: {record['bare_samples_per_second']:.1f} samples/s; trainer/bare "
+        f"bare loop on one constant batch: {record['bare_samples_per_second']:.1f} samples/s (median); trainer/bare "
         f"{ratio['median']:.3f} (median of {ratio['pairs']} alternating pairs, {ratio['lowest']:.2f} to "
         f"{ratio['highest']:.2f}), by CPU time {record['cpu_ratio']:.3f}"
     )

@@ -56,7 +56,7 @@ def compared(
     trainer: Trainer, bare: BareLoop, steps: int, skipped: int, accelerator: Accelerator, trainer_first: bool
 ) -> dict[str, float | int]:
     """Time `steps` steps of both, one after the other; each first makes `skipped` steps that are not timed."""
-    figures: dict[str, float | int] = {"bare_micro_batches": steps * bare.accumulation}
+    figures: dict[str, float | int] = {"steps": steps, "bare_micro_batches": steps * bare.accumulation}
     order: list[tuple[str, Callable[[int], None]]] = [("trainer", trainer), ("bare", bare)]
     for name, loop in order if trainer_first else order[::-1]:
         loop(skipped)

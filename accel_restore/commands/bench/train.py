@@ -155,6 +155,7 @@ def measure(config: Config, accelerator: Accelerator, seconds: float, profile: P
             "accumulation": trainer.plan.accumulation,
             "batch_size": trainer.plan.batch_size,
             "phases": timer.per_step(),
+            "observed_steps": timer.steps,
             "hooks": timer.callbacks_per_step(),
             "rounds": rounds,
             "peak_memory": peak,

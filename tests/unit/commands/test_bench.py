@@ -1,5 +1,6 @@
 """What `bench train` concludes from its measurements."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from accel_restore.commands.bench import scaling as bench_scaling
 from accel_restore.commands.bench.phases import BACKWARD, BATCH, EXCHANGE, FORWARD, HOOKS, OPTIMIZER, PHASES, WAIT
-from accel_restore.commands.bench.report import reported
+from accel_restore.commands.bench.report import reported, show
 from accel_restore.config.load import config_from
+from accel_restore.tracking.console import Console
 
 
 def rank_record(**changed: float) -> dict:
@@ -17,9 +19,9 @@ def rank_record(**changed: float) -> dict:
     one = {"trainer_seconds": 2.0, "trainer_cpu_seconds": 1.0, "bare_seconds": 1.0, "bare_cpu_seconds": 0.9}
     return {
         "config": config, "device": "cpu", "precision": "no", "fits_in_memory": False, "steps_per_epoch": 7,
-        "accumulation": 1, "batch_size": 8, "peak_memory": 1, "hooks": {"MetricsLogger": 0.001},
+        "accumulation": 1, "batch_size": 8, "peak_memory": 1, "hooks": {"MetricsLogger": 0.001}, "observed_steps": 5,
         "phases": {phase: changed.get(phase, 0.001) for phase in PHASES},
-        "rounds": [{**one, "steps": 4, "micro_batches": 4, "bare_micro_batches": 4, "samples": 30}] * 3,
+        "rounds": [{**one, "steps": 4, "micro_batches": 4, "bare_micro_batches": 4, "samples": 30} for _ in range(3)],
     }  # fmt: skip
 
 
@@ -41,6 +43,24 @@ def test_longest_phase_is_the_bottleneck_and_advice_names_a_key(phase):
     assert len(record["advice"]) == 1 and REMEDIES[phase] in record["advice"][0]
     assert record["ratio"]["median"] == 0.5 and record["cpu_ratio"] == pytest.approx(0.9)
     assert record["samples_per_second"] == 15 and record["bare_samples_per_second"] == 32
+
+
+def test_printed_figures_agree_and_name_their_statistic(capsys):
+    record = rank_record(**{FORWARD: 0.05})  # 56 ms, observed while the machine was idle
+    for one, seconds in zip(record["rounds"], (2.0, 1.6, 8.0), strict=True):
+        one |= {"trainer_seconds": seconds}
+    other = {**record, "phases": {**record["phases"], EXCHANGE: 0.002}}
+    for ranks in ([record], [record, other]):
+        show(reported(ranks), Console(True))
+        out = capsys.readouterr().out
+        speed, each, step = (
+            float(re.search(rf"([\d.]+) {unit}", out)[1]) for unit in ("samples/s", r"samples \(", "ms ")
+        )
+        assert (step, each, speed) == (500, 7.5 * len(ranks), 15 * len(ranks))
+        rows = {line.split("│")[1].strip(): line.split("│")[2:] for line in out.splitlines() if line.count("│") > 2}
+        milliseconds = {name: float(columns[0]) for name, columns in rows.items()}
+        assert milliseconds.pop("step") == step == pytest.approx(sum(milliseconds.values()), abs=0.1)
+        assert "median of 3 rounds, 12 steps" in out and "mean of 5 further steps" in out
 
 
 def test_waiting_for_a_slow_rank_does_not_count_as_exchange():
