@@ -53,9 +53,8 @@ def test_printed_figures_agree_and_name_their_statistic(capsys):
     for ranks in ([record], [record, other]):
         show(reported(ranks), Console(True))
         out = capsys.readouterr().out
-        speed, each, step = (
-            float(re.search(rf"([\d.]+) {unit}", out)[1]) for unit in ("samples/s", r"samples \(", "ms ")
-        )
+        units = "samples/s", r"samples \(", "ms "
+        speed, each, step = (float(re.search(rf"([\d.]+) {unit}", out)[1]) for unit in units)
         assert (step, each, speed) == (500, 7.5 * len(ranks), 15 * len(ranks))
         rows = {line.split("│")[1].strip(): line.split("│")[2:] for line in out.splitlines() if line.count("│") > 2}
         milliseconds = {name: float(columns[0]) for name, columns in rows.items()}
