@@ -187,7 +187,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     rate, samples, rounds = (record[name] for name in ("samples_per_second", "samples_per_step", "rounds"))
     console.log(
         f"{rate:.1f} samples/s{each}: {samples:.4g} samples (mean) in a step of {1000 * step:.2f} ms (median of "
-        f"{rounds} rounds, {record['timed_steps']} steps); shares of phases: mean of {record['observed_steps']} further steps"
+        f"{rounds} rounds, {record['timed_steps']} steps); shares: mean of {record['observed_steps']} further steps"
     )
     console.log(f"peak memory of {kind} {memory:.2f} GB")
     ratio = record["ratio"]
