@@ -28,6 +28,7 @@ from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 from accel_restore.utils.streams import safe_streams
+from accel_restore.utils.threads import wait_passively
 from accel_restore.utils.utf8 import use_utf8
 
 
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         use_utf8()
         hide_warnings_of_torch()
+        wait_passively()
     with safe_streams():
         try:
             options = parse_arguments(arguments)
@@ -79,10 +81,10 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     try:
         config = load_config(options.config, options.overrides)  # reports mistakes before torch is imported
         with stop.deferred():
-            from accel_restore.distributed.accelerator import keep_freed_memory
+            from accel_restore.distributed.accelerator import tune_cpu
             from accel_restore.trainer.run import run_training
 
-        keep_freed_memory(options.cpu)
+        tune_cpu(options.cpu)
         run_training(
             config,
             cpu=options.cpu,

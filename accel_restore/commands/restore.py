@@ -122,7 +122,8 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> _Work:
     settings = _settings(options, choose_precision(options.precision, processes.device))
     suffix = _SUFFIXES.get(options.format)
     left_out = LeftOut()
-    keep_freed_memory(processes.device.type == "cpu")
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     restorer = load(options.weights, processes.device)
     if options.compare and not restorer.images.keeps_channels:
         raise UserError(

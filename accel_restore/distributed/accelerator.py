@@ -21,6 +21,7 @@ from accel_restore.distributed.rendezvous import meet
 from accel_restore.errors import RunAbortedError, UserError
 from accel_restore.utils.imports import describe_error
 from accel_restore.utils.launch import Launch, find_launch, set_joined
+from accel_restore.utils.threads import num_threads
 
 _FSDP = "ACCELERATE_USE_FSDP"
 _OFF = ("false", "0", "no", "off", "n", "f")
@@ -195,14 +196,24 @@ def restored_states() -> Iterator[None]:
             owner._shared_state.update(state)
 
 
-def keep_freed_memory(cpu: bool) -> None:
-    """Set glibc's malloc to keep freed memory instead of returning it to the system, if this process computes on CPUs.
+def tune_cpu(cpu: bool) -> None:
+    """Choose the number of threads, and let malloc keep freed memory, if this process computes on CPUs.
+
+    Both hold for the whole process, so this is for commands, which own theirs.
+    """
+    if not cpu and torch.accelerator.is_available():
+        return
+    if (threads := num_threads()) is not None:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Set glibc's malloc to keep freed memory instead of returning it to the system.
 
     Each training step frees and allocates tensors of the same sizes. Fresh pages make a CPU step 15 to 20 % slower
     (measured). malloc's settings cannot be read and restored, so this is for commands, which own their process.
     """
-    if not cpu and torch.accelerator.is_available():
-        return
     trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt, as malloc.h numbers them
     try:
         mallopt = ctypes.CDLL(None).mallopt

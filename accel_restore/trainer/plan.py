@@ -52,7 +52,7 @@ def plan_rows(
     if config.train.mixed_precision == "auto":
         precision += " (chosen by auto)"
     rows = [
-        ("devices", f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"),
+        ("devices", _devices(plan, accelerator)),
         *_data_rows(config, data, plan.patch_size),
         *_length_rows(stages, epochs),
         *_set_rows(config, data, stages, epochs),
@@ -90,6 +90,12 @@ def plan_rows(
             ("continues", f"{start.commit.name}: {counted(state.epoch, 'epoch')}, {counted(state.step, 'step')} done")
         )
     return [*rows, *(("note", note) for note in _notes_on(state.model, state.ema))]
+
+
+def _devices(plan: BatchPlan, accelerator: Accelerator) -> str:
+    devices = f"{plan.world_size} × {accelerator.device.type}{', FSDP2' * accelerator.is_fsdp2}"
+    threads = counted(torch.get_num_threads(), "thread") + " each" * (plan.world_size > 1)
+    return f"{devices}, {threads}" if accelerator.device.type == "cpu" else devices
 
 
 def _data_rows(config: Config, data: DataSets, patch_size: int) -> list[tuple[str, str]]:

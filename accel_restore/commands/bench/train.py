@@ -26,7 +26,7 @@ from accel_restore.commands.bench.scaling import show_scaling
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.loader import WaitTime
-from accel_restore.distributed.accelerator import create_accelerator, keep_freed_memory
+from accel_restore.distributed.accelerator import create_accelerator, tune_cpu
 from accel_restore.distributed.heartbeat import RankMonitor
 from accel_restore.errors import DivergedError, PreemptedError, UserError
 from accel_restore.state import Callback
@@ -85,7 +85,7 @@ def _shown(config: Config, options: argparse.Namespace) -> dict[str, Any] | None
 
     Raises: UserError; PreemptedError when stopped by a signal.
     """
-    keep_freed_memory(options.cpu)
+    tune_cpu(options.cpu)
     accelerator = create_accelerator(config, options.cpu)
     try:
         if accelerator.is_fsdp2:

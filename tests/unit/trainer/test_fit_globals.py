@@ -55,9 +55,9 @@ def test_wandb_prints_after_fit_as_before_it():
 
 
 @pytest.mark.parametrize("arguments", [["--cpu"], []])
-def test_the_command_tunes_malloc(monkeypatch, arguments):
+def test_the_command_tunes_malloc_and_threads(monkeypatch, arguments):
     seen = []
-    monkeypatch.setattr(distributed, "keep_freed_memory", seen.append)
+    monkeypatch.setattr(distributed, "tune_cpu", seen.append)
     monkeypatch.setattr(session, "run_training", lambda *given, **named: None)
     assert train.main(arguments) == 0
     assert seen == [bool(arguments)]

@@ -1,0 +1,42 @@
+"""How many threads torch computes with on CPUs, and how they wait for each other."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from accel_restore.utils.cgroups import num_cores
+from accel_restore.utils.launch import launch_or_alone
+
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # variables of torchrun and accelerate launch
+
+
+def wait_passively() -> None:
+    """Let threads of OpenMP sleep while they wait for each other; call it before torch is imported.
+
+    By default they spin for milliseconds. Beside another busy process, they then take the core from the very thread
+    that they wait for, and training becomes several times slower. A user's own `OMP_WAIT_POLICY` is kept, and
+    `GOMP_SPINCOUNT` overrides both.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def num_threads(parent: Path | None = None) -> int | None:
+    """Return the number of threads with which this process should compute; None: leave it as it is.
+
+    The processes of a machine share its cores equally. A user's own `OMP_NUM_THREADS` is kept. Launchers set it to 1 if
+    it is not set, which does not count. `parent` is the folder in /proc of the process that has started this one.
+    """
+    launch = launch_or_alone()
+    if "OMP_NUM_THREADS" in os.environ and not _is_from_launcher(parent or Path(f"/proc/{os.getppid()}")):
+        return None
+    if launch.world_size > 1 and launch.local_rank is None:  # nor is the number of processes on this machine known
+        return None
+    return max(1, num_cores() // launch.local_world_size)
+
+
+def _is_from_launcher(parent: Path) -> bool:
+    """Return whether a launcher has set OMP_NUM_THREADS: it is 1, and the launcher was started without it."""
+    with suppress(OSError):
+        if os.environ["OMP_NUM_THREADS"] == "1" and any(name in os.environ for name in _LAUNCHERS):
+            return b"OMP_NUM_THREADS=" not in (parent / "environ").read_bytes()
+    return False

@@ -1,0 +1,44 @@
+"""The user decides how many threads compute; without a word from him, the processes of a machine share its cores."""
+
+import pytest
+
+from accel_restore.utils import threads
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+ELASTIC = {"TORCHELASTIC_RUN_ID": "job", "OMP_NUM_THREADS": "1", **TORCHRUN, "LOCAL_WORLD_SIZE": "4"}
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "parents", "expected"),
+    [
+        ({}, b"", 9),
+        ({"OMP_NUM_THREADS": "1"}, b"", None),  # of the command itself
+        (ACCELERATE, b"HOME=/root\0", 9),
+        (ACCELERATE, b"HOME=/root\0OMP_NUM_THREADS=1\0", None),  # of the user, before accelerate launch
+        ({**ACCELERATE, "OMP_NUM_THREADS": "3"}, b"", None),  # of --num_cpu_threads_per_process
+        (ACCELERATE, None, None),  # not Linux: it cannot be known
+        (ELASTIC, b"", 2),
+        (ELASTIC, b"OMP_NUM_THREADS=1\0", None),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "16"}, b"", 1),
+        ({name: value for name, value in TORCHRUN.items() if name != "LOCAL_RANK"}, b"", None),
+    ],
+)
+def test_the_users_number_of_threads_is_kept_and_a_launchers_is_not(
+    environment, parents, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(threads, "num_cores", lambda: 9)
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", *TORCHRUN, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if parents is not None:
+        (tmp_path / "environ").write_bytes(parents)
+    assert threads.num_threads(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_passively_unless_the_user_says_otherwise(own, expected, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", own) if own else monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    threads.wait_passively()
+    assert threads.os.environ["OMP_WAIT_POLICY"] == expected
