@@ -11,7 +11,7 @@ from accel_restore.utils.imports import did_you_mean, resolve
 from accel_restore.utils.launch import hide_warnings_of_torch, is_reporter
 from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.streams import safe_streams
-from accel_restore.utils.threads import wait_passively
+from accel_restore.utils.threads import spin_briefly
 from accel_restore.utils.utf8 import use_utf8
 
 COMMANDS = {  # name: (help, import path of the function)
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         use_utf8()
         hide_warnings_of_torch()
-        wait_passively()
+        spin_briefly()
         arguments = sys.argv[1:]
     with safe_streams() as output:
         code = _run(arguments)

@@ -28,7 +28,7 @@ from accel_restore.utils.places import use_writable_caches
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
 from accel_restore.utils.streams import safe_streams
-from accel_restore.utils.threads import wait_passively
+from accel_restore.utils.threads import spin_briefly
 from accel_restore.utils.utf8 import use_utf8
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         use_utf8()
         hide_warnings_of_torch()
-        wait_passively()
+        spin_briefly()
     with safe_streams():
         try:
             options = parse_arguments(arguments)

@@ -37,8 +37,11 @@ def test_the_users_number_of_threads_is_kept_and_a_launchers_is_not(
     assert threads.num_threads(tmp_path) == expected
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_wait_passively_unless_the_user_says_otherwise(own, expected, monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", own) if own else monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    threads.wait_passively()
-    assert threads.os.environ["OMP_WAIT_POLICY"] == expected
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(own, expected, monkeypatch):
+    environment = dict(own)
+    monkeypatch.setattr(threads.os, "environ", environment)
+    threads.spin_briefly()
+    assert environment.get("GOMP_SPINCOUNT") == expected
