@@ -1,5 +1,6 @@
 """Crops and flips of samples, the prefetching thread, and whole images for validation."""
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -236,9 +237,11 @@ def test_the_background_thread_leaves_the_cores_to_training():
 
 
 def test_closing_ends_a_blocked_thread():
+    interval = sys.getswitchinterval()
     with Prefetcher(iter(int, 1)) as background:  # endless
         assert next(background) == 0 and len(loader_threads()) == 1
-    assert not loader_threads()
+        assert sys.getswitchinterval() < interval / 5, "training would wait for the thread that reads"
+    assert not loader_threads() and sys.getswitchinterval() == interval
     with pytest.raises(StopIteration):
         next(background)
 
