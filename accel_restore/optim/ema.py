@@ -26,14 +26,16 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float, warm_up: bool):
         self.module = module.requires_grad_(False)
         self.decay, self.warm_up, self.num_updates = decay, warm_up, 0
+        self._found: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None  # a model, its weights, the averages
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the model's current weights."""
         t = self.num_updates
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
-        averages: list[Tensor] = list(self.module.parameters())
-        weights: list[Tensor] = list(model.parameters())
+        if self._found is None or self._found[0] is not model:  # to find them takes longer than to average them
+            self._found = model, list(model.parameters()), list(self.module.parameters())
+        _, weights, averages = self._found
         torch._foreach_lerp_(averages, weights, 1 - decay if t else 1.0)
         _copy_buffers(model, self.module)
         self.num_updates = t + 1
@@ -80,8 +82,9 @@ Average = Ema | EvalWeights
 
 
 def _copy_buffers(model: nn.Module, target: nn.Module) -> None:
-    buffers = dict(model.named_buffers())
-    for name, buffer in target.named_buffers():
+    own = dict(target.named_buffers())
+    buffers = dict(model.named_buffers()) if own else {}
+    for name, buffer in own.items():
         if name in buffers and buffers[name].shape == buffer.shape:
             buffer.copy_(buffers[name])
 
