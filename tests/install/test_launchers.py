@@ -1,15 +1,21 @@
 """Real launchers are stopped or killed: their workers save and end, and no process is left."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 
 import forked
 import pytest
+import yaml
 from reference import configuration as reference_configuration
-from runs import DRIVER, ROOT, command_line, last_weights
+from runs import DRIVER, ROOT, TRAIN, clean_environment, command_line, last_weights, run_folder, small_config
 from watched import GENEROUS, commits, kill_all, processes_of, said, same, start_launcher, status, wait_until_gone
 
+from accel_restore.utils.cgroups import num_cores
+
+PHOTOS = 8, 1  # training, validation
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; a parent's death signal is Linux's")
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -99,3 +105,16 @@ def test_control_without_the_death_signal_an_orphan_trains_on(reference, tmp_pat
         assert commits(config) == [] and said(config) == []
     finally:
         kill_all(config)
+
+
+@pytest.mark.parametrize(("own", "threads"), [({}, num_cores()), ({"OMP_NUM_THREADS": "1"}, 1)], ids=["none", "one"])
+def test_a_launcher_trains_on_as_many_threads_as_the_command(photos, tmp_path, own, threads):
+    environment = {name: value for name, value in clean_environment().items() if name != "OMP_NUM_THREADS"}
+    for number, command in enumerate(([sys.executable], ["accelerate", "launch"])):
+        config = small_config(*photos, tmp_path, run={"name": f"run{number}"})
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        line = [*command, str(TRAIN), "--config", str(file), "--cpu", "--stop-after", "1"]
+        subprocess.run(line, env={**environment, **own}, capture_output=True)
+        devices = dict(json.loads((run_folder(config) / "plan.json").read_text())["plan"])["devices"]
+        assert devices == f"1 × cpu, {threads} thread{'s' * (threads > 1)}"
