@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from accel_restore.config.adversarial import Adversarial
 from accel_restore.config.schema import Config
+from accel_restore.distributed import fsdp
 from accel_restore.distributed.accelerator import second_accelerator
 from accel_restore.distributed.collective import warm_up_ddp_buckets
 from accel_restore.errors import UserError
@@ -221,7 +222,7 @@ def setup_adversary(config: Config, accelerator: Accelerator, epochs: int) -> Ad
     scheduler = get_scheduler(optimizer, config.adversarial.scheduler, epochs)
     optimizer._opt_called = True  # type: ignore[attr-defined]  # no warning if the schedule steps before it starts
     plain_forward = model.forward  # Accelerate replaces it
-    model, optimizer, scheduler = own.prepare(model, optimizer, scheduler)
+    model, optimizer, scheduler = fsdp.prepare(model, optimizer, scheduler, None, own)
     size = config.data.patch_size
     warm_up_ddp_buckets(model, (config.data.channels, size, size), own)
     return Adversary(config.adversarial, model, optimizer, scheduler, own, plain_forward)
