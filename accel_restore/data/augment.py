@@ -25,9 +25,9 @@ def finish_batch(
     """
     low, high = batch.get("range", UNIT)
     range = float(low), float(high)
-    gt = to_float(batch["gt"], batch["flips"], channels_last, range)
+    gt = to_float(batch["gt"], batch.get("flips"), channels_last, range)
     if "input" in batch:
-        degraded = to_float(batch["input"], batch["flips"], channels_last, range)
+        degraded = to_float(batch["input"], batch.get("flips"), channels_last, range)
     else:
         degraded = degrade(gt, batch["seeds"]) if readers is None else degrade(gt, batch["seeds"], readers.map)
         if channels_last:

@@ -23,10 +23,10 @@ from accel_restore.utils.rng import Draw, hashes, keys, uniform
 class CropDataset(Dataset):
     """The samples of a set's pass; `__getitems__` returns a whole batch of crops, copied from the mapped images.
 
-    A batch holds `gt` and, for paired sources, `input`, (B, H, W, C) as stored, `weight` (B,) and `flips` (B,), the
-    codes of `augment`. On the host, as numpy arrays, it holds `id`, `seeds` of the degradation, and the `range` of
-    float pixels. With `scale` s the corner of a gt crop is at a multiple of s, and the input crop, s times smaller,
-    covers the same area.
+    A batch holds `gt` and, for paired sources, `input`, (B, H, W, C) as stored, `weight` (B,) and, with `augment`, its
+    codes `flips` (B,). On the host, as numpy arrays, it holds `id`, `seeds` of the degradation, and the `range` of float
+    pixels. With `scale` s the corner of a gt crop is at a multiple of s, and the input crop, s times smaller, covers the
+    same area.
 
     If samples have partners (mixup), the partners' crops follow those of the batch. `partner` (B,) is the index of each
     sample's partner in the batch, and `share` (B,) is the share of the sample that is kept.
@@ -81,10 +81,11 @@ class CropDataset(Dataset):
             "gt": self._crops(self.gt, size, images, scale * tops, scale * lefts),
             "weight": torch.from_numpy(weights).to(torch.get_default_dtype()),
             "id": np.where(weights > 0, own, -1),
-            "flips": torch.from_numpy(draw(Draw.FLIP).astype(np.int64) & self.flip_bits),
             "seeds": draw(Draw.DEGRADE),
             "range": np.array(self.range),
         }
+        if self.flip_bits:
+            batch["flips"] = torch.from_numpy(draw(Draw.FLIP).astype(np.int64) & self.flip_bits)
         if self.input is not None and not samples[0].is_synthetic:
             batch["input"] = self._crops(self.input, size // scale, images, tops, lefts)
         if len(ids) > len(own):

@@ -169,7 +169,7 @@ def _decode(train: TrainingSets, max_pixels: int, samples: list[Sample]) -> None
 
 
 def _flip(groups: list[SampleGroup]) -> None:
-    for batch in (group.batch for group in groups):
+    for batch in (group.batch for group in groups if "flips" in group.batch):
         for name in {"gt", "input"} & set(batch):
             for crop, code in zip(batch[name], batch["flips"].tolist(), strict=True):
                 turned(crop, code).contiguous()
