@@ -15,12 +15,11 @@ from accel_restore.metrics.protocol import Protocol
 from accel_restore.models.blocks import upscale
 from accel_restore.models.compile import force_eager
 from accel_restore.state import Callback, EpochRecord, TrainState
-from accel_restore.tracking.pictures import Samples, Tile, draw_curves, draw_samples, preview_row
-from accel_restore.tracking.report.page import Report
+from accel_restore.tracking.drawings import Drawings
+from accel_restore.tracking.pictures import Samples, Tile, draw_samples, preview_row
 from accel_restore.tracking.report.pictures import PREVIEWS, remove_best_sheets, sheet_path
 from accel_restore.utils.memory import is_out_of_memory
 
-_CURVES_SECONDS = 60.0  # between two drawings of the curves
 _PICTURE_SETS = 20  # about this many sets of validation pictures per run
 _BEST_SECONDS = 30.0  # between two drawings of the best epoch, which early in training is every epoch
 
@@ -118,18 +117,12 @@ class PreviewPictures(Sheets):
 
 
 class Curves(Callback):
-    """Draws curves.png and report.html from metrics.jsonl; runs after the MetricsLogger."""
+    """Has curves.png and report.html drawn from metrics.jsonl, on the main process; runs after the MetricsLogger."""
 
-    def __init__(self, log: RunLog, report: Report | None):
-        """`report` is there on the main process only."""
-        self.log, self.report = log, report
-        self.last_drawn = time.monotonic()
+    def __init__(self, drawings: Drawings | None):
+        """`drawings` are there on the main process only."""
+        self.drawings = drawings
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:
-        if self.report is None:
-            return
-        if record.epoch + 1 == state.epochs or time.monotonic() - self.last_drawn >= _CURVES_SECONDS:
-            self.last_drawn = time.monotonic()
-            with self.log.tolerating_full_disks():
-                draw_curves(self.log.folder / "metrics.jsonl", self.log.folder / "curves.png")
-        self.report.update()
+        if self.drawings is not None:
+            self.drawings.update(is_last=record.epoch + 1 == state.epochs)

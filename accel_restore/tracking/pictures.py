@@ -1,7 +1,7 @@
-"""Pictures of a run: validation images next to each other, and the curves of loss, learning rate and scores."""
+"""Pictures of validation images and previews, next to each other."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -9,23 +9,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from accel_restore.data.val_dataset import ValidationSets
-from accel_restore.metrics.format import metrics_of, titled_score
+from accel_restore.metrics.format import titled_score
 from accel_restore.metrics.psnr_ssim import psnr
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.tracking.report.pictures import describe_tiles
-from accel_restore.tracking.run_files import read_lines, set_scores, validation_scores
 from accel_restore.utils.captions import draw_caption
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.visible import to_rgb
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _MAX_SIDE = 400  # pixels of a tile
 _CAPTION_HEIGHT, _GAP = 22, 4  # pixels
-_DOTS_UP_TO = 30  # points of a curve
-_LEGEND_UP_TO = 16  # ranks
-_LONG_TITLE = 40  # letters, as of an import path
 
 Tile = tuple[str, np.ndarray]  # caption, pixels (H, W, 3) uint8
 
@@ -105,63 +98,3 @@ def draw_samples(path: Path, rows: list[list[Tile]]) -> None:
         top += row[0][1].shape[0] + _CAPTION_HEIGHT
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, pnginfo=describe_tiles(boxes))
-
-
-def draw_curves(metrics: Path, path: Path) -> None:
-    """Draw metrics.jsonl: loss and learning rate per rank over steps, validation scores over epochs, from 1."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    lines = read_lines(metrics)
-    steps = [line for line in lines if line["event"] == "train"]
-    epochs = [line for line in lines if line["event"] == "epoch" and line["val_loss"] is not None]
-    first = validation_scores(epochs[0]) if epochs else {}
-    scores = ["loss", *(name for name in metrics_of(first) if first[name] is not None)]
-    num_panels = 2 + len(scores)
-    figure = Figure(figsize=(10, 1.6 * (num_panels - 1) + 1), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(-(-num_panels // 2), 2).flatten()
-    for panel, key in zip(panels, ("loss", "lr"), strict=False):
-        _draw_ranks(panel, key, steps)
-    for panel, key in zip(panels[2:], scores, strict=False):
-        _draw_epochs(panel, f"val_{key}", epochs)
-    for panel in panels[:num_panels]:
-        panel.grid(alpha=0.3)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for panel in panels[num_panels:]:
-        panel.axis("off")
-    figure.savefig(path, dpi=110)
-
-
-def _draw_ranks(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
-    ranks = sorted({line["rank"] for line in lines})
-    for rank in ranks:
-        own = [line for line in lines if line["rank"] == rank]
-        style = ("-" if rank == 0 else "--") if len(own) > _DOTS_UP_TO else ".-"
-        drawn = "steps-post" if key == "lr" else "default"
-        panel.plot(
-            [line["step"] for line in own], _values(own, key), style, drawstyle=drawn, label=f"rank {rank}", lw=1
-        )
-    panel.set(title=f"train/{key} per rank", xlabel="step")
-    if 0 < len(ranks) <= _LEGEND_UP_TO:
-        panel.legend(fontsize=7)
-
-
-def _draw_epochs(panel: "Axes", key: str, lines: list[dict[str, Any]]) -> None:
-    best = [line for line in lines if line["is_best"]][-1:]
-    epochs = [line["epoch"] + 1 for line in lines]
-    of_sets = [set_scores(line) for line in lines]
-    sets = list(of_sets[-1]) if of_sets else []
-    panel.plot(epochs, _values(lines, key), ".-", lw=1, label="mean of sets" if sets else None)
-    for name in sets:
-        scores = [line.get(name, {}) for line in of_sets]
-        panel.plot(epochs, _values(scores, key.removeprefix("val_")), "--", lw=1, label=name)
-    panel.plot([line["epoch"] + 1 for line in best], _values(best, key), "*", ms=11, label="best")
-    panel.set(xlabel="epoch")
-    panel.set_title(key.replace("_", "/", 1), fontsize="large" if len(key) < _LONG_TITLE else "small")
-    panel.legend(fontsize=7)
-
-
-def _values(lines: list[dict[str, Any]], key: str) -> list[float]:
-    return [float("nan") if line.get(key) is None else line[key] for line in lines]

@@ -37,8 +37,8 @@ from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.models.parameters import unwrapped
 from accel_restore.state import Callback, TrainState
 from accel_restore.tracking.console import Console
+from accel_restore.tracking.drawings import Drawings
 from accel_restore.tracking.pictures import Samples
-from accel_restore.tracking.report.page import Report
 from accel_restore.tracking.tensorboard_logger import TensorBoardLogger
 from accel_restore.tracking.wandb_client import check_settings
 from accel_restore.tracking.wandb_logger import WandbLogger
@@ -208,7 +208,7 @@ def make_callbacks(
     run.log = log = RunLog(run.folder, state, accelerator.is_main_process, run.console)
     run.trackers = _open_trackers(run, resolved)
     if accelerator.is_main_process:
-        run.report = Report(run.folder, run.console.log)
+        run.drawings = Drawings(run.folder, run.console.log)
     samples = Samples(config.validation.num_samples, run.data.val, run.protocols)
     logger = MetricsLogger(
         log,
@@ -247,7 +247,7 @@ def make_callbacks(
         *([PreviewPictures(log, run.previews, run.protocols.whole, accelerator, state.epochs)] if run.previews else []),
         logger,
         *_collapse_warning(run),  # after the logger, whose lines it reads
-        Curves(log, run.report),
+        Curves(run.drawings),
         nan_monitor,  # these two before the checkpointer: a diverged or damaged state is not committed
         replica_check,
         checkpointer,  # after the logger: the lines of a step are on disk before its commit

@@ -48,7 +48,8 @@ from accel_restore.optim.ema import needs_copy
 from accel_restore.registry import MODELS
 from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
-from accel_restore.tracking.report.page import PLAN, Report
+from accel_restore.tracking.drawings import Drawings
+from accel_restore.tracking.report.page import PLAN
 from accel_restore.tracking.run_files import write_status
 from accel_restore.tracking.tensorboard_logger import check_tensorboard
 from accel_restore.trainer.adversary_check import adversary_rows, try_adversary, try_second_schedule
@@ -82,7 +83,7 @@ class RunContext(TrainingRun):
     best: bytes | None = None  # content of best.safetensors at the commit to continue from
     log: RunLog | None = None  # open while the run trains
     trackers: Trackers = field(default_factory=Trackers)
-    report: Report | None = None  # on the main process
+    drawings: Drawings | None = None  # on the main process
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "accel-restore-writer"))
 
     @property
@@ -96,10 +97,10 @@ class RunContext(TrainingRun):
             write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
 
     def close(self, failed: bool) -> None:
-        """Write the last report and close the files; W&B is last, as its uploads may have to be waited for."""
+        """Draw the end and close the files; W&B is last, as its uploads may have to be waited for."""
         self.writer.shutdown()  # an error may have left it a commit to write
-        if self.report is not None and self.lock.find_loss() is None:
-            self.report.write()  # says how the run has ended
+        if self.drawings is not None:
+            self.drawings.close(self.lock.find_loss() is None)  # the report says how the run has ended
         self.console.stop()
         if self.log is not None:
             self.log.close()

@@ -50,8 +50,7 @@ from accel_restore.distributed import machine
 from accel_restore.losses import perceptual
 from accel_restore.optim import adversary
 from accel_restore.state import Callback, TrainState
-from accel_restore.tracking import console
-from accel_restore.tracking.report import page as report
+from accel_restore.tracking import console, drawings
 from accel_restore.trainer import run as session
 from accel_restore.trainer import setup as preparation
 
@@ -367,7 +366,7 @@ def install(modes: str) -> None:
         elif mode == "backend":
             sharded.tell_backend()
         elif mode == "report":
-            report._SECONDS, report._SHARE = 0.0, math.inf
+            drawings._SECONDS, drawings._SHARE = 0.0, math.inf
         elif place:
             rank, *steps = place.split(":")
             if rank != os.environ.get("RANK", "0") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":

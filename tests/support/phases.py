@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from accel_restore import engine, train
-from accel_restore.callbacks import pictures as tracking
 from accel_restore.checkpoint import commits
 from accel_restore.data import cache
 from accel_restore.data.val_dataset import ValidationDataset
 from accel_restore.state import Callback, TrainState
+from accel_restore.tracking import drawings
 from accel_restore.trainer import setup as preparation
 from accel_restore.utils import signals as preemption
 
@@ -74,7 +74,7 @@ def install(mode: str) -> None:
     elif name == "deaf":
         train.listening = lambda: nullcontext(preemption.StopRequest())
     elif name == "no_curves":
-        tracking.draw_curves = lambda *_: None
+        drawings.draw_curves = lambda *_: None
     elif name == "no_death_signal":
         preemption.die_with_launcher = lambda: None
     elif name == "every_signal_counts":

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
-from accel_restore.tracking.report.series import Metrics, thin
-from accel_restore.tracking.run_files import is_number, set_scores, validation_scores
+from accel_restore.tracking.report.series import MEAN_ABOVE, SET_SAMPLES, SETS, TERMS, Metrics
+from accel_restore.tracking.report.thinning import Curve, Points, thin
 
 _MAX_POINTS = 4000  # of a curve
 _MAX_CHART_POINTS = 24_000  # of all curves in a chart: a page of 64 ranks stays below a few MB
-_MEAN_ABOVE = 8  # ranks: above, a curve of their mean is added
 _SCORES = {
     "loss": "Validation loss",
     "psnr": "PSNR (dB)",
@@ -35,8 +32,7 @@ _NOTES = {
     "d_accuracy": "0.5 is guessing; 1 for long means that the generator learns little from it",
     "g_share": "0 for long means that the term has no effect",
 }
-_DERIVED = ("samples", "step_s", "wait_s")  # drawn as throughput and data wait
-_TERMS, _SETS, _SET_SAMPLES = "terms/", "set_loss/", "set_samples/"
+_SPEED = ("samples", "step_s", "wait_s", "speed", "wait")  # drawn as throughput and data wait
 
 Chart = dict[str, Any]
 
@@ -46,26 +42,22 @@ def training_charts(metrics: Metrics, loss: str) -> list[Chart]:
     charts = [
         _training_chart(metrics, name, loss)
         for name in metrics.names()
-        if name not in _DERIVED and not name.startswith((_TERMS, _SETS, _SET_SAMPLES))
+        if name not in _SPEED and not name.startswith((TERMS, SETS, SET_SAMPLES))
     ]
     charts = [chart for chart in charts if any(series["x"] for series in chart["series"])]  # without text columns
-    terms = [name for name in metrics.names() if name.startswith(_TERMS)]
-    if terms:
-        series = [_mean_series(metrics, name.removeprefix(_TERMS), metrics.columns_of(name)) for name in terms]
-        chart = {"id": "terms", "title": "Loss terms", "x": "step", "log": True, "series": series}
-        charts.append({**chart, "note": "weighted, mean over all ranks"})
-    sets = [name.removeprefix(_SETS) for name in metrics.names() if name.startswith(_SETS)]
-    if sets:
-        series = [
-            _mean_series(metrics, name, metrics.columns_of(f"{_SETS}{name}"), f"{_SET_SAMPLES}{name}") for name in sets
-        ]
-        chart = {"id": "sets", "title": "Loss per training set", "x": "step", "log": True, "series": series}
-        charts.append({**chart, "note": "mean over all ranks"})
+    for id, prefix, title, note in (
+        ("terms", TERMS, "Loss terms", "weighted, mean over all ranks"),
+        ("sets", SETS, "Loss per training set", "mean over all ranks"),
+    ):
+        names = [name for name in metrics.names() if name.startswith(prefix)]
+        if names:
+            series = [_series(name.removeprefix(prefix), metrics.mean(name)) for name in names]
+            charts.append({"id": id, "title": title, "x": "step", "log": True, "series": series, "note": note})
     return charts
 
 
 def _training_chart(metrics: Metrics, name: str, loss: str) -> Chart:
-    values, ranks = metrics.columns_of(name), metrics.ranks()
+    values, ranks = metrics.curves(name), sorted(metrics.ranks)
     identical = len(ranks) > 1 and metrics.is_identical_on_all_ranks(name)
     if identical and name not in ("lr", "d_lr"):
         values = {ranks[0]: values[ranks[0]]}
@@ -84,17 +76,11 @@ def _training_chart(metrics: Metrics, name: str, loss: str) -> Chart:
 
 def speed_charts(metrics: Metrics) -> list[Chart]:
     """Return charts of the throughput and the data wait of each rank."""
-    speed, waiting = {}, {}
-    for rank in metrics.ranks():
-        seconds = metrics.column(rank, "step_s")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            waiting[rank] = 100 * metrics.column(rank, "wait_s") / seconds
-        speed[rank] = metrics.samples_per_second(rank)
-    if not speed:
+    if not metrics.ranks:
         return []
     note = "The first point after a validation includes the time of the validation."
-    throughput = _rank_chart(metrics, "speed", "Throughput per rank (samples/s)", speed)
-    wait = _rank_chart(metrics, "wait", "Waiting for data per rank (% of step time)", waiting)
+    throughput = _rank_chart(metrics, "speed", "Throughput per rank (samples/s)", metrics.curves("speed"))
+    wait = _rank_chart(metrics, "wait", "Waiting for data per rank (% of step time)", metrics.curves("wait"))
     return [{**throughput, "note": note, "unit": "samples/s"}, {**wait, "unit": "%"}]
 
 
@@ -103,31 +89,21 @@ def validation_charts(metrics: Metrics) -> list[Chart]:
 
     With several sets, a score has a curve for the mean over sets, and one for each set.
     """
-    lines = metrics.epochs
-    scores = [validation_scores(line) for line in lines]
-    of_sets = [set_scores(line) for line in lines]
-    sets = dict.fromkeys(name for line in of_sets for name in line)
-    epochs = [line["epoch"] + 1 for line in lines]
-    best = next((line["epoch"] + 1 for line in reversed(lines) if line.get("is_best")), None)
-    names = dict.fromkeys(name for line in scores for name in line)
+    scores, best = metrics.scores, metrics.best[0] if metrics.best is not None else None
     charts = []
-    for name in names:
-        if name.startswith("input_") or name == "terms":
+    for name, curve in scores.items():
+        if name.startswith(("input_", TERMS)) or not len(curve):
             continue
-        series = [_epoch_series("mean of sets" if sets else "validation", epochs, scores, name)]
-        if not series[0]["x"]:
-            continue
-        series += [_epoch_series(of, epochs, [line.get(of, {}) for line in of_sets], name) for of in sets]
+        series = [_series("mean of sets" if metrics.set_scores else "validation", curve.points())]
+        series += [_series(of, found.get(name, Curve()).points()) for of, found in metrics.set_scores.items()]
         if name == "loss":
-            series.append(_epoch_series("training", epochs, lines, "train_loss"))
-        elif f"input_{name}" in names:
-            inputs = _epoch_series("input", epochs, scores, f"input_{name}")
-            series += [{**inputs, "dashed": True}] if inputs["x"] else []
+            series.append(_series("training", metrics.train_loss.points()))
+        elif len(inputs := scores.get(f"input_{name}", Curve())):
+            series.append({**_series("input", inputs.points()), "dashed": True})
         chart = _epoch_chart(f"val_{name}", _SCORES.get(name, name), series, log=name == "loss")
         charts.append({**chart, "best": best, "unit": "dB" if name == "psnr" else ""})
-    terms = [line.get("terms") or {} for line in scores]
-    if names_of_terms := dict.fromkeys(name for line in terms for name in line):
-        series = [_epoch_series(name, epochs, terms, name) for name in names_of_terms]
+    if terms := [name for name in scores if name.startswith(TERMS)]:
+        series = [_series(name.removeprefix(TERMS), scores[name].points()) for name in terms]
         charts.append(_epoch_chart("val_terms", "Validation loss terms", series, log=True))
     return charts
 
@@ -136,26 +112,14 @@ def _epoch_chart(id: str, title: str, series: list[dict[str, Any]], log: bool) -
     return {"id": id, "title": title, "x": "epoch", "log": log, "series": series}
 
 
-def _epoch_series(name: str, epochs: list[int], lines: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    values = [line.get(key) for line in lines]
-    numbers = [value if is_number(value) else np.nan for value in values]
-    return _series(name, np.array(epochs), np.array(numbers, float), _MAX_POINTS)
-
-
-def _rank_chart(metrics: Metrics, name: str, title: str, values: dict[int, np.ndarray]) -> Chart:
-    limit = min(_MAX_POINTS, _MAX_CHART_POINTS // len(values))
-    series = [_series(f"rank {rank}", metrics.column(rank, "step"), y, limit) for rank, y in values.items()]
-    if len(values) > _MEAN_ABOVE and name != "lr":
-        series.append({**_mean_series(metrics, "all ranks", values), "whole": True})
+def _rank_chart(metrics: Metrics, name: str, title: str, curves: dict[int, Curve]) -> Chart:
+    limit = min(_MAX_POINTS, _MAX_CHART_POINTS // len(curves))
+    series = [_series(f"rank {rank}", curve.points(), limit) for rank, curve in curves.items()]
+    if len(curves) > MEAN_ABOVE and name != "lr":
+        series.append({**_series("all ranks", metrics.mean(name)), "whole": True})
     return {"id": name, "title": title, "x": "step", "ranks": True, "series": series}
 
 
-def _mean_series(
-    metrics: Metrics, name: str, values: dict[int, np.ndarray], samples: str = "samples"
-) -> dict[str, Any]:
-    return _series(name, *metrics.mean(values, samples), _MAX_POINTS)
-
-
-def _series(name: str, x: np.ndarray, y: np.ndarray, limit: int) -> dict[str, Any]:
-    thin_x, thin_y = thin(x, y, limit)
-    return {"name": name, "x": thin_x, "y": thin_y}
+def _series(name: str, points: Points, limit: int = _MAX_POINTS) -> dict[str, Any]:
+    x, y = thin(*points, limit)
+    return {"name": name, "x": x, "y": y}

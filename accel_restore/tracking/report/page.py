@@ -4,7 +4,6 @@ import base64
 import hashlib
 import html
 import time
-from collections.abc import Callable
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -27,42 +26,15 @@ from accel_restore.tracking.report.tables import (
     speed_tables,
 )
 from accel_restore.tracking.run_files import read_audit, read_status
-from accel_restore.utils.files import read_object, replace_file, to_json
+from accel_restore.utils.files import read_object, to_json
 from accel_restore.utils.utf8 import printable
 
 REPORT, PLAN = "report.html", "plan.json"
 _PARTS = Path(__file__).parent
-_SECONDS = 60.0  # between two pages of a running training
-_SHARE = 0.01  # of the time, at most, is spent on pages
-
-
-class Report:
-    """Keeps report.html up to date during training. A failure is logged and never stops training."""
-
-    def __init__(self, folder: Path, log: Callable[[str], None]):
-        self.folder, self.log = folder, log
-        self.page = Page(folder)
-        self.due = time.monotonic() + _SECONDS
-
-    def update(self) -> None:
-        """Write the page unless the last one is too recent."""
-        if time.monotonic() >= self.due:
-            self.write()
-
-    def write(self) -> None:
-        """Write the page from the current files."""
-        started = time.monotonic()
-        try:
-            replace_file(self.folder / REPORT, self.page.build().encode())
-        except Exception as error:  # must not stop training
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            self.log(f"{self.folder / REPORT}: cannot be written ({reason}); accel-restore report can write it later")
-        now = time.monotonic()
-        self.due = now + max(_SECONDS, (now - started) / _SHARE)
 
 
 class Page:
-    """The page of a run's folder. Metrics and pictures that were read once are cached."""
+    """The page of a run's folder. Metrics and pictures that were read once are kept for the next page."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,31 +1,71 @@
-"""metrics.jsonl as columns for the report's charts. Curves are thinned without losing spikes."""
+"""What the report and the curves show of metrics.jsonl, in memory that does not grow with the run."""
 
-from array import array
-from itertools import repeat
-from math import nan
+from collections.abc import Iterator
+from contextlib import suppress
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accel_restore.tracking.run_files import JsonlTail
+from accel_restore.tracking.report.thinning import Curve, Points, Sample
+from accel_restore.tracking.run_files import JsonlTail, is_number, set_scores, validation_scores
 
+MEAN_ABOVE = 8  # ranks: above, there are curves of their mean
+TERMS, SETS, SET_SAMPLES = "terms/", "set_loss/", "set_samples/"
 _MAX_EVENTS = 200  # kept; all are counted
 _PLACE = frozenset(("event", "epoch", "step", "rank"))
 
 
-class Metrics:
-    """The content of metrics.jsonl: a column per rank and value, the lines of epochs, and the lines of other events.
+class Rank:
+    """The train lines of one rank."""
 
-    Columns of floats take a tenth of the memory of the parsed lines.
-    """
+    def __init__(self) -> None:
+        self.curves: dict[str, Curve] = {}  # of each value over steps, and of `speed` and `wait`
+        self.samples = {name: Sample() for name in ("speed", "step_s", "wait_s")}
+        self.num_lines = 0
+        self._step = nan
+
+    def add(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Add a line; return its values, and those that follow from them: samples per second and % of waiting.
+
+        The first line has no samples per second, because a resumption may have shortened its window.
+        """
+        seconds, samples = values.get("step_s", nan), values.get("samples", nan)
+        duration = (step - self._step) * seconds
+        values = {
+            **values,
+            "speed": samples / duration if duration else nan,
+            "wait": 100 * values.get("wait_s", nan) / seconds if seconds else nan,
+        }
+        for name, value in values.items():
+            if name not in self.curves:
+                self.curves[name] = Curve()
+            self.curves[name].add(step, value)
+        for name, sample in self.samples.items():
+            sample.add(values.get(name, nan))
+        self.num_lines += 1
+        self._step = step
+        return values
+
+
+class Metrics:
+    """The content of metrics.jsonl: curves of each rank and of validation, and the first lines of other events."""
 
     def __init__(self, path: Path):
         self.lines = JsonlTail(path)
-        self.columns: dict[int, dict[str, array]] = {}  # rank → name, including step → values
-        self.epochs: list[dict[str, Any]] = []
+        self.ranks: dict[int, Rank] = {}
+        self.means: dict[str, Curve] = {}  # over all ranks, weighted by their samples; see `_has_mean`
+        self.scores: dict[str, Curve] = {}  # of validation over epochs from 1; terms are terms/NAME
+        self.set_scores: dict[str, dict[str, Curve]] = {}
+        self.train_loss = Curve()
+        self.best: tuple[int, dict[str, Any]] | None = None  # the best epoch, from 1, and its scores
+        self.seconds, self.total_seconds = Sample(), 0.0  # of epochs
         self.events: list[dict[str, Any]] = []
         self.num_events = 0
+        self._differing: set[str] = set()  # values that ranks do not share
+        self._step: int | None = None  # of the lines in `_group`
+        self._group: dict[int, dict[str, float]] = {}  # rank → its values; complete once another step follows
 
     def read(self) -> None:
         """Read the new lines."""
@@ -38,95 +78,100 @@ class Metrics:
     def _add(self, line: dict[str, Any]) -> None:
         event, step = line.get("event"), line.get("step")
         if event == "train" and isinstance(line.get("rank"), int) and isinstance(step, int):
-            self._add_values(self.columns.setdefault(line["rank"], {"step": array("d")}), line)
+            if step != self._step or line["rank"] in self._group:
+                self._close_group()
+                self._step, self._group = step, {}
+            rank = self.ranks.setdefault(line["rank"], Rank())
+            self._group[line["rank"]] = rank.add(step, dict(_numbers(line)))
         elif event == "epoch" and isinstance(line.get("epoch"), int):
-            self.epochs.append(line)
+            self._add_epoch(line["epoch"] + 1, line)
         elif event != "train":
             self.num_events += 1
             if len(self.events) < _MAX_EVENTS:
                 self.events.append(line)
 
-    def _add_values(self, columns: dict[str, array], line: dict[str, Any]) -> None:
-        count = len(columns["step"])
-        columns["step"].append(line["step"])
-        for name, value in line.items():
-            if isinstance(value, dict):
-                for key, number in value.items():
-                    _append(columns, f"{name}/{key}", number, count)
-            elif name not in _PLACE:
-                _append(columns, name, value, count)
+    def _close_group(self) -> None:
+        for name, mean in self._means_of_group():
+            self.means.setdefault(name, Curve()).add(self._step or 0, mean)
+        self._differing |= self._differences_in_group()
 
-    def ranks(self) -> list[int]:
-        """Return the ranks that have lines."""
-        return sorted(self.columns)
+    def _means_of_group(self) -> Iterator[tuple[str, float]]:
+        """Yield the mean over ranks of each value that is shown as one."""
+        for name in dict.fromkeys(name for values in self._group.values() for name in values):
+            if name.startswith((TERMS, SETS)) or len(self._group) > MEAN_ABOVE:
+                weight = SET_SAMPLES + name.removeprefix(SETS) if name.startswith(SETS) else "samples"
+                pairs = [(values.get(name, nan), values.get(weight, nan)) for values in self._group.values()]
+                pairs = [(value, samples) for value, samples in pairs if isfinite(value) and samples > 0]
+                if pairs:
+                    yield name, sum(value * samples for value, samples in pairs) / sum(n for _, n in pairs)
+
+    def _differences_in_group(self) -> set[str]:
+        """Return the names of the values that are not bit-identical on all ranks; `step` stands for missing lines."""
+        first, *others = self._group.values() or [{}]
+        missing = {"step"} if len(self._group) not in (0, len(self.ranks)) else set()
+        names = {name for values in others for name in values.keys() | first.keys()} - self._differing
+        return missing | {name for name in names if any(not _is_same(first, values, name) for values in others)}
+
+    def _add_epoch(self, epoch: int, line: dict[str, Any]) -> None:
+        scores = validation_scores(line)
+        terms = scores.pop("terms", None)
+        scores |= {f"{TERMS}{name}": value for name, value in terms.items()} if isinstance(terms, dict) else {}
+        _add_scores(self.scores, epoch, scores)
+        for name, of_set in set_scores(line).items():
+            _add_scores(self.set_scores.setdefault(name, {}), epoch, of_set)
+        self.train_loss.add(epoch, _score(line.get("train_loss")))
+        if line.get("is_best"):
+            self.best = epoch, scores
+        if is_number(line.get("seconds")):
+            self.seconds.add(line["seconds"])
+            self.total_seconds += line["seconds"]
 
     def names(self) -> list[str]:
-        """Return the names of all columns but step."""
-        return list(dict.fromkeys(name for columns in self.columns.values() for name in columns if name != "step"))
+        """Return the names of all values of train lines."""
+        return list(dict.fromkeys(name for rank in self.ranks.values() for name in rank.curves))
 
-    def column(self, rank: int, name: str) -> np.ndarray:
-        """Return a column of a rank, with NaN for lines that lack the value.
+    def curves(self, name: str) -> dict[int, Curve]:
+        """Return a curve over steps of each rank; empty for ranks without the value."""
+        return {rank: self.ranks[rank].curves.get(name, Curve()) for rank in sorted(self.ranks)}
 
-        Shapes: (number of the rank's lines,).
-        """
-        columns = self.columns[rank]
-        values = np.full(len(columns["step"]), nan)
-        given = columns.get(name, ())
-        values[: len(given)] = given
-        return values
-
-    def columns_of(self, name: str) -> dict[int, np.ndarray]:
-        """Return the column of each rank."""
-        return {rank: self.column(rank, name) for rank in self.ranks()}
-
-    def samples_per_second(self, rank: int) -> np.ndarray:
-        """Return the throughput of a rank; NaN for its first line, whose window a resumption may have shortened."""
-        steps = np.diff(self.column(rank, "step"), prepend=nan)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.column(rank, "samples") / (steps * self.column(rank, "step_s"))
+    def mean(self, name: str) -> Points:
+        """Return the curve of the mean over ranks, weighted by their samples."""
+        x, y = self.means.get(name, Curve()).points()
+        last = [mean for found, mean in self._means_of_group() if found == name]
+        return np.append(x, [self._step] * len(last)), np.append(y, last)
 
     def is_identical_on_all_ranks(self, name: str) -> bool:
-        """Return whether the column is bit-identical on all ranks."""
-        first, *others = self.ranks()
-        same = [(self.column(first, key), key) for key in ("step", name)]
-        return all(
-            np.array_equal(mine, self.column(rank, key), equal_nan=True) for rank in others for mine, key in same
-        )
-
-    def mean(self, values: dict[int, np.ndarray], samples: str = "samples") -> tuple[np.ndarray, np.ndarray]:
-        """Return steps, and the mean over ranks at each step, weighted by the column `samples` of each rank."""
-        steps, weights = (np.concatenate([self.column(rank, key) for rank in values]) for key in ("step", samples))
-        joined = np.concatenate(list(values.values()))
-        known = np.isfinite(joined) & (weights > 0)
-        steps, place = np.unique(steps[known], return_inverse=True)
-        return steps, np.bincount(place, (joined * weights)[known]) / np.bincount(place, weights[known])
+        """Return whether a value is bit-identical on all ranks."""
+        last = self._differences_in_group() if len(self._group) == len(self.ranks) else set()
+        return not {"step", name} & (self._differing | last)
 
 
-def _append(columns: dict[str, array], name: str, value: Any, count: int) -> None:
-    """Append a line's value to a column, or NaN if it is not a number; `count` lines came before."""
-    column = columns.get(name)
-    if column is None:
-        column = columns[name] = array("d")
-    if len(column) < count:
-        column.extend(repeat(nan, count - len(column)))  # for lines that lack it
-    try:
-        column.append(value)
-    except (TypeError, OverflowError):
-        column.append(nan)
+def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the values of a train line by name; those of a mapping are NAME/KEY. NaN for what is not a number."""
+    for name, value in line.items():
+        if isinstance(value, dict):
+            for key, number in value.items():
+                yield f"{name}/{key}", _float(number)
+        elif name not in _PLACE:
+            yield name, _float(value)
 
 
-def thin(x: np.ndarray, y: np.ndarray, limit: int) -> tuple[list[int], list[float]]:
-    """Return about `limit` points of a curve: the minimum and maximum of each interval, and both ends.
+def _float(value: Any) -> float:
+    if isinstance(value, int | float):
+        with suppress(OverflowError):
+            return float(value)
+    return nan
 
-    Non-finite values are left out.
-    """
-    known = np.isfinite(y)
-    x, y = x[known], y[known]
-    if len(y) > limit:
-        size = -(-len(y) // max(1, limit // 2 - 1))
-        padded = np.pad(y, (0, -len(y) % size), mode="edge").reshape(-1, size)
-        starts = np.arange(len(padded)) * size
-        chosen = np.concatenate([starts + padded.argmin(1), starts + padded.argmax(1), [0, len(y) - 1]])
-        chosen = np.unique(np.minimum(chosen, len(y) - 1))
-        x, y = x[chosen], y[chosen]
-    return [int(value) for value in x], [float(f"{value:.6g}") for value in y]
+
+def _score(value: Any) -> float:
+    return value if is_number(value) else nan
+
+
+def _is_same(first: dict[str, float], other: dict[str, float], name: str) -> bool:
+    mine, its = first.get(name, nan), other.get(name, nan)
+    return mine == its or (mine != mine and its != its)
+
+
+def _add_scores(curves: dict[str, Curve], epoch: int, scores: dict[str, Any]) -> None:
+    for name, value in scores.items():
+        curves.setdefault(name, Curve()).add(epoch, _score(value))

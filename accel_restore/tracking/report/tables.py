@@ -1,9 +1,8 @@
 """The text and tables of the report: progress, best scores, events, the audit, and the speed of each rank."""
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
-
-import numpy as np
 
 from accel_restore.metrics.format import TITLES, format_score, metrics_of
 from accel_restore.tracking.report.series import Metrics
@@ -32,11 +31,11 @@ def facts(status: dict[str, Any], metrics: Metrics) -> list[tuple[str, str, str]
             before = best.get(f"input_{name}")
             detail = f"input {format_score(name, before)}" if isinstance(before, int | float) else "validation"
             rows.append((TITLES.get(name, name), format_score(name, best[name]), detail))
-    ranks, host = metrics.ranks(), status.get("host")
+    ranks, host = metrics.ranks, status.get("host")
     rows.append(("ranks", str(status.get("world_size") or len(ranks)), f"on {host}" if host else ""))
-    seconds = [line["seconds"] for line in metrics.epochs if is_number(line.get("seconds"))]
-    if seconds:
-        rows.append(("training time", _time(sum(seconds)), f"median {_time(float(np.median(seconds)))} per epoch"))
+    if metrics.total_seconds:
+        per_epoch = f"median {_time(metrics.seconds.median())} per epoch"
+        rows.append(("training time", _time(metrics.total_seconds), per_epoch))
     return rows
 
 
@@ -107,17 +106,12 @@ def _sets_of(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def speed_tables(metrics: Metrics) -> list[dict[str, Any]]:
     """Return a table of medians per rank."""
     rows = []
-    for rank in metrics.ranks():
-        times = (1000 * metrics.column(rank, name) for name in ("step_s", "wait_s"))
-        medians = [_median(values) for values in (metrics.samples_per_second(rank), *times)]
-        rows.append([str(rank), str(len(metrics.column(rank, "step"))), *medians])
+    for number, rank in sorted(metrics.ranks.items()):
+        speed, *times = (rank.samples[name].median() for name in ("speed", "step_s", "wait_s"))
+        medians = [f"{value:.4g}" if isfinite(value) else "" for value in (speed, *(1000 * time for time in times))]
+        rows.append([str(number), str(rank.num_lines), *medians])
     heads = ("rank", "logged steps", "samples/s (median)", "step time (median, ms)", "waiting for data (median, ms)")
     return _table(heads, rows)
-
-
-def _median(values: np.ndarray) -> str:
-    values = values[np.isfinite(values)]
-    return f"{np.median(values):.4g}" if len(values) else ""
 
 
 def event_tables(metrics: Metrics) -> list[dict[str, Any]]:

@@ -2,13 +2,16 @@
 
 from made_run import EPOCHS, made_run
 
-from accel_restore.tracking.pictures import draw_curves
+from accel_restore.tracking.curves import draw_curves
+from accel_restore.tracking.report.series import Metrics
 
 
 def test_the_curves_count_epochs_from_1_with_integer_ticks(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
-    draw_curves(made_run(tmp_path / "run") / "metrics.jsonl", tmp_path / "curves.png")
+    metrics = Metrics(made_run(tmp_path / "run") / "metrics.jsonl")
+    metrics.read()
+    draw_curves(metrics, tmp_path / "curves.png")
     panels = [panel for panel in figures[0].axes if panel.get_xlabel() == "epoch"]
     assert len(panels) == 3
     for panel in panels:

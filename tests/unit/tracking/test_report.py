@@ -1,7 +1,6 @@
 """report.html: its content, the thinning of curves, damaged files, and when it is written."""
 
 import base64
-import errno
 import io
 import json
 import os
@@ -18,10 +17,9 @@ from PIL import Image
 from accel_restore.checkpoint.folder import RUN_FILES
 from accel_restore.checkpoint.resume import Start, clear
 from accel_restore.cli import main
-from accel_restore.tracking.report import page as report
-from accel_restore.tracking.report.page import Page, Report
+from accel_restore.tracking.report.page import Page
 from accel_restore.tracking.report.pictures import read_pictures
-from accel_restore.tracking.report.series import Metrics, thin
+from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.rows import read_summary
 from accel_restore.tracking.run_files import read_audit
 
@@ -119,17 +117,6 @@ def test_the_page_can_be_written_to_another_file(made, tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_a_thinned_curve_keeps_ends_and_spikes():
-    x, y = np.arange(1, 100_001), np.sin(np.arange(100_000) / 5000)
-    y[[12_345, 67_890]], y[50_000] = (50.0, -40.0), np.nan
-    thin_x, thin_y = thin(x, y, 1000)
-    assert len(thin_x) <= 1000 and (thin_x[0], thin_x[-1]) == (1, 100_000) and thin_x == sorted(set(thin_x))
-    assert thin_y[thin_x.index(12_346)] == 50 and thin_y[thin_x.index(67_891)] == -40
-    assert 50.0 not in y[:: len(y) // 1000]  # control: taking every n-th value loses them
-    assert thin(x[:7], y[:7], 1000)[0] == list(range(1, 8))
-    assert thin(x[:2], np.full(2, np.nan), 1000) == ([], [])
-
-
 def test_the_page_of_64_ranks_stays_small_and_keeps_a_spike(tmp_path):
     folder = made_run(tmp_path / "many", ranks=64, steps=450)
     page = Page(folder).build()
@@ -148,7 +135,12 @@ def test_metrics_are_read_incrementally(made, tmp_path):
     for end in (1000, 1010, len(data) // 2, len(data)):
         path.write_bytes(data[:end])
         growing.read()
-    assert growing.columns == once.columns and growing.epochs == once.epochs and growing.events == once.events
+    for name in once.names():
+        for rank, curve in once.curves(name).items():
+            assert np.array_equal(curve.points(), growing.curves(name)[rank].points())
+        assert np.array_equal(once.mean(name), growing.mean(name))
+        assert once.is_identical_on_all_ranks(name) == growing.is_identical_on_all_ranks(name)
+    assert len(once.scores) == len(growing.scores) > 3 and once.best == growing.best and growing.events == once.events
 
 
 def test_unknown_lines_and_missing_values_are_tolerated(tmp_path):
@@ -199,39 +191,6 @@ def test_the_pictures_are_the_tiles_of_the_sheets_in_samples(made, tmp_path):
         pixels = Image.open(io.BytesIO(base64.b64decode(tile["src"].split(",")[1])))
         assert pixels.size == (tile["width"], tile["height"]) == (64, 48) and tile["caption"] == name
         assert np.abs(np.asarray(pixels, int) - COLOURS[name]).max() <= 3
-
-
-def test_a_page_that_cannot_be_written_is_logged_and_raises_nothing(made, tmp_path, monkeypatch):
-    folder, logged = shutil.copytree(made, tmp_path / "run"), []
-    (folder / "report.html").unlink(missing_ok=True)
-    (folder / "report.html").mkdir()
-    Report(folder, logged.append).write()
-    assert len(logged) == 1 and "report.html: cannot be written (Is a directory)" in logged[0]
-    assert not list(folder.glob(".*"))
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(report, "replace_file", full)
-    Report(folder, logged.append).write()
-    assert "(No space left on device); accel-restore report can write it later" in logged[1]
-
-
-def test_pages_take_at_most_one_percent_of_the_time(made, monkeypatch):
-    clock, built = [1000.0], []
-    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(report, "replace_file", lambda *_: built.append(clock[0]))
-    pages = Report(made, print)
-
-    def slow():
-        clock[0] += 5.0  # seconds that a page takes
-        return ""
-
-    pages.page.build = slow
-    while clock[0] < 3000:
-        pages.update()
-        clock[0] += 1.0
-    assert [round(moment) for moment in built] == [1065, 1570, 2075, 2580]
 
 
 def test_overwrite_removes_every_file_of_a_run_but_the_configuration_that_is_replaced(made, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from accel_restore.commands import report
-from accel_restore.tracking.pictures import draw_curves
+from accel_restore.tracking.curves import draw_curves
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.run_files import JsonlTail, JsonlWriter, has_form, read_lines
 
@@ -109,12 +109,14 @@ def test_the_report_and_the_curves_show_what_is_intact(tmp_path):
     metrics = Metrics(path)
     for _ in range(2):
         metrics.read()
-    assert metrics.column(0, "step").tolist() == [1, 2, 4]
+    assert metrics.curves("loss")[0].points()[0].tolist() == [1, 2, 4]
     assert [event for event in metrics.events if event["event"] == "damaged line"] == [
         {"event": "damaged line", "line": 3}
     ]
     path.write_bytes(damaged(DAMAGES["a key with a flipped bit"]))
-    draw_curves(path, tmp_path / "curves.png")
+    metrics = Metrics(path)
+    metrics.read()
+    draw_curves(metrics, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 

@@ -6,8 +6,9 @@ import numpy as np
 from made_run import made_run
 from PIL import Image
 
-from accel_restore.tracking.pictures import draw_curves
+from accel_restore.tracking.curves import draw_curves
 from accel_restore.tracking.report.page import Page
+from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.rows import Rows, read_summary
 from accel_restore.tracking.run_files import read_status
 
@@ -76,9 +77,10 @@ def test_a_run_without_named_sets_has_no_table_of_them(tmp_path):
 
 
 def test_curves_of_sets_are_drawn(tmp_path):
-    folder = run_with_sets(tmp_path / "run")
-    draw_curves(folder / "metrics.jsonl", tmp_path / "sets.png")
-    draw_curves(made_run(tmp_path / "plain") / "metrics.jsonl", tmp_path / "plain.png")
+    for name, folder in {"sets": run_with_sets(tmp_path / "run"), "plain": made_run(tmp_path / "other")}.items():
+        metrics = Metrics(folder / "metrics.jsonl")
+        metrics.read()
+        draw_curves(metrics, tmp_path / f"{name}.png")
     with_sets, plain = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("sets", "plain"))
     assert with_sets.shape == plain.shape and (with_sets != plain).mean() > 0.002
 

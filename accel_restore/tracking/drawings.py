@@ -1,0 +1,162 @@
+"""curves.png and report.html of a running training, drawn in a process of its own, so that no rank waits for them.
+
+A thread would not do: Python runs one thread at a time, so drawing for a second would stop training for a second.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import accel_restore
+from accel_restore.tracking.curves import CURVES, draw_curves
+from accel_restore.tracking.report.page import REPORT, Page
+from accel_restore.utils.files import replace_file
+
+_SECONDS = 60.0  # between two drawings
+_SHARE = 0.03  # of the time, at most, is spent on drawings
+_LAST_SECONDS = 60.0  # that the end of a run waits for its last drawing
+_NICE = 10  # priority of the process: training comes first
+
+
+class Drawer:
+    """Draws a run's folder. It keeps what it has read of metrics.jsonl, so that only new lines are read."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.page = folder, Page(folder)
+
+    def draw(self, curves: bool = True) -> list[str]:
+        """Draw, and return what went wrong in words."""
+        failures = []
+
+        def attempt(name: str, action: Callable[[Path], None], remedy: str) -> None:
+            try:
+                action(self.folder / name)
+            except Exception as error:  # must not stop training
+                reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                failures.append(f"{self.folder / name}: cannot be written ({reason}); {remedy}")
+
+        page = "accel-restore report can write it later"
+        attempt(REPORT, lambda path: replace_file(path, self.page.build().encode()), page)
+        if curves:  # after the page, which has read the lines
+            attempt(CURVES, lambda path: draw_curves(self.page.metrics, path), "training continues")
+        return failures
+
+
+class Drawings:
+    """Keeps curves.png and report.html up to date during training, on the main process.
+
+    The process is started when the first drawing is due. A shorter run draws once, at its end, by itself. A failure is
+    logged and never stops training.
+    """
+
+    def __init__(self, folder: Path, log: Callable[[str], None]):
+        self.folder, self.log = folder, log
+        self.child: subprocess.Popen[bytes] | None = None
+        self.is_drawing = self.has_ended = False
+        self.began = time.monotonic()
+        self.due = self.began + _SECONDS
+
+    def update(self, is_last: bool) -> None:
+        """Begin to draw, unless the last drawing is too recent or goes on; `is_last`: `close` draws."""
+        if self.is_drawing:
+            self._look()
+        self.has_ended = is_last
+        if not self.is_drawing and not is_last and time.monotonic() >= self.due:
+            self._begin()
+
+    def _begin(self) -> None:
+        self.began = time.monotonic()
+        self.due = self.began + _SECONDS
+        try:
+            if self.child is None:
+                self.child = _start(self.folder.resolve())
+            assert self.child.stdin is not None
+            self.child.stdin.write(b"draw\n")
+            self.is_drawing = True
+        except OSError as error:
+            self._give_up(error.strerror or str(error))
+
+    def _look(self) -> None:
+        """Take the answer, if there is one."""
+        assert self.child is not None and self.child.stdout is not None
+        text = self.child.stdout.read()
+        if text is None:  # not yet
+            return
+        self.is_drawing = False
+        if not text:
+            self._give_up(f"the process that draws ended with {self.child.wait()}")
+        else:
+            self._report(json.loads(text))
+
+    def _report(self, answer: dict[str, Any]) -> None:
+        for failure in answer["failures"]:
+            self.log(failure)
+        self.due = self.began + max(_SECONDS, answer["seconds"] / _SHARE)
+
+    def _give_up(self, reason: str) -> None:
+        self.log(f"{self.folder / REPORT}: cannot be drawn ({reason}); training continues and tries again later")
+        self._end()
+
+    def _end(self) -> None:
+        """End the process, whatever it does."""
+        if self.child is not None:
+            with self.child:  # closes the pipes and waits
+                self.child.kill()
+        self.child, self.is_drawing = None, False
+
+    def close(self, is_own: bool = True) -> None:
+        """Draw the end of the run and wait for it, unless the folder `is_own` no longer; end the process."""
+        if is_own and self.child is None:
+            for failure in Drawer(self.folder).draw(curves=self.has_ended):
+                self.log(failure)
+        elif is_own:
+            self._finish()
+        self._end()
+
+    def _finish(self) -> None:
+        """Let the process draw once more, and end."""
+        assert self.child is not None and self.child.stdout is not None
+        os.set_blocking(self.child.stdout.fileno(), True)
+        try:
+            text, _ = self.child.communicate(b"draw\n", _LAST_SECONDS)
+            self._report(json.loads(text.splitlines()[-1]))
+        except (subprocess.TimeoutExpired, OSError, ValueError, IndexError):
+            self.log(f"{self.folder / REPORT}: was not drawn at the end; accel-restore report can write it")
+
+
+def _start(folder: Path) -> "subprocess.Popen[bytes]":
+    """Start the process. It ends when its input does: with this process, whatever ends that."""
+    paths = [str(Path(accel_restore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    child = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUTF8": "1"},
+        start_new_session=True,  # Ctrl-C in a terminal is for the training, which then ends this
+    )
+    assert child.stdout is not None
+    os.set_blocking(child.stdout.fileno(), False)
+    return child
+
+
+def main() -> None:
+    """Draw the folder that the command line names, for each line of standard input."""
+    with suppress(OSError):
+        os.nice(_NICE)
+    drawer = Drawer(Path(sys.argv[1]))
+    for _ in sys.stdin:
+        started = time.monotonic()
+        failures = drawer.draw()
+        print(json.dumps({"failures": failures, "seconds": time.monotonic() - started}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
