@@ -4,6 +4,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from accel_restore.metrics.format import metrics_of
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.report.thinning import Curve
@@ -57,11 +59,11 @@ def _draw_score(panel: "Axes", name: str, metrics: Metrics) -> None:
     sets = metrics.set_scores
     points = metrics.scores.get(name, Curve()).points()
     panel.plot(*points, ".-", lw=1, label="mean of sets" if sets else None)
-    for of_set, scores in sets.items():
-        panel.plot(*scores.get(name, Curve()).points(), "--", lw=1, label=of_set)
-    epoch, best = metrics.best or (None, {})
-    value = best.get(name)
-    panel.plot([epoch] if value is not None else [], [value] if value is not None else [], "*", ms=11, label="best")
+    for of_set, curves in sets.items():
+        panel.plot(*curves.get(name, Curve()).points(), "--", lw=1, label=of_set)
+    epoch, scores = metrics.best or (0, {})
+    best = [(epoch, scores[name])] if scores.get(name) is not None else []
+    panel.plot(*np.array(best, float).reshape(-1, 2).T, "*", ms=11, label="best")
     panel.set(xlabel="epoch")
     panel.set_title(f"val/{name}", fontsize="large" if len(name) < _LONG_TITLE else "small")
     panel.legend(fontsize=7)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accel_restore.errors import UserError
 from accel_restore.utils.files import read_object, replace_file, to_json
 from accel_restore.utils.redaction import redacted
 
+_PIECE = 2**20  # bytes that are copied at a time
 _SHOWN = 5  # of damaged lines that a message names
 _START = re.compile(rb'(?=\{"(?:event|op)":)')  # of an object, where lines are joined
 _INT: set[type] = {int}
@@ -44,14 +46,7 @@ class JsonlWriter:
         """
         self.path, self.unwritten = path, b""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tail = JsonlTail(path, has_form)
-        kept = [line for line in (*tail, *tail.last()) if keep(line)]
-        if tail.damaged:
-            aside = path.with_name(f"{path.stem}.damaged.jsonl")
-            former = aside.read_bytes() if aside.exists() else b""
-            replace_file(aside, former + b"".join(text for _, text in tail.damaged))
-            log(f"{tail.describe_damage()}; kept in {aside.name}")
-        replace_file(path, "".join(to_json(line) + "\n" for line in kept).encode())
+        replace_file(path, _intact_lines(path, keep, log))
         self.file = path.open("a+b", buffering=0)
         self.size = path.stat().st_size
         self.lock = threading.Lock()  # one thread writes lines while another one syncs or restores the file
@@ -97,7 +92,7 @@ class JsonlWriter:
                 return False
         with self.lock:
             self.file.seek(0)
-            replace_file(self.path, self.file.read())
+            replace_file(self.path, iter(partial(self.file.read, _PIECE), b""))
             self.file.close()
             self.file = self.path.open("a+b", buffering=0)
         return True
@@ -107,6 +102,19 @@ class JsonlWriter:
         with self.lock, suppress(OSError):
             self._write_all()
         self.file.close()
+
+
+def _intact_lines(path: Path, keep: Callable[[dict[str, Any]], bool], log: Callable[[str], None]) -> Iterator[bytes]:
+    """Yield the lines to keep, one at a time, however many there are; then move the damaged ones to their own file."""
+    tail = JsonlTail(path, has_form)
+    for line in tail.to_the_end():
+        if keep(line):
+            yield (to_json(line) + "\n").encode()
+    if tail.damaged:
+        aside = path.with_name(f"{path.stem}.damaged.jsonl")
+        former = aside.read_bytes() if aside.exists() else b""
+        replace_file(aside, former + b"".join(text for _, text in tail.damaged))
+        log(f"{tail.describe_damage()}; kept in {aside.name}")
 
 
 class JsonlTail:
@@ -139,6 +147,11 @@ class JsonlTail:
         text = b"".join(self._texts())
         found = _parse(text) if b"\n" not in text else []
         return [line for line in found if isinstance(line, dict) and self.accept(line)]
+
+    def to_the_end(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects of all lines, also of a last one without a line break."""
+        yield from self
+        yield from self.last()
 
     def describe_damage(self) -> str:
         """Return the file and its damaged lines in words."""
@@ -176,8 +189,7 @@ def has_form(line: dict[str, Any]) -> bool:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; empty if there is no such file."""
-    tail = JsonlTail(path, has_form)
-    return [*tail, *tail.last()]
+    return list(JsonlTail(path, has_form).to_the_end())
 
 
 def validation_scores(line: dict[str, Any]) -> dict[str, Any]:

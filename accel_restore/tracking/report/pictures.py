@@ -42,8 +42,8 @@ def read_pictures(
 ) -> dict[str, Any] | None:
     """Return the tiles of the first, the last, the best and two more sheets as data URIs; None if there are no sheets.
 
-    Input and gt are the same in all sheets, so each is included once; previews have no gt. `known` caches the tiles of
-    each sheet. `best_epoch` counts from 0. `kind` is that of `sheet_path`.
+    Input and gt are the same in all sheets, so each is included once; previews have no gt. `known` keeps the tiles of
+    these sheets for the next call. `best_epoch` counts from 0. `kind` is that of `sheet_path`.
     """
     sheets = []
     place_of = (folder / "samples" / kind).glob
@@ -66,6 +66,8 @@ def read_pictures(
             ):  # Pillow raises all of these for damaged files
                 continue
         sheets.append((_epoch(path), known[path]))
+    for path in [path for path in known if path.parent == folder / "samples" / kind and path not in chosen.values()]:
+        del known[path]
     if not sheets:
         return None
     last = sheets[-1][1]
