@@ -27,7 +27,7 @@ def test_the_page_is_written_during_training_and_at_its_end(tmp_path):
     (gate / "hold-2").touch()  # the second epoch
     processes = forked.start(config, "--audit", ranks=2, mode=f"report,gate={gate}")
     deadline = time.monotonic() + 90
-    while not (gate / "at-2").exists() and time.monotonic() < deadline:
+    while not ((gate / "at-2").exists() and file.exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
     content, sections = content_of(file)
     (gate / "hold-2").unlink()
