@@ -38,6 +38,6 @@ def test_the_page_is_written_during_training_and_at_its_end(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0], forked.printed(config)
     content, sections = content_of(file)
     assert content["state"] == "finished" and content["progress"]["epoch"] == 2
-    assert "2 × cpu" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Audit"])
+    assert "2 × cpu, 1 thread each" in cells(sections["Plan"]) and "optimizer.step" in cells(sections["Audit"])
     assert sections["Pictures"]["pictures"]["epochs"] == ["1", "2"] and "torch" in cells(sections["Versions"])
     assert "report.html" in forked.printed(config)

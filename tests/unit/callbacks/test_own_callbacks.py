@@ -383,7 +383,7 @@ def test_early_stopping_counts_a_validation_that_is_nan(photos, tmp_path, monkey
 
 def test_a_run_that_improves_is_not_stopped(photos, tmp_path):
     config = config_of(photos, tmp_path, train={"epochs": 3, "early_stopping": {"patience": 1}})
-    config["validation"] = {"metrics": ["psnr"], "monitor": "psnr"}
+    config["validation"] = {"metrics": ["psnr"], "monitor": "loss"}
     fit(config, cpu=True)
     assert status_of(config)["epoch"] == 3 and "stopped" not in status_of(config)
 
