@@ -1,16 +1,19 @@
 """The callback that warns when adversarial training collapses, with what to try."""
 
+from collections import deque
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from accel_restore.config.adversarial import Adversarial
+from accel_restore.losses.adversarial import Objective
 from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.tracking.run_files import JsonlTail
 
 _STEPS = 100  # that a state has to last
 _RIGHT = 0.99  # accuracy above which the discriminator is right on everything
+_WORSE = 1.01  # times the loss at chance, above which the discriminator has learned nothing
 _SHARE = 1e-4  # of the gradient at the output, below which the adversarial term has no effect
 _FALL = 2.0  # dB of PSNR below the best one
 _RISE = 1.25  # times the lowest LPIPS or DISTS
@@ -19,10 +22,10 @@ _RISE = 1.25  # times the lowest LPIPS or DISTS
 class CollapseWarning(Callback):
     """Warns once of each kind of collapse, on the console and in metrics.jsonl; the run continues.
 
-    Kinds: for 100 steps the discriminator was right on everything; for 100 steps the adversarial term gave the
-    generator no gradient; a validation is much worse than the best one since the discriminator started. It reads
-    metrics.jsonl on the main process. So a run that continues gives the same warnings, and a commit holds nothing of
-    this.
+    Kinds: for 100 steps the discriminator was right on everything; over 100 steps its loss was higher than that of one
+    that cannot tell gt from output; for 100 steps the adversarial term gave the generator no gradient; a validation is
+    much worse than the best one since the discriminator started. It reads metrics.jsonl on the main process. So a run
+    that continues gives the same warnings, and a commit holds nothing of this.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class CollapseWarning(Callback):
         self.lines, self.config, self.every_steps = JsonlTail(path), config, every_steps
         self.record, self.log = record, log
         self.since: dict[str, int] = {}  # the step before each kind's current state began
+        self.losses: deque[float] = deque(maxlen=max(1, _STEPS // every_steps))  # of the discriminator, mean over ranks
+        self.chance = Objective(config.loss).chance
         self.best: dict[str, float] = {}
         self.warned: set[str] = set()
 
@@ -71,6 +76,14 @@ class CollapseWarning(Callback):
             found["discriminator"] = (
                 f"for {_STEPS} steps the discriminator was right on more than {_RIGHT:.0%} of its logits, so the "
                 "generator learns little from it; lower adversarial.optimizer.lr, or use adversarial.skip_above"
+            )
+        if all(line.get("d_loss") is not None for line in lines):
+            self.losses.append(sum(line["d_loss"] for line in lines) / len(lines))
+        mean = sum(self.losses) / max(1, len(self.losses))
+        if self.chance > 0 and len(self.losses) == self.losses.maxlen and mean > _WORSE * self.chance:
+            found["chance"] = (
+                f"over {_STEPS} steps the discriminator's loss was {mean:.4g} on average, above {self.chance:.4g}, that "
+                "of one that cannot tell gt from output, so the generator learns nothing; lower adversarial.optimizer.lr"
             )
         shares = [line.get("g_share") for line in lines]
         if self._lasts("gradient", all(share is not None and share < _SHARE for share in shares), step):

@@ -48,6 +48,12 @@ class Objective:
         """Whether the logits of gt and output are compared."""
         return self.name == "relativistic"
 
+    @property
+    def chance(self) -> float:
+        """The lowest loss of a discriminator that gives gt and output the same logit; that of WGAN is 0."""
+        same = torch.full((1, 1), 0.5 if self.name == "lsgan" else 0.0)
+        return self.discriminator(same, same).item()
+
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the generator's term (B,). It has a gradient with respect to `fake` alone."""
         fake = _at_least_float32(fake)

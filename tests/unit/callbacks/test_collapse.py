@@ -8,7 +8,7 @@ import pytest
 from accel_restore.callbacks.collapse import CollapseWarning
 from accel_restore.config.adversarial import Adversarial
 
-HEALTHY = {"d_accuracy": 0.8, "g_share": 0.2}
+HEALTHY = {"d_accuracy": 0.8, "g_share": 0.2, "d_loss": 1.2}
 
 
 class Run:
@@ -62,6 +62,26 @@ def test_a_state_that_lasts_is_warned_of_once(run, values, said):
     assert line["step"] == 120 and line["text"] in run.said[0]
 
 
+@pytest.mark.parametrize(
+    ("loss", "chance"), [("vanilla", 1.3863), ("lsgan", 0.5), ("hinge", 2.0), ("relativistic", 0.6931)]
+)
+def test_a_discriminator_whose_mean_loss_is_above_chance_is_warned_of(tmp_path, loss, chance):
+    run = Run(tmp_path / "metrics.jsonl", loss=loss)
+    run.steps(20, d_loss=chance)
+    run.steps(9, d_loss=1.011 * chance)
+    assert run.said == []
+    run.steps(2, d_loss=1.011 * chance)
+    (text,) = run.said
+    assert text.startswith(f"step 300: over 100 steps the discriminator's loss was {1.011 * chance:.4g} on average")
+    assert "lower adversarial.optimizer.lr" in text
+
+
+def test_wgan_has_no_loss_at_chance_to_compare_with(tmp_path):
+    run = Run(tmp_path / "metrics.jsonl", loss="wgan", r1=1.0)
+    run.steps(20, d_loss=5.0)
+    assert run.said == []
+
+
 def test_a_state_that_ends_in_between_is_no_collapse(run):
     for _ in range(5):
         run.steps(9, d_accuracy=1.0, g_share=1e-5)
@@ -107,6 +127,6 @@ def test_scores_before_the_discriminator_starts_do_not_count(tmp_path):
 
 
 def test_lines_without_a_discriminator_are_no_collapse(run):
-    run.steps(10, d_accuracy=None, g_share=None)
+    run.steps(20, d_accuracy=None, g_share=None, d_loss=None)
     run.validate(0, val_psnr=None)
     assert run.said == []
