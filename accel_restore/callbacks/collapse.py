@@ -82,8 +82,9 @@ class CollapseWarning(Callback):
         mean = sum(self.losses) / max(1, len(self.losses))
         if self.chance > 0 and len(self.losses) == self.losses.maxlen and mean > _WORSE * self.chance:
             found["chance"] = (
-                f"over {_STEPS} steps the discriminator's loss was {mean:.4g} on average, above {self.chance:.4g}, that "
-                "of one that cannot tell gt from output, so the generator learns nothing; lower adversarial.optimizer.lr"
+                f"over {_STEPS} steps the discriminator's loss was {mean:.4g} on average, above "
+                f"{self.chance:.4g}, that of "
+                "one that cannot tell gt from output, so the generator learns nothing; lower adversarial.optimizer.lr"
             )
         shares = [line.get("g_share") for line in lines]
         if self._lasts("gradient", all(share is not None and share < _SHARE for share in shares), step):
