@@ -27,6 +27,9 @@ class CropDataset(Dataset):
     codes `flips` (B,). On the host, as numpy arrays, it holds `id`, `seeds` of the degradation, and the `range` of
     float pixels. With `scale` s the corner of a gt crop is at a multiple of s, and the input crop, s times smaller,
     covers the same area.
+
+    If samples have partners (mixup), the partners' crops follow those of the batch. `partner` (B,) is the index of each
+    sample's partner in the batch, and `share` (B,) is the share of the sample that is kept.
     """
 
     def __init__(
