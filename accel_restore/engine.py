@@ -213,18 +213,17 @@ def validate(
     inputs = metrics if protocols.whole.scores_input else ()
     columns = 1 + len(metrics) + len(inputs) + len(terms) + 1  # loss, metrics of output and of input, terms, images
     table = torch.zeros(len(images), columns, dtype=torch.float64, device=accelerator.device)
-    with stoppable(should_stop):
-        for indices in images.batches(batch_size)[rank::world_size]:
-            batch, protocol = images.batch(indices), protocols.sets[images.set_of[indices[0]]]
-            # A compiled model runs eagerly here: it would be compiled again for each size of image.
-            with accelerator.autocast(), force_eager():
-                output = protocol.output(model, batch["input"], images.scale)
-            output, gt = output.to(batch["gt"].dtype), batch["gt"]
-            enlarged = upscale(batch["input"], images.scale)
-            for index, *image in zip(indices, enlarged.split(1), output.split(1), gt.split(1), strict=True):
-                table[index] = score_image(image, loss_fn, terms, protocol.scores)
+    with stoppable(should_stop), images.ahead(images.batches(batch_size)[rank::world_size], should_stop) as batches:
+        for indices, batch in batches:
+            protocol = protocols.sets[images.set_of[indices[0]]]
+            with accelerator.autocast(), force_eager():  # a compiled model would be compiled again for each size
+                output = protocol.output(model, batch["input"], images.scale).to(batch["gt"].dtype)
+            whole = upscale(batch["input"], images.scale), output, batch["gt"]
+            for index, *image in zip(indices, *(one.split(1) for one in whole), strict=True):
+                table[index] = score_image(index, image, loss_fn, terms, protocol.scores, images.input_scores)
                 for callback in callbacks:
                     callback.on_validation_image(state, index, *image)
+            del batch, output, whole, image  # makes room for the next batch
     table = accelerator.reduce(table, "sum")  # each image's row was filled by one rank; the others hold zeros
     if not table[:, -1].all():
         raise PreemptedError("stopped during validation")

@@ -87,7 +87,7 @@ class ValidationPictures(Sheets):
         self.samples.add(index, input, output, gt)
 
     def rows(self, state: TrainState) -> dict[int, list[Tile]]:
-        return self.samples.tiles
+        return self.samples.tiles()
 
 
 class PreviewPictures(Sheets):

@@ -19,7 +19,7 @@ from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, EpochPlan, M
 from accel_restore.data.training_sets import SampleGroup, TrainingSets, finish_groups
 from accel_restore.utils.rng import Draw, key, seed_forward
 
-_AHEAD = 3  # batches kept ready
+_AHEAD = 4  # batches kept ready
 _SWITCH = 0.0005  # seconds
 
 
@@ -162,12 +162,8 @@ class TrainLoader:
         return [one._replace(batch=self._moved(one.batch)) for one in groups]
 
     def _moved(self, batch: dict) -> dict:
-        on_cuda = self.device.type == "cuda"
         return {
-            name: (value.pin_memory() if on_cuda else value).to(self.device, non_blocking=on_cuda)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in batch.items()
+            name: to_device(value, self.device) if isinstance(value, Tensor) else value for name, value in batch.items()
         }
 
 
@@ -210,6 +206,14 @@ class _Augmenting:
         return finish_groups(groups, channels_last=self.loader.channels_last), waited
 
 
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Return images of the host on a device. The host does not wait until a GPU has them."""
+    if device.type != "cuda":
+        return images.to(device)
+    with torch.cuda.device(device):  # a thread starts on GPU 0
+        return images.pin_memory().to(device, non_blocking=True)
+
+
 def _identity(batch: Any) -> Any:
     return batch
 
@@ -229,7 +233,8 @@ class Prefetcher(Iterator):
 
     def __init__(self, items: Iterable, ahead: int = _AHEAD):
         self.items, self.closed = items, threading.Event()
-        self.queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
+        self.room = threading.Semaphore(ahead)  # acquired before an element is taken, so no more are held
+        self.queue: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self.first: tuple[Any, BaseException | None] | None = None  # taken from the queue, not yet returned
         self.thread = threading.Thread(target=self._work, name="accel-restore-loader", daemon=True)
         self.thread.start()
@@ -241,6 +246,7 @@ class Prefetcher(Iterator):
 
     def __exit__(self, *_: object) -> None:
         self.closed.set()
+        self.room.release()
         self.thread.join()
         sys.setswitchinterval(self.former_interval)
         self.first = None, StopIteration()
@@ -251,6 +257,7 @@ class Prefetcher(Iterator):
         if error is not None:
             self.first = entry  # raised again if asked again
             raise error
+        self.room.release()
         return item
 
     def is_ready(self) -> bool:
@@ -263,18 +270,8 @@ class Prefetcher(Iterator):
     def _work(self) -> None:
         torch.set_num_threads(1)  # for this thread: two thread pools on the same cores slow each other down tenfold
         try:
-            for item in self.items:
-                if not self._put((item, None)):
-                    return
-            self._put((None, StopIteration()))
-        except BaseException as error:
-            self._put((None, error))
-
-    def _put(self, entry: tuple) -> bool:
-        while not self.closed.is_set():
-            try:
-                self.queue.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+            items = iter(self.items)
+            while self.room.acquire() and not self.closed.is_set():
+                self.queue.put((next(items), None))
+        except BaseException as error:  # StopIteration among them
+            self.queue.put((None, error))

@@ -1,7 +1,9 @@
 """Whole images for validation: an image has the same input in every epoch, on any device and any rank."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import Protocol, cast
 
 import numpy as np
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 
 from accel_restore.data.augment import to_float
+from accel_restore.data.loader import Prefetcher, to_device
 from accel_restore.data.pixels import UNIT, Range
 from accel_restore.data.store import Store
+from accel_restore.utils.stoppable import stoppable
 
 
 def seed_of(name: str) -> int:
@@ -99,7 +103,7 @@ class ValidationDataset:
             height, width = (side - side % self.scale for side in gt.shape[-2:])
             gt = gt[..., :height, :width].contiguous()
             degraded = self.degrade(gt, np.array([self.seeds[index]], np.uint64))
-        return {"input": degraded.to(self.device), "gt": gt.to(self.device)}
+        return {"input": to_device(degraded, self.device), "gt": to_device(gt, self.device)}
 
 
 class ValidationSets:
@@ -111,6 +115,8 @@ class ValidationSets:
         self.set_of = [name for name, _ in self.places]  # of each image
         self.names = [full_name(name, image) for name, one in sets.items() for image in one.names]
         self.scale = next(iter(sets.values())).scale
+        # By the index of an image: what its input scores, measured in the first validation.
+        self.input_scores: dict[int, list[Tensor]] = {}
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Return all indices in groups of at most `batch_size` images of one set and size; see `ValidationDataset`."""
@@ -124,6 +130,23 @@ class ValidationSets:
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
         """Return the images at `indices`, all of one set and size, as one batch."""
         return self.sets[self.set_of[indices[0]]].batch([self.places[index][1] for index in indices])
+
+    @contextmanager
+    def ahead(
+        self, groups: Iterable[list[int]], should_stop: Callable[[], bool] = bool
+    ) -> Iterator[Iterator[tuple[list[int], dict[str, Tensor]]]]:
+        """Yield an iterator of the groups of `batches` and their batches; a thread reads one batch ahead.
+
+        The iterator ends early if `should_stop` returns true while an image is read.
+        """
+
+        def read(indices: list[int]) -> tuple[list[int], dict[str, Tensor]] | None:
+            with stoppable(should_stop):
+                return indices, self.batch(indices)
+            return None
+
+        with Prefetcher(map(read, groups), 1) as found:
+            yield takewhile(lambda one: one is not None, found)
 
     def __len__(self) -> int:
         return len(self.places)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from accel_restore.losses.map_mean import mean_of_map
+
 BT601 = (65.481, 128.553, 24.966)  # weights of R, G, B in [0, 1] in the luma, which ranges from 16 to 235
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # side and standard deviation of the Gaussian window, in pixels
 _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the finest scale to the coarsest
@@ -61,7 +63,7 @@ def psnr(output: Tensor, gt: Tensor, *, to_y: bool = False) -> Tensor:
     if to_y:
         if output.shape[1] != 3:
             raise ValueError("to_y needs colour images (data.channels=3); gray images are luma already")
-        weights = _constant(tuple(weight / 255 for weight in BT601), error.dtype, error.device)
+        weights = constant(tuple(weight / 255 for weight in BT601), error.dtype, error.device)
         error = (error * weights.view(3, 1, 1)).sum(1)
     return 10 * torch.log10(error.square().flatten(1).mean(1) + 1e-8)
 
@@ -72,8 +74,7 @@ def ssim(output: Tensor, gt: Tensor) -> Tensor:
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
     """
-    luminance, structure = _similarity(output, gt)
-    return 1 - (luminance * structure).flatten(1).mean(1)
+    return 1 - _mean_similarity(output, gt)
 
 
 @needs_side(SSIM_WINDOW * 2 ** (len(_SCALE_EXPONENTS) - 1))
@@ -89,9 +90,8 @@ def ms_ssim(output: Tensor, gt: Tensor) -> Tensor:
     """
     product = torch.ones((), dtype=output.dtype, device=output.device)
     for scale, exponent in enumerate(_SCALE_EXPONENTS, 1):
-        luminance, structure = _similarity(output, gt)
-        factor = structure if scale < len(_SCALE_EXPONENTS) else luminance * structure
-        product = product * factor.flatten(1).mean(1).clamp(min=1e-4) ** exponent
+        factor = _mean_similarity(output, gt, with_luminance=scale == len(_SCALE_EXPONENTS))
+        product = product * factor.clamp(min=1e-4) ** exponent
         output, gt = F.avg_pool2d(output, 2), F.avg_pool2d(gt, 2)
     return 1 - product
 
@@ -176,6 +176,12 @@ def focal_frequency(output: Tensor, gt: Tensor, *, alpha: float = 1.0, log: bool
     return (weight * difference).flatten(1).mean(1)
 
 
+@lru_cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a vector, made once: a copy to a GPU waits for all work that is queued there."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def ssim_factors(means: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the two factors of SSIM under each window: luminance, and contrast times structure.
 
@@ -187,6 +193,18 @@ def ssim_factors(means: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     structure = (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
     return luminance, structure
+
+
+def _mean_similarity(output: Tensor, gt: Tensor, with_luminance: bool = True) -> Tensor:
+    """Return the mean of SSIM, or of its contrast and structure alone, for each sample."""
+
+    def similarity(output: Tensor, gt: Tensor) -> Tensor:
+        luminance, structure = _similarity(output, gt)
+        return luminance * structure if with_luminance else structure
+
+    if torch.is_grad_enabled():
+        return similarity(output, gt).flatten(1).mean(1)
+    return mean_of_map(similarity, output, gt, margin=SSIM_WINDOW - 1)  # validated images may be large
 
 
 def _similarity(output: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,14 +226,8 @@ def _mirror(images: Tensor, dim: int) -> Tensor:
 
 def _blur(images: Tensor) -> Tensor:
     """Return the images blurred with Burt and Adelson's window of 5; borders are replicated."""
-    window = _constant((0.05, 0.25, 0.4, 0.25, 0.05), images.dtype, images.device)
+    window = constant((0.05, 0.25, 0.4, 0.25, 0.05), images.dtype, images.device)
     return _windowed(F.pad(images, (2, 2, 2, 2), mode="replicate"), window)
-
-
-@lru_cache
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a vector, made once: a copy to a GPU waits for all work that is queued there."""
-    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _windowed(images: Tensor, window: Tensor) -> Tensor:

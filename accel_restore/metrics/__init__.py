@@ -15,7 +15,7 @@ from accel_restore.utils.imports import resolve
 if TYPE_CHECKING:  # titles and units of scores are needed without torch
     from torch import Tensor
 
-Measure = Callable[["Tensor", "Tensor"], "Tensor"]  # (output, gt), each (B, C, H, W) in [0, 1], to one value per image
+Measure = Callable[..., "Tensor"]  # (output, gt), each (B, C, H, W) in [0, 1], to one value per image
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Metric:
     higher_is_better: bool | None = True  # None: it cannot be monitored
     of_luma: bool = True  # scores the luma if the protocol asks for it; otherwise always the colours
     image_channels: tuple[int, ...] | None = None  # of the images that it can score; None: any number
+    prepares: bool = False  # takes as a third argument how pixels are prepared, and scores a large image in parts
 
 
 def get_metric(name: str, arguments: dict[str, Any] | None = None, key: str = "validation.metrics") -> Metric:

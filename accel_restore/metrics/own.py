@@ -35,7 +35,7 @@ def own_metric(path: str, target: Any, arguments: dict[str, Any], key: str) -> M
     where = f"{key}: '{path}'"
     if isinstance(target, Metric):
         check_arguments(lambda: None, arguments, key)
-        return replace(target, build=lambda weights: partial(_measure, where, target.build(weights)))
+        return replace(target, build=lambda weights: partial(_measure, where, target.build(weights)), prepares=False)
     with reporting(f"{where} cannot be built"):
         function, count = _build(target, arguments, key, where)
 

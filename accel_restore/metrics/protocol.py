@@ -145,12 +145,23 @@ class Protocol:
 
         It is the luma if the protocol asks for it, unless `of_luma` is false.
         """
+        return self._values(self._inside(images), of_luma)
+
+    def _inside(self, images: Tensor) -> Tensor:
         border = self.crop_border
-        images = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+        return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+
+    def _values(self, images: Tensor, of_luma: bool) -> Tensor:
         images = (images if self.is_float else images.clamp(0, 1)).double()
         if self.quantize:
             images = (images * 255).round() / 255
         return luma(images) if self.y_channel and of_luma else images
+
+    def score(self, metric: Metric, measure: Measure, output: Tensor, gt: Tensor) -> Tensor:
+        """Return the score of each image, (B,), by what `metric` has built; images are (B, C, H, W)."""
+        if metric.prepares:
+            return measure(self._inside(output), self._inside(gt), partial(self._values, of_luma=metric.of_luma))
+        return measure(*(self.prepare(images, metric.of_luma) for images in (output, gt)))
 
     @cached_property
     def scores(self) -> dict[str, Measure]:
@@ -158,14 +169,12 @@ class Protocol:
 
         Raises: UserError where a metric's file of weights is missing or wrong.
         """
-
-        def score(measure: Measure, of_luma: bool, output: Tensor, gt: Tensor) -> Tensor:
-            return measure(*(self.prepare(images, of_luma) for images in (output, gt)))
-
         for name, metric in self.built.items():
             if ("measure", name) not in self.built_once:
                 self.built_once["measure", name] = metric.build(self.weights.get(name))
-        return {name: partial(score, self.built_once["measure", name], m.of_luma) for name, m in self.built.items()}
+        return {
+            name: partial(self.score, metric, self.built_once["measure", name]) for name, metric in self.built.items()
+        }
 
     @property
     def built(self) -> dict[str, Metric]:
@@ -228,16 +237,24 @@ class Protocol:
                     )
 
 
-def score_image(image: list[Tensor], loss_fn: Loss, terms: Sequence[str], metrics: dict[str, Measure]) -> Tensor:
+def score_image(
+    index: int,
+    image: list[Tensor],
+    loss_fn: Loss,
+    terms: Sequence[str],
+    metrics: dict[str, Measure],
+    input_scores: dict[int, list[Tensor]],
+) -> Tensor:
     """Score an image's input, output and gt, each (1, C, H, W): a row of `validate`'s table, in float64.
 
     The row holds the loss, the metrics of the output, those of the input unless it has other channels, the `terms` of
-    the loss, and 1.
+    the loss, and 1. An image has the same input in every epoch, so its metrics are kept in `input_scores`, by `index`.
     """
     input, output, gt = image
+    if index not in input_scores:
+        compared = metrics.values() if input.shape == gt.shape else ()
+        input_scores[index] = [metric(input, gt) for metric in compared]
     values = loss_fn.terms(output, gt)
-    scores = [reduce(add, values.values())]
-    compared = (output, input) if input.shape == gt.shape else (output,)
-    scores += [metric(scored, gt) for scored in compared for metric in metrics.values()]
-    scores += [values[name] for name in terms]
+    scores = [reduce(add, values.values()), *(metric(output, gt) for metric in metrics.values())]
+    scores += [*input_scores[index], *(values[name] for name in terms)]
     return torch.cat([*(score.double().to(gt.device) for score in scores), gt.new_ones(1).double()])

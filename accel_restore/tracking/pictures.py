@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from accel_restore.data.val_dataset import ValidationSets
 from accel_restore.metrics.format import titled_score
-from accel_restore.metrics.psnr_ssim import psnr
+from accel_restore.metrics.psnr_ssim import PSNR, psnr
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.tracking.report.pictures import describe_tiles
 from accel_restore.utils.captions import draw_caption
@@ -24,14 +24,17 @@ Tile = tuple[str, np.ndarray]  # caption, pixels (H, W, 3) uint8
 
 
 class Samples:
-    """Collects some validation images that this rank sees: the centre of input, output and gt."""
+    """Collects some validation images that this rank sees: the centre of input, output and gt.
+
+    They stay on their device until `tiles` are made, so a GPU never waits for them.
+    """
 
     def __init__(self, count: int, images: ValidationSets, protocols: SetProtocols):
         """The first images of each set are collected, `count` in all."""
         chosen = sorted(sorted(range(len(images)), key=lambda index: images.places[index][1])[:count])
         self.names = {index: redacted(images.names[index]) for index in chosen}
         self.protocols = {index: protocols.sets[images.set_of[index]] for index in chosen}
-        self.tiles: dict[int, list[Tile]] = {}
+        self.kept: dict[int, tuple[list[Tensor], list[Tensor]]] = {}  # centres, PSNR of output and, if scored, input
 
     def add(self, index: int, input: Tensor, output: Tensor, gt: Tensor) -> None:
         """Keep a validation image if it is one of the chosen.
@@ -41,27 +44,34 @@ class Samples:
         if index not in self.names:
             return
         protocol = self.protocols[index]
-        reference = protocol.prepare(gt)
-        before, after = (
-            titled_score("psnr", float(psnr(protocol.prepare(image), reference))) if is_scored else ""
-            for image, is_scored in ((input, protocol.scores_input), (output, True))
-        )
-        captions = (f"{self.names[index]}: input {before}".rstrip(), f"output {after}", "gt")
-        self.tiles[index] = [
-            (caption, _centre(image)) for caption, image in zip(captions, (input, output, gt), strict=True)
-        ]
+        scored = (output, input) if protocol.scores_input else (output,)
+        scores = [protocol.score(PSNR, psnr, image, gt) for image in scored]
+        self.kept[index] = [_centre(image).clone() for image in (input, output, gt)], scores
+
+    def tiles(self) -> dict[int, list[Tile]]:
+        """Return the rows of captioned tiles by the indices of their images."""
+        return {index: self._row(self.names[index], *kept) for index, kept in self.kept.items()}
+
+    def _row(self, name: str, centres: list[Tensor], scores: list[Tensor]) -> list[Tile]:
+        after, before = [*(titled_score("psnr", float(score)) for score in scores), ""][:2]
+        captions = f"{name}: input {before}".rstrip(), f"output {after}", "gt"
+        return [(caption, _pixels(centre)) for caption, centre in zip(captions, centres, strict=True)]
 
 
 def preview_row(name: str, input: Tensor, output: Tensor) -> list[Tile]:
     """Return the row of an image without gt: the centre of input and output, each (1, C, H, W) of one size."""
-    return [(f"{redacted(name)}: input", _centre(input)), ("output", _centre(output))]
+    return [(f"{redacted(name)}: input", _pixels(_centre(input))), ("output", _pixels(_centre(output)))]
 
 
-def _centre(image: Tensor) -> np.ndarray:
+def _centre(image: Tensor) -> Tensor:
+    """Return the centre (C, h, w) of an image (1, C, H, W)."""
     height, width = image.shape[-2:]
     top, left = max(0, height - _MAX_SIDE) // 2, max(0, width - _MAX_SIDE) // 2
-    cut = image[0, :, top : top + _MAX_SIDE, left : left + _MAX_SIDE]
-    return to_rgb(cut.float().cpu().permute(1, 2, 0).numpy())
+    return image[0, :, top : top + _MAX_SIDE, left : left + _MAX_SIDE]
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return to_rgb(image.float().cpu().permute(1, 2, 0).numpy())
 
 
 def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndarray]:
@@ -75,7 +85,7 @@ def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndar
     sums = sums[height:] - sums[:-height]
     sums = sums[:, width:] - sums[:, :-width]  # of each window
     top, left = divmod(int(sums.argmax()), sums.shape[1])
-    return [_centre(image[..., top : top + height, left : left + width]) for image in images]
+    return [_pixels(_centre(image[..., top : top + height, left : left + width])) for image in images]
 
 
 def draw_samples(path: Path, rows: list[list[Tile]]) -> None:

@@ -16,7 +16,7 @@ def drawing(tmp_path, monkeypatch):
     tiles = [(name, np.zeros((8, 8, 3), np.uint8)) for name in ("input", "output", "gt")]
     log = SimpleNamespace(folder=tmp_path, tolerating_full_disks=nullcontext)
     main = SimpleNamespace(is_main_process=True)
-    return ValidationPictures(log, SimpleNamespace(tiles={0: tiles}), main, epochs=100)
+    return ValidationPictures(log, SimpleNamespace(tiles=lambda: {0: tiles}), main, epochs=100)
 
 
 def _run(drawing, epochs, best):

@@ -322,7 +322,9 @@ def test_whole_images_are_the_same_every_time(stores):
 
 
 def test_images_of_equal_size_share_a_batch(stores):
-    whole = ValidationDataset(list("abcdef"), stores[0], None, [1, 0, 1, 1, 0, 3], build_degradation(NOISE), "cpu")
+    whole = ValidationDataset(
+        list("abcdef"), stores[0], None, [1, 0, 1, 1, 0, 3], build_degradation(NOISE), torch.device("cpu")
+    )
     assert whole.batches(2) == [[0, 2], [1, 4], [3], [5]] and whole.batches(1) == [[0], [1], [2], [3], [4], [5]]
     assert whole.batches(9) == [[0, 2, 3], [1, 4], [5]]
     batch = whole.batch([1, 4])

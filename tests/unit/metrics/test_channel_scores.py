@@ -124,7 +124,7 @@ def test_an_input_with_other_channels_than_gt_has_no_scores(input_channels):
     assert protocol.scores_input == (input_channels == 3)
     output, gt = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
     image = [torch.rand(1, input_channels, 16, 16), output, gt]
-    row = score_image(image, build_loss({"l1": 1.0}), (), protocol.scores)
+    row = score_image(0, image, build_loss({"l1": 1.0}), (), protocol.scores, {})
     assert len(row) == (6 if input_channels == 3 else 4)
     assert float(row[1]) == pytest.approx(float(protocol.scores["psnr"](output, gt)))
 
