@@ -1,12 +1,13 @@
 """Callbacks that draw a run: validation images and previews side by side; curves and the report."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel_restore.callbacks.metrics_logger import RunLog
 from accel_restore.data.previews import Previews
@@ -19,6 +20,7 @@ from accel_restore.tracking.drawings import Drawings
 from accel_restore.tracking.pictures import Samples, Tile, draw_samples, preview_row
 from accel_restore.tracking.report.pictures import PREVIEWS, remove_best_sheets, sheet_path
 from accel_restore.utils.memory import is_out_of_memory
+from accel_restore.utils.stoppable import stoppable
 
 _PICTURE_SETS = 20  # about this many sets of validation pictures per run
 _BEST_SECONDS = 30.0  # between two drawings of the best epoch, which early in training is every epoch
@@ -93,27 +95,41 @@ class ValidationPictures(Sheets):
 class PreviewPictures(Sheets):
     """Restores the images of `data.preview` as validation does, each on one rank, and draws input and output."""
 
-    def __init__(self, log: RunLog, previews: Previews, protocol: Protocol, accelerator: Accelerator, epochs: int):
-        """`epochs` are the configured ones."""
+    def __init__(
+        self,
+        log: RunLog,
+        previews: Previews,
+        protocol: Protocol,
+        accelerator: Accelerator,
+        epochs: int,
+        should_stop: Callable[[], bool] = bool,
+    ):
+        """`epochs` are the configured ones. Once `should_stop` returns true, the rest of the images is left out."""
         super().__init__(log, accelerator, epochs, PREVIEWS)
-        self.previews, self.protocol = previews, protocol
+        self.previews, self.protocol, self.should_stop = previews, protocol, should_stop
 
     @torch.no_grad()
     def rows(self, state: TrainState) -> dict[int, list[Tile]]:
         model = model_to_validate(state, self.accelerator).eval()
-        found = {}
-        for index in range(self.accelerator.process_index, len(self.previews), self.accelerator.num_processes):
-            name, input = self.previews.names[index], self.previews[index].to(self.accelerator.device)
-            try:
-                with self.accelerator.autocast(), force_eager():
-                    output = self.protocol.output(model, input, self.previews.scale)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.log.console.log(f"data.preview: {name} does not fit in memory; set validation.tile, such as 512")
-                continue
-            found[index] = preview_row(name, upscale(input, self.previews.scale), output.to(input.dtype))
+        found: dict[int, list[Tile]] = {}
+        with stoppable(self.should_stop):
+            for index in range(self.accelerator.process_index, len(self.previews), self.accelerator.num_processes):
+                try:
+                    found[index] = self._restored(model, index)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    name = self.previews.names[index]
+                    self.log.console.log(
+                        f"data.preview: {name} does not fit in memory; set validation.tile, such as 512"
+                    )
         return found
+
+    def _restored(self, model: nn.Module, index: int) -> list[Tile]:
+        input = self.previews[index].to(self.accelerator.device)
+        with self.accelerator.autocast(), force_eager():
+            output = self.protocol.output(model, input, self.previews.scale)
+        return preview_row(self.previews.names[index], upscale(input, self.previews.scale), output.to(input.dtype))
 
 
 class Curves(Callback):

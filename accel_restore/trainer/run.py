@@ -244,7 +244,7 @@ def make_callbacks(
         *([run.own] if run.own.callbacks else []),
         # Before the logger: its line makes W&B look for the picture.
         ValidationPictures(log, samples, accelerator, state.epochs),
-        *([PreviewPictures(log, run.previews, run.protocols.whole, accelerator, state.epochs)] if run.previews else []),
+        *_preview_pictures(run, log, stop),
         logger,
         *_collapse_warning(run),  # after the logger, whose lines it reads
         Curves(run.drawings),
@@ -257,6 +257,13 @@ def make_callbacks(
         PreemptionCallback(accelerator, stop, stop_after, config.train.rank_timeout),
         *([Audit(run.folder, state, loader, accelerator, run.console.table)] if audit else []),
     ]
+
+
+def _preview_pictures(run: RunContext, log: RunLog, stop: StopRequest) -> list[Callback]:
+    if run.previews is None:
+        return []
+    protocol, epochs = run.protocols.whole, run.state.epochs
+    return [PreviewPictures(log, run.previews, protocol, run.accelerator, epochs, stop.__bool__)]
 
 
 def _collapse_warning(run: RunContext) -> list[Callback]:

@@ -60,6 +60,7 @@ from accel_restore.trainer.objects import share_objects
 from accel_restore.trainer.optim_check import known_epochs, try_optimizer, try_schedule
 from accel_restore.trainer.plan import plan_record, plan_rows
 from accel_restore.trainer.summary import progress, report_finished
+from accel_restore.trainer.validation_memory import validation_memory_rows
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
 from accel_restore.utils.imports import check_compiler_cache
 from accel_restore.utils.redaction import redacted
@@ -155,6 +156,8 @@ def prepare(
     if taken is not None:
         plan.append(("weights", taken["in_words"]))
     plan += adversary_rows(config, state.adversary)
+    whole = accelerator.unwrap_model(state.model) if state.full_copy is None else state.full_copy
+    plan += validation_memory_rows(config, accelerator, whole, data.val, protocols, loss_fn)
     if previews is not None:
         plan += [("previews", counted(len(previews), "image")), *(("note", note) for note in previews.notes)]
     run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, own, taken, previews)

@@ -1,5 +1,7 @@
 """Several validation sets as one sequence of images."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,35 @@ def test_an_image_may_be_too_small_for_the_border_of_one_set_alone(folders):
 def test_a_missing_folder_is_reported_with_the_key_of_its_set(folders):
     with pytest.raises(UserError, match=r"data\.val\.y\.gt: "):
         opened(settings(folders, {"x": {}, "y": {"gt": str(folders / "none")}}))
+
+
+def test_batches_are_read_one_ahead_by_a_thread_and_are_bit_identical(folders, monkeypatch):
+    images = opened(
+        settings(folders, {"x": {"degradation": [{"name": "gaussian_noise"}, {"name": "gaussian_blur"}]}})
+    ).val
+    groups = [[0], [2], [1], [0, 2], [1]]
+    expected, batch, read, started = [images.batch(group) for group in groups], images.batch, [], threading.Semaphore(0)
+
+    def reading(group):
+        read.append(threading.current_thread().name)
+        started.release()
+        return batch(group)
+
+    monkeypatch.setattr(images, "batch", reading)
+    with images.ahead(groups) as found:
+        for number, (indices, pair) in enumerate(found, 1):
+            for _ in range(min(2, len(groups))) if number == 1 else range(number < len(groups)):
+                assert started.acquire(timeout=60), "the next is read while this one is used"
+            time.sleep(0.02)  # in which a thread without a bound would read on
+            assert len(read) == min(number + 1, len(groups))
+            assert indices == groups[number - 1]
+            assert all(pair[name].equal(expected[number - 1][name]) for name in ("input", "gt"))
+    assert set(read) == {"accel-restore-loader"}
+
+
+def test_images_end_early_once_a_stop_is_asked_for(folders):
+    images, asked = opened(settings(folders, {"x": {}})).val, []
+    with images.ahead([[0], [1], [2]], lambda: bool(asked)) as found:
+        assert next(found)[0] == [0]
+        asked.append(True)
+        assert len(list(found)) <= 1  # the one that had been read
