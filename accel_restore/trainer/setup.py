@@ -39,6 +39,7 @@ from accel_restore.losses import Loss, build_loss
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.models.compile import check_compiler
 from accel_restore.models.objects import is_built_by_name
+from accel_restore.models.parameters import unwrapped
 from accel_restore.models.partial_fit import PartialFit
 from accel_restore.models.pretrained import describe, initial_model, initial_model_and_fit
 from accel_restore.models.recomputation import checkpoint_blocks
@@ -156,7 +157,7 @@ def prepare(
     if taken is not None:
         plan.append(("weights", taken["in_words"]))
     plan += adversary_rows(config, state.adversary)
-    whole = accelerator.unwrap_model(state.model) if state.full_copy is None else state.full_copy
+    whole = unwrapped(state.model) if state.full_copy is None else state.full_copy
     plan += validation_memory_rows(config, accelerator, whole, data.val, protocols, loss_fn)
     if previews is not None:
         plan += [("previews", counted(len(previews), "image")), *(("note", note) for note in previews.notes)]

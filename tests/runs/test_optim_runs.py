@@ -80,7 +80,7 @@ def test_parameter_groups_and_ema_warmup_continue_bit_identically(tmp_path, rank
     whole, killed, cold = configuration("whole"), configuration("killed"), configuration("cold", ema_warmup=False)
     succeed(launch(whole, "--audit", ranks=ranks))
     assert launch(killed, "--audit", ranks=ranks, mode="kill:5").returncode != 0
-    assert (run_folder(killed) / "checkpoints" / "step-00000004").is_dir()
+    assert list((run_folder(killed) / "checkpoints").glob("step-*"))  # that of step 4 may not be written yet
     succeed(launch(killed, "--audit", ranks=ranks))
     for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (last_weights(config, file) for config in (whole, killed))
