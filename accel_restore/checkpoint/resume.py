@@ -220,7 +220,8 @@ def check_same_data(start: Start, identity: Identity) -> None:
     if then == {kind: {key: facts[key] for key in facts if key in then.get(kind, ())} for kind, facts in now.items()}:
         return  # a commit of an older version has no digests of pixels
     change = describe_change(then, read_record(start.commit.parent.parent), identity)
-    config = start.counters["config"]
-    advice = take_weights(start.commit, config["model"]["name"], config.get("adversarial") is not None)
-    remedy = f"; {advice}" if start.of_other_run else ", or choose another run.name"
+    remedy = ", or choose another run.name"
+    if start.of_other_run:
+        config = start.counters["config"]
+        remedy = f"; {take_weights(start.commit, config['model']['name'], config.get('adversarial') is not None)}"
     raise UserError(f"the images have changed since {start.commit}: {change}; put them back{remedy}")

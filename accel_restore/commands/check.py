@@ -19,10 +19,11 @@ from accel_restore.commands.bench.data import loading_rate
 from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule
-from accel_restore.data.build import ScannedData, build_sets, degradations_of, find_data
+from accel_restore.data.build import build_sets, degradations_of
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.identity import kind_of
 from accel_restore.data.previews import find_previews
+from accel_restore.data.scan import ScannedData, find_data
 from accel_restore.data_check.contact_sheet import SheetRow, contact_sheet
 from accel_restore.data_check.findings import GRAY, Finding, find_in_set, find_leaks
 from accel_restore.data_check.float_ranges import span

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from accel_restore.data.build import Images, ScannedData, ScannedSet
 from accel_restore.data.cache import Opened, reopen
 from accel_restore.data.columns import Texts, map_columns, save_columns
 from accel_restore.data.image_list import ImageColumn, ImageList
 from accel_restore.data.pairs import Pairs, PairTable
+from accel_restore.data.scan import Images, ScannedData, ScannedSet
 
 _SIDES = ("gt", "input")
 

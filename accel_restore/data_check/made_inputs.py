@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from accel_restore.config.data import Data
-from accel_restore.data.build import ScannedData, sources_of
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair
 from accel_restore.data.pixels import is_float
+from accel_restore.data.scan import ScannedData, sources_of
 from accel_restore.data.val_dataset import seed_of
 from accel_restore.data_check.findings import Finding
 from accel_restore.data_check.survey import Part

@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 
 from accel_restore.config.data import Data
-from accel_restore.data.build import Images, ScannedSet
 from accel_restore.data.cache import Opened, Track
 from accel_restore.data.decode import ImageSource, read_header, read_image
 from accel_restore.data.image_formats import Header, ImageError
 from accel_restore.data.pairs import Pair
 from accel_restore.data.parallel import each_ahead
 from accel_restore.data.pixels import Range, is_float, to_unit
+from accel_restore.data.scan import Images, ScannedSet
 from accel_restore.data.val_dataset import can_crop_gt
 from accel_restore.data_check.colour_spaces import ColourSpace, find_unlike_spaces, read_colour_space
 from accel_restore.data_check.findings import GRAY, Finding

@@ -7,9 +7,10 @@ from typing import Any
 from accel_restore.config.data import MAX_PIXELS, Data
 from accel_restore.config.load import load_run_config
 from accel_restore.config.sets import Source, key_of
-from accel_restore.data.build import degradations_of, pairs_of
+from accel_restore.data.build import degradations_of
 from accel_restore.data.degradations.pipeline import DegradationPipeline
 from accel_restore.data.pairs import Pair, held_out
+from accel_restore.data.scan import pairs_of
 from accel_restore.errors import UserError, raise_problems
 from accel_restore.inference.apply import PRECISIONS
 from accel_restore.inference.evaluate import SETTINGS

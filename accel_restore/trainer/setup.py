@@ -25,12 +25,13 @@ from accel_restore.config.data import Stage
 from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
-from accel_restore.data.build import DataSets, ScannedData, build_sets, degradations_of, find_data, raise_found
+from accel_restore.data.build import DataSets, build_sets, degradations_of
 from accel_restore.data.handover import read_found, write_found
 from accel_restore.data.identity import RECORD, to_record
 from accel_restore.data.loader import TrainLoader
 from accel_restore.data.mixture import MixedSet
 from accel_restore.data.previews import Previews, open_previews
+from accel_restore.data.scan import ScannedData, find_data, raise_found
 from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.distributed.machine import once_per_machine
 from accel_restore.engine import TrainingRun, setup_model_and_optimizer

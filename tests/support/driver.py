@@ -40,8 +40,8 @@ from accel_restore import engine, losses, train
 from accel_restore.callbacks import checkpointer as saving
 from accel_restore.callbacks import replica_check
 from accel_restore.checkpoint import commits, run_lock
-from accel_restore.data import build as sources
 from accel_restore.data import loader
+from accel_restore.data import scan as sources
 from accel_restore.data.manifest import Scan
 from accel_restore.data.pairs import Pairs
 from accel_restore.distributed import accelerator as distributed

@@ -21,9 +21,10 @@ from accel_restore.config.load import load_config
 from accel_restore.config.schema import Config
 from accel_restore.data.augment import turned
 from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, Sample
-from accel_restore.data.build import DataSets, build_sets, degradations_of, find_data, raise_found
+from accel_restore.data.build import DataSets, build_sets, degradations_of
 from accel_restore.data.decode import read_image
 from accel_restore.data.loader import TrainLoader
+from accel_restore.data.scan import find_data, raise_found
 from accel_restore.data.store import Store
 from accel_restore.data.training_sets import SampleGroup, TrainingSets, finish_groups
 from accel_restore.errors import UserError

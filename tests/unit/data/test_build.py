@@ -10,7 +10,8 @@ from accel_restore.config.data import Data
 from accel_restore.config.load import config_from
 from accel_restore.data import build as sources
 from accel_restore.data.batch_plan import Sample
-from accel_restore.data.build import DataSets, find_data, open_data
+from accel_restore.data.build import DataSets, open_data
+from accel_restore.data.scan import find_data
 from accel_restore.errors import UserError
 from accel_restore.utils.memory import memory_bytes
 

@@ -8,9 +8,10 @@ from pixel_kinds import cubes, floats
 
 from accel_restore.config.data import Data
 from accel_restore.config.sets import Source
-from accel_restore.data.build import degradations_of, find_data
+from accel_restore.data.build import degradations_of
 from accel_restore.data.decode import read_header, read_image
 from accel_restore.data.hf_datasets import find_rows
+from accel_restore.data.scan import find_data
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ from image_files import photo, save
 
 from accel_restore.config.load import config_from
 from accel_restore.data import manifest
-from accel_restore.data.build import ScannedData, build_sets, degradations_of, find_data
+from accel_restore.data.build import build_sets, degradations_of
 from accel_restore.data.handover import read_found, write_found
 from accel_restore.data.manifest import Place, Scan, scan_files
+from accel_restore.data.scan import ScannedData, find_data
 from accel_restore.errors import UserError
 
 SETTLED = 0.05  # seconds

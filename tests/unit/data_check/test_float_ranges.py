@@ -7,8 +7,8 @@ from image_files import photo, save
 from pixel_kinds import cubes, floats
 
 from accel_restore.config.data import Data
-from accel_restore.data.build import find_data
 from accel_restore.data.decode import Cell, read_header
+from accel_restore.data.scan import find_data
 from accel_restore.data_check.colour_spaces import ColourSpace, read_colour_space
 from accel_restore.data_check.float_ranges import find_in_range, find_unused_range, measure_floats
 from accel_restore.data_check.survey import find_in_headers, find_in_values, survey

@@ -190,7 +190,7 @@ def test_a_broken_part_is_named_and_leaves_no_files(photos, tmp_path, kind, name
 def test_parts_are_tried_before_images_are_decoded(photos, tmp_path, kind, length, monkeypatch):
     config = config_of(photos, tmp_path, kind, next(iter(BROKEN[kind])))
     config["train"] = length
-    monkeypatch.setattr("accel_restore.data.build.find_data", None)
+    monkeypatch.setattr("accel_restore.trainer.setup.find_data", None)
     with pytest.raises(UserError, match=rf"^{PLACES[kind][0]}"):
         fit(config, cpu=True)
 
