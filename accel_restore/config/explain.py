@@ -166,6 +166,7 @@ def _example_of(section: type[BaseModel] | None) -> str:
 
 
 def _explain_choice(value: object, expected: str) -> str:
+    expected = expected.replace("False", "'false'").replace("True", "'true'")  # as in YAML
     if isinstance(value, str) and (choices := _quoted(expected)):
         return unknown_choice(value, choices)
     return f"must be {expected}, not {value!r}"

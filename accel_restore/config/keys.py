@@ -1,7 +1,7 @@
 """The dotted keys of the configuration: the sections and fields that a key stands for."""
 
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -52,6 +52,8 @@ def _kinds(annotation: Any) -> list[Any]:
         return _kinds(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    if origin is Literal:
+        return [Literal, *{bool for value in get_args(annotation) if isinstance(value, bool)}]
     return [None if annotation is type(None) else origin or annotation]
 
 

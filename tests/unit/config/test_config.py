@@ -68,6 +68,7 @@ def test_a_mistake_on_the_command_line_is_not_attributed_to_the_file(tmp_path):
         ("model.name=unett", model_names()), ("loss.l2=1", LOSSES), ("data.degradation=[{name: blur}]", DEGRADATIONS),
         ("optimizer.name=adamm", OPTIMIZER_SECTIONS), ("scheduler.name=cosin", SCHEDULE_SECTIONS),
         ("train.mixed_precision=fp8", ["no", "bf16", "fp16", "auto"]),
+        ("train.compile=fast", ["false", "true", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]),
         ("validation.monitor=lpip", ["loss", *METRICS]),
     ],
 )  # fmt: skip

@@ -260,7 +260,7 @@ def test_blocks_of_one_width_and_size_share_compiled_code(monkeypatch):
     torch._dynamo.reset()
     for _ in range(2):
         model = build("unet", width=4, multipliers=[1, 2], blocks=2)
-        compile_blocks(model)
+        compile_blocks(model, True)
         for side in (16, 24, 16, 32):
             model(torch.rand(2, 3, side, side))
     assert counter.frame_count == 2 * 3  # levels times image sizes: no dynamic shapes
@@ -292,7 +292,7 @@ def test_compiled_parts_give_the_same_output(name, inductor):
 def test_repeated_blocks_or_else_the_whole_model_are_compiled_in_place(name, count):
     model = build_model(name, {}, 3)
     names = list(model.state_dict())
-    compile_blocks(model)
+    compile_blocks(model, True)
     assert sum(module._compiled_call_impl is not None for module in model.modules()) == count
     assert list(model.state_dict()) == names
 
@@ -307,6 +307,6 @@ def test_compiled_models_give_the_same_output_and_gradients(name, inductor):
         output = model(images)
         output.square().mean().backward()
         runs.append([output.detach(), *(parameter.grad for parameter in model.parameters())])
-        compile_blocks(model)
+        compile_blocks(model, True)
     for eager, compiled in zip(*runs, strict=True):
         assert torch.allclose(compiled, eager, rtol=1e-3, atol=1e-5)
