@@ -38,7 +38,7 @@ class Checkpointer(Callback):
     """Commits at the end of epochs and, if configured, every N steps; runs after the MetricsLogger.
 
     The main thread copies the state; one thread writes the copy while training continues. At most one commit is being
-    written: the next one waits for it, before it makes its copy in the same memory.
+    written. The next one waits for it, because both copies use the same memory.
 
     If a commit cannot be written (full disk), this is logged and training continues; the next due commit replaces it.
     The last one must succeed.
@@ -56,16 +56,16 @@ class Checkpointer(Callback):
         replica_check: ReplicaCheck,
         writer: ThreadPoolExecutor,
     ):
-        """`writer` has one thread, so that it does its jobs in order."""
+        """`writer` has one thread, so jobs run in order."""
         self.folder, self.schedule, self.accelerator, self.source = logger.log.folder, schedule, accelerator, source
         self.stages, self.folder_check, self.replica_check = stages, folder_check, replica_check
         self.logger, self.log = logger, logger.console.log
         self.saved: tuple[int, int] | None = None  # epoch and step of the last commit, or attempt at one
         self.writer = writer
-        self.commit_job: Future | None = None  # the last one of each kind
+        self.commit_job: Future | None = None  # the last job of each kind
         self.best_job: Future | None = None
         self.state_copy, self.best_copy = HostCopy(), HostCopy()
-        # The jobs' own, on the main process:
+        # Used by the jobs alone, on the main process:
         self.best: list[Part] | None = None if source.best is None else [source.best]  # content of best.safetensors
         self.best_is_written = True
         self.written: Path | None = None  # the last commit
@@ -86,14 +86,14 @@ class Checkpointer(Callback):
             self.commit(state)
 
     def on_best(self, state: TrainState) -> None:
-        """Copy the best weights, and begin to write best.safetensors."""
+        """Copy the best weights, and start to write best.safetensors."""
         self.wait()  # also for the last commit, which holds the best weights before these
         weights = best_weights(state, self.accelerator, self.best_copy)
         if weights:
             self.best_job = self.writer.submit(self._keep_best, weights, self.source.metadata(state))
 
     def wait(self) -> None:
-        """Wait until all is written. Errors other than full disks, which are reported, are raised."""
+        """Wait until everything is written. Raises the errors of jobs; an `OSError` of writing is only logged."""
         for job in (self.best_job, self.commit_job):
             if job is not None:
                 job.result()
@@ -119,7 +119,7 @@ class Checkpointer(Callback):
             )
 
     def _keep_best(self, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Write best.safetensors; a job."""
+        """Write best.safetensors; runs as a job."""
         self.best_copy.wait()
         self.best, self.best_is_written = best_file(weights, metadata), False
         try:
@@ -135,7 +135,7 @@ class Checkpointer(Callback):
             self.best_is_written = True
 
     def commit(self, state: TrainState) -> None:
-        """Copy the state and begin to write it, unless that is done. Every rank calls it.
+        """Copy the state and start to write it, unless this state was already saved. Every rank calls it.
 
         Raises: DivergedError, RunAbortedError, if the weights are not worth keeping, or the folder is not this run's.
         """
@@ -152,7 +152,7 @@ class Checkpointer(Callback):
             self.commit_job = self.writer.submit(self._write, state.step, state.epoch, snapshot, is_good)
 
     def _write(self, step: int, epoch: int, snapshot: Snapshot, is_good: bool) -> None:
-        """Write a commit; a job. One that is not `is_good` may be of a diverged run, so older ones are kept."""
+        """Write a commit; runs as a job. Unless `is_good`, the run may have diverged, so older commits are kept."""
         self.state_copy.wait()
         folder, files, self.failure, last = self.folder / "checkpoints", snapshot.files(), None, "none"
         if self.best is not None:

@@ -22,10 +22,10 @@ _RISE = 1.25  # times the lowest LPIPS or DISTS
 class CollapseWarning(Callback):
     """Warns once of each kind of collapse, on the console and in metrics.jsonl; the run continues.
 
-    Kinds: for 100 steps the discriminator was right on everything; over 100 steps its loss was higher than that of one
-    that cannot tell gt from output; for 100 steps the adversarial term gave the generator no gradient; a validation is
-    much worse than the best one since the discriminator started. It reads metrics.jsonl on the main process. So a run
-    that continues gives the same warnings, and a commit holds nothing of this.
+    Kinds: for 100 steps the discriminator was right on everything; over 100 steps its loss was higher than the loss of
+    a discriminator that cannot tell gt from output; for 100 steps the adversarial term gave the generator no gradient;
+    a validation is much worse than the best one since the discriminator started. It reads metrics.jsonl on the main
+    process. So a run that continues gives the same warnings, and a commit holds nothing of this.
     """
 
     def __init__(

@@ -133,10 +133,10 @@ class PreviewPictures(Sheets):
 
 
 class Curves(Callback):
-    """Has curves.png and report.html drawn from metrics.jsonl, on the main process; runs after the MetricsLogger."""
+    """Updates curves.png and report.html from metrics.jsonl, on the main process; runs after the MetricsLogger."""
 
     def __init__(self, drawings: Drawings | None):
-        """`drawings` are there on the main process only."""
+        """`drawings` is None except on the main process."""
         self.drawings = drawings
 
     def on_epoch(self, state: TrainState, record: EpochRecord) -> None:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 class HostCopy:
-    """Copies tensors to memory that the next copy of the same name uses again, as new memory takes longer.
+    """Copies tensors to memory that the next copy of the same name reuses, because allocating memory takes longer.
 
-    From a CUDA device to pinned memory, nothing is waited for: the device copies before it does what comes later.
+    Copies from a CUDA device go to pinned memory without waiting: the device copies before it runs later operations.
     """
 
     def __init__(self) -> None:
@@ -15,7 +15,7 @@ class HostCopy:
         self._copied: torch.cuda.Event | None = None
 
     def copy(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a copy of a tensor, in the same memory layout. It may be read after `wait`, until the next one."""
+        """Return a copy of a tensor, in the same memory layout. Read it after `wait` and before the next copy."""
         buffer = self._buffers.get(name)
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
             buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)

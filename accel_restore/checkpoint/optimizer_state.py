@@ -86,7 +86,7 @@ def to_host(name: str, tensor: Tensor) -> Tensor:
 def express(
     model: nn.Module, optimizer: Optimizer, copy: Callable[[str, Tensor], Tensor] | None = to_host
 ) -> Expressed:
-    """Return the state of an optimizer of the model's parameters, with tensors as `copy` returns them; None: without.
+    """Return the state of an optimizer of the model's parameters. `copy` copies each tensor; None leaves tensors out.
 
     Every rank calls it. Raises: StateError.
     """

@@ -79,13 +79,15 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 
 
 def serialized_parts(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> list[Part]:
-    """Return a safetensors file in parts: its header and the memory of each tensor, of which no copy is made.
+    """Return a safetensors file in parts: its header, and the memory of each tensor without a copy.
 
-    Equal content gives equal bytes, while the library shuffles metadata.
+    Equal content gives equal bytes. With the library it does not, because it shuffles metadata.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     parts, end = list[Part](), 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # so all are aligned
+    for name in sorted(
+        tensors, key=lambda name: (-tensors[name].element_size(), name)
+    ):  # wide types first, so all are aligned
         tensor, data = tensors[name], raw_bytes(tensors[name])
         place = [end, end := end + len(data)]
         header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": place}
@@ -97,7 +99,7 @@ def serialized_parts(tensors: dict[str, Tensor], metadata: dict[str, str] | None
 
 @cache
 def _dtype_name(dtype: torch.dtype) -> str:
-    """Return the format's name of a type of number."""
+    """Return the name of a dtype in the safetensors format."""
     return json.loads(safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})[8:])["x"]["dtype"]
 
 
@@ -119,7 +121,7 @@ def collect(
     """Copy this state for a commit; return None except on the main process. Every rank calls it.
 
     `window_sums` are the logger's, since its last line; `extra` (JSON) is stored in state.json next to the counters.
-    `copies` holds the tensors, until it is used again.
+    `copies` holds the tensors until its next use.
 
     Raises: DivergedError on every rank if a weight is NaN or inf, as such weights are never committed.
     """
@@ -252,6 +254,6 @@ def best_weights(state: TrainState, accelerator: Accelerator, copies: HostCopy) 
 
 
 def best_file(weights: dict[str, Tensor], metadata: dict[str, str]) -> list[Part]:
-    """Return the content of best.safetensors: the weights and what `load` needs, among it their sha256."""
+    """Return the content of best.safetensors: the weights and what `load` needs, including their SHA-256."""
     more = {"format": "pt", "version": __version__, "sha256": digest(weights)}
     return serialized_parts(weights, {**more, **metadata})

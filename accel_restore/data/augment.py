@@ -59,7 +59,7 @@ def to_float(crops: Tensor, codes: Tensor | None = None, channels_last: bool = F
         device=crops.device,
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )
-    if codes is not None and crops.device.type == "cpu":  # here, one by one is twice as fast
+    if codes is not None and crops.device.type == "cpu":  # on a CPU, one by one is twice as fast
         for image, crop, code in zip(images, crops, codes.tolist(), strict=True):
             image.copy_(turned(crop, code).permute(2, 0, 1))
     else:
@@ -83,7 +83,7 @@ def turned(crop: Tensor, code: int) -> Tensor:
 
 
 def turned_together(crops: Tensor, codes: Tensor) -> Tensor:
-    """Return square crops (B, H, W, C), each as `turned` returns it: in two operations, as many on any number of crops.
+    """Return square crops (B, H, W, C), each as `turned` returns it, in two operations for any number of crops.
 
     Shapes: codes (B,) int64, on the device of the crops.
     """
@@ -96,6 +96,6 @@ def turned_together(crops: Tensor, codes: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _places(side: int, device: torch.device) -> Tensor:
-    """For each code, which pixel of a square crop comes to each place. Shapes: (8, side²) int64."""
+    """For each code and position, the index of the pixel that moves there. Shapes: (8, side²) int64."""
     grid = torch.arange(side**2).view(side, side, 1)
     return torch.stack([turned(grid, code).flatten() for code in range(8)]).to(device)

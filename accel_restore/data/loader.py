@@ -207,7 +207,7 @@ class _Augmenting:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Return images of the host on a device. The host does not wait until a GPU has them."""
+    """Return the images on a device. The host does not wait until a GPU has received them."""
     if device.type != "cuda":
         return images.to(device)
     with torch.cuda.device(device):  # a thread starts on GPU 0
@@ -227,8 +227,8 @@ class Prefetcher(Iterator):
 
     An exception of the iterable is raised where the element would have come. Leaving the context ends the thread.
 
-    In the context, Python switches between threads every 0.5 ms. After each wait for a GPU, the thread that trains
-    would otherwise get the interpreter back only after 5 ms, if the other one is at work.
+    In the context, Python switches between threads every 0.5 ms. Otherwise the training thread could wait 5 ms for
+    the interpreter after each wait for a GPU, while the other thread works.
     """
 
     def __init__(self, items: Iterable, ahead: int = _AHEAD):

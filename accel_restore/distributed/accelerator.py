@@ -199,7 +199,7 @@ def restored_states() -> Iterator[None]:
 def tune_cpu(cpu: bool) -> None:
     """Choose the number of threads, and let malloc keep freed memory, if this process computes on CPUs.
 
-    Both hold for the whole process, so this is for commands, which own theirs.
+    Both apply to the whole process, so only commands call it, which own their process.
     """
     if not cpu and torch.accelerator.is_available():
         return

@@ -24,7 +24,7 @@ def full_state_dict(
 ) -> dict[str, Tensor]:
     """Return copies of the model's full tensors by name; empty except on the main process. Every rank calls it."""
     state = {}
-    for name, tensor in model.state_dict().items():  # one at a time: with FSDP2, a full tensor is a second one
+    for name, tensor in model.state_dict().items():  # one at a time: with FSDP2, a full tensor takes memory of its own
         tensor = full_tensor(tensor.detach())
         if accelerator.is_main_process:
             state[name] = copy(name, tensor)

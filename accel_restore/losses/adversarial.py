@@ -50,7 +50,7 @@ class Objective:
 
     @property
     def chance(self) -> float:
-        """The lowest loss of a discriminator that gives gt and output the same logit; that of WGAN is 0."""
+        """The lowest loss of a discriminator that gives gt and output the same logit; with WGAN, 0."""
         same = torch.full((1, 1), 0.5 if self.name == "lsgan" else 0.0)
         return self.discriminator(same, same).item()
 

@@ -1,4 +1,4 @@
-"""The mean of a map over an image, whose values are computed block by block.
+"""The mean of a map of values over an image, computed block by block.
 
 A large image then needs memory for the map alone, not for every intermediate result. On a CPU a block stays in the
 cache of one core: SSIM takes a tenth of the time.
@@ -18,8 +18,9 @@ def mean_of_map(
 ) -> Tensor:
     """Return the mean of `map(output, gt)` for each image, over channels and pixels; shape (B,).
 
-    A value of the map may depend on the pixels at its place and up to `margin` below it and to the right. The result
-    does not depend on `most`, the number of values of a block, if each value is computed alone, as by sums of pixels.
+    A value of the map may depend on the pixels at its place and up to `margin` below it and to the right. `most`
+    bounds the number of values in a block. The result does not depend on it if each value is computed by itself, such
+    as a sum of pixels.
 
     Shapes: the images (B, C, H, W), the map (B, C', H - margin, W - margin) with any C'.
     """

@@ -178,7 +178,7 @@ def focal_frequency(output: Tensor, gt: Tensor, *, alpha: float = 1.0, log: bool
 
 @lru_cache
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a vector, made once: a copy to a GPU waits for all work that is queued there."""
+    """Return a vector, made only once, because a copy to a GPU waits for all work queued there."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 

@@ -158,7 +158,7 @@ class Protocol:
         return luma(images) if self.y_channel and of_luma else images
 
     def score(self, metric: Metric, measure: Measure, output: Tensor, gt: Tensor) -> Tensor:
-        """Return the score of each image, (B,), by what `metric` has built; images are (B, C, H, W)."""
+        """Return the score of each image, (B,); `measure` was built by `metric`, and images are (B, C, H, W)."""
         if metric.prepares:
             return measure(self._inside(output), self._inside(gt), partial(self._values, of_luma=metric.of_luma))
         return measure(*(self.prepare(images, metric.of_luma) for images in (output, gt)))

@@ -159,5 +159,5 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor, in the order of its elements; no copy, if it is contiguous and on the CPU."""
+    """Return the bytes of a tensor, in the order of its elements, without a copy if it is contiguous and on the CPU."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

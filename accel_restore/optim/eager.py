@@ -1,6 +1,6 @@
 """torch's optimizers without torch's compiler.
 
-torch's own classes import the compiler when they are made, which takes longer than everything else before step 1.
+torch's own classes import the compiler when they are constructed. This takes longer than all else before step 1.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 class Eager(Optimizer):
-    """An optimizer whose methods are torch's, but not wrapped for the compiler: they cannot be compiled."""
+    """An optimizer whose methods are torch's, but without the compiler's wrappers, so they cannot be compiled."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)

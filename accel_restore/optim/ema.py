@@ -33,7 +33,7 @@ class Ema:
         """Update the average with the model's current weights."""
         t = self.num_updates
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
-        if self._found is None or self._found[0] is not model:  # to find them takes longer than to average them
+        if self._found is None or self._found[0] is not model:  # finding them takes longer than averaging them
             self._found = model, list(model.parameters()), list(self.module.parameters())
         _, weights, averages = self._found
         torch._foreach_lerp_(averages, weights, 1 - decay if t else 1.0)

@@ -1,6 +1,6 @@
-"""curves.png and report.html of a running training, drawn in a process of its own, so that no rank waits for them.
+"""curves.png and report.html of a running training, drawn in a separate process, so that no rank waits for them.
 
-A thread would not do: Python runs one thread at a time, so drawing for a second would stop training for a second.
+A thread is not enough: Python runs one thread at a time, so drawing for a second would stop training for a second.
 """
 
 import json
@@ -20,18 +20,18 @@ from accel_restore.utils.files import replace_file
 
 _SECONDS = 60.0  # between two drawings
 _SHARE = 0.03  # of the time, at most, is spent on drawings
-_LAST_SECONDS = 60.0  # that the end of a run waits for its last drawing
+_LAST_SECONDS = 60.0  # limit of the wait for the last drawing, at the end of a run
 _NICE = 10  # priority of the process: training comes first
 
 
 class Drawer:
-    """Draws a run's folder. It keeps what it has read of metrics.jsonl, so that only new lines are read."""
+    """Draws the curves and report of a run's folder. It keeps the lines it has read, so only new lines are read."""
 
     def __init__(self, folder: Path):
         self.folder, self.page = folder, Page(folder)
 
     def draw(self, curves: bool = True) -> list[str]:
-        """Draw, and return what went wrong in words."""
+        """Draw, and return a message for each file that failed."""
         failures = []
 
         def attempt(name: str, action: Callable[[Path], None], remedy: str) -> None:
@@ -51,8 +51,8 @@ class Drawer:
 class Drawings:
     """Keeps curves.png and report.html up to date during training, on the main process.
 
-    The process is started when the first drawing is due. A shorter run draws once, at its end, by itself. A failure is
-    logged and never stops training.
+    The process is started when the first drawing is due. A shorter run starts no process, and draws once, at its end.
+    A failure is logged and never stops training.
     """
 
     def __init__(self, folder: Path, log: Callable[[str], None]):
@@ -63,7 +63,7 @@ class Drawings:
         self.due = self.began + _SECONDS
 
     def update(self, is_last: bool) -> None:
-        """Begin to draw, unless the last drawing is too recent or goes on; `is_last`: `close` draws."""
+        """Start to draw, unless the last drawing is recent or not complete. If `is_last`, `close` draws instead."""
         if self.is_drawing:
             self._look()
         self.has_ended = is_last
@@ -83,7 +83,7 @@ class Drawings:
             self._give_up(error.strerror or str(error))
 
     def _look(self) -> None:
-        """Take the answer, if there is one."""
+        """Read the answer of the process, if there is one."""
         assert self.child is not None and self.child.stdout is not None
         text = self.child.stdout.read()
         if text is None:  # not yet
@@ -104,14 +104,14 @@ class Drawings:
         self._end()
 
     def _end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, if there is one."""
         if self.child is not None:
             with self.child:  # closes the pipes and waits
                 self.child.kill()
         self.child, self.is_drawing = None, False
 
     def close(self, is_own: bool = True) -> None:
-        """Draw the end of the run and wait for it, unless the folder `is_own` no longer; end the process."""
+        """Draw the end of the run and wait for it, if the folder `is_own` still; end the process."""
         if is_own and self.child is None:
             for failure in Drawer(self.folder).draw(curves=self.has_ended):
                 self.log(failure)
@@ -120,7 +120,7 @@ class Drawings:
         self._end()
 
     def _finish(self) -> None:
-        """Let the process draw once more, and end."""
+        """Make the process draw once more, and wait until it ends."""
         assert self.child is not None and self.child.stdout is not None
         os.set_blocking(self.child.stdout.fileno(), True)
         try:
@@ -131,7 +131,7 @@ class Drawings:
 
 
 def _start(folder: Path) -> "subprocess.Popen[bytes]":
-    """Start the process. It ends when its input does: with this process, whatever ends that."""
+    """Start the process. It ends when its input closes, so also when this process is killed."""
     paths = [str(Path(accel_restore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     child = subprocess.Popen(
         [sys.executable, "-m", __name__, str(folder)],
@@ -140,7 +140,7 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         bufsize=0,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUTF8": "1"},
-        start_new_session=True,  # Ctrl-C in a terminal is for the training, which then ends this
+        start_new_session=True,  # Ctrl-C in a terminal reaches the training alone, which then ends this process
     )
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), False)
@@ -148,7 +148,7 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def main() -> None:
-    """Draw the folder that the command line names, for each line of standard input."""
+    """Draw the folder named on the command line, once for each line of standard input."""
     with suppress(OSError):
         os.nice(_NICE)
     drawer = Drawer(Path(sys.argv[1]))

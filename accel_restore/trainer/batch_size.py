@@ -114,9 +114,9 @@ def _fits(config: Config, accelerator: Accelerator, loss_fn: Loss, size: int) ->
 def largest_on_cpu(config: Config, accelerator: Accelerator, loss_fn: Loss, sizes: list[int]) -> int:
     """Return the largest of ascending `sizes`, at most 64, whose tensors take half of the free memory; 0 if none does.
 
-    Measured are the tensors of a step with one pair, and what a second pair adds to the forward. What it adds to the
-    backward is measured too with `train.checkpoint_blocks`, which computes the tensors of one block at a time again,
-    and with a discriminator, which has a forward and a backward of its own.
+    It measures the tensors of a step with one pair, and the tensors that a second pair adds to the forward. In two
+    cases the backward is measured too: with `train.checkpoint_blocks`, which recomputes the tensors of one block at a
+    time, and with a discriminator, which has its own forward and backward.
     """
     free = _SHARE_ON_CPU * memory_bytes() / launch_or_alone().local_world_size
     with LiveBytes() as whole:

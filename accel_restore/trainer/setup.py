@@ -100,8 +100,8 @@ class RunContext(TrainingRun):
             write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
 
     def close(self, failed: bool) -> None:
-        """Draw the end and close the files; W&B is last, as its uploads may have to be waited for."""
-        self.writer.shutdown()  # an error may have left it a commit to write
+        """Draw the end of the run and close the files. W&B is last, because its uploads may take time."""
+        self.writer.shutdown()  # after an error, a commit may not be written yet
         if self.drawings is not None:
             self.drawings.close(self.lock.find_loss() is None)  # the report says how the run has ended
         self.console.stop()

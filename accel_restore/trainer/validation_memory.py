@@ -1,4 +1,4 @@
-"""What the plan says of the memory that a validation needs."""
+"""The memory that validation needs, for the plan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Largest:
 
     @classmethod
     def of(cls, one: ValidationDataset, batch_size: int) -> "Largest":
-        """Return that of a set."""
+        """Return the largest batch of a set."""
         groups, sizes = one.batches(batch_size), one.sizes()
         found = (cls(len(group), *sizes[group[0]], len(groups) > 1) for group in groups)
         return max(found, key=lambda largest: largest.pixels)
@@ -58,8 +58,8 @@ def validation_memory_rows(
 ) -> list[tuple[str, str]]:
     """Return the row of the plan with the memory that the largest validation image needs, and a note if it is too much.
 
-    `model` is measured on small images; nothing is returned if it, a loss or a metric cannot take them. Images of less
-    than a megapixel are not reported.
+    `model`, losses and metrics are measured on small images; the list is empty if one of them fails on these. Images
+    of less than a megapixel are not reported.
     """
     needs = []
     for name, one in images.sets.items():
@@ -71,7 +71,7 @@ def validation_memory_rows(
                 _work_of_network(model, config.data.image_spec, accelerator, protocol, largest),
                 _work_of_scores(config.data.image_spec, accelerator, protocol, loss_fn) * largest.pixels,
             )
-        except PART_ERRORS:  # the user's own parts may take larger images alone
+        except PART_ERRORS:  # the user's own parts may accept only larger images
             return []
         needs.append((_held(config.data.image_spec, largest) + work, largest))
     if not needs:
@@ -98,7 +98,7 @@ def _held(spec: ImageSpec, largest: Largest) -> float:
 def _work_of_network(
     model: nn.Module, spec: ImageSpec, accelerator: Accelerator, protocol: Protocol, largest: Largest
 ) -> float:
-    """Return the most bytes of tensors during a forward, without input and output; tiles are forwarded one by one."""
+    """Return the peak bytes of tensors in a forward, without input and output; tiles are forwarded one by one."""
 
     def forward(side: int) -> int:
         image = probe_image(spec.input_channels, 1, side, side).to(accelerator.device)
@@ -114,7 +114,7 @@ def _work_of_network(
 
 
 def _work_of_scores(spec: ImageSpec, accelerator: Accelerator, protocol: Protocol, loss_fn: Loss) -> float:
-    """Return the most bytes of tensors per pixel of gt while an image is scored."""
+    """Return the peak bytes of tensors per pixel of gt while an image is scored."""
 
     def measured(score: Callable[[Tensor, Tensor], object]) -> float:
         def of(side: int) -> int:
@@ -131,7 +131,7 @@ def _work_of_scores(spec: ImageSpec, accelerator: Accelerator, protocol: Protoco
 
 
 def _slope(measure: Callable[[int], int], sides: tuple[int, int]) -> float:
-    """Return the bytes per pixel. The difference excludes what does not grow with the image."""
+    """Return the bytes per pixel. Taking a difference excludes memory that does not grow with the image."""
     small, large = map(measure, sides)
     return max(0, large - small) / (sides[1] ** 2 - sides[0] ** 2)
 

@@ -14,7 +14,7 @@ from accel_restore.utils.imports import check_compiler_cache
 
 @contextmanager
 def restored_globals(compiles: bool) -> Iterator[None]:
-    """Restore what a training changes in Python, numpy and torch at the end of the block, also after an exception.
+    """At the end of the block, restore the settings of Python, NumPy and torch that training changes.
 
     `compiles`: whether it changes settings of torch's compiler, whose import takes seconds.
     """

@@ -110,7 +110,7 @@ def _is_users(file: str) -> bool:
 def check_compiler_cache() -> None:
     """Create the folder that TORCHINDUCTOR_CACHE_DIR names, as torch does when it imports its compiler.
 
-    It imports it for `train.compile`, with several processes, and for optimizers other than accel_restore's.
+    torch imports it for `train.compile`, with several processes, and for optimizers other than accel_restore's.
 
     Raises: UserError if the folder cannot be created.
     """

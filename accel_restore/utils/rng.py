@@ -82,7 +82,7 @@ class KeyedRandom:
         return sorted(range(n), key=[self._next() for _ in range(n)].__getitem__)
 
     def signed(self) -> int:
-        """Draw a whole number of 64 bits with a sign."""
+        """Draw a signed 64-bit integer."""
         return self._next() - 2**63
 
     def generator(self, device: torch.device) -> torch.Generator:

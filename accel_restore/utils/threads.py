@@ -12,11 +12,11 @@ _SPINS = "3000"  # some tens of microseconds; libgomp's default is 300,000
 
 
 def spin_briefly() -> None:
-    """Let threads of OpenMP sleep soon when they wait for each other; call it before torch is imported.
+    """Let waiting OpenMP threads sleep soon; call it before torch is imported.
 
-    By default libgomp, which torch's wheels for Linux use, lets them spin for milliseconds. Beside another busy process
-    they then keep the core from the very thread that they wait for, and training becomes several times slower. With no
-    spinning at all, training on an idle machine is a tenth slower. A user's own setting is kept.
+    torch's wheels for Linux use libgomp, whose threads spin for milliseconds by default. Next to another busy process,
+    spinning threads occupy the cores that the threads they wait for need, and training is several times slower. Without
+    any spinning, training on an idle machine is a tenth slower. A user's own setting is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # libgomp would ignore it
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
@@ -26,7 +26,7 @@ def num_threads(parent: Path | None = None) -> int | None:
     """Return the number of threads with which this process should compute; None: leave it as it is.
 
     The processes of a machine share its cores equally. A user's own `OMP_NUM_THREADS` is kept. Launchers set it to 1 if
-    it is not set, which does not count. `parent` is the folder in /proc of the process that has started this one.
+    it is not set; this 1 is ignored. `parent` is the folder in /proc of the process that has started this one.
     """
     launch = launch_or_alone()
     if "OMP_NUM_THREADS" in os.environ and not _is_from_launcher(parent or Path(f"/proc/{os.getppid()}")):

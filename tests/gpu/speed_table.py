@@ -2,9 +2,9 @@
 
     python tests/gpu/speed_table.py OUT
 
-takes about 12 minutes on one GPU. OUT/speed.md has a row for each network that was measured, also if the rest is cut
-off, and OUT/*.json what `accel-restore bench train` measured. `--tests` first runs all tests that need a GPU.
-`--dry` tries everything with tiny networks on the CPU.
+takes about 12 minutes on one GPU. OUT/speed.md has a row for each network measured so far, even if the script is
+stopped early. OUT/*.json hold the records of `accel-restore bench train`. `--tests` first runs all tests that
+need a GPU. `--dry` tries everything with tiny networks on the CPU.
 """
 
 import argparse
@@ -115,7 +115,9 @@ def main(arguments: list[str]) -> int:
     """Measure all networks and return the number of those that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=6.0, help="for the trainer, the bare loop and the phases each")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="for each of the trainer, the bare loop and the phases"
+    )
     parser.add_argument("--limit", type=float, default=150.0, help="seconds for one row of the table")
     parser.add_argument("--only", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--compiled", nargs="*", choices=MODES, default=["no", "yes"])

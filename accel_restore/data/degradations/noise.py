@@ -1,7 +1,7 @@
-"""Gaussian noise of a whole batch in a few operations: each value is a hash of its sample's key and of its place.
+"""Gaussian noise of a whole batch in a few operations: each value is a hash of its sample's key and its position.
 
-Torch's own generators draw other numbers on a GPU than on a CPU, and need an operation per sample. Here only integers
-are hashed, two table entries are looked up and added, and so every device gives the same bits.
+torch's own generators draw different numbers on a GPU than on a CPU, and need an operation per sample. Here integers
+are hashed, and two table entries are looked up and added. So the result is bit-identical on every device.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return Gaussian noise of mean 0 and variance 1 for each key: (B, *shape), bit-identical on every device.
 
     A value is the sum of two quantiles of a Gaussian of half the variance, each chosen by 16 bits. The largest value is
-    6.0; in a Gaussian, one of 10⁹ is larger.
+    6.0; of a true Gaussian, one value in 10⁹ is larger.
     """
     count = torch.Size(shape).numel()
     places = words(keys, -(-count // 2)).view(torch.int16).to(torch.int32) & (_LEVELS - 1)
@@ -46,7 +46,7 @@ def to_device(values: Sequence[float] | Sequence[int], device: torch.device, dty
 
 @lru_cache(maxsize=4)
 def _quantiles(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The means of 65,536 equally likely parts of a Gaussian of variance 1/2, nearly: scaled to exactly this variance.
+    """The midpoints of 65,536 equally likely parts of a Gaussian, scaled so that their variance is exactly 1/2.
 
     They are always computed on the CPU.
     """
@@ -59,5 +59,5 @@ def _signed(value: int) -> int:
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Shift to the right, as unsigned."""
+    """Shift to the right, as for an unsigned integer."""
     return (z >> bits) & (2 ** (64 - bits) - 1)

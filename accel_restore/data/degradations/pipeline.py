@@ -91,7 +91,7 @@ class Step:
     def of_batch(self) -> Callable | None:
         """The function of a whole batch, (images (B, C, H, W), one random per image, **arguments), if there is one.
 
-        A step by chance has none.
+        A step that is applied with a probability has none.
         """
         return getattr(self.function, "of_batch", None) if self.probability == 1 else None
 
@@ -114,8 +114,8 @@ Steps = list[Step]  # a parameter with this annotation is configured by a list o
 class DegradationPipeline:
     """A function (gt, seeds) → input; `on_host`: a step works only on the CPU, so all steps are best applied there.
 
-    With `by_batch`, steps are applied to whole batches if each of them can be. A sample's noise is then another one. It
-    is the same on every device, and still depends only on the sample's seed.
+    With `by_batch`, steps are applied to whole batches if all of them can be. The noise of a sample then has other
+    values. They are the same on every device, and still depend only on the sample's seed.
     """
 
     def __init__(self, steps: Steps, scale: int, input_channels: int | None = None, key: str = "data.degradation"):
@@ -124,7 +124,7 @@ class DegradationPipeline:
         self.on_host, self.by_batch = any(step.on_host for step in steps), False
 
     def for_training(self) -> DegradationPipeline:
-        """Return the same function `by_batch`. Validation, whose inputs must not change, goes without."""
+        """Return the same function with `by_batch`. Validation does not use it, because its inputs must not change."""
         other = copy(self)
         other.by_batch = True
         return other
@@ -149,7 +149,7 @@ class DegradationPipeline:
             assert step.of_batch is not None
             parts = [random.split(position) for random in randoms]
             for part in parts:
-                part.chance(step.probability)  # as a step that is applied to one sample
+                part.chance(step.probability)  # draws what a step draws for a single sample
             images = step.of_batch(images, parts, **step.arguments)
         self.check(images.shape[1:], gt)
         return images

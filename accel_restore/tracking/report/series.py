@@ -106,7 +106,7 @@ class Metrics:
                     yield name, sum(value * samples for value, samples in pairs) / sum(n for _, n in pairs)
 
     def _differences_in_group(self) -> set[str]:
-        """Return the names of the values that are not bit-identical on all ranks; `step` stands for missing lines."""
+        """Return the names of the values that are not bit-identical on all ranks; `step`: lines are missing."""
         first, *others = self._group.values() or [{}]
         missing = {"step"} if len(self._group) not in (0, len(self.ranks)) else set()
         names = {name for values in others for name in values.keys() | first.keys()} - self._differing
