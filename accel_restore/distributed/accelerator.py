@@ -234,7 +234,7 @@ def precision(wanted: str, cpu: bool) -> str:
     if wanted != "auto":
         return wanted
     if on_cpu:
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "no"  # with AVX-512 alone it is a quarter slower
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"  # others are slower in it
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "no"

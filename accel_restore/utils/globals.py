@@ -14,7 +14,7 @@ from accel_restore.utils.imports import check_compiler_cache
 
 @contextmanager
 def restored_globals(compiles: bool) -> Iterator[None]:
-    """At the end of the block, restore the settings of Python, NumPy and torch that training changes.
+    """At the end of the block, also after an exception, restore what training changes in Python, NumPy and torch.
 
     `compiles`: whether it changes settings of torch's compiler, whose import takes seconds.
     """

@@ -15,7 +15,7 @@ def spin_briefly() -> None:
     """Let waiting OpenMP threads sleep soon; call it before torch is imported.
 
     torch's wheels for Linux use libgomp, whose threads spin for milliseconds by default. Next to another busy process,
-    spinning threads occupy the cores that the threads they wait for need, and training is several times slower. Without
+    a spinning thread can keep the core from the thread that it waits for, and training is several times slower. Without
     any spinning, training on an idle machine is a tenth slower. A user's own setting is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # libgomp would ignore it

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accel_restore.config.load import config_from
-from accel_restore.distributed.accelerator import create_accelerator
+from accel_restore.distributed.accelerator import create_accelerator, precision
 from accel_restore.errors import UserError
 from accel_restore.utils.launch import set_joined
 
@@ -77,3 +77,10 @@ def test_settings_and_leftovers_without_effect_are_accepted(monkeypatch, setting
         monkeypatch.setenv(name, value)
     accelerator = create_accelerator(CONFIG, cpu=True)
     assert (accelerator.num_processes, accelerator.process_index, accelerator.mixed_precision) == (1, 0, "no")
+
+
+@pytest.mark.parametrize(("has_instructions", "chosen"), [(True, "bf16"), (False, "no")])
+def test_auto_is_bf16_on_cpus_that_have_instructions_for_it(monkeypatch, has_instructions, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    assert precision("auto", cpu=True) == chosen
+    assert precision("no", cpu=True) == "no"
