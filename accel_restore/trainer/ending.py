@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from accel_restore.distributed.heartbeat import RankMonitor, Verdict
 from accel_restore.errors import CallbackError, RunAbortedError, resume_hint
-from accel_restore.trainer.setup import RunContext
+from accel_restore.trainer.run_context import RunContext
 from accel_restore.trainer.summary import state_of
 from accel_restore.utils.imports import describe_error
 from accel_restore.utils.memory import is_out_of_memory

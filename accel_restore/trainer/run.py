@@ -45,7 +45,8 @@ from accel_restore.tracking.wandb_logger import WandbLogger
 from accel_restore.trainer.continued_model import facts_of_model
 from accel_restore.trainer.ending import Ending
 from accel_restore.trainer.objects import given_objects, with_objects
-from accel_restore.trainer.setup import RunContext, prepare
+from accel_restore.trainer.run_context import RunContext
+from accel_restore.trainer.setup import prepare
 from accel_restore.trainer.summary import report_result, stopped_by
 from accel_restore.utils.files import to_json
 from accel_restore.utils.globals import restored_globals

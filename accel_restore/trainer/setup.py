@@ -2,8 +2,6 @@
 
 import math
 import socket
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,99 +13,42 @@ from torch import Tensor
 
 from accel_restore.callbacks.early_stopping import EarlyStopping
 from accel_restore.callbacks.guarded import GuardedCallbacks, NamedCallback, build_callbacks
-from accel_restore.callbacks.metrics_logger import RunLog, Trackers
 from accel_restore.checkpoint.commits import put_back, remove_leftovers
 from accel_restore.checkpoint.folder import CONFIG, MARKER, check_inputs
 from accel_restore.checkpoint.resume import Start, check_same_data, clear, find_resume_point, rewind_best
 from accel_restore.checkpoint.run_lock import RunLock
 from accel_restore.checkpoint.state_dict import load_commit
-from accel_restore.config.data import Stage
 from accel_restore.config.load import to_yaml
 from accel_restore.config.schema import Config
-from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_batch
 from accel_restore.data.build import DataSets, build_sets, degradations_of
 from accel_restore.data.handover import read_found, write_found
 from accel_restore.data.identity import RECORD, to_record
 from accel_restore.data.loader import TrainLoader
-from accel_restore.data.mixture import MixedSet
-from accel_restore.data.previews import Previews, open_previews
+from accel_restore.data.previews import open_previews
 from accel_restore.data.scan import ScannedData, find_data, raise_found
 from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.distributed.machine import once_per_machine
-from accel_restore.engine import TrainingRun, setup_model_and_optimizer
+from accel_restore.engine import setup_model_and_optimizer
 from accel_restore.errors import UserError
-from accel_restore.losses import Loss, build_loss
-from accel_restore.metrics.validation_sets import SetProtocols
-from accel_restore.models.compile import check_compiler
-from accel_restore.models.objects import is_built_by_name
 from accel_restore.models.parameters import unwrapped
-from accel_restore.models.partial_fit import PartialFit
-from accel_restore.models.pretrained import describe, initial_model, initial_model_and_fit
-from accel_restore.models.recomputation import checkpoint_blocks
-from accel_restore.models.spandrel_models import RECOGNISED
-from accel_restore.optim import get_optimizer
-from accel_restore.optim.ema import needs_copy
-from accel_restore.registry import MODELS
 from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
-from accel_restore.tracking.drawings import Drawings
 from accel_restore.tracking.report.page import PLAN
-from accel_restore.tracking.run_files import write_status
-from accel_restore.tracking.tensorboard_logger import check_tensorboard
-from accel_restore.trainer.adversary_check import adversary_rows, try_adversary, try_second_schedule
+from accel_restore.trainer.adversary_check import adversary_rows, try_second_schedule
 from accel_restore.trainer.batch_size import resolve_batch_size
 from accel_restore.trainer.continued_model import stored_fit, without_checkpoint
-from accel_restore.trainer.model_check import Trial, check_copy, try_on_images
+from accel_restore.trainer.model_check import try_on_images
 from accel_restore.trainer.objects import share_objects
-from accel_restore.trainer.optim_check import known_epochs, try_optimizer, try_schedule
+from accel_restore.trainer.optim_check import known_epochs, try_schedule
+from accel_restore.trainer.parts_check import check_parts
 from accel_restore.trainer.plan import plan_record, plan_rows
-from accel_restore.trainer.summary import progress, report_finished
+from accel_restore.trainer.run_context import RunContext
+from accel_restore.trainer.stages import make_stages
+from accel_restore.trainer.summary import report_finished
 from accel_restore.trainer.validation_memory import validation_memory_rows
 from accel_restore.utils.files import remove_temporaries, replace_file, to_json
-from accel_restore.utils.imports import check_compiler_cache
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.words import counted
-
-
-@dataclass
-class RunContext(TrainingRun):
-    """A run that is ready to train: its folder is locked and prepared."""
-
-    console: Console
-    lock: RunLock
-    start: Start
-    data: DataSets
-    plan: list[tuple[str, str]]  # the rows of the printed plan
-    window_sums: Tensor  # of this rank, since the last logged line: see MetricsLogger
-    description: dict[str, Any]  # of the model, for best.safetensors
-    own: GuardedCallbacks
-    taken: dict[str, Any] | None = None  # what model.partial took from the checkpoint
-    previews: Previews | None = None
-    best: bytes | None = None  # content of best.safetensors at the commit to continue from
-    log: RunLog | None = None  # open while the run trains
-    trackers: Trackers = field(default_factory=Trackers)
-    drawings: Drawings | None = None  # on the main process
-    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "accel-restore-writer"))
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run."""
-        return self.lock.folder
-
-    def write_status(self, state: str, **more: Any) -> None:
-        """Write status.json, if the folder is still this run's."""
-        if self.lock.find_loss() is None:
-            write_status(self.folder, state, **progress(self.state, self.accelerator.num_processes), **more)
-
-    def close(self, failed: bool) -> None:
-        """Draw the end of the run and close the files. W&B is last, because its uploads may take time."""
-        self.writer.shutdown()  # after an error, a commit may not be written yet
-        if self.drawings is not None:
-            self.drawings.close(self.lock.find_loss() is None)  # the report says how the run has ended
-        self.console.stop()
-        if self.log is not None:
-            self.log.close()
-        self.trackers.close(failed)
 
 
 def prepare(
@@ -126,7 +67,7 @@ def prepare(
         return None
     config = share_objects(config, accelerator)
     # A run that continues takes its weights from the commit, and needs no other file to build the model.
-    loss_fn, protocols, description, trial, fit = _check_parts(without_checkpoint(config, start), accelerator)
+    loss_fn, protocols, description, trial, fit = check_parts(without_checkpoint(config, start), accelerator)
     own = on_all_ranks(accelerator, lambda: _own_callbacks(config, accelerator, console))
     data = _open_data(config, accelerator, console, start, protocols.smallest_sides(loss_fn.smallest_side))
     if start.finished:  # on these very images
@@ -138,7 +79,7 @@ def prepare(
     on_all_ranks(accelerator, partial(try_on_images, protocols, data.val, previews, trial, accelerator))
     del trial  # and the memory of its model
     config = resolve_batch_size(config, accelerator, loss_fn, len(data.train), start, console.log)
-    stages = _make_stages(config, data.train.mixed, accelerator.num_processes, start)
+    stages = make_stages(config, data.train.mixed, accelerator.num_processes, start)
     max_steps = config.train.max_steps
     epochs = config.train.epochs if max_steps is None else stages.num_epochs(max_steps)
     state = setup_model_and_optimizer(without_checkpoint(config, start), accelerator, epochs)
@@ -191,40 +132,6 @@ def _report_finished(start: Start, accelerator: Accelerator, console: Console, f
     report_finished(folder, start, accelerator, console, audit)
 
 
-def _check_parts(
-    config: Config, accelerator: Accelerator
-) -> tuple[Loss, SetProtocols, dict[str, Any], Trial | None, PartialFit | None]:
-    """Loss, protocols, description of the model, the trial of a model of the user's own, and what a file fills.
-
-    Wrong arguments are reported before decoding starts.
-
-    Every rank checks, as a file of weights may be on one machine only.
-    """
-    data = config.data
-    on_all_ranks(accelerator, check_compiler_cache)
-    loss_fn = on_all_ranks(
-        accelerator, lambda: build_loss(config.loss, data.channels, data.patch_sizes, config.own_loss)
-    )
-    loss_fn.to(accelerator.device)
-    description, trial, fit = on_all_ranks(accelerator, lambda: _try_model(config, accelerator))
-    on_all_ranks(accelerator, lambda: try_adversary(config, accelerator))
-    protocols = SetProtocols.of(config)
-    on_all_ranks(accelerator, lambda: _try_metrics(protocols, config, accelerator))
-    if config.tracking.tensorboard:
-        on_all_ranks(accelerator, check_tensorboard, only_main=True)
-    if config.train.compile:
-        on_all_ranks(accelerator, lambda: check_compiler(accelerator.device))
-    return loss_fn, protocols, description, trial, fit
-
-
-def _try_metrics(protocols: SetProtocols, config: Config, accelerator: Accelerator) -> None:
-    """Build the metrics, and try those of the user's own. Every rank does, as it scores images of its own."""
-    whole, (_, monitored) = protocols.whole, config.validation.monitored
-    _ = whole.scores
-    whole.check_direction(monitored, "validation.monitor")
-    whole.try_own(accelerator.device)
-
-
 def _own_callbacks(config: Config, accelerator: Accelerator, console: Console) -> GuardedCallbacks:
     """Early stopping, if it is on, and the callbacks of the configuration, in order."""
     callbacks = build_callbacks(config.callbacks)
@@ -253,69 +160,6 @@ def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epoc
     if not start.is_in(folder):
         state.best_val_loss, state.best = math.inf, None  # the best weights are in the other run's folder
     return window_sums
-
-
-def _make_stages(config: Config, sets: tuple[MixedSet, ...], world_size: int, start: Start) -> BatchSchedule:
-    """The batch plan of each stage; a run that continues keeps the global batches of its commit."""
-    data, train = config.data, config.train
-    stages = [*data.stages, Stage.model_validate({"until_epoch": 2**31})]  # the last one: as without stages
-    if start.counters is not None:
-        global_batches = start.counters["global_batches"]
-        if len(global_batches) != len(stages):
-            raise UserError(
-                f"{start.commit}: does not fit this run: it has another number of stages; resume from another commit"
-            )
-        may_shrink = start.counters["world_size"] != world_size
-    else:
-        global_batches = [stage.global_batch_size or train.global_batch_size for stage in stages]
-        may_shrink = False
-
-    def keys(number: int, stage: Stage) -> tuple[str, str]:
-        """The keys that set the stage's global batch and batch."""
-        own = f"data.stages.{number}."
-        return (
-            f"{own if stage.global_batch_size else 'train.'}global_batch_size",
-            f"{own if stage.batch_size else 'data.'}batch_size",
-        )
-
-    plans = []
-    for number, (stage, global_batch) in enumerate(zip(stages, global_batches, strict=True)):
-        plan = BatchPlan(
-            sum(one.num_samples for one in sets),
-            stage.batch_size or data.batch_size,
-            train.gradient_accumulation_steps or 1,
-            world_size,
-            config.run.seed,
-            stage.patch_size or data.patch_size,
-            data.mixup.probability if data.mixup else 0.0,
-            sets,
-        )
-        if global_batch is not None:
-            plan = with_global_batch(plan, global_batch, may_shrink=may_shrink, keys=keys(number, stage))
-        plans.append(plan)
-    ends = tuple(stage.until_epoch for stage in data.stages)
-    return BatchSchedule(tuple(plans), ends, train.steps_per_epoch, train.max_steps)
-
-
-def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any], Trial | None, PartialFit | None]:
-    """Build model and optimizer once and describe the model; one of the user's own is tried, and its trial returned."""
-    model, fit = initial_model_and_fit(config)
-    if config.train.checkpoint_blocks:
-        checkpoint_blocks(model)
-    description, trial = describe(config.model, config.data.image_spec), None
-    name, side = description["name"], config.data.patch_size // config.data.scale
-    if config.model.object is not None and not is_built_by_name(model, name, config.data.image_spec, side):
-        description["object"] = True  # the file of weights alone does not tell how to build it
-    is_own = name not in MODELS and name != RECOGNISED
-    if is_own:
-        trial = Trial(model, name, config, accelerator)
-        trial.train()
-    optimizer = get_optimizer(model, config.optimizer)
-    if (needs_copy(config, optimizer) or accelerator.is_fsdp2 or config.model.object is not None) and is_own:
-        check_copy(model, initial_model(config), name)
-    try_optimizer(config, model, accelerator.device)
-    try_schedule(config, model, known_epochs(config), accelerator.device)
-    return description, trial, fit
 
 
 def _open_data(

@@ -12,7 +12,7 @@ from accel_restore.commands.bench.phases import PhaseTimer
 from accel_restore.engine import train_epoch
 from accel_restore.state import Callback
 from accel_restore.trainer.bare_loop import BareLoop
-from accel_restore.trainer.setup import RunContext
+from accel_restore.trainer.run_context import RunContext
 
 
 class Trainer:

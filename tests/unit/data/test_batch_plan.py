@@ -11,7 +11,7 @@ from accel_restore.data.batch_plan import BatchPlan, BatchSchedule, with_global_
 from accel_restore.data.loader import StepSampler
 from accel_restore.data.mixture import MixedSet
 from accel_restore.errors import UserError
-from accel_restore.trainer.setup import _make_stages
+from accel_restore.trainer.stages import make_stages
 from accel_restore.utils.rng import hashes, key, shuffled, uniform
 
 
@@ -168,7 +168,7 @@ def test_unfit_batch_of_a_stage_is_reported_with_its_keys():
     def describe_error(train: dict, stage: dict) -> str:
         data = {"train": {"gt": "clean"}, "batch_size": 2, "stages": [{"until_epoch": 1, **stage}]}
         with pytest.raises(UserError) as refused:
-            _make_stages(config_from({"data": data, "train": train}), (MixedSet(100),), 1, Start())
+            make_stages(config_from({"data": data, "train": train}), (MixedSet(100),), 1, Start())
         return str(refused.value)
 
     message = describe_error({"global_batch_size": 8}, {"batch_size": 3})
