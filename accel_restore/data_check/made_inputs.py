@@ -32,7 +32,7 @@ def make_input(pair: Pair, gt: np.ndarray, degrade: DegradationPipeline) -> tupl
     try:
         return degrade(images, np.array([seed_of(pair.name)], np.uint64)), images
     except PART_ERRORS as error:  # the function may be the user's
-        raise UserError(f"data.degradation: cannot work on {pair.gt}: {describe_error(error)}") from error
+        raise UserError(f"{degrade.key}: cannot work on {pair.gt}: {describe_error(error)}") from error
 
 
 def measure_inputs(part: Part, degrade: DegradationPipeline) -> list[float]:
@@ -55,23 +55,31 @@ def find_one_sided(found: ScannedData, data: Data) -> list[Finding]:
     findings: list[Finding] = []
     if any(source.synthetic_share for source in data.train_sets.values()):  # it has both
         return findings
+    places = _degradation_keys(data)
     for one in found.val.values():
         if any(trained.is_made is one.is_made for trained in found.train.values()):
             continue
         keys = next(iter(found.train.values())).key, one.key
         made, given = keys[::-1] if one.is_made else keys
-        text = f"data.degradation makes the inputs of {made}, but those of {given} are files; is this intended?"
+        text = f"{places[made]} makes the inputs of {made}, but those of {given} are files; is this intended?"
         findings.append(Finding("unlike", text))
     return findings
 
 
 def find_unscaled_noise(data: Data) -> list[Finding]:
     """Return a finding for each noise step, nested ones included, with a sigma that suits images in [0, 1]."""
-    findings = []
+    findings, places = [], _degradation_keys(data)
     for key, source in sources_of(data).items():
-        place = f"{key}.degradation" if source.degradation else "data.degradation"
-        findings += _unscaled([step.model_dump() for step in data.degradation_of(source)], place)
+        findings += _unscaled([step.model_dump() for step in data.degradation_of(source)], places[key])
     return list(dict.fromkeys(findings))
+
+
+def _degradation_keys(data: Data) -> dict[str, str]:
+    """Return the key of the degradation of each set, by the set's key."""
+    return {
+        key: f"{key}.degradation" if source.degradation else "data.degradation"
+        for key, source in sources_of(data).items()
+    }
 
 
 def _unscaled(steps: list[dict[str, Any]], key: str) -> list[Finding]:

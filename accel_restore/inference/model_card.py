@@ -136,9 +136,12 @@ def _training(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
     lines = []
     for name, source in _sources(data).items():
         of = f" of {name}" if name else ""
-        lines.append(f"- **images{of}**: {_source(source)}")
+        share = source.get("share")
+        lines.append(f"- **images{of}**: {_source(source)}" + (f"; {share:.4g} of the samples" if share else ""))
         if made := "; ".join(_step(step, " to ") for step in _steps(source, data)):
-            lines.append(f"- **input{of}**: made from the clean images by {made}")
+            part = source.get("synthetic_share")
+            some = f" for {part:.4g} of these samples" if part else ""
+            lines.append(f"- **input{of}**: made from the clean images by {made}{some}")
     lines += [
         f"- **crops**: {data.get('patch_size')} pixels, {', '.join(data.get('augment', [])) or 'not augmented'}",
         f"- **loss**: {', '.join(f'{name} ({_plain(weight)})' for name, weight in config.get('loss', {}).items())}",

@@ -50,6 +50,7 @@ class Protocol:
     float_range: tuple[float, float] | None = None  # of float pixels in gt, which are not clamped to it
     made_by: str = "data.degradation"  # the key of the degradation
     quantize_key: str = "validation.quantize"  # the key that set `quantize`
+    set_key: str = ""  # of a validation set, such as data.val.set5
     # Metrics by ("metric" or "measure", name). `replace` keeps it, so sets share the networks of their metrics.
     built_once: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -67,6 +68,7 @@ class Protocol:
             steps = [] if source.input is not None else config.data.degradation_of(source)
             own = {key: value for key in OF_SETS if (value := getattr(source, key, None)) is not None}
             key = key_of("data.train" if config.data.val is None else "data.val", name)
+            own["set_key"] = key
             if source.degradation:
                 own["made_by"] = f"{key}.degradation"
             if "quantize" in own:
@@ -84,17 +86,17 @@ class Protocol:
         metrics = tuple(entry.label for entry in validation.metrics)
         return cls(images.channels, degradation, metrics, own, scores_input=images.keeps_channels, **settings)
 
-    def for_pixels(self, dtype: np.dtype, range: tuple[float, float] = (0.0, 1.0), name: str = "") -> "Protocol":
+    def for_pixels(self, dtype: np.dtype, range: tuple[float, float] = (0.0, 1.0)) -> "Protocol":
         """Return the protocol for gt of this dtype, which is known once the images are decoded.
 
-        `range` is that of float pixels, `data.range`; `name` is the set's.
+        `range` is that of float pixels, `data.range`.
 
         Raises: UserError if float pixels are to be rounded to 8 bits.
         """
         if not np.issubdtype(dtype, np.floating):
             return self
         if self.quantize:
-            gt = f"gt of data.val.{name}" if name else "gt"
+            gt = f"gt of {self.set_key}" if self.set_key else "gt"
             raise UserError(f"{self.quantize_key}: rounds to 8 bits, but {gt} has float pixels; set it to false")
         return replace(self, float_range=range)
 
@@ -115,7 +117,7 @@ class Protocol:
             values = "float pixels, data.range [{:g}, {:g}] as [0, 1], not clamped".format(*self.float_range)
         # Described below, or of no meaning outside of the run.
         hidden = {"metrics", "own", "degradation", "weights", "crop_gt", "scores_input", "float_range"}
-        hidden |= {"made_by", "quantize_key", "built_once"}
+        hidden |= {"made_by", "quantize_key", "set_key", "built_once"}
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         return {
             **settings,

@@ -39,7 +39,7 @@ class SetProtocols:
 
     def for_pixels(self, kinds: dict[str, np.dtype], range: tuple[float, float]) -> "SetProtocols":
         """Return the protocols for gts of these dtypes, by the names of their sets; see `Protocol.for_pixels`."""
-        sets = {name: protocol.for_pixels(kinds[name], range, name) for name, protocol in self.sets.items()}
+        sets = {name: protocol.for_pixels(kinds[name], range) for name, protocol in self.sets.items()}
         return self._joined(sets, self.whole)
 
     def smallest_sides(self, least: int) -> dict[str, int]:

@@ -175,7 +175,7 @@ class DegradationPipeline:
         wanted = self.input_channels or gt[0]
         if shape[0] != wanted:
             raise UserError(
-                f"data.degradation: makes an input of {counted(shape[0], 'channel')} from a gt of {gt[0]}, but the "
+                f"{self.key}: makes an input of {counted(shape[0], 'channel')} from a gt of {gt[0]}, but the "
                 f"input must have {wanted} (data.input_channels); read it from files (data.train.input), or name a "
                 "function of your own that makes it, by its import path"
             )

@@ -154,6 +154,9 @@ def test_inputs_made_for_validation_only_are_a_warning(tmp_path):
     code, report = check(write_config(tmp_path, train.source, {"gt": val.source["gt"]}))
     assert code == 0 and [warning["kind"] for warning in report["warnings"]] == ["unlike"]
     assert "data.degradation makes the inputs of data.val, but" in report["warnings"][0]["text"]
+    own = {"gt": val.source["gt"], "degradation": [{"name": "gaussian_noise", "sigma": 9}]}
+    code, report = check(write_config(tmp_path, train.source, {"a": own}))
+    assert "data.val.a.degradation makes the inputs of data.val.a, but" in report["warnings"][0]["text"]
 
 
 def test_the_sheet_of_clean_images_shows_degraded_inputs(tmp_path):
@@ -223,10 +226,11 @@ def test_a_degradation_that_fails_on_an_image_hides_no_other_error(tmp_path, mon
         "    return image / 2\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    code, report = check(write_config(tmp_path, {"gt": str(folder)}, degradation=[{"name": "halves:halves"}]))
+    source = {"gt": str(folder), "degradation": [{"name": "halves:halves"}]}
+    code, report = check(write_config(tmp_path, source))
     assert code == 2 and report["train"]["pairs"] == 4
     assert any("empty.png" in error for error in report["errors"])
-    assert any("cannot work on" in error and "too wide" in error for error in report["errors"])
+    assert any("data.train.degradation: cannot work on" in e and "too wide" in e for e in report["errors"])
 
 
 def test_gray_images_in_colour_training_are_reported_once(tmp_path):

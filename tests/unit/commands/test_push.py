@@ -130,6 +130,7 @@ def test_the_card_has_the_scores_and_the_protocol_of_each_set(run):
     metadata["metrics"] = {"loss": 0.15, "psnr": 30.06, "input_psnr": 22.0, "sets": sets, "protocol": common}
     config["data"]["val"] = {"set5": {"gt": "a", "input": "b"}, "noisy": {"gt": "a"}}
     config["data"]["train"] = {"clean": {"gt": "x"}, "real": {"gt": "y", "input": "z"}}
+    config["data"]["train"]["real"] |= {"share": 0.7, "synthetic_share": 0.2}
     found = card("me/denoiser", metadata, config, None, None)
     results = {(result.dataset_name, result.metric_type): result.metric_value for result in found.data.eval_results}
     assert results == {("set5", "psnr"): 33.1235, ("noisy", "psnr"): 27.0}
@@ -140,7 +141,9 @@ def test_the_card_has_the_scores_and_the_protocol_of_each_set(run):
         "- **PSNR**: peak 1",
         "- **set5**: border: 2 pixels at each side are ignored; input: files",
         "- **images of clean**: gt `x` (clean images only)",
-        "- **images of real**: input `z`, gt `y`",
+        "- **images of real**: input `z`, gt `y`; 0.7 of the samples",
+        "- **input of real**: made from the clean images by ",
+        " for 0.2 of these samples\n",
     ):
         assert line in found.text, line
     assert "- **noisy**: input: made by a degradation of its own; its draws; degradation: gaussian_noise" in found.text

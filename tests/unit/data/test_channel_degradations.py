@@ -72,6 +72,8 @@ def test_a_function_of_the_users_own_makes_an_input_with_other_channels():
 def test_an_input_with_wrong_channels_is_refused(steps, numbers, message):
     with pytest.raises(UserError, match=f"^data.degradation: {message}"):
         build_degradation(steps, *numbers)
+    with pytest.raises(UserError, match=f"^data.val.a.degradation: {message}"):
+        build_degradation(steps, *numbers, key="data.val.a.degradation")
 
 
 def test_a_configuration_with_other_input_channels_needs_files_or_a_function_of_the_users_own():

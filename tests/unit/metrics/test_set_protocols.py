@@ -53,6 +53,21 @@ def test_the_key_that_rounds_float_pixels_is_named(val, everywhere, key):
         found.for_pixels(dict.fromkeys(found.sets, np.dtype(np.float32)), (0.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "key"),
+    [
+        ({"gt": "x"}, {"a": {"gt": "x"}}, "data.val.a"),
+        ({"gt": "x"}, {"gt": "x"}, "data.val"),
+        ({"gt": "x"}, None, "data.train"),
+        ({"a": {"gt": "x"}}, None, "data.train.a"),
+    ],
+)
+def test_the_set_with_float_pixels_is_named(train, val, key):
+    found = protocols_of(val, {"train": train}, quantize=True)
+    with pytest.raises(UserError, match=f"but gt of {key} has float pixels"):
+        found.for_pixels(dict.fromkeys(found.sets, np.dtype(np.float32)), (0.0, 1.0))
+
+
 def test_what_the_sets_have_in_common_is_described_once():
     found = protocols_of({name: {**one, "crop_border": 2} for name, one in SETS.items()}, crop_border=4)
     assert (found.whole.crop_border, found.whole.y_channel) == (2, False)
