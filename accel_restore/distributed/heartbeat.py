@@ -116,6 +116,7 @@ class RankMonitor:
         self.verdict: Verdict | None = None  # why this rank ends the run, for the others
         self.wake, self.is_published = threading.Event(), threading.Event()
         self.store: Any = None  # with several ranks
+        self.exchange: threading.Thread | None = None  # uses the store
 
     def start(self) -> None:
         """Start the threads; every rank calls it."""
@@ -127,13 +128,23 @@ class RankMonitor:
         for rank, peer in self.peers.items():
             peer.host, peer.machine, peer.pid = processes[rank]
             peer.heard = now
-        for work in (self._exchange_heartbeats, self._watch):
-            threading.Thread(target=work, name="accel-restore-heartbeat", daemon=True).start()
+        self.exchange, watch = (
+            threading.Thread(target=work, name="accel-restore-heartbeat", daemon=True)
+            for work in (self._exchange_heartbeats, self._watch)
+        )
+        self.exchange.start()
+        watch.start()
 
     def close(self) -> None:
-        """Stop watching: the run has ended."""
+        """Stop watching: the run has ended.
+
+        A thread that is in a call of the store when Python ends would abort the process (SIGABRT), so this waits for
+        it; not for long, because a store whose host hangs does not answer.
+        """
         self.ended.set()
         self.wake.set()
+        if self.exchange is not None:
+            self.exchange.join(2 * self.interval)
 
     @property
     def is_validating(self) -> bool:

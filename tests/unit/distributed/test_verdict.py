@@ -1,6 +1,7 @@
 """Who reports a failure, and whom it concerns, follows from a verdict, never from the words of a message."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,41 @@ def monitor(monkeypatch):
     for rank, peer in made.peers.items():
         peer.machine, peer.pid, peer.heard = heartbeat._machine(), 1000 + rank, made.contact
     return made
+
+
+class SlowStore:
+    """A store of which a call is under way until `answers` is set."""
+
+    def __init__(self):
+        self.called, self.answers = threading.Event(), threading.Event()
+
+    def clone(self):
+        return self
+
+    def set(self, key, value):
+        self.called.set()
+        self.answers.wait()
+
+    def check(self, keys):
+        return False
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_end_of_a_run_waits_for_the_stores_answer_but_not_for_ever(monkeypatch, answers):
+    store = SlowStore()
+    monkeypatch.setattr(heartbeat.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(heartbeat, "gather_object", lambda own: own * 2)
+    watch = RankMonitor(SimpleNamespace(process_index=1, num_processes=2), 60.0, lambda verdict: None)
+    watch.interval = 5.0 if answers else 0.01
+    watch.start()
+    watch.wake.set()
+    store.called.wait()
+    if answers:
+        threading.Timer(0.1, store.answers.set).start()
+    watch.close()
+    assert watch.exchange.is_alive() is not answers
+    store.answers.set()
+    watch.exchange.join()
 
 
 def test_all_ranks_that_have_died_are_in_the_verdict(monitor, monkeypatch):
