@@ -66,7 +66,7 @@ class EpochRecord:
 class Callback:
     """Observes the loop. A subclass defines the methods that it needs.
 
-    Methods are called on every rank, in the order of the list in `trainer/run.py: make_callbacks`;
+    Methods are called on every rank, in the order of the list in `trainer/run_callbacks.py: make_callbacks`;
     `on_validation_image` only on the rank that scores the image. Callbacks read the state. They may call `state.stop`,
     and change nothing else.
     """

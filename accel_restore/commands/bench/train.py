@@ -32,7 +32,7 @@ from accel_restore.errors import DivergedError, PreemptedError, UserError
 from accel_restore.state import Callback
 from accel_restore.tracking.console import Console
 from accel_restore.trainer.bare_loop import BareLoop
-from accel_restore.trainer.run import make_callbacks
+from accel_restore.trainer.run_callbacks import make_callbacks
 from accel_restore.trainer.run_context import RunContext
 from accel_restore.trainer.setup import prepare
 from accel_restore.utils.signals import EXIT_CODE, StopRequest, listening
