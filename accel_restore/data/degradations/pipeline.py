@@ -91,9 +91,12 @@ class Step:
     def of_batch(self) -> Callable | None:
         """The function of a whole batch, (images (B, C, H, W), one random per image, **arguments), if there is one.
 
-        A step that is applied with a probability has none.
+        A step that is applied with a probability has none, nor has a function around another one, to which
+        `functools.wraps` has copied the other's.
         """
-        return getattr(self.function, "of_batch", None) if self.probability == 1 else None
+        if self.probability < 1 or hasattr(self.function, "__wrapped__"):
+            return None
+        return getattr(self.function, "of_batch", None)
 
     def __call__(self, image: Tensor, random: KeyedRandom, size: Size) -> Tensor:
         """Return the degraded image, or by chance the image itself."""
@@ -102,7 +105,8 @@ class Step:
         import torch
 
         given = {"size": size} if self.takes_size else {}
-        result = self.function(image, random, **self.arguments, **given)
+        with torch.no_grad():  # a user's function may be a network, and this thread any
+            result = self.function(image, random, **self.arguments, **given)
         if not isinstance(result, torch.Tensor) or (result.ndim, result.dtype) != (3, image.dtype):
             raise UserError("it must return an image (C, H, W) with the dtype of its argument")
         return result

@@ -1,5 +1,6 @@
 """Synthetic degradations: the contract of every degradation and of lists; `test_ops` tests the operations."""
 
+import functools
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accel_restore.config.load import load_config
+from accel_restore.data.degradations import ops
 from accel_restore.data.degradations.pipeline import (
     DEGRADATIONS,
     DegradationPipeline,
@@ -234,6 +236,33 @@ def test_function_by_import_path_gets_the_size_and_cannot_change_gt():
     assert output.eq(6).all() and gt.eq(0).all()
     noise = [("gaussian_noise", {"sigma": 5}), ("accel_restore.data.degradations.ops:gaussian_noise", {"sigma": 5})]
     assert build_degradation(noise[1:])(gt, SEEDS[:2]).equal(build_degradation(noise[:1])(gt, SEEDS[:2]))
+
+
+@functools.wraps(ops.gaussian_noise)
+def clipped_noise(image: Tensor, random: KeyedRandom, **arguments) -> Tensor:
+    return ops.gaussian_noise(image, random, **arguments).clamp(0, 1)
+
+
+NETWORK = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+
+def of_network(image: Tensor, random: KeyedRandom) -> Tensor:
+    return NETWORK(image[None])[0]
+
+
+def test_a_function_around_a_degradation_has_its_own_result_in_training_too():
+    degrade, gt = build_degradation([("test_pipeline:clipped_noise", {"sigma": 50})]), torch.rand(4, 3, 9, 7)
+    assert degrade.for_training()(gt, SEEDS).equal(degrade(gt, SEEDS)) and degrade(gt, SEEDS).min() >= 0
+    inner = build_degradation([("gaussian_noise", {"sigma": 50})])
+    assert inner.for_training()(gt, SEEDS).min() < 0, "the control"
+
+
+def test_an_input_made_by_a_network_keeps_no_graph_in_any_thread():
+    degrade, gt = build_degradation([("test_pipeline:of_network", {})]), torch.rand(4, 3, 9, 7)
+    assert NETWORK(gt).requires_grad, "the control"
+    with ThreadPoolExecutor(2) as pool:
+        for output in (degrade(gt, SEEDS), degrade(gt, SEEDS, each=pool.map), degrade.for_training()(gt, SEEDS)):
+            assert not output.requires_grad and output.allclose(NETWORK(gt), atol=1e-5)
 
 
 def twice(image: Tensor, random: KeyedRandom, *, of: Steps, size: tuple[int, int]) -> Tensor:
