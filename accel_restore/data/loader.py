@@ -226,6 +226,7 @@ class Prefetcher(Iterator):
     """The elements of an iterable, taken by a thread up to `ahead` elements before they are asked for.
 
     An exception of the iterable is raised where the element would have come. Leaving the context ends the thread.
+    The thread works on the GPU that is current where it is started; by itself, a thread starts on GPU 0.
 
     In the context, Python switches between threads every 0.5 ms. Otherwise the training thread could wait 5 ms for
     the interpreter after each wait for a GPU, while the other thread works.
@@ -233,6 +234,7 @@ class Prefetcher(Iterator):
 
     def __init__(self, items: Iterable, ahead: int = _AHEAD):
         self.items, self.closed = items, threading.Event()
+        self.gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self.room = threading.Semaphore(ahead)  # acquired before an element is taken, so no more are held
         self.queue: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self.first: tuple[Any, BaseException | None] | None = None  # taken from the queue, not yet returned
@@ -270,6 +272,8 @@ class Prefetcher(Iterator):
     def _work(self) -> None:
         torch.set_num_threads(1)  # for this thread: two thread pools on the same cores slow each other down tenfold
         try:
+            if self.gpu is not None:
+                torch.cuda.set_device(self.gpu)
             items = iter(self.items)
             while self.room.acquire() and not self.closed.is_set():
                 self.queue.put((next(items), None))

@@ -237,6 +237,17 @@ def test_the_background_thread_leaves_the_cores_to_training():
         torch.set_num_threads(before)
 
 
+def test_the_background_thread_works_on_the_gpu_of_the_thread_that_starts_it(monkeypatch):
+    current = threading.local()  # as CUDA's: 0 in a new thread
+    current.gpu = 1
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "gpu", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(current, "gpu", gpu))
+    assert list(Prefetcher(torch.cuda.current_device() for _ in range(2))) == [1, 1]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.cuda.current_device).result() == 0, "the control"
+
+
 def test_closing_ends_a_blocked_thread():
     interval = sys.getswitchinterval()
     with Prefetcher(iter(int, 1)) as background:  # endless
