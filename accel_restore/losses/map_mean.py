@@ -4,13 +4,27 @@ A large image then needs memory for the map alone, not for every intermediate re
 cache of one core: SSIM takes a tenth of the time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 
 from torch import Tensor
 
 # Values of a block. With more, torch divides each operation on a CPU between threads, which costs more than it gains.
 _MOST_ON_CPU, _MOST_ON_GPU = 2**15, 2**22
+_SMALL = 2**10
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Use small blocks in this context, to measure on small images how memory grows with large ones."""
+    global _MOST_ON_CPU, _MOST_ON_GPU
+    former = _MOST_ON_CPU, _MOST_ON_GPU
+    _MOST_ON_CPU = _MOST_ON_GPU = _SMALL
+    try:
+        yield
+    finally:
+        _MOST_ON_CPU, _MOST_ON_GPU = former
 
 
 def mean_of_map(

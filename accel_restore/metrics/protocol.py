@@ -255,7 +255,7 @@ def score_image(
     input, output, gt = image
     if index not in input_scores:
         compared = metrics.values() if input.shape == gt.shape else ()
-        input_scores[index] = [metric(input, gt) for metric in compared]
+        input_scores[index] = [metric(input, gt).clone() for metric in compared]  # a view would keep a whole map
     values = loss_fn.terms(output, gt)
     scores = [reduce(add, values.values()), *(metric(output, gt) for metric in metrics.values())]
     scores += [*input_scores[index], *(values[name] for name in terms)]

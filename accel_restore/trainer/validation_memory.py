@@ -11,6 +11,7 @@ from accel_restore.config.schema import Config
 from accel_restore.data.val_dataset import ValidationDataset, ValidationSets
 from accel_restore.errors import PART_ERRORS
 from accel_restore.losses import Loss
+from accel_restore.losses.map_mean import small_blocks
 from accel_restore.metrics.protocol import Protocol
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.models import ImageSpec
@@ -23,7 +24,7 @@ from accel_restore.utils.words import counted
 _FLOAT = 4  # bytes
 _LEAST = 2**20  # pixels of images that are reported; smaller ones need no more memory than training
 _PROBES = (64, 128)  # pixels of a side of the inputs that are measured
-_SCORED = 128  # pixels of a side of the images whose scores are measured: larger than a block of `mean_of_map`
+_SCORED = 128  # pixels of a side of the images whose scores are measured
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def _work_of_scores(spec: ImageSpec, accelerator: Accelerator, protocol: Protoco
             )
 
         least = max(_SCORED, loss_fn.smallest_side, protocol.smallest_side)
-        return _slope(of, (least, 2 * least)) - 2 * _FLOAT * spec.channels  # of the two images, which are held anyway
+        with small_blocks():  # a large image has many blocks, and the memory for one of them does not grow with it
+            slope = _slope(of, (least, 2 * least))
+        return slope - 2 * _FLOAT * spec.channels  # of the two images, which are held anyway
 
     maps = [2.0 * _FLOAT * spec.channels for metric in protocol.built.values() if metric.prepares]  # in float64
     others = [measured(protocol.scores[name]) for name, metric in protocol.built.items() if not metric.prepares]

@@ -129,6 +129,19 @@ def test_an_input_with_other_channels_than_gt_has_no_scores(input_channels):
     assert float(row[1]) == pytest.approx(float(protocol.scores["psnr"](output, gt)))
 
 
+def test_a_kept_score_keeps_no_other_values():
+    image, kept = list(torch.rand(3, 1, 3, 16, 16)), {}
+
+    def largest(output, gt):
+        """A metric whose score is a view."""
+        return (output - gt).abs().flatten(1).sort(1).values[:, -1]
+
+    score_image(7, image, build_loss({"l1": 1.0}), (), {"largest": largest}, kept)
+    assert kept[7][0].equal(largest(image[0], image[2]))
+    assert kept[7][0].untyped_storage().nbytes() == 4
+    assert largest(image[0], image[2]).untyped_storage().nbytes() > 4, "the control"
+
+
 def test_the_fields_for_channels_do_not_change_the_description_of_other_protocols():
     assert replace(Protocol(), scores_input=False).describe() == Protocol().describe()
     assert ImageSpec.of(3).in_words == "3 channels and scale 1"

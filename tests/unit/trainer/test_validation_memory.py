@@ -1,6 +1,7 @@
 """The plan says how much memory the largest validation image needs."""
 
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 
 from accel_restore.config.load import config_from
 from accel_restore.data.val_dataset import ValidationDataset, ValidationSets
-from accel_restore.losses import build_loss
+from accel_restore.losses import build_loss, map_mean
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.models import build_model
 from accel_restore.trainer import validation_memory
@@ -56,6 +57,15 @@ def test_the_estimate_is_near_the_tensors_of_a_validation(monkeypatch):
 
 def test_a_loss_of_whole_images_counts():
     assert gigabytes(rows((4000, 6000), tile=128, loss={"fft": 1.0})) > 1.2 * gigabytes(rows((4000, 6000), tile=128))
+
+
+def test_the_estimate_does_not_grow_with_the_blocks_that_are_scored(monkeypatch):
+    small = gigabytes(rows((4000, 6000), tile=128, loss={"ssim": 1.0}))
+    monkeypatch.setattr(map_mean, "_MOST_ON_CPU", map_mean._MOST_ON_GPU)
+    assert gigabytes(rows((4000, 6000), tile=128, loss={"ssim": 1.0})) == small
+    assert map_mean._MOST_ON_CPU == map_mean._MOST_ON_GPU, "restored"
+    monkeypatch.setattr(validation_memory, "small_blocks", nullcontext)
+    assert gigabytes(rows((4000, 6000), tile=128, loss={"ssim": 1.0})) > 2 * small, "the control"
 
 
 def test_too_little_memory_is_a_note_with_a_remedy(monkeypatch):
