@@ -30,7 +30,7 @@ from accel_restore.distributed.collective import on_all_ranks
 from accel_restore.distributed.machine import once_per_machine
 from accel_restore.engine import setup_model_and_optimizer
 from accel_restore.errors import UserError
-from accel_restore.models.parameters import unwrapped
+from accel_restore.models.pretrained import initial_model
 from accel_restore.state import TrainState
 from accel_restore.tracking.console import Console
 from accel_restore.tracking.report.page import PLAN
@@ -99,8 +99,14 @@ def prepare(
     if taken is not None:
         plan.append(("weights", taken["in_words"]))
     plan += adversary_rows(config, state.adversary)
-    whole = unwrapped(state.model) if state.full_copy is None else state.full_copy
-    plan += validation_memory_rows(config, accelerator, whole, data.val, protocols, loss_fn)
+    plan += validation_memory_rows(
+        config,
+        accelerator,
+        lambda: initial_model(without_checkpoint(config, start)) if state.full_copy is None else state.full_copy,
+        data.val,
+        protocols,
+        loss_fn,
+    )
     if previews is not None:
         plan += [("previews", counted(len(previews), "image")), *(("note", note) for note in previews.notes)]
     run = RunContext(*loop, console, lock, start, data, plan, window_sums, description, own, taken, previews)

@@ -52,22 +52,25 @@ class Largest:
 def validation_memory_rows(
     config: Config,
     accelerator: Accelerator,
-    model: nn.Module,
+    build: Callable[[], nn.Module],
     images: ValidationSets,
     protocols: SetProtocols,
     loss_fn: Loss,
 ) -> list[tuple[str, str]]:
     """Return the row of the plan with the memory that the largest validation image needs, and a note if it is too much.
 
-    `model`, losses and metrics are measured on small images; the list is empty if one of them fails on these. Images
-    of less than a megapixel are not reported.
+    Losses, metrics and the model that `build` returns are measured on small images; the list is empty if one of them
+    fails on these. It is not the model that is trained, which might be changed: some fit their weights to the first
+    image. Images of less than a megapixel are not reported.
     """
-    needs = []
+    needs: list[tuple[float, Largest]] = []
+    model: nn.Module | None = None
     for name, one in images.sets.items():
         largest, protocol = Largest.of(one, config.validation.batch_size), protocols.sets[name]
         if largest.pixels < _LEAST:
             continue
         try:
+            model = build().to(accelerator.device).eval() if model is None else model
             work = max(
                 _work_of_network(model, config.data.image_spec, accelerator, protocol, largest),
                 _work_of_scores(config.data.image_spec, accelerator, protocol, loss_fn) * largest.pixels,
@@ -106,7 +109,6 @@ def _work_of_network(
         with accelerator.autocast(), force_eager():
             return _most(lambda: model(image))
 
-    model.eval()
     height, width = (side // spec.scale for side in (largest.height, largest.width))
     if protocol.tile is not None:
         height, width = min(height, protocol.tile), min(width, protocol.tile)

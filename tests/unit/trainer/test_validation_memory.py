@@ -2,11 +2,16 @@
 
 import re
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
+import safetensors.torch
 import torch
 from accelerate import Accelerator
+from runs import make_photos, small_config
+from torch import nn
 
+from accel_restore import fit
 from accel_restore.config.load import config_from
 from accel_restore.data.val_dataset import ValidationDataset, ValidationSets
 from accel_restore.losses import build_loss, map_mean
@@ -23,10 +28,10 @@ def rows(*sizes, loss=None, **validation):
     gt = SimpleNamespace(sizes=sizes)  # the only attribute that is used
     cpu = torch.device("cpu")
     one = ValidationDataset(["x"] * len(sizes), gt, None, list(range(len(sizes))), None, cpu)
-    model = build_model("unet", {"width": 8}, 3)
+    build = partial(build_model, "unet", {"width": 8}, 3)
     loss_fn = build_loss(loss or {"l1": 1.0})
     return validation_memory.validation_memory_rows(
-        config, Accelerator(cpu=True), model, ValidationSets({"": one}), SetProtocols.of(config), loss_fn
+        config, Accelerator(cpu=True), build, ValidationSets({"": one}), SetProtocols.of(config), loss_fn
     )
 
 
@@ -78,3 +83,34 @@ def test_too_little_memory_is_a_note_with_a_remedy(monkeypatch):
 def test_a_model_that_takes_no_small_images_has_no_estimate(monkeypatch):
     monkeypatch.setattr(validation_memory, "probe_image", lambda *given: torch.zeros(1, 3, 1, 1).expand(-1, -1, 0, 0))
     assert rows((4000, 6000)) == []
+
+
+class Fitted(nn.Module):
+    """A model that fits a weight to the first image that it sees, as ActNorm does."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(channels, channels, 3, padding=1), nn.Parameter(torch.ones(1))
+        self.register_buffer("is_fitted", torch.tensor(False))
+
+    def forward(self, x):
+        y = self.conv(x)
+        if not self.is_fitted:
+            self.scale.data.fill_(1 / y.std().item())
+            self.is_fitted.fill_(True)
+        return x + self.scale * y
+
+
+def test_the_model_that_is_trained_is_not_measured(tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "photos", 3), make_photos(tmp_path / "val", 1)
+    weights = []
+    for least in (2**30, 0):
+        monkeypatch.setattr(validation_memory, "_LEAST", least)
+        run, model = {"name": str(least)}, {"name": "test_validation_memory:Fitted"}
+        folder = fit(small_config(*photos, tmp_path, run=run, model=model, train={"epochs": 1}), cpu=True)
+        assert ("validation memory" in (folder / "plan.json").read_text()) == (least == 0)
+        weights.append(safetensors.torch.load_file(folder / "best.safetensors"))
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    image, model = torch.rand(1, 3, 8, 8), Fitted(3, 4)
+    model(image)
+    assert model.scale != 1, "the control"
