@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from accel_restore.config.adversarial import Adversarial
+from accel_restore.errors import UserError
 from accel_restore.losses.adversarial import Objective
 from accel_restore.state import Callback, EpochRecord, TrainState
 from accel_restore.tracking.run_files import JsonlTail
@@ -53,6 +55,11 @@ class CollapseWarning(Callback):
         self._read(state)
 
     def _read(self, state: TrainState) -> None:
+        """Warn of what the lines since the last call show. If the file cannot be read, training continues."""
+        with suppress(OSError, UserError):
+            self._judge(state)
+
+    def _judge(self, state: TrainState) -> None:
         """Judge the lines since the last call. A warning in the file is not given again."""
         found: dict[str, str] = {}
         for (event, step), lines in groupby(self.lines, lambda line: (line["event"], line.get("step"))):

@@ -280,4 +280,9 @@ def _entries_of_sets(scores: Scores | None, terms: tuple[str, ...]) -> dict[str,
 
 def is_before(line: dict[str, Any], state: TrainState) -> bool:
     """Whether a line of metrics.jsonl or memory.jsonl was written before the commit that `state` was read from."""
-    return line["step"] <= state.step and (line["event"] != "epoch" or line["epoch"] < state.epoch)
+    if line["step"] > state.step:
+        return False
+    # Two kinds of lines may follow the commit of a run that was stopped in the validation after this step.
+    if line["event"] == "collapse":  # found in the validation, it counts for the next epoch
+        return line["epoch"] <= state.epoch
+    return line["event"] != "epoch" or line["epoch"] < state.epoch

@@ -28,6 +28,7 @@ _FORMS: dict[str, dict[str, set[type]]] = {
     "epoch": {"epoch": _INT, "step": _INT, "train_loss": _NUMBER, "val_loss": _NUMBER, "is_best": {bool}},
     "memory": {"step": _INT, "rank": _INT, "memory": _INT},
     "skip": {"epoch": _INT, "step": _INT},
+    "collapse": {"epoch": _INT, "step": _INT, "kind": {str}, "text": {str}},
 }
 _SETS = "val_sets"  # in an epoch's line
 _AUDIT_FORM: dict[str, set[type]] = {"op": {str}, "epoch": _INT, "step": _INT}
@@ -93,8 +94,9 @@ class JsonlWriter:
         with self.lock:
             self.file.seek(0)
             replace_file(self.path, iter(partial(self.file.read, _PIECE), b""))
+            file = self.path.open("a+b", buffering=0)  # if this fails, lines still go to the open file
             self.file.close()
-            self.file = self.path.open("a+b", buffering=0)
+            self.file = file
         return True
 
     def close(self) -> None:

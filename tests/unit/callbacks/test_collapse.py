@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from accel_restore.callbacks.collapse import CollapseWarning
+from accel_restore.callbacks.metrics_logger import is_before
 from accel_restore.config.adversarial import Adversarial
 
 HEALTHY = {"d_accuracy": 0.8, "g_share": 0.2, "d_loss": 1.2}
@@ -130,3 +131,32 @@ def test_lines_without_a_discriminator_are_no_collapse(run):
     run.steps(20, d_accuracy=None, g_share=None, d_loss=None)
     run.validate(0, val_psnr=None)
     assert run.said == []
+
+
+def test_a_warning_of_a_validation_that_is_repeated_is_given_again(run):
+    run.steps(2)
+    run.validate(0, val_psnr=25.0)
+    run.steps(2)
+    run.validate(1, val_psnr=20.0)
+    whole = run.path.read_text()
+    assert json.loads(whole.splitlines()[-1])["kind"] == "psnr"
+    stopped = SimpleNamespace(epoch=1, step=40)  # a commit in the second validation
+    kept = [line for line in whole.splitlines() if is_before(json.loads(line), stopped)]
+    assert [json.loads(line)["event"] for line in kept[-2:]] == ["train", "train"]
+    run.path.write_text("".join(line + "\n" for line in kept))
+    run.start()
+    run.validate(1, val_psnr=20.0)
+    assert run.path.read_text() == whole
+    completed = SimpleNamespace(epoch=2, step=40)
+    assert all(is_before(json.loads(line), completed) for line in whole.splitlines())
+
+
+def test_a_file_that_cannot_be_read_does_not_end_training(run):
+    run.steps(6, d_accuracy=1.0)
+    aside = run.path.rename(run.path.with_name("aside"))
+    run.path.mkdir()
+    run.callback.on_step(SimpleNamespace(step=70, epoch=0))
+    run.path.rmdir()
+    aside.rename(run.path)
+    run.steps(4, d_accuracy=1.0)
+    assert [text.split(":")[0] for text in run.said] == ["step 100"]

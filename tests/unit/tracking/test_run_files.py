@@ -1,10 +1,13 @@
 """JSON-lines files: one damaged line costs nothing else, is reported with its number, and is kept."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from accel_restore.commands import report
+from accel_restore.tracking import run_files
 from accel_restore.tracking.curves import draw_curves
 from accel_restore.tracking.report.series import Metrics
 from accel_restore.tracking.run_files import JsonlTail, JsonlWriter, has_form, read_lines
@@ -58,6 +61,26 @@ def test_damaged_lines_of_several_continuations_are_all_kept(tmp_path):
         path.write_bytes(TEXTS[0] + b"\n" + damage)
         JsonlWriter(path, lambda line: True, print).close()
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == b"first\nsecond\n"
+
+
+def test_a_file_that_cannot_be_opened_again_costs_no_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, lambda line: True, print)
+    writer.write(line(1))
+    path.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "open", too_many)
+        patched.setattr(run_files, "replace_file", lambda path, parts: os.close(os.open(path, os.O_CREAT)))
+        with pytest.raises(OSError, match="Too many open files"):
+            writer.restore()
+    assert writer.write(line(2)) is None
+    assert writer.restore()
+    writer.close()
+    assert read_lines(path) == [line(1), line(2)]
+
+
+def too_many(*_, **__):
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 @pytest.mark.parametrize("between", [b"", b"\x0b", b"J", bytes(50), b'{"event": "tr', b'{"eve'])
