@@ -2,23 +2,21 @@
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
-import accel_restore
+from accel_restore.utils.children import python_command, python_environment
 from accel_restore.utils.launch import Launch
 
 
 def run_module(
     module: str, arguments: list[str], processes: int, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module` and wait for it; with several processes, torchrun starts them."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    command = [sys.executable, "-m", *(launcher if processes > 1 else []), module, *arguments]
-    paths = [str(Path(accel_restore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    text = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+    """Run a module and wait for it; with several processes, torchrun starts them."""
+    command = [*python_command(module), *arguments]
+    if processes > 1:
+        torchrun = [*python_command("torch.distributed.run"), "--standalone", "--nproc_per_node", str(processes)]
+        command = [*torchrun, "--no-python", *command]
     with Launch().environment(settings=True):  # a launch of this process is not the child's
-        env = {**os.environ, **text, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})}
+        env = {**os.environ, **python_environment(), "PYTHONIOENCODING": "utf-8", **(env or {})}
     return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
 
 

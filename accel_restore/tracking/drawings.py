@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import accel_restore
 from accel_restore.tracking.curves import CURVES, draw_curves
 from accel_restore.tracking.report.page import REPORT, Page
-from accel_restore.utils.files import replace_file
+from accel_restore.utils.children import python_command, python_environment
+from accel_restore.utils.files import remove_temporaries_of, replace_file
+from accel_restore.utils.signals import ignore_stops
 
 _SECONDS = 60.0  # between two drawings
 _SHARE = 0.03  # of the time, at most, is spent on drawings
@@ -88,11 +89,11 @@ class Drawings:
         text = self.child.stdout.read()
         if text is None:  # not yet
             return
-        self.is_drawing = False
         if not text:
             self._give_up(f"the process that draws ended with {self.child.wait()}")
-        else:
-            self._report(json.loads(text))
+        for answer in _answers(text):
+            self.is_drawing = False
+            self._report(answer)
 
     def _report(self, answer: dict[str, Any]) -> None:
         for failure in answer["failures"]:
@@ -108,11 +109,13 @@ class Drawings:
         if self.child is not None:
             with self.child:  # closes the pipes and waits
                 self.child.kill()
+            with suppress(OSError):
+                remove_temporaries_of(self.child.pid, self.folder)
         self.child, self.is_drawing = None, False
 
     def close(self, is_own: bool = True) -> None:
         """Draw the end of the run and wait for it, if the folder `is_own` still; end the process."""
-        if is_own and self.child is None:
+        if is_own and (self.child is None or self.child.poll() is not None):
             for failure in Drawer(self.folder).draw(curves=self.has_ended):
                 self.log(failure)
         elif is_own:
@@ -125,21 +128,35 @@ class Drawings:
         os.set_blocking(self.child.stdout.fileno(), True)
         try:
             text, _ = self.child.communicate(b"draw\n", _LAST_SECONDS)
-            self._report(json.loads(text.splitlines()[-1]))
-        except (subprocess.TimeoutExpired, OSError, ValueError, IndexError):
+        except (subprocess.TimeoutExpired, OSError):
+            text = b""
+        answers = _answers(text)
+        if len(answers) <= self.is_drawing:  # the first one is of the drawing before
             self.log(f"{self.folder / REPORT}: was not drawn at the end; accel-restore report can write it")
+        else:
+            self._report(answers[-1])
+
+
+def _answers(text: bytes) -> list[dict[str, Any]]:
+    """Return the answers of the process; what others, such as a `sitecustomize`, print there is left out."""
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            answer = json.loads(line)
+            if isinstance(answer, dict) and answer.keys() == {"failures", "seconds"}:
+                found.append(answer)
+    return found
 
 
 def _start(folder: Path) -> "subprocess.Popen[bytes]":
     """Start the process. It ends when its input closes, so also when this process is killed."""
-    paths = [str(Path(accel_restore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     child = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(folder)],
+        [*python_command(__name__), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUTF8": "1"},
+        env={**os.environ, **python_environment()},
         start_new_session=True,  # Ctrl-C in a terminal reaches the training alone, which then ends this process
     )
     assert child.stdout is not None
@@ -148,7 +165,11 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def main() -> None:
-    """Draw the folder named on the command line, once for each line of standard input."""
+    """Draw the folder named on the command line, once for each line of standard input.
+
+    Signals that stop a run are ignored: a scheduler sends them to all processes, and the run draws once more.
+    """
+    ignore_stops()
     with suppress(OSError):
         os.nice(_NICE)
     drawer = Drawer(Path(sys.argv[1]))

@@ -87,6 +87,12 @@ def remove_temporaries(folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def remove_temporaries_of(process: int, folder: Path) -> None:
+    """Remove what `replace_file` left in a folder when this process died."""
+    for path in list(folder.glob(f".*.{process}.tmp")):
+        path.unlink(missing_ok=True)
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if the file is missing, is not a regular file or holds no object."""
     try:

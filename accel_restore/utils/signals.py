@@ -195,6 +195,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_restore)
 
 
+def ignore_stops() -> None:
+    """Ignore the signals that ask a run to stop; for a process that ends when its run does."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def has_launcher() -> bool:
     """Return whether torchrun or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

@@ -13,6 +13,7 @@ from image_files import photo, save
 from runs import make_photos
 from torch import distributed
 
+from accel_restore import __version__
 from accel_restore.cli import COMMANDS, main
 from accel_restore.commands._children import run_module
 from accel_restore.commands.bench import data as bench_data
@@ -194,6 +195,15 @@ def test_a_child_does_not_take_part_in_a_launch_of_its_parent(monkeypatch):
             patch.setattr(subprocess, "run", lambda command, *, env, seen=seen, **_: seen.update(env))
             run_module("accel_restore.train", [], 1, {"TMPDIR": "here"})
             assert seen["TMPDIR"] == "here" and not set(variables) & set(seen)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_child_imports_no_module_of_the_working_folder(tmp_path, monkeypatch, processes):
+    (tmp_path / "argparse.py").write_text("raise ImportError('a script of the user')")
+    monkeypatch.chdir(tmp_path)
+    done = run_module("accel_restore.cli", ["--version"], processes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [__version__] * processes
 
 
 def test_bench_refuses_what_cannot_be_measured(tmp_path, capsys):
