@@ -227,7 +227,8 @@ class AfterCommit(Callback):
             self.own.raise_error()
 
     def on_best(self, state: TrainState) -> None:
-        if any(type(named.callback).on_best is not Callback.on_best for named in self.own.callbacks):
+        methods = [named.callback.on_best for named in self.own.callbacks]
+        if any(getattr(method, "__func__", None) is not Callback.on_best for method in methods):
             self.wait()
             self.own.call("on_best", state)
 

@@ -391,3 +391,10 @@ def test_a_run_that_improves_is_not_stopped(photos, tmp_path):
 def test_a_callback_that_changes_weights_is_found_by_the_audit(photos, tmp_path):
     with pytest.raises(AuditError, match=r"weights changed before zero_grad, outside optimizer.step"):
         fit(config_of(photos, tmp_path, "Meddling", train={"epochs": 1}), cpu=True, audit=True)
+
+
+def test_a_method_given_to_an_object_is_called(photos, tmp_path):
+    callback, best = Callback(), []
+    callback.on_best = lambda state: best.append((tmp_path / "small" / "best.safetensors").exists())
+    fit(small_config(*photos, tmp_path, train={"epochs": 1}), callbacks=[callback], cpu=True)
+    assert best == [True]
