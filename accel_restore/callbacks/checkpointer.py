@@ -153,6 +153,8 @@ class Checkpointer(Callback):
 
     def _write(self, step: int, epoch: int, snapshot: Snapshot, is_good: bool) -> None:
         """Write a commit; runs as a job. Unless `is_good`, the run may have diverged, so older commits are kept."""
+        if self.best_job is not None:
+            self.best_job.result()  # the job has ended; after an error, `best` is not the content that it should be
         self.state_copy.wait()
         folder, files, self.failure, last = self.folder / "checkpoints", snapshot.files(), None, "none"
         if self.best is not None:

@@ -232,3 +232,17 @@ def test_after_an_error_the_commit_that_was_begun_is_finished(training, tmp_path
     threading.Timer(0.05, held.go.set).start()
     training.checkpointer.on_exit(training.state, ValueError("of a callback"))
     assert [step_of(commit) for commit in find_commits(tmp_path / "checkpoints")] == [1]
+
+
+def test_after_an_error_with_the_best_weights_no_commit_holds_others_in_their_place(training, tmp_path, monkeypatch):
+    training.step()
+    training.checkpointer.on_best(training.state)
+    training.checkpointer.commit(training.state)
+    training.step()
+    training.checkpointer.wait()
+    monkeypatch.setattr(saving, "best_file", lambda *_: 1 / 0)
+    training.checkpointer.on_best(training.state)
+    training.checkpointer.commit(training.state)
+    with pytest.raises(ZeroDivisionError):
+        training.checkpointer.commit_job.result()
+    assert [step_of(commit) for commit in find_commits(tmp_path / "checkpoints")] == [1]
