@@ -1,5 +1,6 @@
 """What a run reports when it ends by an error: its own, or another rank's."""
 
+import errno
 import sys
 from contextlib import suppress
 
@@ -9,6 +10,8 @@ from accel_restore.trainer.run_context import RunContext
 from accel_restore.trainer.summary import state_of
 from accel_restore.utils.imports import describe_error
 from accel_restore.utils.memory import is_out_of_memory
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing alone
 
 
 class Ending:
@@ -44,8 +47,16 @@ class Ending:
             return self._explain_callback(error, monitor)
         final = _out_of_memory(error, monitor.is_validating) if is_out_of_memory(error) else error
         monitor.publish_error(final)
+        if isinstance(final, OSError) and final.errno in _FULL:
+            final = self._disk_failed(final)
         self.record(str(final) or type(final).__name__, state=state_of(final))
         return final
+
+    def _disk_failed(self, error: OSError) -> RunAbortedError:
+        """The same error in a sentence that names the remedy."""
+        what = f"{error.filename}:" if error.filename else "a file of the run"
+        remedy = f"{resume_hint(self.overwrite)} from the last commit" if self.run else "give the same command again"
+        return RunAbortedError(f"{what} cannot be written ({error.strerror}); free some space, and {remedy}", True)
 
     def _explain_callback(self, error: CallbackError, monitor: RankMonitor) -> CallbackError:
         """The same error, to be reported by the first rank that has raised one."""
