@@ -23,6 +23,7 @@ _FREE = (
     "validation.batch_size", "data.cache", "data.cache_dir", "data.num_threads", "data.max_image_pixels",
     "data.preview", "train.max_skipped_steps", "train.check_ranks_every_steps", "train.rank_timeout",
     "train.checkpoint_blocks", "train.early_stopping",
+    "train.mixed_precision",  # the precision in use is compared, which `auto` chooses by the hardware
 )  # fmt: skip
 # What these keys name is compared, not how it is spelled: the same images may be in another folder.
 _SOURCES = re.compile(r"data\.(train|val)((\.[\w-]+)?\.(input|gt|dataset|split|subset|root|recursive)(\.\d+)?)?")
@@ -132,7 +133,10 @@ class Comparison:
         refused += [self._describe(key) for key in keys if self._differs(key)]
         stored = self.counters["precision"]
         if stored != self.precision:
-            refused.append(f"mixed precision in use: {stored} in the commit, {self.precision} now")
+            refused.append(
+                f"mixed precision in use: {stored} in the commit, {self.precision} now; give "
+                f"train.mixed_precision={stored}"
+            )
         train = self.config.train
         wanted = [stage.global_batch_size or train.global_batch_size for stage in self.config.data.stages]
         for held, asked in zip(self.counters["global_batches"], [*wanted, train.global_batch_size], strict=False):

@@ -41,9 +41,9 @@ def later(monkeypatch):
     return replace
 
 
-def differences(config: Config, counters: dict = COUNTERS) -> list[str]:
+def differences(config: Config, counters: dict = COUNTERS, precision: str = "no") -> list[str]:
     try:
-        Comparison(config, counters, [], "no").check_own(Path("runs/old"), "")
+        Comparison(config, counters, [], precision).check_own(Path("runs/old"), "")
     except UserError as error:
         return [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
     return []
@@ -59,6 +59,15 @@ def old_tree() -> dict:
 
 def test_the_old_commit_has_the_configuration_of_its_file():
     assert differences(load_config(OLD / "old.yaml")) == []
+
+
+def test_the_precision_in_use_is_compared_not_what_chose_it():
+    tree = old_tree()
+    for wanted, precision in (("auto", "no"), ("no", "no"), ("auto", "bf16"), ("bf16", "bf16")):
+        tree["train"]["mixed_precision"] = wanted
+        said = differences(Config.model_validate(tree), precision=precision)
+        text = "mixed precision in use: no in the commit, bf16 now; give train.mixed_precision=no"
+        assert said == ([] if precision == "no" else [text])
 
 
 EXTENDED = {
