@@ -1,4 +1,4 @@
-"""Tests of `test_process_settings` that need a process of their own: others leave settings behind."""
+"""Tests that `test_process_settings` runs in a process of their own, because other tests leave settings behind."""
 
 import ctypes
 import faulthandler

@@ -1,4 +1,4 @@
-"""The user's callbacks on two ranks: an error on one rank ends all of them, and a wish to stop is everyone's."""
+"""The user's callbacks on two ranks: an error on one rank ends all of them, and so does a request to stop."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The package of own parts in accel_restore/README.md: a part of each kind, used from YAML and from Python."""
+"""The example package in accel_restore/README.md, with an own part of each kind, used from YAML and from Python."""
 
 import os
 import sys

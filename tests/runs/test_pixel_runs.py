@@ -1,4 +1,4 @@
-"""Other pixels than those of photographs: trained, restored, scored and exported."""
+"""Images whose pixels are not those of photographs: trained, restored, scored and exported."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The warnings of a collapse of adversarial training: their step and text, and what is no collapse."""
+"""The warnings of a collapse of adversarial training: their step and text, and states that are not a collapse."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A run whose folder is moved, removed or replaced ends, and writes nothing into what is there now."""
+"""A run whose folder is moved, removed or replaced ends, and writes nothing into the folder that is there now."""
 
 import json
 import os

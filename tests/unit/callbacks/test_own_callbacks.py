@@ -1,4 +1,4 @@
-"""The user's callbacks: what a broken one says, what a run keeps of them, and how they end a run."""
+"""The user's callbacks: what a broken one reports, what a run stores of them, and how they end a run."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""`fit` with objects: model, loss and callbacks; what the files of the run know of them, and how they are loaded."""
+"""`fit` with objects: model, loss and callbacks; what the files of the run record of them, and how they are loaded."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The rows of the plan that say how long a run is."""
+"""The rows of the plan that show how long a run is."""
 
 import pytest
 

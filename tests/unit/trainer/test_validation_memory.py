@@ -1,4 +1,4 @@
-"""The plan says how much memory the largest validation image needs."""
+"""The plan shows how much memory the largest validation image needs."""
 
 import re
 from contextlib import nullcontext
