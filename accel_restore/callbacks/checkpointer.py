@@ -115,7 +115,7 @@ class Checkpointer(Callback):
         if (failure := self._failed()) is not None:
             raise RunAbortedError(
                 f"{self.folder}: the last checkpoint cannot be written ({failure}); free some space, and continue from "
-                "the checkpoint before"
+                "the previous checkpoint"
             )
 
     def _keep_best(self, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -137,7 +137,8 @@ class Checkpointer(Callback):
     def commit(self, state: TrainState) -> None:
         """Copy the state and start to write it, unless this state was already saved. Every rank calls it.
 
-        Raises: DivergedError, RunAbortedError, if the weights are not worth keeping, or the folder is not this run's.
+        Raises: DivergedError if weights are NaN or inf; RunAbortedError if the ranks' weights differ, or the folder is
+            no longer this run's.
         """
         if self.saved == (state.epoch, state.step):
             return

@@ -90,8 +90,8 @@ class CollapseWarning(Callback):
         if self.chance > 0 and len(self.losses) == self.losses.maxlen and mean > _WORSE * self.chance:
             found["chance"] = (
                 f"over {_STEPS} steps the discriminator's loss was {mean:.4g} on average, above "
-                f"{self.chance:.4g}, that of "
-                "one that cannot tell gt from output, so the generator learns nothing; lower adversarial.optimizer.lr"
+                f"{self.chance:.4g}, the loss of a discriminator that cannot tell gt from output, so the generator "
+                "learns nothing; lower adversarial.optimizer.lr"
             )
         shares = [line.get("g_share") for line in lines]
         if self._lasts("gradient", all(share is not None and share < _SHARE for share in shares), step):
@@ -122,6 +122,7 @@ class CollapseWarning(Callback):
                 what = f"{value:.2f} dB, {best - value:.2f} dB below" if name == "psnr" else f"{value:.4f}, above"
                 found[name] = (
                     f"{name} of validation is {what} the best since the discriminator started, {best:.4g}; lower "
-                    "adversarial.weight or adversarial.optimizer.lr, or go back to a former checkpoint with run.resume"
+                    "adversarial.weight or adversarial.optimizer.lr, or go back to an earlier checkpoint with "
+                    "run.resume"
                 )
         return found

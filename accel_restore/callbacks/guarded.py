@@ -1,4 +1,4 @@
-"""The user's callbacks: built and checked before a run starts; an error of one ends the run, with its name."""
+"""The user's callbacks: built and checked before a run starts; an error in one ends the run and names it."""
 
 import inspect
 import sys
@@ -91,7 +91,7 @@ def _check_json(value: Any, place: str) -> None:
     """Raise TypeError unless JSON returns the value as it was, tuples as lists."""
     if isinstance(value, dict):
         for name, item in value.items():
-            if not isinstance(name, str) or name == "float":  # as which `encode_floats` writes NaN
+            if not isinstance(name, str) or name == "float":  # the key under which `encode_floats` writes NaN
                 raise TypeError(f"the key {name!r}{place} cannot be stored as JSON; use another string")
             _check_json(item, f" in {name!r}{place}")
     elif isinstance(value, list | tuple):
@@ -104,9 +104,9 @@ def _check_json(value: Any, place: str) -> None:
 class GuardedCallbacks(Callback):
     """Calls the user's callbacks, and early stopping.
 
-    A callback that raises is called no more, except for `on_exit`. Its error ends the run once the step or the epoch is
-    committed, if a commit is due: the second part of this callback, `after_commit`, raises it. A request to stop takes
-    effect at the end of an epoch, on all ranks.
+    A callback that raises is no longer called, except for `on_exit`. Its error ends the run once the step or the epoch
+    is committed, if a commit is due: the second part of this callback, `AfterCommit`, raises it. A request to stop
+    takes effect at the end of an epoch, on all ranks.
     """
 
     def __init__(self, callbacks: list[NamedCallback], accelerator: Accelerator, log: Callable[[str], None]):
@@ -134,7 +134,7 @@ class GuardedCallbacks(Callback):
             self.log(f"{state.stop_reason}; the run ends after epoch {state.epoch}")
 
     def stop_reason(self, state: TrainState) -> str | None:
-        """Return why a rank, the first that does, asks the run to stop. Every rank calls it."""
+        """Return the reason of the first rank that asks to stop, or None. Every rank calls it."""
         if not self.callbacks:
             return None
         return next(filter(None, gather_object([state.stop_reason])), None)
@@ -166,7 +166,7 @@ class GuardedCallbacks(Callback):
             raise error
 
     def state_dicts(self, state: TrainState) -> dict[str, list[dict[str, Any]]]:
-        """Return what a commit keeps of the callbacks: by the path of the class, in order.
+        """Return the callbacks' states for a commit, in order, by the import paths of their classes.
 
         Raises: CallbackError.
         """
@@ -181,7 +181,7 @@ class GuardedCallbacks(Callback):
         return kept
 
     def load_state_dicts(self, kept: dict[str, list[dict[str, Any]]]) -> None:
-        """Give each callback what a commit has kept of it; one that the commit does not know is left as it is.
+        """Load each callback's state from a commit; a callback without a state there is left as it is.
 
         Raises: UserError.
         """
@@ -197,7 +197,7 @@ class GuardedCallbacks(Callback):
                     ) from error
 
     def close(self, state: TrainState, ended: BaseException | None) -> None:
-        """Call `on_exit` of all callbacks, also of those that have failed, and report errors that end nothing.
+        """Call `on_exit` of all callbacks, also of failed ones, and print the errors that do not end the run.
 
         Raises: CallbackError, on all ranks, if nothing else has ended the run.
         """

@@ -32,7 +32,7 @@ class Trackers:
     tensorboard: TensorBoardLogger | None = None
 
     def update(self) -> None:
-        """Tell each that there are new lines; nothing is waited for."""
+        """Make each tracker read the new lines, without waiting for it."""
         for tracker in (self.wandb, self.tensorboard):
             if tracker is not None:
                 tracker.update()
@@ -50,7 +50,7 @@ class Trackers:
 class RunLog:
     """Writes metrics.jsonl and memory.jsonl on the main process; does nothing on others.
 
-    Memory has its own file because it differs between runs; metrics.jsonl is repeated exactly, times aside.
+    Memory has its own file because it differs when a run is repeated; metrics.jsonl differs in times alone.
     """
 
     def __init__(self, folder: Path, state: TrainState, is_main: bool, console: Console):
@@ -94,7 +94,7 @@ class RunLog:
 
     @contextmanager
     def tolerating_full_disks(self) -> Iterator[None]:
-        """Train on without a file that can be written again later."""
+        """Log an `OSError` and go on: the file can be written again later."""
         try:
             yield
         except OSError as error:
@@ -250,7 +250,7 @@ def _set_entries(sums: dict[str, tuple[float, float]]) -> dict[str, Any]:
 
 
 def _discriminator_entries(sums: dict[str, float], norm: float, lr: float) -> dict[str, Any]:
-    """What a rank's line says of the discriminator; null where it was not used since the last line."""
+    """The discriminator's values in a rank's line; a mean is null if nothing was measured since the last line."""
     means = {
         name: sums[name] / sums[count] if sums[count] else None
         for name, count in (*((name, "d_samples") for name in COLUMNS[:4]), ("g_share", "g_samples"))

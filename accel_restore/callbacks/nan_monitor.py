@@ -24,8 +24,8 @@ _FILES = 8  # files of one step that are named
 class NaNMonitor(Callback):
     """Reports what made a gradient non-finite. The engine skips such steps.
 
-    Ends the run after `limit` of them in a row, or when the last step was skipped and validation is not finite. fp16's
-    search for its scale is not reported.
+    Ends the run after `limit` of them in a row, or when the last step was skipped and validation is not finite. Steps
+    that are skipped because fp16 searches for its scale are not reported.
     """
 
     def __init__(

@@ -23,11 +23,11 @@ from accel_restore.utils.memory import is_out_of_memory
 from accel_restore.utils.stoppable import stoppable
 
 _PICTURE_SETS = 20  # about this many sets of validation pictures per run
-_BEST_SECONDS = 30.0  # between two drawings of the best epoch, which early in training is every epoch
+_BEST_SECONDS = 30.0  # between two drawings of the best epoch: early in training, every epoch is the best
 
 
 class Sheets(Callback):
-    """Draws `samples/KIND/epoch-….png`; runs before the MetricsLogger, after whose line W&B looks for the picture.
+    """Draws `samples/KIND/epoch-….png`; runs before the MetricsLogger, whose line makes W&B look for the picture.
 
     If the best epoch is not one of those that are drawn, its picture is `samples/KIND/best-epoch-….png`.
     """

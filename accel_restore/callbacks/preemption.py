@@ -14,8 +14,8 @@ from accel_restore.utils.signals import StopRequest
 class PreemptionCallback(Callback):
     """If one rank is asked to stop, all raise `PreemptedError` after the same step.
 
-    Each step begins an all-reduce (gloo, so no GPU waits) and reads that of the step before: a request takes effect one
-    step later. At the end of an epoch the answer is awaited. A single process stops after the current step.
+    Each step starts an all-reduce (gloo, so no GPU waits) and reads the result of the step before: a request takes
+    effect one step later. The end of an epoch waits for the result. A single process stops after the current step.
     """
 
     def __init__(self, accelerator: Accelerator, stop: StopRequest, stop_after: int | None, timeout: float):
@@ -47,7 +47,7 @@ class PreemptionCallback(Callback):
             self._last_answer()  # complete the last exchange, which all ranks have started
 
     def _exchange(self) -> None:
-        """Begin to ask all ranks whether they are to stop."""
+        """Start to ask all ranks whether one of them is to stop."""
         self.answer = torch.tensor([float(bool(self.stop))])
         if self.group is not None:
             self.pending = distributed.all_reduce(

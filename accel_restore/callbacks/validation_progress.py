@@ -7,7 +7,7 @@ from accel_restore.tracking.console import Console
 
 
 class ValidationProgress(Callback):
-    """Shows "validating 3/20" in place of the values of training; the ranks are taken to be equally fast."""
+    """Shows "validating 3/20" in place of the values of training; it assumes that all ranks are equally fast."""
 
     def __init__(self, console: Console, images: int, world_size: int):
         self.console, self.images, self.world_size = console, images, world_size

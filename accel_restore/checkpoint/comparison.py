@@ -30,7 +30,7 @@ _SOURCES = re.compile(r"data\.(train|val)((\.[\w-]+)?\.(input|gt|dataset|split|s
 _BATCH = re.compile(
     r"train\.(gradient_accumulation_steps|global_batch_size)|data\.(stages\.\d+\.)?(batch_size|global_batch_size)"
 )
-# An argument that is left out has its own default, which null is not.
+# A missing argument has its default, which may be another value than null.
 _ARGUMENTS = re.compile(
     r"(model|loss|(adversarial\.)?(optimizer|scheduler|discriminator)|data\.((train|val)\.([\w-]+\.)?)?degradation)\..*"
 )
@@ -45,7 +45,7 @@ def take_weights(commit: Path, model: str | None, is_adversarial: bool = False) 
     """Return the advice to start a run from the weights of a commit alone, in place of continuing from it.
 
     `model` is the name of the commit's model. It is needed next to the arguments of a model in the configuration.
-    A run with a discriminator takes that of the commit too.
+    A run with a discriminator takes the commit's discriminator too.
     """
     names = read_manifest(commit)["files"]
     keys = f"model.checkpoint={commit / next(name for name in _WEIGHTS if name in names)}"
@@ -68,7 +68,10 @@ class Comparison:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the commit is the last one of a run of this length, which nothing has stopped that has changed."""
+        """Whether the commit ends a run of this length.
+
+        If the run was stopped early, the settings that may have stopped it (`_STOPPERS`) must be unchanged too.
+        """
         same_length = all(self.then.get(key) == self.now[key] for key in _LENGTH)
         if self.counters.get("stopped") is not None:
             stoppers = [key for key in self.then | self.now if key.startswith(_STOPPERS)]
@@ -112,7 +115,7 @@ class Comparison:
         )
 
     def _refuse_lost_keys(self, what: str, folder: Path, advice: str, differences: list[str]) -> None:
-        """Raise `UserError` if the run in `folder` used keys that this version lacks: nothing can be set back."""
+        """Raise `UserError` if the run in `folder` used keys that this version lacks: they cannot be restored."""
         if any(self._differs(key) and not self._is_key(key) for key in self.then):
             version = _read_version(folder)
             name = f" ({version})" if version not in (None, __version__) else ""

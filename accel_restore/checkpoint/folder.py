@@ -64,7 +64,7 @@ def find_lost(folder: Path, inputs: Iterable[tuple[str, Path]]) -> list[tuple[st
 
 
 def paths_in(config: Config) -> Iterator[tuple[str, Path]]:
-    """Yield the texts of a configuration that may be paths, with their dotted keys; also arguments of own code."""
+    """Yield the texts of a configuration that may be paths, with their keys; also arguments of the user's own code."""
     for key, text in _texts(config.model_dump(mode="json")):
         if not key.startswith(_NO_PATHS):
             yield key, Path(os.path.expanduser(text))  # noqa: PTH111  pathlib raises for an unknown home

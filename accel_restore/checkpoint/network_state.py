@@ -108,7 +108,7 @@ def _load_optimizer(model: nn.Module, optimizer: Any, stored: NetworkState, sect
 def schedule_state(schedule: LRScheduler, name: str) -> Any:
     """Return the state of a schedule as JSON, if a commit stores it: one that needs the monitored value, or an own one.
 
-    None for the others, and for an own one that JSON cannot express: they are functions of the epoch.
+    None for the others, and for an own one that JSON cannot express: these are treated as functions of the epoch.
     """
     is_monitored = needs_monitored(schedule)
     if not is_monitored and ":" not in name:
@@ -122,9 +122,9 @@ def schedule_state(schedule: LRScheduler, name: str) -> Any:
 
 
 def load_schedule(schedule: LRScheduler, epoch: int, stored: Any) -> None:
-    """Put a new schedule to the start of an epoch, counted from 0.
+    """Advance a new schedule to the start of an epoch, counted from 0.
 
-    A function of the epoch is stepped: its rates are bit-identical to those of an uninterrupted run.
+    A schedule that is a function of the epoch is stepped: its rates are bit-identical to those of an uninterrupted run.
     """
     if not needs_monitored(schedule):
         schedule.optimizer._opt_called = True  # type: ignore[attr-defined]  # avoids a warning: it steps first

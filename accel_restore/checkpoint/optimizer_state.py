@@ -32,7 +32,7 @@ class Expressed:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)  # on the CPU
     groups: list[dict[str, Any]] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)  # empty for the optimizers that have names
+    extra: dict[str, Any] = field(default_factory=dict)  # empty for accel_restore's own optimizers, such as adamw
 
 
 def to_plain(value: Any, place: str, keep: Callable[[str, Tensor], dict] | None = None) -> Any:
@@ -196,7 +196,7 @@ def _merged(optimizer: Optimizer, groups: list[dict], configured: Collection[str
 
 
 def _is_setting(value: Any, default: Any) -> bool:
-    """Return whether an entry is as it was made, and of a type that JSON lacks, such as a dtype: it is not stored."""
+    """Return whether an entry is still its default and JSON lacks its type, such as a dtype: it is not stored."""
     return value is default and not isinstance(value, (*_PLAIN, Tensor, list, tuple, dict, deque))
 
 

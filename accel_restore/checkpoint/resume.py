@@ -36,9 +36,8 @@ class Start:
     counters: dict[str, Any] | None = None
     finished: bool = False
     other_sources: bool = False  # the configuration names the images in another way than the commit's
-    overwrites: bool = False  # what the folder holds is removed first, also if the run starts from a commit of another
-
-    of_other_run: bool = False  # the commit
+    overwrites: bool = False  # what the folder holds is removed first, even if the commit is another run's
+    of_other_run: bool = False  # the commit is another run's
 
     @property
     def clears(self) -> bool:
@@ -110,7 +109,7 @@ def _find_start(
 
 
 def _or_again(folder: Path, config: Config) -> str:
-    """The advice to start again, unless that would remove what the configuration names."""
+    """The advice to start again; empty if that would remove a file that the configuration names."""
     return "" if find_lost(folder, paths_in(config)) else ", or start again with --overwrite"
 
 
@@ -148,7 +147,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _find_result(folder: Path) -> str | None:
-    """Return what a run has left that must not be overwritten, in words. Steps before the first commit do not count."""
+    """Return what a run has left that must not be overwritten, in words. Steps of the first epoch do not count."""
     if read_status(folder).get("state") == "finished":
         return "a finished run"
     if (folder / WEIGHTS).exists():

@@ -129,8 +129,8 @@ class RunLock:
         """Return whether the lock file is left over in a way that the lease itself cannot see at once.
 
         A holder on another host has been silent for long, or has recorded the end of its run. Or the file is empty: an
-        older version, or a power failure before its content was on the disk, leaves it so. A zombie on this host holds
-        nothing any more, and neither does a former run of this process, whose folder was moved away and back.
+        older version, or a power failure before its content was on the disk, leaves an empty file. A zombie on this
+        host no longer holds the lock. Neither does an earlier run of this process whose folder was moved away and back.
         """
         beat = self._last_beat()
         if beat is None:

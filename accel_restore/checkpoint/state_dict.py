@@ -56,7 +56,7 @@ class _Counters(BaseModel):
     world_size: Annotated[int, Field(ge=1, lt=2**20)]
     global_batches: Annotated[list[Annotated[int, Field(ge=1, lt=2**24)]], Field(min_length=1)]  # one per stage
     best_val_loss: float
-    best: dict[str, float | dict[str, dict[str, float | None]] | None] | None  # in sets: those of each set
+    best: dict[str, float | dict[str, dict[str, float | None]] | None] | None  # `sets`: scores of each set
     sums: list[list[list[float]]]
     num_averaged: _Count | None
     param_groups: list[dict[str, Any]]

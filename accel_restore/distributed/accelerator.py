@@ -1,4 +1,4 @@
-"""The Accelerator of a run, its precision, and checks that the launch gives what it promises."""
+"""The Accelerator of a run, its precision, and checks that the launch can be used."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ from accel_restore.utils.threads import num_threads
 
 _FSDP = "ACCELERATE_USE_FSDP"
 _OFF = ("false", "0", "no", "off", "n", "f")
-# Settings of Accelerate that the environment may hold: the values that ask for nothing, and what to set instead.
+# Settings of Accelerate that the environment may hold: the values that change nothing, and what to set instead.
 _SETTINGS = {
     "ACCELERATE_USE_DEEPSPEED": (_OFF, ""),
     "ACCELERATE_USE_MEGATRON_LM": (_OFF, ""),
@@ -41,7 +41,7 @@ def create_accelerator(config: Config, cpu: bool) -> Accelerator:
 
     The engine steps the scheduler and accumulates gradients; Accelerate splits each batch among the ranks.
 
-    Raises: UserError if the launch does not give what it promises, or the precision is not available.
+    Raises: UserError if the launch cannot be used, or the precision is not available.
     """
     cpu = cpu or torch.backends.mps.is_available()  # Apple's GPUs have no float64, which exact sums need
     launch = find_launch()
@@ -224,7 +224,10 @@ def keep_freed_memory() -> None:
 
 
 def precision(wanted: str, cpu: bool) -> str:
-    """Return the mixed precision for `train.mixed_precision`; `auto` is bf16 on hardware that is faster in it.
+    """Return the mixed precision for `train.mixed_precision`.
+
+    `auto` is bf16 on CPUs and NVIDIA GPUs with instructions for it (on CPUs: AVX512_BF16), fp16 on other NVIDIA GPUs,
+    and `no` elsewhere.
 
     Raises: UserError for fp16 without a GPU, which would silently compute in float32.
     """

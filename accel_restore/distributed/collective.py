@@ -13,7 +13,10 @@ from accel_restore.models.compile import force_eager
 
 
 def on_all_ranks(accelerator: Accelerator, action: Callable[[], Any], only_main: bool = False) -> Any:
-    """The result of an action on every rank, or on the main process only. All ranks raise the UserError of one rank."""
+    """Run an action on every rank, or on the main process only, and return its result.
+
+    If a rank raises a UserError, all ranks raise it.
+    """
     result, error = None, None
     if accelerator.is_main_process or not only_main:
         try:
@@ -36,7 +39,7 @@ def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def warm_up_ddp_buckets(model: nn.Module, image: tuple[int, int, int], accelerator: Accelerator) -> None:
-    """Run backward passes on a zero image (C, H, W) and discard the gradients; only from three ranks on.
+    """Run backward passes on a zero image (C, H, W) and discard the gradients; only with three or more ranks.
 
     DDP rebuilds its gradient buckets after the first backward, which changes the order in which ranks are summed. A
     resumed run would then round differently from an uninterrupted one.

@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def reporter(self) -> int:
-        """The rank that reports it: the main process, or where that is at fault, the first rank that is not.
+        """The rank that reports it: the main process or, if it is at fault, the first rank that is not.
 
         The rank of a callback that has raised reports it itself, as all ranks may have raised the same.
         """
@@ -236,7 +236,7 @@ class RankMonitor:
             os._exit(1)
 
     def _publish(self, verdict: Verdict) -> None:
-        """Tell the other ranks why this one ends. Returns even if the store does not answer."""
+        """Inform the other ranks why this one ends. Returns even if the store does not answer."""
         self.verdict = verdict
         self.wake.set()
         self.is_published.wait(2 * self.interval)

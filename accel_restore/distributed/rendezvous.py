@@ -27,7 +27,7 @@ _SHOWN = 8  # missing ranks in a message
 def meet(launch: Launch, seconds: float, limit: str) -> Any:
     """Wait until all ranks are there, and return the store through which they met; None without a launcher.
 
-    `limit` says what sets the `seconds`. While the store exists, rank 0 keeps its port.
+    `limit` names, for messages, what sets `seconds`. While the store exists, rank 0 keeps its port.
 
     Raises: UserError if a rank does not come, or the address cannot be used.
     """
@@ -62,7 +62,7 @@ class _Waiting:
     def pause(self, missing: Callable[[], str], until: float = math.inf) -> None:
         """Wait a moment for what `missing` names. Raises: UserError at the deadline, or at `until` if that is earlier.
 
-        An empty name is for a rank that leaves the report to another one.
+        If the name is empty, another rank prints the report.
         """
         waited = self.waited
         limit = f"{self.seconds:g} s ({self.limit})" if self.seconds < until else f"{until:g} s"

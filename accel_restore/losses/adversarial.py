@@ -71,7 +71,7 @@ class Objective:
         return _mean(self._target(real, True)) + _mean(self._target(fake, False))
 
     def _relative(self, upper: Tensor, lower: Tensor) -> Tensor:
-        """Return the relativistic loss (B,) of who wants `upper` to be above `lower`."""
+        """Return the relativistic loss (B,) of a network that wants `upper` to be above `lower`."""
         above = self._target(upper - _spread(lower), True)
         below = self._target(lower - _spread(upper), False)
         return (_mean(above) + _mean(below)) / 2
@@ -94,7 +94,7 @@ class Objective:
         return (_mean(right[0].to(real.dtype)) + _mean(right[1].to(real.dtype))) / 2
 
     def _target(self, logits: Tensor, is_real: bool) -> Tensor:
-        """Return what logits cost the discriminator, elementwise, if they are of gt or not."""
+        """Return the cost of each logit, elementwise, if it should show gt (`is_real`) or an output."""
         if self.name == "lsgan":
             return (logits - float(is_real)).square()
         signed = -logits if is_real else logits

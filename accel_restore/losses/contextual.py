@@ -12,9 +12,9 @@ class Contextual(FeatureLoss):
     """The negative logarithm of the contextual similarity of VGG19's features, summed over weighted layers.
 
     Each position of the output's features is compared with all positions of gt's by cosine distance, relative to its
-    nearest one. A position of gt counts by the position that comes closest to it. So the textures of gt are wanted, but
-    not at their places: the loss needs a second term, such as `l1`. Positions are compared within regions of 64x64
-    features; larger features are cut into regions, whose losses are averaged.
+    nearest one. For each position of gt, only the most similar position of the output counts. So the loss asks for the
+    textures of gt, but not for their places, and needs a second term, such as `l1`. Positions are compared within
+    regions of 64x64 features; larger features are cut into regions, whose losses are averaged.
 
     `weights` is the file of torchvision's VGG19. `layers` maps names to weights, with names as in `perceptual`.
     `bandwidth` is h of the paper: small values favour the nearest position alone.

@@ -21,14 +21,14 @@ from accel_restore.utils.imports import check_arguments
 from accel_restore.utils.own_code import reporting
 from accel_restore.utils.rng import seed_forward
 
-_SECOND = ("gt", "ref", "reference", "target")  # names of a second parameter with a default that takes gt
+_SECOND = ("gt", "ref", "reference", "target")  # a second parameter with a default takes gt if it has such a name
 _OF_SETS = "scores a set of images, as FID does, but each image must have a score of its own"
 
 
 def own_metric(path: str, target: Any, arguments: dict[str, Any], key: str) -> Metric:
     """Return the metric that the object `target`, imported from `path`, stands for.
 
-    `key` is that of the entry in the configuration.
+    `key` is the configuration key of the entry.
 
     Raises: UserError if it cannot be built with these arguments.
     """
@@ -109,7 +109,7 @@ def _ready(function: Any) -> Callable:
 
 
 def _call(function: Any, count: int, output: Tensor, gt: Tensor) -> Any:
-    """Score float32 images (1, C, H, W), as networks and constants of most metrics need them."""
+    """Return the score of images (1, C, H, W), converted to float32, which most metrics need."""
     images = [image.float() for image in (output, gt)[:count]]
     if isinstance(function, nn.Module):
         function.to(output.device)

@@ -37,7 +37,7 @@ class Protocol:
     channels: int = 3
     degradation: tuple[dict[str, Any], ...] = ()  # the steps that make the input; empty if the input is read from files
     metrics: tuple[str, ...] = ("psnr", "ssim")  # names of their scores
-    own: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # of these, import path and arguments
+    own: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # of the user's own: path and arguments
     weights: dict[str, str] = field(default_factory=dict)
     crop_border: int = 0
     y_channel: bool = False
@@ -61,7 +61,7 @@ class Protocol:
 
     @classmethod
     def of_sets(cls, config: Config) -> dict[str, "Protocol"]:
-        """Return the protocol of each validation set of a run: that of `validation`, with the set's own values."""
+        """Return the protocol of each validation set of a run: the set's own values, else those of `validation`."""
         whole = cls.from_settings(config.validation, config.data.image_spec, ())
         found = {}
         for name, source in config.data.validated.items():
@@ -182,7 +182,7 @@ class Protocol:
     def built(self) -> dict[str, Metric]:
         """The metrics by the names of their scores.
 
-        Raises: UserError where one of the user's own cannot be imported or built, or one cannot score such images.
+        Raises: UserError where a metric cannot be imported or built, or cannot score images of `channels` channels.
         """
         for position, name in enumerate(self.metrics):
             if ("metric", name) not in self.built_once:

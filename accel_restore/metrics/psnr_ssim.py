@@ -12,7 +12,7 @@ from accel_restore.losses.map_mean import mean_of_map
 from accel_restore.losses.pixel import BT601, SSIM_SIGMA, SSIM_WINDOW, constant, ssim_factors
 from accel_restore.metrics import Metric
 
-Prepare = Callable[[Tensor], Tensor]  # of pixels, each alone: to float64, and as a protocol says
+Prepare = Callable[[Tensor], Tensor]  # converts each pixel by itself, to float64 and as a protocol describes
 
 _WEIGHTS = [math.exp(-((place - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for place in range(SSIM_WINDOW)]
 _WEIGHTS = [weight / sum(_WEIGHTS) for weight in _WEIGHTS]

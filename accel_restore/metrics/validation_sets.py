@@ -1,4 +1,4 @@
-"""The protocols of a run's validation sets, and the scores of the sets made from those of their images."""
+"""The protocols of a run's validation sets, and the scores of each set: the means over its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

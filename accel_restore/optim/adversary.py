@@ -1,13 +1,13 @@
 """Adversarial training: the model is the generator, and a second network, the discriminator, judges its output.
 
-    every epoch   as without, and scheduler.step() of the discriminator too
+    every epoch   as without a discriminator, and the discriminator's scheduler.step()
     every batch   zero_grad of both → output = model(input)
                   → the generator's loss, with the adversarial term, in which the discriminator is fixed → backward
                   → the discriminator's loss on gt and on the detached output → backward
                   → optimizer.step() of the generator → optimizer.step() of the discriminator
 
-Losses are per sample and weighted as the generator's, so a step is the same on any number of ranks and for any
-accumulation. Source: Goodfellow et al., Generative adversarial nets, 2014.
+The discriminator's losses are per sample and weighted like the generator's, so a step is the same on any number of
+ranks and for any accumulation. Source: Goodfellow et al., Generative adversarial nets, 2014.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +39,8 @@ from accel_restore.optim.schedules import get_scheduler
 from accel_restore.state import TrainState
 
 # What is recorded of each sample: the loss, the mean logits of gt and output, the share of logits that are on the right
-# side, and the adversarial term's share of the gradient at the output. Then the numbers of samples that have them.
+# side, and the adversarial term's share of the gradient at the output. `d_samples` and `g_samples` count the samples
+# that have these values.
 COLUMNS = ("d_loss", "d_real", "d_fake", "d_accuracy", "d_samples", "g_share", "g_samples")
 
 
@@ -91,7 +92,7 @@ class Adversary:
         return self.config.r1 > 0 and self.trains_discriminator and judged % self.config.r1_every == 0
 
     def start_step(self, epoch: int, step: int) -> None:
-        """Find what is due in a step of the run, counted from 0 as the epoch."""
+        """Begin a step of the run; `epoch` and `step` count from 0."""
         self.is_active, self.step_number = epoch >= self.config.starts_at_epoch, step
         self._right = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
 
@@ -103,7 +104,7 @@ class Adversary:
         if not self.is_active:
             return {"adversarial": gt.new_zeros(len(gt))}
         self._gradients.clear()
-        fake = output.view_as(output)  # its gradient is that of this term alone
+        fake = output.view_as(output)  # its gradient comes from this term alone
         for name, image in {"term": fake, "all": output}.items():
             if image.requires_grad:
                 image.register_hook(lambda gradient, name=name: self._note(name, gradient))
@@ -154,7 +155,7 @@ class Adversary:
             right, samples = self.accelerator.reduce(self._right, reduction="sum")
             may_step = may_step & (right <= self.config.skip_above * samples)
         if step_unless(~may_step, self.optimizer, self.accelerator):
-            power_iteration(self.module)  # once per step: not per forward, of which there may be any number
+            power_iteration(self.module)  # per step, not per forward: a step may have several
 
 
 def adversarial_step(
@@ -231,7 +232,7 @@ def setup_adversary(config: Config, accelerator: Accelerator, epochs: int) -> Ad
 def initial_discriminator(config: Config) -> nn.Module:
     """Return the discriminator of step 0: new weights, or those of `adversarial.discriminator.checkpoint`.
 
-    Torch's generator is left as it was.
+    The state of torch's random number generator does not change.
     """
     assert config.adversarial is not None
     section, data = config.adversarial.discriminator, config.data

@@ -14,7 +14,8 @@ from accel_restore.optim.own import has_modes
 class Ema:
     """The exponential moving average of a model's weights, kept in `module`, a second model that was built like it.
 
-    Buffers are copied from the model. A module that makes buffers in its forward makes its own here.
+    Buffers are copied from the model if `module` has them too, with the same shapes. A layer that creates a buffer in
+    its forward creates its own in `module`.
 
     The first update copies the weights. Update t, counted from 0, has the decay `decay`, with `warm_up` at most
     (1 + t) / (10 + t), so that the first weights lose their influence soon. torch's AveragedModel counts updates on
@@ -44,8 +45,8 @@ class Ema:
 class EvalWeights:
     """The weights that an optimizer with `train()` and `eval()` evaluates, such as ScheduleFree's, in a second model.
 
-    `module` is filled when it is asked for and a step has been made since. Its buffers are copied from the model: batch
-    statistics are those of the training weights.
+    Reading `module` first copies the weights if a step was made since the last copy. Its buffers are copied from the
+    model: batch statistics are those of the training weights.
     """
 
     def __init__(self, module: nn.Module, optimizer: Optimizer):
@@ -53,7 +54,7 @@ class EvalWeights:
         self._model: nn.Module | None = None  # trained since `module` was filled
 
     def update(self, model: nn.Module) -> None:
-        """Note that the model's weights have changed."""
+        """Record that the model's weights have changed."""
         self._model, self.num_updates = model, self.num_updates + 1
 
     @property

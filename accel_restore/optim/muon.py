@@ -117,7 +117,7 @@ def is_large(parameter: Tensor) -> bool:
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Return matrices with the same singular vectors and singular values of about 1 (0.7 to 1.2).
+    """Return matrices with the same singular vectors, and with singular values of about 1 (0.7 to 1.2).
 
     This is the Newton-Schulz iteration X <- p(X X^T) X. Its factors commute, so X itself is needed only at the end, and
     each iteration takes four products of small matrices. Singular values below 1e-3 of the largest stay smaller.

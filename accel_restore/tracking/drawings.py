@@ -114,7 +114,7 @@ class Drawings:
         self.child, self.is_drawing = None, False
 
     def close(self, is_own: bool = True) -> None:
-        """Draw the end of the run and wait for it, if the folder `is_own` still; end the process."""
+        """Draw the end of the run and wait for it, if the folder is still this run's (`is_own`); end the process."""
         if is_own and (self.child is None or self.child.poll() is not None):
             for failure in Drawer(self.folder).draw(curves=self.has_ended):
                 self.log(failure)

@@ -22,7 +22,7 @@ _SHOWN = 5  # of damaged lines that a message names
 _START = re.compile(rb'(?=\{"(?:event|op)":)')  # of an object, where lines are joined
 _INT: set[type] = {int}
 _NUMBER: set[type] = {float, int, type(None)}  # JSON has no NaN, so null takes its place
-# The keys of an event that all of its lines have had in every version.
+# The keys that every version has written in all lines of an event, with the types of their values.
 _FORMS: dict[str, dict[str, set[type]]] = {
     "train": {"epoch": _INT, "step": _INT, "rank": _INT, "samples": _INT, "loss": _NUMBER, "lr": _NUMBER},
     "epoch": {"epoch": _INT, "step": _INT, "train_loss": _NUMBER, "val_loss": _NUMBER, "is_best": {bool}},
@@ -122,7 +122,7 @@ def _intact_lines(path: Path, keep: Callable[[dict[str, Any]], bool], log: Calla
 class JsonlTail:
     """Iterate over the objects of a JSON-lines file that were appended since the last iteration.
 
-    This is the one reader of such files. A damaged line costs what is damaged in it, and no other line.
+    This is the only reader of such files. Only the damaged objects of a damaged line are lost, and no other line.
 
     Raises: UserError, while iterating, if the path is a folder, a pipe or a device.
     """
@@ -145,7 +145,7 @@ class JsonlTail:
             yield from intact
 
     def last(self) -> list[dict[str, Any]]:
-        """Return the object of a last line without a line break, if it is whole, as an editor may leave it."""
+        """Return the object of a whole last line without a line break, as an editor may leave it; else nothing."""
         text = b"".join(self._texts())
         found = _parse(text) if b"\n" not in text else []
         return [line for line in found if isinstance(line, dict) and self.accept(line)]
@@ -184,7 +184,7 @@ def _parse(text: bytes) -> list[Any]:
 
 
 def has_form(line: dict[str, Any]) -> bool:
-    """Return whether a line has all that its event has had in every version."""
+    """Return whether a line has the keys and types that every version has written for its event."""
     form = _AUDIT_FORM if "op" in line else _FORMS.get(str(line.get("event")), {"event": {str}, "step": _INT})
     return all(key in line and type(line[key]) in kinds for key, kinds in form.items())
 

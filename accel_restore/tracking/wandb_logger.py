@@ -1,8 +1,7 @@
 """W&B: one run, which the main process writes from metrics.jsonl. W&B can neither stop nor delay training.
 
 A separate thread reads metrics.jsonl while it grows and calls W&B. It starts after the first step, which the import of
-W&B would slow down. If the server, W&B's background process or its disk
-hangs, training waits no longer than this:
+W&B would slow down. If the server, W&B's background process or its disk hangs, training waits no longer than this:
 
 | event | training waits at most |
 |---|---|
@@ -255,7 +254,7 @@ class _Sender:
             self.log(f"W&B cannot be reached ({reason}); this run is logged offline; sync it later")
 
     def _on_warning(self, text: str) -> None:
-        """Log a warning of W&B. Such a warning is the only sign that W&B has stopped to upload."""
+        """Log a warning of W&B. Such a warning is the only sign that W&B has stopped uploading."""
         if "wandb sync" in text:
             self.is_uploading = False
         elif "Timed out" not in text:

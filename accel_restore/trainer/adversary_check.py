@@ -33,7 +33,7 @@ def try_adversary(config: Config, accelerator: Accelerator) -> None:
 
 
 def try_second_schedule(config: Config, adversary: Adversary | None, epochs: int, accelerator: Accelerator) -> None:
-    """Try the discriminator's schedule over the length of the run, and check that it starts within it."""
+    """Try the discriminator's schedule over the whole run, and check that the discriminator starts in the run."""
     if adversary is None or config.adversarial is None:
         return
     start = config.adversarial.starts_at_epoch
@@ -47,7 +47,7 @@ def try_second_schedule(config: Config, adversary: Adversary | None, epochs: int
         try_schedule(of_second, adversary.module, epochs, accelerator.device)
     if needs_monitored(adversary.scheduler.scheduler):
         raise UserError(
-            "adversarial.scheduler.name: follows the generator's validation, which says nothing of the discriminator; "
+            "adversarial.scheduler.name: follows the generator's validation, which does not measure the discriminator; "
             "choose another schedule"
         )
 
@@ -62,7 +62,7 @@ def _naming_section() -> Iterator[None]:
 
 
 def adversary_rows(config: Config, adversary: Adversary | None) -> list[tuple[str, str]]:
-    """Return what the plan says of the discriminator; nothing without one."""
+    """Return the rows of the plan about the discriminator; empty without one."""
     second = config.adversarial
     if adversary is None or second is None:
         return []

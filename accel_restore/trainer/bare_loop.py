@@ -1,4 +1,7 @@
-"""A bare training loop in plain PyTorch: the trainer's speed is compared with it, and it tries batch sizes."""
+"""A bare training loop in plain PyTorch.
+
+`bench train` compares the trainer's speed with it. `data.batch_size: auto` tries sizes with it.
+"""
 
 from contextlib import nullcontext
 
@@ -131,7 +134,7 @@ class _BareDiscriminator:
             self.scaler.scale(loss / self.loop.accumulation).backward()
 
     def step(self) -> None:
-        """Step the optimizer, and move the vectors of spectral norm."""
+        """Step the optimizer, and update the vectors of spectral norm."""
         if self.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)

@@ -48,12 +48,12 @@ def _without_second_checkpoint(config: Config) -> Config:
 
 
 def stored_fit(start: Start) -> dict[str, Any] | None:
-    """Return what `model.partial` took at step 0 of a run that continues, as its commit says."""
+    """Return what `model.partial` took at step 0 of a run that continues, as recorded in its commit."""
     taken = start.counters.get("partial") if start.counters is not None else None
     return taken if isinstance(taken, dict) and isinstance(taken.get("in_words"), str) else None
 
 
 def facts_of_model(model: nn.Module, description: dict[str, Any], taken: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what a commit says of its model, for `without_checkpoint` and `stored_fit`."""
+    """Return what a commit records of its model, for `without_checkpoint` and `stored_fit`."""
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     return {"model": description, "frozen": frozen, "partial": taken}

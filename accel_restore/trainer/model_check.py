@@ -125,7 +125,7 @@ def try_on_images(
     trial: Trial | None,
     accelerator: Accelerator,
 ) -> None:
-    """Try the metrics and a model of the user's own on the sizes of what a run restores; on all ranks."""
+    """Try the metrics and a model of the user's own on the sizes of the images that a run restores; on all ranks."""
     for name, one in images.sets.items():
         protocols.sets[name].try_own(accelerator.device, [min(one.sizes(), key=math.prod)])
         if trial is not None:

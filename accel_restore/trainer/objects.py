@@ -39,7 +39,7 @@ def _model_section(config: Config, model: Any) -> Model:
     if not isinstance(model, nn.Module) and not callable(model):
         raise UserError(
             f"fit: model must be a torch.nn.Module, or a function that returns one, not a {type(model).__name__}; "
-            "names belong into the configuration"
+            "names belong in the configuration"
         )
     name, given = path_of(model), config.model
     if "model" in config.model_fields_set and (given.name not in (None, name) or given.arguments):
@@ -55,7 +55,7 @@ def _model_section(config: Config, model: Any) -> Model:
 def _loss_section(config: Config, loss: Any) -> dict[str, float]:
     if not callable(loss):
         raise UserError(
-            f"fit: loss must be a function of (output, gt), not a {type(loss).__name__}; names belong into the "
+            f"fit: loss must be a function of (output, gt), not a {type(loss).__name__}; names belong in the "
             "configuration"
         )
     section = {path_of(loss): 1.0}

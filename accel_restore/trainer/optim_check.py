@@ -35,7 +35,7 @@ _SHAPES, _SIDE = 12, 24  # the most shapes that are tried, and the most entries 
 
 
 class Small(nn.Module):
-    """A few parameters of the shapes that a model's have, cut to few entries."""
+    """A few parameters with the shapes of a model's parameters, cut to a few entries in each dimension."""
 
     def __init__(self, model: nn.Module, device: torch.device, layout: torch.memory_format):
         super().__init__()
@@ -135,7 +135,7 @@ def _can_step(config: Config, model: nn.Module, with_closure: bool) -> bool:
     try:
         for _ in range(_BEFORE):
             closure()
-            optimizer.step(*([closure] if with_closure else []))  # type: ignore[arg-type]  # torch's type is a float's
+            optimizer.step(*([closure] if with_closure else []))  # type: ignore[arg-type]  # ours returns a tensor
     except PART_ERRORS:
         return False
     return True

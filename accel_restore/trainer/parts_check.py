@@ -65,7 +65,7 @@ def _try_model(config: Config, accelerator: Accelerator) -> tuple[dict[str, Any]
     description, trial = describe(config.model, config.data.image_spec), None
     name, side = description["name"], config.data.patch_size // config.data.scale
     if config.model.object is not None and not is_built_by_name(model, name, config.data.image_spec, side):
-        description["object"] = True  # the file of weights alone does not tell how to build it
+        description["object"] = True  # the file of weights does not record how to build it
     is_own = name not in MODELS and name != RECOGNISED
     if is_own:
         trial = Trial(model, name, config, accelerator)

@@ -139,7 +139,7 @@ def _inputs(config: Config, one: TrainingSet) -> str:
 
 
 def _notes_on(model: nn.Module, average: Average | None = None) -> Iterator[str]:
-    """Say what in the model makes the result depend on the number of ranks."""
+    """Yield notes on what in the model makes the result depend on the number of ranks, and on batch statistics."""
     model.train()  # layers that are kept in eval mode stay in it
     if any(map(_drops, model.modules())):
         yield (

@@ -148,7 +148,7 @@ def _own_callbacks(config: Config, accelerator: Accelerator, console: Console) -
 
 
 def _load_commit(start: Start, state: TrainState, accelerator: Accelerator, epochs: int, folder: Path) -> Tensor:
-    """Put the state of the commit into `state`, and return the logger's sums."""
+    """Load the commit into `state`, and return the logger's sums."""
     commit, counters = start.commit, start.counters
     assert commit is not None and counters is not None
     if epochs < counters["epoch"]:

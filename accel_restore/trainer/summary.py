@@ -71,7 +71,7 @@ def report_result(console: Console, folder: Path, state: TrainState) -> None:
 
 
 def _gain(best: dict[str, Any], name: str) -> str:
-    """A score and that of the input, which has none if it has other channels than gt."""
+    """A score and the input's score; an input with other channels than gt has none."""
     before = best.get(f"input_{name}")
     score = f"{name} {format_score(name, best[name])}"
     return score if before is None else f"{score} (input {format_score(name, before)})"

@@ -34,7 +34,7 @@ class Largest:
     images: int
     height: int  # of gt
     width: int
-    several: bool  # the next batch is read meanwhile
+    several: bool  # there are other batches: the next one is read while this one is processed
 
     @property
     def pixels(self) -> int:

@@ -55,7 +55,7 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
 def _chain(mounted: Path, root: Path, name: Path) -> Iterator[Path]:
     """Yield the folder of a group and of those above it, where the group `root` is mounted at `mounted`.
 
-    In a container the mount may begin at the container's own group, and the name may be that outside.
+    In a container the mount may begin at the container's own group, and `name` may be its name outside the container.
     """
     below = name.relative_to(root) if name.is_relative_to(root) else Path()
     folder = mounted / below

@@ -29,7 +29,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes | Iterable[Part]) -> None:
-    """Write a file, whole or in parts, in a staging folder and flush it to disk."""
+    """Write a file, whole or in parts, and flush it to disk. This is not atomic; see `replace_file`."""
     with path.open("wb") as file:
         for part in [data] if isinstance(data, bytes) else data:
             file.write(part)

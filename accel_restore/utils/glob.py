@@ -62,7 +62,7 @@ def matches(pattern: str, root: Path, left_out: LeftOut | None = None) -> Iterat
 
 
 def _walk(root: Path, folder: str, parts: list[str], left_out: LeftOut, is_deep: bool = False) -> Iterator[str]:
-    """Yield the files below `root`/`folder` that match the parts of a pattern; `is_deep`: a part before was `**`."""
+    """Yield the files below `root`/`folder` that match the parts of a pattern; `is_deep`: an earlier part was `**`."""
     first, *rest = parts
     if first == "**" and rest:
         for inside in _folders(root, folder, left_out):
@@ -84,7 +84,7 @@ def _walk(root: Path, folder: str, parts: list[str], left_out: LeftOut, is_deep:
 
 
 def _kind(entry: os.DirEntry | Path, left_out: LeftOut) -> list[str]:
-    """Return the list of what is left out that an entry belongs to, which is no file."""
+    """Return the list of `left_out` that an entry belongs to if it is not a file."""
     if _is(entry.is_dir):
         return left_out.folders
     return left_out.broken if entry.is_symlink() and not _is(Path(entry).exists) else left_out.special

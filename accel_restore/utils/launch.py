@@ -32,11 +32,11 @@ class Launch:
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int | None = None  # None: the launcher does not give it
+    local_rank: int | None = None  # None: the launcher does not set it
     local_world_size: int = 1
     address: str = ""  # of rank 0; empty for a process that joins no group
     port: int = 0
-    variables: tuple[str, ...] = ()  # the environment's that say so, such as WORLD_SIZE=2
+    variables: tuple[str, ...] = ()  # of the environment, that describe the launch, such as WORLD_SIZE=2
     has_agent: bool = False  # torchrun runs it, restarts it, and serves the store through which ranks meet
     attempt: int = 0  # how many times torchrun has restarted the ranks
 
@@ -87,7 +87,7 @@ def find_launch(environment: Mapping[str, str] | None = None) -> Launch:
     attempt = _integer(env, "TORCHELASTIC_RESTART_COUNT", 0, given) if "TORCHELASTIC_RUN_ID" in env else 0
     missing = [name for name in (rank, *_STORE) if name not in env]
     if num_ranks == 1:
-        # Some features of torch need a group, also of one rank; it needs no address of others.
+        # Some features of torch need a group even of one rank, which needs no address of another host.
         is_group = not missing and env[rank] == "0" and local_rank in env
         return Launch(local_rank=0, address="127.0.0.1", variables=given, attempt=attempt) if is_group else Launch()
     if missing:

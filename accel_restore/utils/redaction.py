@@ -39,7 +39,7 @@ def redacted(value: Any) -> Any:
 def without_paths(tree: Any) -> Any:
     """Return the tree without secrets, and with absolute paths shortened to the name of their last folder or file.
 
-    A pattern also keeps everything from its braces on: /mnt/shots/{}_real.JPG becomes shots/{}_real.JPG.
+    A pattern also keeps every part from its first `{`, `*` or `?` on: /mnt/shots/{}_real.JPG becomes shots/{}_real.JPG.
     """
     return _without_paths(redacted(tree))
 

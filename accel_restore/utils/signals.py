@@ -176,7 +176,7 @@ def listening() -> Iterator[StopRequest]:
 
 
 def _is_nohup(number: int) -> bool:
-    """Return whether the signal is SIGHUP, and whoever started this process has it ignored."""
+    """Return whether the signal is SIGHUP, and it was already ignored when this process started."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 

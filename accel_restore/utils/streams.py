@@ -79,7 +79,7 @@ def safe(stream: Any) -> SafeStream:
 def safe_streams() -> Iterator[SafeStream]:
     """Make standard output and error safe in this block, the main function of a process; yield standard output.
 
-    At the end, standard error says what standard output has lost.
+    At the end, standard error reports if standard output could not be written.
     """
     former = sys.stdout, sys.stderr
     if isinstance(sys.stdout, SafeStream):

@@ -9,7 +9,7 @@ def use_utf8() -> None:
     """Start this program again in Python's UTF-8 mode if the locale has another encoding; otherwise do nothing.
 
     A run's draws depend on the names of its images, so a name must be the same text in every locale. Standard output
-    keeps the terminal's encoding and escapes what that lacks. The process keeps its id.
+    keeps the terminal's encoding and escapes characters that it lacks. The process keeps its id.
     """
     if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
         return

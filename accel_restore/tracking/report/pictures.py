@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 PREVIEWS = "preview"  # the folder of sheets of images without gt
 _KEY = "accel_restore"  # of the PNG text
-_MAX_SHEETS = 4  # and that of the best epoch
+_MAX_SHEETS = 4  # and the sheet of the best epoch
 _MAX_ROWS = 6
 _QUALITY = 92
 
@@ -31,7 +31,7 @@ def sheet_path(folder: Path, epoch: int, best: bool = False, kind: str = "") -> 
 
 
 def remove_best_sheets(best: Path) -> None:
-    """Remove the sheets, next to that of the best epoch, of epochs that were the best before."""
+    """Remove the sheets of earlier best epochs, which are in the folder of `best`, the sheet to keep."""
     for path in best.parent.glob("best-epoch-*.png"):
         if path != best:
             path.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def read_pictures(
     """Return the tiles of the first, the last, the best and two more sheets as data URIs; None if there are no sheets.
 
     Input and gt are the same in all sheets, so each is included once; previews have no gt. `known` keeps the tiles of
-    these sheets for the next call. `best_epoch` counts from 0. `kind` is that of `sheet_path`.
+    these sheets for the next call. `best_epoch` counts from 0. `kind` is as in `sheet_path`.
     """
     sheets = []
     place_of = (folder / "samples" / kind).glob

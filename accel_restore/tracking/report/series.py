@@ -11,7 +11,7 @@ import numpy as np
 from accel_restore.tracking.report.thinning import Curve, Points, Sample
 from accel_restore.tracking.run_files import JsonlTail, is_number, set_scores, validation_scores
 
-MEAN_ABOVE = 8  # ranks: above, there are curves of their mean
+MEAN_ABOVE = 8  # with more ranks than this, curves of their mean are kept too
 TERMS, SETS, SET_SAMPLES = "terms/", "set_loss/", "set_samples/"
 _MAX_EVENTS = 200  # kept; all are counted
 _PLACE = frozenset(("event", "epoch", "step", "rank"))
@@ -106,7 +106,7 @@ class Metrics:
                     yield name, sum(value * samples for value, samples in pairs) / sum(n for _, n in pairs)
 
     def _differences_in_group(self) -> set[str]:
-        """Return the names of the values that are not bit-identical on all ranks; `step`: lines are missing."""
+        """Return the names of the values that are not bit-identical on all ranks; `step` if lines are missing."""
         first, *others = self._group.values() or [{}]
         missing = {"step"} if len(self._group) not in (0, len(self.ranks)) else set()
         names = {name for values in others for name in values.keys() | first.keys()} - self._differing
