@@ -67,15 +67,15 @@ def load_network(
     epoch: int,
     config: dict[str, Any],
     *,
-    is_longer: bool,
+    has_other_length: bool,
 ) -> None:
     """Load the state of a commit into a new network, whose schedule is advanced to `epoch`, counted from 0.
 
-    `config` is the part of the stored configuration with the network's `optimizer`. `is_longer` says that the run has
-    another number of epochs than the commit.
+    `config` is the part of the stored configuration with the network's `optimizer`. `has_other_length` says that the
+    run has another number of epochs than the commit.
     """
     schedule, scheduled = network.scheduler.scheduler, stored.counters["scheduler"]
-    if is_longer and not needs_monitored(schedule):
+    if has_other_length and not needs_monitored(schedule):
         scheduled = None  # its state may hold the length of the run
     load_schedule(schedule, epoch, scheduled)
     rates = [group["lr"] for group in network.optimizer.param_groups]

@@ -214,16 +214,16 @@ def _put(
     accelerator: Accelerator,
     epochs: int,
 ) -> Tensor:
-    is_longer = counters["epochs"] != epochs
+    has_other_length = counters["epochs"] != epochs
     model = NetworkState(tensors["model.safetensors"], tensors["optimizer.safetensors"], counters)
-    load_network(state, accelerator, model, counters["epoch"], counters["config"], is_longer=is_longer)
+    load_network(state, accelerator, model, counters["epoch"], counters["config"], has_other_length=has_other_length)
     if state.ema is not None:
         load_weights(state.ema.module, tensors["ema.safetensors"])
         state.ema.num_updates = counters["num_averaged"]
     if (adversary := state.adversary) is not None:
         files = tensors["discriminator.safetensors"], tensors["discriminator_optimizer.safetensors"]
         second, section = NetworkState(*files, counters["discriminator"]), counters["config"]["adversarial"]
-        load_network(adversary, adversary.accelerator, second, counters["epoch"], section, is_longer=is_longer)
+        load_network(adversary, adversary.accelerator, second, counters["epoch"], section, has_other_length=has_other_length)
 
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
     state.skipped_in_row = counters.get("skipped_in_row", 0)
