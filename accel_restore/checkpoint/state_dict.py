@@ -223,7 +223,9 @@ def _put(
     if (adversary := state.adversary) is not None:
         files = tensors["discriminator.safetensors"], tensors["discriminator_optimizer.safetensors"]
         second, section = NetworkState(*files, counters["discriminator"]), counters["config"]["adversarial"]
-        load_network(adversary, adversary.accelerator, second, counters["epoch"], section, has_other_length=has_other_length)
+        load_network(
+            adversary, adversary.accelerator, second, counters["epoch"], section, has_other_length=has_other_length
+        )
 
     state.epoch, state.epoch_step, state.step = counters["epoch"], counters["epoch_step"], counters["step"]
     state.skipped_in_row = counters.get("skipped_in_row", 0)
