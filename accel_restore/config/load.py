@@ -73,6 +73,7 @@ def load_run_config(folder: Path) -> Config:
 
 def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "configuration") -> Config:
     """Return the configuration of a mapping with overrides; see `load_config`."""
+    own = plain_copy(tree, where)
     tree = plain_copy(tree, where)
     problems: list[str] = []
     given = apply_overrides(tree, overrides)  # mistakes in the overrides
@@ -81,15 +82,23 @@ def config_from(tree: dict, overrides: list[str] | tuple = (), where: str = "con
     except ValidationError as error:
         keys = [override.partition("=")[0] for override in overrides]
         for line in dict.fromkeys(line for detail in error.errors() for line in explain(detail)):
-            (given if _is_set_by(keys, line) else problems).append(line)
+            (given if _is_set_by(keys, line, own) else problems).append(line)
     _raise_all(problems, given, where)
     return config
 
 
-def _is_set_by(keys: list[str], problem: str) -> bool:
-    """Return whether an override of one of `keys` set the key that a problem starts with, or a section around it."""
+def _is_set_by(keys: list[str], problem: str, own: dict) -> bool:
+    """Return whether an override of one of `keys` set the key that a problem starts with.
+
+    It may also have set a section around the key, or added a part of a section that the mapping `own` does not have.
+    """
     wrong = problem.partition(": ")[0]
-    return any(f"{wrong}.".startswith(f"{key}.") for key in keys)
+    if any(f"{wrong}.".startswith(f"{key}.") for key in keys):
+        return True
+    found: object = own
+    for name in wrong.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found is None and any(key.startswith(f"{wrong}.") for key in keys)
 
 
 def _raise_all(problems: list[str], given: list[str], where: str) -> None:

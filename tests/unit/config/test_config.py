@@ -50,7 +50,13 @@ def test_a_mistake_on_the_command_line_is_not_attributed_to_the_file(tmp_path):
             load_config(file, overrides)
         return str(caught.value).splitlines()
 
-    for overrides in (["optimizer.lrr=1"], ["train.epochs=x"], ["nothing"], ["data.train={inptu: a}"]):
+    for overrides in (
+        ["optimizer.lrr=1"],
+        ["optimiser.lr=1"],
+        ["train.epochs=x"],
+        ["nothing"],
+        ["data.train={inptu: a}"],
+    ):
         assert describe_error(*overrides)[0].startswith("command line (key=value): ") and "mine.yaml" not in "".join(
             describe_error(*overrides)
         )
@@ -59,7 +65,8 @@ def test_a_mistake_on_the_command_line_is_not_attributed_to_the_file(tmp_path):
     assert title == f"{file} and the command line: 2 errors in the configuration"
     assert first.startswith("  - optimizer.lrr: unknown key") and first.endswith("(on the command line)")
     assert second.startswith("  - modle: unknown key") and "command line" not in second
-    assert describe_error("optimizer.lr=0.2")[0] == f"{file}: 1 error in the configuration"
+    for override in ("optimizer.lr=0.2", "modle.width=4"):
+        assert describe_error(override)[0] == f"{file}: 1 error in the configuration"
 
 
 @pytest.mark.parametrize(
