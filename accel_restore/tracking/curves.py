@@ -37,7 +37,7 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
         _draw_score(panel, name, metrics)
     for panel in panels[:num_panels]:
         panel.grid(alpha=0.3)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for panel in panels[num_panels:]:
         panel.axis("off")
     file = io.BytesIO()

@@ -13,12 +13,12 @@ from accel_restore.metrics.format import titled_score
 from accel_restore.metrics.psnr_ssim import PSNR, psnr
 from accel_restore.metrics.validation_sets import SetProtocols
 from accel_restore.tracking.report.pictures import describe_tiles
-from accel_restore.utils.captions import draw_caption
+from accel_restore.utils.captions import caption_width, draw_caption
 from accel_restore.utils.redaction import redacted
 from accel_restore.utils.visible import to_rgb
 
 _MAX_SIDE = 400  # pixels of a tile
-_CAPTION_HEIGHT, _GAP = 22, 4  # pixels
+_CAPTION_HEIGHT, _CAPTION_LEFT, _GAP = 22, 2, 4  # pixels
 
 Tile = tuple[str, np.ndarray]  # caption, pixels (H, W, 3) uint8
 
@@ -89,22 +89,28 @@ def worst_part(images: list[Tensor], output: Tensor, gt: Tensor) -> list[np.ndar
 
 
 def draw_samples(path: Path, rows: list[list[Tile]]) -> None:
-    """Write a picture with one row of captioned tiles per image."""
+    """Write a picture with one row of captioned tiles per image. A small tile leaves room for its caption."""
+    widths = [[_width(*tile) for tile in row] for row in rows]
     height = sum(row[0][1].shape[0] + _CAPTION_HEIGHT for row in rows)
-    width = max(sum(pixels.shape[1] + _GAP for _, pixels in row) for row in rows)
+    width = max(sum(row) + _GAP * len(row) for row in widths)
     canvas = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(canvas)
     top = 0
     boxes: list[list[dict[str, Any]]] = []
-    for row in rows:
+    for row, row_widths in zip(rows, widths, strict=True):
         left = 0
         boxes.append([])
-        for caption, pixels in row:
+        for (caption, pixels), tile_width in zip(row, row_widths, strict=True):
             box = (left, top + _CAPTION_HEIGHT, left + pixels.shape[1], top + _CAPTION_HEIGHT + pixels.shape[0])
             boxes[-1].append({"caption": caption, "box": box})
-            draw_caption(pen, (left + 2, top + 2), caption, pixels.shape[1])
+            draw_caption(pen, (left + _CAPTION_LEFT, top + 2), caption, tile_width)
             canvas.paste(Image.fromarray(pixels), box)
-            left += pixels.shape[1] + _GAP
+            left += tile_width + _GAP
         top += row[0][1].shape[0] + _CAPTION_HEIGHT
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, pnginfo=describe_tiles(boxes))
+
+
+def _width(caption: str, pixels: np.ndarray) -> int:
+    """Return the width of a tile with its caption; a caption alone widens it to at most the side of a large tile."""
+    return max(pixels.shape[1], min(_CAPTION_LEFT + caption_width(caption), _MAX_SIDE))

@@ -1,10 +1,19 @@
 """Captions on pictures."""
 
+import math
+
 from PIL import ImageDraw, ImageFont
+
+_SIZE = 14  # pixels of the font
+
+
+def caption_width(text: str, size: int = _SIZE) -> int:
+    """Return the pixels that `text` takes on one line."""
+    return math.ceil(ImageFont.load_default(size).getlength(text))
 
 
 def draw_caption(
-    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, *, size: int = 14, colour: str = "black"
+    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, *, size: int = _SIZE, colour: str = "black"
 ) -> None:
     """Draw `text` on one line at `place` (left, top), shortened to `width` pixels."""
     font = ImageFont.load_default(size)
