@@ -1,6 +1,7 @@
 """report.html in a browser: curves, zoom, slider, keyboard, small and dark screens, hostile names."""
 
 import io
+import json
 import shutil
 
 import pytest
@@ -86,6 +87,18 @@ def test_two_ranks_are_two_curves_without_errors_or_requests(page):
     titles = page.locator("h2").all_inner_texts()
     assert titles[:4] == ["Training", "Validation", "Pictures", "Speed"] and "Plan" in titles and len(titles) == 10
     assert [url[:5] for url in page.log if not url.startswith("data:image/jpeg")] == ["file:"]
+
+
+def test_close_levels_of_a_chart_have_labels_of_their_own(open_page, tmp_path):
+    folder = made_run(tmp_path / "close")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"loss": 1.38629 + line["step"] * 1e-7, "grad_norm": 2e-5 + line["step"] * 1e-11}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = open_page(Page(folder).build())
+    for chart in ("loss", "grad_norm", "lr", "val_psnr"):
+        labels = page.locator(f"#chart-{chart} text.level").all_text_contents()
+        assert len(labels) > 2 and len(set(labels)) == len(labels), labels
 
 
 def test_a_drag_zooms_all_step_charts_and_a_double_click_shows_all(page):

@@ -97,7 +97,9 @@ def validation_charts(metrics: Metrics) -> list[Chart]:
         series = [_series("mean of sets" if metrics.set_scores else "validation", curve.points())]
         series += [_series(of, found.get(name, Curve()).points()) for of, found in metrics.set_scores.items()]
         if name == "loss":
-            series.append(_series("training", metrics.train_loss.points()))
+            is_adversarial = f"{TERMS}adversarial" in metrics.names()
+            title = "training, with the adversarial term" if is_adversarial else "training"
+            series.append(_series(title, metrics.train_loss.points()))
         elif len(inputs := scores.get(f"input_{name}", Curve())):
             series.append({**_series("input", inputs.points()), "dashed": True})
         chart = _epoch_chart(f"val_{name}", _SCORES.get(name, name), series, log=name == "loss")

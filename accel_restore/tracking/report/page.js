@@ -17,11 +17,16 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-function short(value) {
+function short(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-4) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
-  return String(Number(value.toPrecision(4)));
+  if (size >= 1e5 || size < 1e-4) return value.toExponential(digits - 2).replace(/\.?0+e/, "e").replace("e+", "e");
+  return String(Number(value.toPrecision(digits)));
+}
+
+function labels(values) {  // with the digits that tell them apart
+  const digits = [4, 5, 6, 7, 8, 9].find((count) => new Set(values.map((value) => short(value, count))).size === values.length);
+  return values.map((value) => short(value, digits ?? 10));
 }
 
 function ticks(low, high, count, log) {
@@ -124,9 +129,10 @@ class Chart {
     const s = (this.s = this.scale()), right = this.width - MARGIN.right, bottom = this.height - MARGIN.bottom;
     const clip = `clip-${this.spec.id}`, inside = make("svg:g", { "clip-path": `url(#${CSS.escape(clip)})` });
     const parts = [make("svg:clipPath", { id: clip }, make("svg:rect", { x: MARGIN.left - 3, y: 0, width: s.width + 6, height: bottom }))];
-    for (const y of ticks(s.low, s.high, 5, this.log)) parts.push(
+    const levels = ticks(s.low, s.high, 5, this.log), names = labels(levels);
+    levels.forEach((y, i) => parts.push(
       make("svg:line", { class: "grid-line", x1: MARGIN.left, x2: right, y1: s.y(y), y2: s.y(y) }),
-      make("svg:text", { x: MARGIN.left - 6, y: s.y(y) + 4, "text-anchor": "end" }, short(y)));
+      make("svg:text", { class: "level", x: MARGIN.left - 6, y: s.y(y) + 4, "text-anchor": "end" }, names[i])));
     const whole = ticks(s.x0, s.x1, this.width / 90, false).filter((x) => Number.isInteger(x));
     for (const x of whole) parts.push(make("svg:text", { x: s.x(x), y: bottom + 16, "text-anchor": right - s.x(x) < 20 ? "end" : "middle" }, x.toLocaleString("en")));
     parts.push(make("svg:line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),

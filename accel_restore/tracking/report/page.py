@@ -57,7 +57,8 @@ class Page:
     def _content(self, name: str, status: dict[str, Any]) -> dict[str, Any]:
         plan = read_object(self.folder / PLAN)
         configuration = _read_text(self.folder / "config.yaml")
-        loss = " + ".join(_section(configuration, "loss")) or "loss"
+        terms = [*_section(configuration, "loss"), *["adversarial"] * bool(_section(configuration, "adversarial"))]
+        loss = " + ".join(terms) or "loss"
         metrics, best = self.metrics, best_epoch(status)
         return {
             "name": name,

@@ -193,6 +193,23 @@ def test_the_pictures_are_the_tiles_of_the_sheets_in_samples(made, tmp_path):
         assert np.abs(np.asarray(pixels, int) - COLOURS[name]).max() <= 3
 
 
+def test_a_loss_with_an_adversarial_term_is_named_as_such(tmp_path):
+    folder = made_run(tmp_path / "run")
+
+    def names() -> list[str]:
+        (tmp_path / "page").write_text(Page(folder).build())
+        sections = content_of(tmp_path / "page")[1]
+        charts = {chart["id"]: chart for title in ("Training", "Validation") for chart in sections[title]["charts"]}
+        return [charts["loss"]["note"].partition(".")[0], charts["val_loss"]["series"][-1]["name"]]
+
+    assert names() == ["l1 + ssim", "training"]
+    with (folder / "config.yaml").open("a") as file:
+        file.write("adversarial: {weight: 0.01}\n")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"terms": {', '"terms": {"adversarial": 0.01, '))
+    assert names() == ["l1 + ssim + adversarial", "training, with the adversarial term"]
+
+
 def test_overwrite_removes_every_file_of_a_run_but_the_configuration_that_is_replaced(made, tmp_path):
     folder = shutil.copytree(made, tmp_path / "run")
     (folder / "tensorboard").mkdir()
