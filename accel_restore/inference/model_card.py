@@ -289,8 +289,8 @@ def _reproduce(metadata: dict[str, Any], config: dict[str, Any] | None) -> str:
     if config is None:
         return f"{made}. {check}"
     seed = config.get("run", {}).get("seed", 0)
-    return f"""{made}, seed {seed}. [{CONFIG}]({CONFIG}) is its configuration. It holds only the last
-names of data folders; replace them by your paths.
+    return f"""{made}, seed {seed}. [{CONFIG}]({CONFIG}) is its configuration. Absolute paths in it
+are reduced to their last names. Name the data folders of your machine.
 
     accelerate launch accel_restore/train.py --config {CONFIG}
 
