@@ -224,7 +224,8 @@ def _length_rows(stages: BatchSchedule, epochs: int) -> list[tuple[str, str]]:
 
 
 def _batch_in_words(plan: BatchPlan) -> str:
-    parts = f"{plan.batch_size} per device × {plan.accumulation} accumulated × {plan.world_size} ranks"
+    ranks = counted(plan.world_size, "rank")
+    parts = f"{plan.batch_size} per device × {plan.accumulation} accumulated × {ranks}"
     return f"{plan.global_batch} = {parts}"
 
 

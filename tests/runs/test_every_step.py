@@ -122,8 +122,8 @@ def test_commit_of_two_ranks_continues_on_one_and_on_three(photos, tmp_path, pre
     assert forked.run(runs["one"], "--audit", mode=mode) == [0]
     assert forked.run(runs["three"], "--audit", ranks=3, mode=mode) == [0, 0, 0]
     said = {name: forked.printed(runs[name]) for name in ("one", "three")}
-    assert "24 = 12 per device × 2 accumulated × 1 ranks" in said["one"]
-    assert "12 = 6 per device × 2 accumulated × 1 ranks" in said["one"]
+    assert "24 = 12 per device × 2 accumulated × 1 rank" in said["one"]
+    assert "12 = 6 per device × 2 accumulated × 1 rank" in said["one"]
     assert "24 = 8 per device × 1 accumulated × 3 ranks" in said["three"]
     assert "12 = 4 per device × 1 accumulated × 3 ranks" in said["three"]
     for name in ("one", "three"):

@@ -20,7 +20,7 @@ WAIT, BATCH, FORWARD, BACKWARD = (
     "forward, loss",
     "backward",
 )
-EXCHANGE, OPTIMIZER, HOOKS = "gradient exchange", "optimizer, zero_grad, clipping, EMA", "logging, hooks"
+EXCHANGE, OPTIMIZER, HOOKS = "gradient exchange", "optimizer, zero_grad, clipping, EMA", "logging, callbacks"
 PHASES = (WAIT, BATCH, FORWARD, BACKWARD, EXCHANGE, OPTIMIZER, HOOKS)
 DISCRIMINATOR = "discriminator's loss, backward"  # with adversarial training
 

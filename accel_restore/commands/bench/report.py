@@ -5,6 +5,7 @@ from typing import Any
 
 from accel_restore.commands.bench.phases import BACKWARD, BATCH, DISCRIMINATOR, EXCHANGE, FORWARD, OPTIMIZER, WAIT
 from accel_restore.tracking.console import Console
+from accel_restore.utils.words import counted
 
 _LARGE = 0.1  # share of a step from which a phase other than the network's gets advice
 _SLOW = 1.25  # a rank that takes this many times the others' median is reported as slow
@@ -178,7 +179,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     size = record["patch_size"]
     console.log(
         f"{len(ranks)} × {record['device']}, precision {record['precision']}, crops of {size}x{size}, "
-        f"{record['batch_size']} per device × {record['accumulation']} accumulated × {len(ranks)} ranks"
+        f"{record['batch_size']} per device × {record['accumulation']} accumulated × {counted(len(ranks), 'rank')}"
     )
     console.table("where the time of a step goes", rows, ("phase", "ms", *(("by rank",) if several else ()), "share"))
     each = f" ({', '.join(format(r['samples_per_second'], '.1f') for r in ranks)} by rank)" if several else ""
