@@ -101,6 +101,15 @@ def test_close_levels_of_a_chart_have_labels_of_their_own(open_page, tmp_path):
         assert len(labels) > 2 and len(set(labels)) == len(labels), labels
 
 
+def test_a_curve_of_a_single_point_is_a_dot_in_every_chart(open_page, tmp_path):
+    folder = made_run(tmp_path / "single", steps=3)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] == 1))
+    page = open_page(Page(folder).build())
+    for chart in ("loss", "lr", "val_psnr"):
+        assert page.locator(f"#chart-{chart} circle").count() >= 1, chart
+
+
 def test_a_drag_zooms_all_step_charts_and_a_double_click_shows_all(page):
     before = {chart: path_of(page, chart) for chart in ("loss", "lr", "val_psnr")}
     drag(page, "#chart-loss svg", 0.3, 0.6)

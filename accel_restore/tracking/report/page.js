@@ -161,7 +161,7 @@ class Chart {
       line.style.strokeDashoffset = -8 * order;
     }
     const parts = [line];
-    if (one.x.length <= 60 && !many && !spec.steps) one.x.forEach((x, i) => {
+    if (one.x.length === 1 || (one.x.length <= 60 && !many && !spec.steps)) one.x.forEach((x, i) => {
       const dot = make("svg:circle", { cx: s.x(x), cy: s.y(one.y[i]), r: 2.2 });
       dot.style.fill = colour(spec, one.index);
       parts.push(dot);
