@@ -27,9 +27,17 @@ def memory_left(process: Path = _PROCESS) -> float:
     return max(0, left)
 
 
-def num_cores(process: Path = _PROCESS) -> int:
-    """Return the number of cores that this process may use; in a container or under Slurm these are not all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores(process: Path = _PROCESS, pid: int = 0) -> int:
+    """Return the number of cores that this process may use; in a container or under Slurm these are not all.
+
+    With `pid`, the cores are those of another process, and the limits still those of this process's groups.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        try:
+            cores = len(os.sched_getaffinity(pid))
+        except OSError:  # the other process has ended, or is not to be asked
+            cores = len(os.sched_getaffinity(0))
     for group in _groups(process, "cpu"):
         quota, period = [*"".join(_lines(group / "cpu.max")).split(), "", ""][:2]
         pairs = [(quota, period), (_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us"))]

@@ -25,20 +25,25 @@ def spin_briefly() -> None:
 def num_threads(parent: Path | None = None) -> int | None:
     """Return the number of threads with which this process should compute; None: leave it as it is.
 
-    The processes of a machine share its cores equally. A user's own `OMP_NUM_THREADS` is kept. Launchers set it to 1 if
-    it is not set; this 1 is ignored. `parent` is the folder in /proc of the process that has started this one.
+    The processes of a machine share its cores equally. A user's own `OMP_NUM_THREADS` is kept. Launchers set it if the
+    user has not, to 1 or to the cores of the whole machine; this is ignored. `parent` is the folder in /proc of the
+    process that has started this one.
     """
     launch = launch_or_alone()
     if "OMP_NUM_THREADS" in os.environ and not _is_from_launcher(parent or Path(f"/proc/{os.getppid()}")):
         return None
     if launch.world_size > 1 and launch.local_rank is None:  # nor is the number of processes on this machine known
         return None
-    return max(1, num_cores() // launch.local_world_size)
+    own = num_cores()
+    whole = max(own, num_cores(pid=os.getppid()))  # mpirun may bind each process to cores of its own
+    return max(1, min(own, whole // launch.local_world_size))
 
 
 def _is_from_launcher(parent: Path) -> bool:
-    """Return whether a launcher has set OMP_NUM_THREADS: it is 1, and the launcher was started without it."""
+    """Return whether a launcher has set OMP_NUM_THREADS: it was started without it, and without an option for it."""
     with suppress(OSError):
-        if os.environ["OMP_NUM_THREADS"] == "1" and any(name in os.environ for name in _LAUNCHERS):
-            return b"OMP_NUM_THREADS=" not in (parent / "environ").read_bytes()
+        if any(name in os.environ for name in _LAUNCHERS):
+            options = (parent / "cmdline").read_bytes().replace(b"-", b"_")
+            is_option = b"\0__num_cpu_threads" in options  # of accelerate launch
+            return not is_option and b"OMP_NUM_THREADS=" not in (parent / "environ").read_bytes()
     return False

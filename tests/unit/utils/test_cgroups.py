@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 
 import psutil
 import pytest
@@ -120,6 +121,16 @@ def test_free_memory_is_at_most_that_of_the_machine(monkeypatch):
 
 def test_a_machine_without_control_groups_has_no_limit(tmp_path):
     assert memory_left(tmp_path) == math.inf and num_cores(tmp_path) == ALL
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process to cores")
+def test_the_cores_of_another_process_are_those_that_it_is_bound_to():
+    with subprocess.Popen(["sleep", "60"]) as other:
+        core = min(os.sched_getaffinity(0))
+        os.sched_setaffinity(other.pid, {core})
+        assert num_cores(pid=other.pid) == 1
+        other.kill()
+    assert num_cores(pid=other.pid) == num_cores(), "it has ended"
 
 
 CORES = {  # groups and mounts, files, cores of 64
