@@ -100,7 +100,7 @@ def test_an_offline_run_contains_all_values_of_all_ranks_the_plan_and_the_audit(
         assert all(f"train/memory/rank_{rank}" in steps[0] for rank in range(ranks))
         assert sum("val/images.path" in row for row in rows) == 1
         (config_sent,) = (record["run"]["config"]["update"] for record in records if record["type"] == "run")
-        assert f"× {ranks} ranks" in config_sent["plan"]["global batch"]
+        assert f"× {ranks} rank" in config_sent["plan"]["global batch"]
         summary = {}
         for record in records:
             summary |= record.get("summary", {}).get("update", {})

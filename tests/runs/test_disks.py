@@ -186,7 +186,7 @@ def test_a_disk_that_stays_full_ends_the_run_which_continues_once_there_is_space
         assert_intact(config, ["step-00000028", "step-00000029"])
         said = training.said()
         assert "thelastcheckpointcannotbewritten(Nospaceleftondevice:" in said and "Traceback" not in said
-        assert "freesomespace,andcontinuefromthecheckpointbefore" in said
+        assert "freesomespace,andcontinuefromthepreviouscheckpoint" in said
         assert forked.run(config, log=tmp_path / "again") == [2]  # it cannot start either
         said = "".join((tmp_path / "again").read_text().split())
         assert "cannotbewritten(Nospaceleftondevice)" in said and "Traceback" not in said

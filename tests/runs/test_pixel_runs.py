@@ -129,7 +129,9 @@ def test_what_cannot_work_on_such_pixels_is_reported_before_the_run(tmp_path):
         "loss.perceptual: needs images of 1 or 3 channels": {"loss": {"perceptual": 0.1}},
         "data.degradation.0: jpeg fails": {"data": {"degradation": [{"name": "jpeg"}]}},
         "validation.y_channel: needs colour images": {"validation": {"y_channel": True}},
-        "validation.quantize: rounds to 8 bits, but gt has float pixels": {"validation": {"quantize": True}},
+        "validation.quantize: rounds to 8 bits, but gt of data.val has float pixels": {
+            "validation": {"quantize": True}
+        },
         "31 channels, but 3 are needed": {"data": {"channels": 3}},
     }
     for message, sections in wrong.items():
