@@ -138,7 +138,7 @@ class Checkpointer(Callback):
         """Copy the state and start to write it, unless this state was already saved. Every rank calls it.
 
         Raises: DivergedError if weights are NaN or inf; RunAbortedError if the ranks' weights differ, or the folder is
-            no longer this run's; CallbackError if the state of a callback of the user's cannot be saved.
+            no longer this run's; CallbackError if a user's callback has a state that cannot be saved.
         """
         if self.saved == (state.epoch, state.step):
             return

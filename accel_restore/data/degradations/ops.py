@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accel_restore.data.degradations.noise import normals, to_device
-from accel_restore.data.degradations.pipeline import Size, Steps, numbers, one_of
+from accel_restore.data.degradations.pipeline import OF_BATCH, Size, Steps, numbers, one_of
 from accel_restore.utils.rng import KeyedRandom, Range, ends
 
 Amount = Annotated[Range, numbers(0)]
@@ -54,7 +54,7 @@ def _gaussian_noise_of_batch(
     return images + strengths.view(-1, 1, 1, 1) * noise
 
 
-gaussian_noise.__dict__["of_batch"] = _gaussian_noise_of_batch
+OF_BATCH[gaussian_noise] = _gaussian_noise_of_batch
 
 
 def poisson_noise(

@@ -76,6 +76,8 @@ def one_of(*names: str, several: bool = False) -> Check:
 
 _probability = numbers(0, 1, pair=False)
 
+OF_BATCH: dict[Callable, Callable] = {}  # a degradation: the same for whole batches; see `Step.of_batch`
+
 
 @dataclass(frozen=True)
 class Step:
@@ -91,12 +93,9 @@ class Step:
     def of_batch(self) -> Callable | None:
         """The function of a whole batch, (images (B, C, H, W), one random per image, **arguments), if there is one.
 
-        A step that is applied with a probability has none, nor has a function around another one, to which
-        `functools.wraps` has copied the other's.
+        A step that is applied with a probability has none.
         """
-        if self.probability < 1 or hasattr(self.function, "__wrapped__"):
-            return None
-        return getattr(self.function, "of_batch", None)
+        return OF_BATCH.get(self.function) if self.probability == 1 else None
 
     def __call__(self, image: Tensor, random: KeyedRandom, size: Size) -> Tensor:
         """Return the degraded image, or by chance the image itself."""
@@ -105,7 +104,7 @@ class Step:
         import torch
 
         given = {"size": size} if self.takes_size else {}
-        with torch.no_grad():  # a user's function may be a network, and this thread any
+        with torch.no_grad():  # a user's function may be a network; each thread has a gradient mode of its own
             result = self.function(image, random, **self.arguments, **given)
         if not isinstance(result, torch.Tensor) or (result.ndim, result.dtype) != (3, image.dtype):
             raise UserError("it must return an image (C, H, W) with the dtype of its argument")

@@ -1,6 +1,5 @@
 """Crops and flips of samples, the prefetching thread, and whole images for validation."""
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,6 @@ from accel_restore.data.store import Store, StoredPairs
 from accel_restore.data.train_dataset import CropDataset
 from accel_restore.data.training_sets import TrainingSet, TrainingSets
 from accel_restore.data.val_dataset import ValidationDataset
-from accel_restore.errors import UserError
 
 SIZES = [(40, 33), (16, 16), (17, 60), (25, 16)]  # of the images here
 PATCH = 16
@@ -211,51 +209,6 @@ def test_batches_are_the_same_with_any_number_of_threads(steps, stores, accelera
         for pair, others in zip(seen[0], other, strict=True):
             assert pair[0].equal(others[0]) and pair[1].equal(others[1])
     assert not seen[0][0][0].equal(seen[0][8][0])  # the control: another epoch
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, UserError])
-def test_exception_is_raised_at_the_position_of_its_element(error):
-    def items():
-        yield from range(5)
-        raise error("of the data")
-
-    assert list(Prefetcher(range(50))) == list(range(50)) and list(Prefetcher([])) == []
-    background = Prefetcher(items())
-    assert [next(background) for _ in range(5)] == list(range(5))
-    with pytest.raises(error, match="of the data"):
-        next(background)
-    assert not loader_threads()
-
-
-def test_the_background_thread_leaves_the_cores_to_training():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert list(Prefetcher(torch.get_num_threads() for _ in range(2))) == [1, 1]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_the_background_thread_works_on_the_gpu_of_the_thread_that_starts_it(monkeypatch):
-    current = threading.local()  # as CUDA's: 0 in a new thread
-    current.gpu = 1
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "gpu", 0))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(current, "gpu", gpu))
-    assert list(Prefetcher(torch.cuda.current_device() for _ in range(2))) == [1, 1]
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.cuda.current_device).result() == 0, "the control"
-
-
-def test_closing_ends_a_blocked_thread():
-    interval = sys.getswitchinterval()
-    with Prefetcher(iter(int, 1)) as background:  # endless
-        assert next(background) == 0 and len(loader_threads()) == 1
-        assert sys.getswitchinterval() < interval / 5, "training would wait for the thread that reads"
-    assert not loader_threads() and sys.getswitchinterval() == interval
-    with pytest.raises(StopIteration):
-        next(background)
 
 
 @pytest.fixture
